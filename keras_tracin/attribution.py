@@ -1,0 +1,285 @@
+"""Scores with ids: what every method returns.
+
+The sign is the same everywhere: a positive score means that training on the
+example lowers the query's loss (a *proponent*), a negative one that it raises
+it (an *opponent*).
+
+Synopsis:
+
+    scores = tracin.influence(test)          # Attribution [num_test, num_train]
+    top = scores.top_k(5)                    # TopK
+    top.proponents.ids                       # [num_test, 5]
+    scores.save("scores.npz"); Attribution.load("scores.npz")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from keras_tracin import _files
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The best of one side, for each query.
+
+    Attributes:
+        ids: `[m, k]` ids of training examples, the strongest first.
+        scores: `[m, k]` their scores.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """The strongest proponents and opponents of each query.
+
+    Attributes:
+        proponents: the highest scores, descending.
+        opponents: the lowest scores, ascending.
+        query_ids: `[m]`.
+    """
+
+    proponents: Ranking
+    opponents: Ranking
+    query_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def to_dataframe(self):
+        """A `pandas.DataFrame` with a row per query, side and rank.
+
+        Columns: `query_id`, `side` ("proponent" or "opponent"), `rank` (from
+        1), `train_id`, `score`. Needs pandas.
+        """
+        import pandas as pd
+
+        tables = []
+        for side in ("proponent", "opponent"):
+            ranking = getattr(self, side + "s")
+            m, k = ranking.ids.shape
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "query_id": np.repeat(self.query_ids, k),
+                        "side": side,
+                        "rank": np.tile(np.arange(1, k + 1), m),
+                        "train_id": ranking.ids.reshape(-1),
+                        "score": ranking.scores.reshape(-1),
+                    }
+                )
+            )
+        return pd.concat(tables, ignore_index=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """Scores of every training example for every query.
+
+    Attributes:
+        scores: `[m, n]` float array; positive = proponent.
+        query_ids: `[m]`.
+        train_ids: `[n]`.
+    """
+
+    scores: np.ndarray
+    query_ids: np.ndarray
+    train_ids: np.ndarray
+
+    def __post_init__(self):
+        shape = np.shape(self.scores)
+        expected = (len(self.query_ids), len(self.train_ids))
+        if shape != expected:
+            raise ValueError(
+                "`scores` should have one row per query and one column per "
+                f"training example. Received: shape {shape}, with "
+                f"{expected[0]} query ids and {expected[1]} train ids."
+            )
+
+    def __repr__(self) -> str:
+        m, n = self.scores.shape
+        return f"<Attribution of {m} queries to {n} training examples>"
+
+    def top_k(self, k: int) -> TopK:
+        """The `k` strongest proponents and opponents of each query.
+
+        Equal scores keep reading order.
+
+        Raises:
+            ValueError: if `k` is not between 1 and the number of examples.
+        """
+        merger = TopKMerger(self.query_ids, k)
+        merger.add(self.scores, self.train_ids)
+        return merger.result()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one `.npz` file; it appears whole or not at all."""
+        _save_arrays(
+            path,
+            scores=self.scores,
+            query_ids=self.query_ids,
+            train_ids=self.train_ids,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Attribution:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        return cls(**_load_arrays(path, ("scores", "query_ids", "train_ids")))
+
+    def to_dataframe(self):
+        """A `pandas.DataFrame`, queries as rows and train ids as columns."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            self.scores,
+            index=pd.Index(self.query_ids, name="query_id"),
+            columns=pd.Index(self.train_ids, name="train_id"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfInfluence:
+    """Each training example's influence on its own loss.
+
+    Large values mark examples that the model had to learn by heart: rare
+    ones, and wrongly labelled ones.
+
+    Attributes:
+        scores: `[n]`, not negative for TracIn.
+        ids: `[n]`.
+    """
+
+    scores: np.ndarray
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def ranking(self) -> SelfInfluence:
+        """The same with the largest score first."""
+        order = np.argsort(-self.scores, kind="stable")
+        return SelfInfluence(self.scores[order], self.ids[order])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one `.npz` file; it appears whole or not at all."""
+        _save_arrays(path, scores=self.scores, ids=self.ids)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> SelfInfluence:
+        """Reads what `save` wrote."""
+        return cls(**_load_arrays(path, ("scores", "ids")))
+
+    def to_dataframe(self):
+        """A `pandas.DataFrame` of the scores, indexed by `train_id`."""
+        import pandas as pd
+
+        index = pd.Index(self.ids, name="train_id")
+        return pd.DataFrame({"self_influence": self.scores}, index=index)
+
+
+class TopKMerger:
+    """Keeps the best of both sides while training examples stream by.
+
+    Args:
+        query_ids: `[m]`.
+        k: how many to keep on each side.
+        available: how many training examples there will be, where known; a
+            larger `k` is then refused before any work is done.
+    """
+
+    def __init__(
+        self, query_ids: np.ndarray, k: int, available: int | None = None
+    ):
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(
+                f"`k` should be a whole number of 1 or more. Received: {k!r}."
+            )
+        self._query_ids = query_ids
+        self._k = int(k)
+        self._sides: list[tuple[np.ndarray, np.ndarray]] = []
+        self._seen = 0
+        if available is not None:
+            self._check(available)
+
+    def _check(self, available: int) -> None:
+        if self._k > available:
+            raise ValueError(
+                "`k` should not exceed the number of training examples. "
+                f"Received: k={self._k} with {available} examples."
+            )
+
+    def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
+        """Takes `scores [m, c]` of the next `c` training examples."""
+        self._seen += len(ids)
+        columns = np.broadcast_to(ids, scores.shape)
+        found = [(scores, columns), (scores, columns)]
+        if self._sides:
+            found = [
+                (np.hstack([kept, new]), np.hstack([kept_ids, new_ids]))
+                for (kept, kept_ids), (new, new_ids) in zip(
+                    self._sides, found, strict=True
+                )
+            ]
+        signs = (-1.0, 1.0)  # proponents descend, opponents ascend
+        self._sides = [
+            _first(sign * values, values, names, self._k)
+            for sign, (values, names) in zip(signs, found, strict=True)
+        ]
+
+    def result(self) -> TopK:
+        """The best of all that was added."""
+        self._check(self._seen)
+        proponents, opponents = (
+            Ranking(ids=names, scores=values) for values, names in self._sides
+        )
+        return TopK(proponents, opponents, self._query_ids)
+
+
+def _first(keys, values, names, k) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` columns with the smallest keys, sorted, ties in given order."""
+    if keys.shape[1] > 4 * k:
+        # Whatever ties with the k-th smallest stays in, so that the stable
+        # sort below alone decides between equals.
+        bound = np.partition(keys, k - 1, axis=1)[:, k - 1 : k]
+        rows = [np.flatnonzero(row) for row in keys <= bound]
+    else:
+        rows = [np.arange(keys.shape[1])] * len(keys)
+    order = np.stack(
+        [
+            columns[np.argsort(key[columns], kind="stable")[:k]]
+            for key, columns in zip(keys, rows, strict=True)
+        ]
+    )
+    return (
+        np.take_along_axis(values, order, axis=1),
+        np.take_along_axis(names, order, axis=1),
+    )
+
+
+def _save_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+    with _files.atomic_write(path) as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _load_arrays(path, names: tuple[str, ...]) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as stored:
+        if sorted(stored.files) != sorted(names):
+            raise ValueError(
+                f"'{os.fspath(path)}' holds arrays {sorted(stored.files)}, "
+                f"expected {sorted(names)}. Was it written by `save`?"
+            )
+        return {name: stored[name] for name in names}

@@ -1,0 +1,417 @@
+"""Batches with stable example ids, from whatever `model.fit` takes.
+
+An example's id is its position in reading order, or what `with_ids` attached.
+Positions mean something only if every reading gives the same order, so a
+dataset that shuffles is refused unless it carries ids.
+
+Synopsis:
+
+    train = with_ids((x, y)).shuffle(1000).batch(32)
+    model.fit(train)                       # sees (x, y), as ever
+    for batch in open_examples(train).batches(128):
+        batch.ids, batch.x, batch.y, batch.sample_weight
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_REMEDY_ORDER = (
+    "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
+    ".batch(...)`, or take out what changes from one reading to the next "
+    "(`shuffle`, random augmentation) before attribution."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some examples: `ids [n]`, and structures whose leaves are `[n, ...]`."""
+
+    ids: np.ndarray
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """`(x, y)` or `(x, y, sample_weight)`, as a model's `fit` takes it."""
+        if self.sample_weight is None:
+            return self.x, self.y
+        return self.x, self.y, self.sample_weight
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the batch's arrays in memory."""
+        return sum(
+            int(np.prod(leaf.shape)) * tf.as_dtype(leaf.dtype).size
+            for leaf in tf.nest.flatten(self.data)
+        )
+
+
+class DatasetWithIds(tf.data.Dataset):
+    """A dataset whose elements carry ids that their readers do not see.
+
+    `model.fit`, iteration and `element_spec` show the elements alone. The
+    transformations below move ids and elements together; any other returns a
+    plain dataset, without ids.
+    """
+
+    def __init__(self, paired: tf.data.Dataset):
+        self._paired = paired
+        self._plain = paired.map(lambda _, element: element)
+        super().__init__(self._plain._variant_tensor)
+
+    def _inputs(self):
+        return [self._plain]
+
+    @property
+    def element_spec(self):
+        """The type of an element, without its id."""
+        return self._plain.element_spec
+
+    @property
+    def paired(self) -> tf.data.Dataset:
+        """The dataset of `(id, element)`."""
+        return self._paired
+
+    def map(self, map_func, *args, **kwargs):
+        """Maps the elements; ids stay."""
+
+        def mapped(identifier, element):
+            inputs = element if isinstance(element, tuple) else (element,)
+            return identifier, map_func(*inputs)
+
+        return DatasetWithIds(self._paired.map(mapped, *args, **kwargs))
+
+    def filter(self, predicate, name=None):
+        """Keeps the elements for which `predicate` holds, and their ids."""
+
+        def holds(_, element):
+            inputs = element if isinstance(element, tuple) else (element,)
+            return predicate(*inputs)
+
+        return DatasetWithIds(self._paired.filter(holds, name=name))
+
+    def apply(self, transformation_func):
+        """Applies a function of a dataset; ids stay if it keeps them."""
+        return transformation_func(self)
+
+
+def _together(name: str):
+    def transformation(self, *args, **kwargs):
+        return DatasetWithIds(getattr(self._paired, name)(*args, **kwargs))
+
+    transformation.__name__ = name
+    transformation.__doc__ = f"`tf.data.Dataset.{name}`; ids stay."
+    return transformation
+
+
+for _name in (
+    "shuffle",
+    "batch",
+    "rebatch",
+    "unbatch",
+    "repeat",
+    "cache",
+    "prefetch",
+    "take",
+    "skip",
+    "shard",
+    "with_options",
+):
+    setattr(DatasetWithIds, _name, _together(_name))
+
+
+def with_ids(
+    data: Any, ids: Any | Callable[..., tf.Tensor] | None = None
+) -> DatasetWithIds:
+    """Attaches ids to examples, before they are shuffled and batched.
+
+    Example:
+
+        train = kt.with_ids((x, y)).shuffle(10_000).batch(32)
+        train = kt.with_ids(tfds_dataset, "tfds_id").map(to_xy).batch(32)
+        model.fit(train, callbacks=[kt.TracInCheckpoint("runs/digits")])
+        kt.TracIn(model, train, "runs/digits").self_influence().ids
+
+    Args:
+        data: an unbatched `tf.data.Dataset`, or arrays `(x, y)` or
+            `(x, y, sample_weight)`.
+        ids: None for positions, an array or dataset with one id per example
+            (integers or strings), the key of a dict element that holds the
+            id (it is taken out of the element), or a function of the element
+            that returns it.
+
+    Returns:
+        A dataset of examples to shuffle, map and batch as usual. Readers such
+        as `model.fit` do not see the ids.
+
+    Raises:
+        ValueError: if there are more or fewer ids than examples.
+    """
+    dataset = data
+    if not isinstance(data, tf.data.Dataset):
+        x, y, sample_weight = _unpack(data)
+        _check_lengths(x, y, sample_weight)
+        parts = (x, y) if sample_weight is None else (x, y, sample_weight)
+        dataset = tf.data.Dataset.from_tensor_slices(parts)
+    if ids is None:
+        return DatasetWithIds(dataset.enumerate())
+    if isinstance(ids, str):
+        key = ids
+
+        def taken_out(element):
+            rest = {k: v for k, v in element.items() if k != key}
+            return element[key], rest
+
+        return DatasetWithIds(dataset.map(taken_out))
+    if callable(ids):
+        return DatasetWithIds(
+            dataset.map(
+                lambda *element: (
+                    ids(*element),
+                    element if len(element) > 1 else element[0],
+                )
+            )
+        )
+    if not isinstance(ids, tf.data.Dataset):
+        ids = tf.data.Dataset.from_tensor_slices(np.asarray(ids))
+    counts = ids.cardinality().numpy(), dataset.cardinality().numpy()
+    if min(counts) >= 0 and counts[0] != counts[1]:
+        raise ValueError(
+            "`ids` should hold one id per example. Received "
+            f"{counts[0]} ids for {counts[1]} examples."
+        )
+    return DatasetWithIds(tf.data.Dataset.zip(ids, dataset))
+
+
+def open_examples(data: Any, name: str = "train") -> Examples:
+    """The examples in what `model.fit` would take.
+
+    Args:
+        data: a batched `tf.data.Dataset` of `(x, y[, sample_weight])`, or a
+            tuple of arrays `(x, y[, sample_weight])`; `x` and `y` may be
+            dicts, tuples or lists of arrays.
+        name: what errors call the data.
+
+    Raises:
+        ValueError: if the data is empty, infinite, unbatched, its parts
+            differ in length, or its order changes and it carries no ids.
+        TypeError: for anything else.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return _DatasetExamples(data, name)
+    return _ArrayExamples(data, name)
+
+
+class Examples:
+    """A source of batches; see `open_examples`.
+
+    Attributes:
+        name: what errors call it.
+        size: the number of examples, or None where it is not known.
+        fixed_shapes: whether all batches but the last have one shape.
+    """
+
+    name: str
+    size: int | None
+    fixed_shapes: bool
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields the examples in reading order.
+
+        Args:
+            batch_size: examples in a batch; only the last has fewer. Data
+                whose examples differ in shape keeps its own batches.
+        """
+        raise NotImplementedError
+
+    def first(self, count: int) -> Batch:
+        """The first `count` examples, or as many as there are."""
+        return next(self.batches(count))
+
+
+class _ArrayExamples(Examples):
+    fixed_shapes = True
+
+    def __init__(self, data: Any, name: str):
+        self.name = name
+        arrays = tf.nest.map_structure(_as_array, _unpack(data, name))
+        self._arrays = arrays
+        self.size = _check_lengths(*arrays, name=name)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for start in range(0, self.size, batch_size):
+            stop = min(start + batch_size, self.size)
+            x, y, sample_weight = tf.nest.map_structure(
+                lambda leaf, start=start, stop=stop: (
+                    None if leaf is None else leaf[start:stop]
+                ),
+                self._arrays,
+            )
+            yield Batch(np.arange(start, stop), x, y, sample_weight)
+
+
+class _DatasetExamples(Examples):
+    def __init__(self, data: tf.data.Dataset, name: str):
+        self.name = name
+        self._has_ids = isinstance(data, DatasetWithIds)
+        self._dataset = data.paired if self._has_ids else data.map(_paired)
+        spec = self._dataset.element_spec
+        _check_batched(spec, self._has_ids, name)
+        self.fixed_shapes = all(
+            leaf.shape.rank is not None and None not in leaf.shape[1:]
+            for leaf in tf.nest.flatten(spec)
+        )
+        cardinality = int(data.cardinality())
+        if cardinality == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                f"`{name}` never ends (it repeats). Leave out `.repeat()`, or "
+                "bound it with `.take(...)`."
+            )
+        self.size = _count_examples(spec, cardinality)
+        if not self._has_ids:
+            self._check_order()
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        dataset = self._dataset
+        if self.fixed_shapes:
+            dataset = dataset.rebatch(batch_size)
+        position, seen = 0, False
+        for ids, element in dataset.prefetch(2):
+            x, y, sample_weight = _unpack_element(element, self.name)
+            count = int(tf.nest.flatten(x)[0].shape[0])
+            if self._has_ids:
+                ids = _readable(ids.numpy())
+            else:
+                ids = np.arange(position, position + count)
+            position, seen = position + count, True
+            yield Batch(ids, x, y, sample_weight)
+        if not seen:
+            raise ValueError(
+                f"`{self.name}` is empty: received a dataset without elements, "
+                "expected at least one batch."
+            )
+
+    def _check_order(self) -> None:
+        """Reads the beginning twice; the same examples should come."""
+        twice = [
+            [np.asarray(leaf) for leaf in tf.nest.flatten(list(head))]
+            for head in (self._dataset.take(2), self._dataset.take(2))
+        ]
+        same = len(twice[0]) == len(twice[1]) and all(
+            a.shape == b.shape and a.tobytes() == b.tobytes()
+            for a, b in zip(*twice, strict=True)
+        )
+        if not same:
+            raise ValueError(
+                f"`{self.name}` gives its examples in another order, or "
+                "changed, each time it is read, so they cannot be told apart "
+                f"by position. {_REMEDY_ORDER}"
+            )
+
+
+def _paired(*element):
+    """`(id, element)` with an empty id, for datasets that carry none."""
+    return tf.zeros([tf.shape(tf.nest.flatten(element)[0])[0], 0]), (
+        element if len(element) > 1 else element[0]
+    )
+
+
+def _readable(ids: np.ndarray) -> np.ndarray:
+    """Ids as numbers or text: TensorFlow's strings come as bytes."""
+    if ids.dtype == object:
+        return np.array([value.decode("utf-8") for value in ids])
+    return ids
+
+
+def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:
+    if not isinstance(data, tuple) or not 1 < len(data) < 4:
+        received = type(data).__name__
+        if isinstance(data, tuple):
+            received += f" of length {len(data)}"
+        raise TypeError(
+            f"`{name}` should be a batched `tf.data.Dataset` or a tuple of "
+            f"arrays (x, y) or (x, y, sample_weight). Received: {received}."
+        )
+    return (*data, None)[:3] if len(data) == 2 else data
+
+
+def _unpack_element(element: Any, name: str) -> tuple[Any, Any, Any]:
+    if isinstance(element, tuple) and 1 < len(element) < 4:
+        return (*element, None)[:3] if len(element) == 2 else element
+    raise ValueError(
+        f"`{name}` should hold elements (x, y) or (x, y, sample_weight). "
+        f"Received elements of structure "
+        f"{tf.nest.map_structure(lambda leaf: leaf.shape, element)}."
+    )
+
+
+def _as_array(leaf: Any) -> Any:
+    """Arrays as they are, with Python floats as Keras would make them."""
+    if leaf is None or tf.is_tensor(leaf):
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype == np.float64:
+        return array.astype(keras.config.floatx(), copy=False)
+    return array
+
+
+def _check_lengths(x, y, sample_weight, name: str = "data") -> int:
+    leaves = [
+        leaf
+        for leaf in tf.nest.flatten((x, y, sample_weight))
+        if leaf is not None
+    ]
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"All arrays of `{name}` should have one row per example. "
+            f"Received arrays of shapes {shapes}."
+        )
+    (length,) = lengths
+    if length == 0:
+        raise ValueError(
+            f"`{name}` is empty: received arrays of shapes {shapes}, expected "
+            "at least one example."
+        )
+    return int(length)
+
+
+def _check_batched(spec, has_ids: bool, name: str) -> None:
+    ids, element = spec
+    leaves = tf.nest.flatten((ids, element) if has_ids else element)
+    ranks = [leaf.shape.rank for leaf in leaves]
+    sizes = {
+        leaf.shape[0] for leaf in leaves if leaf.shape.rank not in (None, 0)
+    }
+    if 0 in ranks or len(sizes - {None}) > 1:
+        raise ValueError(
+            f"`{name}` is not batched: received elements of shapes "
+            f"{[leaf.shape for leaf in tf.nest.flatten(element)]}. Call "
+            "`.batch(...)` last, after `with_ids` where that is used."
+        )
+
+
+def _count_examples(spec, batches: int) -> int | None:
+    """The number of examples where batches are all full, else None."""
+    leading = tf.nest.flatten(spec)[-1].shape[0]
+    if batches < 0 or leading is None:
+        return None
+    return batches * leading
+
+
+def num_batches(size: int | None, batch_size: int) -> int | None:
+    """How many batches `size` examples fill; None where it is not known."""
+    return None if size is None else math.ceil(size / batch_size)

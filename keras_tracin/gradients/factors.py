@@ -1,0 +1,360 @@
+"""Per-example gradients kept as the factors they are made of.
+
+The gradient of one example with respect to a dense kernel is a sum over
+positions of outer products, `Σ_t x_t δ_tᵀ` (section F). Inner products of such
+gradients need only the `x` and the `δ`, so the gradients themselves are made
+only where that is cheaper.
+
+Three kinds of factors cover every layer:
+
+* `OuterFactors`: inputs `x [n, t, i]` and output gradients `δ [n, t, o]`;
+* `LookupFactors`: token ids `[n, t]` and output gradients `[n, t, o]`;
+* `DenseGradients`: the gradients themselves, one `[n, p]` per variable.
+
+Nothing here knows about Keras: these are the algebra's own objects. They
+travel through `tf.function` as arguments and results.
+
+Synopsis:
+
+    scores = inner(train, queries)      # [n, m]
+    norms = squared_norm(train)         # [n], the diagonal of inner(f, f)
+    shares = contract(train, total(queries))  # [n], one direction for all
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import tensorflow as tf
+
+from keras_tracin.gradients import lookup
+
+Direction = tuple[tf.Tensor, ...]
+
+
+class _Nest:
+    """Lets `tf.nest` and `tf.function` look inside a dataclass.
+
+    Fields annotated as static travel as metadata, all others as tensors.
+    """
+
+    static: tuple[str, ...] = ()
+
+    def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        metadata = tuple(getattr(self, name) for name in self.static)
+        tensors = tuple(
+            getattr(self, name) for name in names if name not in self.static
+        )
+        return metadata, tensors
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata, tensors):
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        fields = dict(zip(cls.static, metadata, strict=True))
+        moving = [name for name in names if name not in cls.static]
+        fields.update(zip(moving, tensors, strict=True))
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterFactors(_Nest):
+    """Gradients `Σ_t x_t δ_tᵀ` of a kernel `[i, o]`, and `Σ_t δ_t` of a bias.
+
+    Attributes:
+        inputs: `x [n, t, i]`.
+        grads: `δ [n, t, o]`, the loss's gradient at the layer's output.
+        bias: whether a bias `[o]` stands beside the kernel.
+    """
+
+    inputs: tf.Tensor
+    grads: tf.Tensor
+    bias: bool = False
+
+    static = ("bias",)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The static `(t, i, o)`."""
+        _, t, i = self.inputs.shape
+        return t, i, self.grads.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class LookupFactors(_Nest):
+    """Gradients of a table `[vocabulary, o]` whose rows were looked up.
+
+    Attributes:
+        ids: `[n, t]`, the rows each position took.
+        grads: `[n, t, o]`, the loss's gradient at what was taken.
+        vocabulary: the number of rows.
+    """
+
+    ids: tf.Tensor
+    grads: tf.Tensor
+    vocabulary: int
+
+    static = ("vocabulary",)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseGradients(_Nest):
+    """Materialised gradients, `[n, p]` for each variable."""
+
+    parts: tuple[tf.Tensor, ...]
+
+
+Factors = OuterFactors | LookupFactors | DenseGradients
+
+
+def materialize(factors: OuterFactors) -> DenseGradients:
+    """The gradients `[n, i·o]` (and `[n, o]` for a bias) of outer factors."""
+    t, i, o = factors.sizes
+    kernel = tf.matmul(factors.inputs, factors.grads, transpose_a=True)
+    parts = [tf.reshape(kernel, [-1, i * o])]
+    if factors.bias:
+        parts.append(tf.reduce_sum(factors.grads, axis=1))
+    return DenseGradients(tuple(parts))
+
+
+def compact(factors: Factors) -> Factors:
+    """The form in which inner products with many others are cheapest.
+
+    Position pairs cost `t² (i + o)` a pair of examples, materialised gradients
+    `i·o` a pair (and `t·i·o` once an example). The choice depends on static
+    shapes alone, so both sides of a product make the same one.
+    """
+    if isinstance(factors, OuterFactors):
+        t, i, o = factors.sizes
+        if t is None or (t > 1 and t * t * (i + o) >= i * o):
+            return materialize(factors)
+    return factors
+
+
+@functools.singledispatch
+def inner(left: Factors, right: Factors) -> tf.Tensor:
+    """Inner products of every gradient on the left with every on the right.
+
+    Args:
+        left: factors of `n` examples.
+        right: factors of `m` examples for the same variables, in the same
+            form or, for outer factors, materialised.
+
+    Returns:
+        `[n, m]`.
+    """
+    raise TypeError(f"Expected factors of gradients, received: {type(left)}.")
+
+
+@inner.register
+def _(left: OuterFactors, right: Factors) -> tf.Tensor:
+    if isinstance(right, DenseGradients):
+        return inner(materialize(left), right)
+    if left.sizes[0] == right.sizes[0] == 1:
+        return _inner_single(left, right)
+    return _inner_pairs(left, right)
+
+
+def _inner_single(left: OuterFactors, right: OuterFactors) -> tf.Tensor:
+    """(δ·δ')(x·x' + 1): one position on each side (section F)."""
+    _, i, o = left.sizes
+    inputs = tf.matmul(
+        tf.reshape(left.inputs, [-1, i]),
+        tf.reshape(right.inputs, [-1, i]),
+        transpose_b=True,
+    )
+    grads = tf.matmul(
+        tf.reshape(left.grads, [-1, o]),
+        tf.reshape(right.grads, [-1, o]),
+        transpose_b=True,
+    )
+    return grads * (inputs + 1.0) if left.bias else grads * inputs
+
+
+def _inner_pairs(left: OuterFactors, right: OuterFactors) -> tf.Tensor:
+    """Σ_{s,t} (δ_t·δ'_s)(x_t·x'_s + 1): every pair of positions."""
+    inputs = tf.einsum("nti,msi->nmts", left.inputs, right.inputs)
+    grads = tf.einsum("nto,mso->nmts", left.grads, right.grads)
+    if left.bias:
+        inputs += 1.0
+    return tf.reduce_sum(inputs * grads, axis=[2, 3])
+
+
+@inner.register
+def _(left: LookupFactors, right: Factors) -> tf.Tensor:
+    return lookup.shared_products(left.ids, left.grads, right.ids, right.grads)
+
+
+@inner.register
+def _(left: DenseGradients, right: Factors) -> tf.Tensor:
+    if isinstance(right, OuterFactors):
+        right = materialize(right)
+    return tf.add_n(
+        [
+            tf.matmul(a, b, transpose_b=True)
+            for a, b in zip(left.parts, right.parts, strict=True)
+        ]
+    )
+
+
+@functools.singledispatch
+def squared_norm(factors: Factors) -> tf.Tensor:
+    """The squared length of each example's gradient, `[n]`."""
+    raise TypeError(
+        f"Expected factors of gradients, received: {type(factors)}."
+    )
+
+
+@squared_norm.register
+def _(factors: OuterFactors) -> tf.Tensor:
+    t, i, o = factors.sizes
+    if t is None or t * (i + o) >= i * o:
+        return squared_norm(materialize(factors))
+    inputs = tf.matmul(factors.inputs, factors.inputs, transpose_b=True)
+    grads = tf.matmul(factors.grads, factors.grads, transpose_b=True)
+    if factors.bias:
+        inputs += 1.0
+    return tf.reduce_sum(inputs * grads, axis=[1, 2])
+
+
+@squared_norm.register
+def _(factors: LookupFactors) -> tf.Tensor:
+    same = tf.equal(factors.ids[:, :, None], factors.ids[:, None, :])
+    products = tf.matmul(factors.grads, factors.grads, transpose_b=True)
+    return tf.reduce_sum(tf.where(same, products, 0.0), axis=[1, 2])
+
+
+@squared_norm.register
+def _(factors: DenseGradients) -> tf.Tensor:
+    return tf.add_n(
+        [tf.reduce_sum(tf.square(part), axis=1) for part in factors.parts]
+    )
+
+
+@functools.singledispatch
+def total(factors: Factors) -> Direction:
+    """The sum of all examples' gradients: one flat vector per variable."""
+    raise TypeError(
+        f"Expected factors of gradients, received: {type(factors)}."
+    )
+
+
+@total.register
+def _(factors: OuterFactors) -> Direction:
+    _, i, o = factors.sizes
+    inputs = tf.reshape(factors.inputs, [-1, i])
+    grads = tf.reshape(factors.grads, [-1, o])
+    kernel = tf.reshape(tf.matmul(inputs, grads, transpose_a=True), [-1])
+    bias = (tf.reduce_sum(grads, axis=0),) if factors.bias else ()
+    return (kernel, *bias)
+
+
+@total.register
+def _(factors: LookupFactors) -> Direction:
+    table = tf.math.unsorted_segment_sum(
+        factors.grads, factors.ids, factors.vocabulary
+    )
+    return (tf.reshape(table, [-1]),)
+
+
+@total.register
+def _(factors: DenseGradients) -> Direction:
+    return tuple(tf.reduce_sum(part, axis=0) for part in factors.parts)
+
+
+@functools.singledispatch
+def contract(factors: Factors, direction: Direction) -> tf.Tensor:
+    """The inner product of each example's gradient with one direction.
+
+    Args:
+        factors: factors of `n` examples.
+        direction: a flat vector per variable, as `total` returns.
+
+    Returns:
+        `[n]`.
+    """
+    raise TypeError(
+        f"Expected factors of gradients, received: {type(factors)}."
+    )
+
+
+@contract.register
+def _(factors: OuterFactors, direction: Direction) -> tf.Tensor:
+    _, i, o = factors.sizes
+    grads = factors.grads
+    outputs = tf.einsum(
+        "nti,io->nto", factors.inputs, tf.reshape(direction[0], [i, o])
+    )
+    if factors.bias:
+        outputs += direction[1]
+    return tf.reduce_sum(outputs * grads, axis=[1, 2])
+
+
+@contract.register
+def _(factors: LookupFactors, direction: Direction) -> tf.Tensor:
+    table = tf.reshape(direction[0], [factors.vocabulary, -1])
+    return tf.reduce_sum(
+        tf.gather(table, factors.ids) * factors.grads, axis=[1, 2]
+    )
+
+
+@contract.register
+def _(factors: DenseGradients, direction: Direction) -> tf.Tensor:
+    return tf.add_n(
+        [
+            tf.linalg.matvec(part, vector)
+            for part, vector in zip(factors.parts, direction, strict=True)
+        ]
+    )
+
+
+def merge(uses: list[Factors]) -> Factors:
+    """One set of factors for variables that were used several times.
+
+    The gradient of a variable is the sum over its uses: positions of one use
+    are set beside those of the next.
+
+    Raises:
+        TypeError: if the uses are of different kinds.
+    """
+    first = uses[0]
+    if len(uses) == 1:
+        return first
+    if any(type(use) is not type(first) for use in uses):
+        kinds = sorted({type(use).__name__ for use in uses})
+        raise TypeError(f"Uses of one variable differ in kind: {kinds}.")
+    if isinstance(first, OuterFactors):
+        return dataclasses.replace(
+            first,
+            inputs=tf.concat([use.inputs for use in uses], axis=1),
+            grads=tf.concat([use.grads for use in uses], axis=1),
+        )
+    if isinstance(first, LookupFactors):
+        return dataclasses.replace(
+            first,
+            ids=tf.concat([use.ids for use in uses], axis=1),
+            grads=tf.concat([use.grads for use in uses], axis=1),
+        )
+    columns = zip(*(use.parts for use in uses), strict=True)
+    return DenseGradients(tuple(tf.add_n(column) for column in columns))
+
+
+def split(factors: Factors) -> list[Factors]:
+    """The same gradients with each variable's factors on their own."""
+    if isinstance(factors, OuterFactors) and factors.bias:
+        bias = DenseGradients((tf.reduce_sum(factors.grads, axis=1),))
+        return [dataclasses.replace(factors, bias=False), bias]
+    if isinstance(factors, DenseGradients):
+        return [DenseGradients((part,)) for part in factors.parts]
+    return [factors]
+
+
+def concat(blocks: list[Any]) -> Any:
+    """Puts the examples of several batches' factors one after another."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return tf.nest.map_structure(
+        lambda *tensors: tf.concat(tensors, axis=0), *blocks
+    )

@@ -1,0 +1,183 @@
+"""Compiled steps: from a batch to factors, products and norms.
+
+Each step is traced once, with the batch dimension left open, so that batches
+of any size run without another trace.
+
+Synopsis:
+
+    functions = GradientFunctions(model, loss, like=batch, layers=None)
+    captured = functions.captured(batch.data)       # compact factors
+    norms = functions.squared_norms(batch.data, rate)  # [n]
+    scores = functions.products(batch.data, captured.factors, rate)  # [m, n]
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients.capture import (
+    Captured,
+    PerExampleLoss,
+    capture,
+)
+from keras_tracin.losses import check_no_activation_losses
+
+
+class GradientFunctions:
+    """The compiled gradient steps of one model, loss and kind of batch.
+
+    Args:
+        model: a built model.
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        like: `(x, y)` or `(x, y, sample_weight)` of any batch; later ones have its
+            structure, dtypes and shapes, but for the number of examples.
+        layers: restricts the gradients, as in `find_sites`.
+        queries: the steps that make the factors `products` and
+            `contractions` are given; these by default.
+        strict: refuse losses that layers add from their inputs.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: PerExampleLoss,
+        like: Any,
+        layers: Sequence[str | keras.Layer] | None = None,
+        queries: GradientFunctions | None = None,
+        strict: bool = True,
+    ):
+        self._queries = queries or self
+        self._model, self._loss, self._layers = model, loss, layers
+        self._strict = strict
+        self._spec = tf.nest.map_structure(_open_batch, like)
+
+    def _capture(self, data) -> Captured:
+        x, y, *weight = data
+        batch = (x, y, weight[0] if weight else None)
+        captured = capture(self._model, self._loss, batch, self._layers)
+        if self._strict:
+            check_no_activation_losses(self._model)
+        return captured
+
+    def _traced(self, step: Callable, *more_specs):
+        # The signature keeps one trace, with the batch size open, for all.
+        signature = (self._spec, *more_specs)
+        return tf.function(step, autograph=False, input_signature=signature)
+
+    @functools.cached_property
+    def captured(self):
+        """`data -> Captured`, its factors in compact form."""
+
+        def step(data):
+            found = self._capture(data)
+            compact = tuple(algebra.compact(f) for f in found.factors)
+            return Captured(found.names, found.losses, compact)
+
+        return self._traced(step)
+
+    @functools.cached_property
+    def products(self):
+        """`(data, queries, rate) -> rate · [m, n]` inner products.
+
+        `queries` are the compact factors of `m` examples.
+        """
+
+        def step(data, queries, rate):
+            found = self._capture(data).factors
+            return rate * tf.add_n(
+                [
+                    algebra.inner(query, algebra.compact(factors))
+                    for query, factors in zip(queries, found, strict=True)
+                ]
+            )
+
+        return self._traced(step, self._queries.factor_specs, _RATE)
+
+    @functools.cached_property
+    def contractions(self):
+        """`(data, directions, rate) -> rate · [1, n]`, one query for all."""
+
+        def step(data, directions, rate):
+            found = self._capture(data).factors
+            shares = [
+                algebra.contract(factors, direction)
+                for factors, direction in zip(found, directions, strict=True)
+            ]
+            return rate * tf.add_n(shares)[tf.newaxis, :]
+
+        totals = self._queries.totals.get_concrete_function()
+        return self._traced(step, _specs(totals.structured_outputs), _RATE)
+
+    @functools.cached_property
+    def totals(self):
+        """`data -> directions`, the examples' summed gradients."""
+
+        def step(data):
+            found = self._capture(data).factors
+            return tuple(algebra.total(factors) for factors in found)
+
+        return self._traced(step)
+
+    @functools.cached_property
+    def squared_norms(self):
+        """`(data, rate) -> rate · [n]` squared lengths of the gradients."""
+
+        def step(data, rate):
+            found = self._capture(data).factors
+            return rate * tf.add_n([algebra.squared_norm(f) for f in found])
+
+        return self._traced(step, _RATE)
+
+    @property
+    def factor_specs(self):
+        """The shapes and dtypes of compact factors, `[None, ...]`."""
+        concrete = self.captured.get_concrete_function()
+        return _specs(concrete.structured_outputs.factors)
+
+    @property
+    def bytes_per_factors(self) -> int:
+        """The size in memory of one example's compact factors."""
+        return sum(
+            spec.shape[1:].num_elements() * spec.dtype.size
+            for spec in tf.nest.flatten(self.factor_specs)
+        )
+
+    def bytes_per_example(self, step) -> int:
+        """Bytes per example of all tensors that a step makes.
+
+        An upper bound of what it needs at once, since some are freed before
+        others are made. Tensors count where their first dimension is the
+        batch's, the only one that the trace leaves open.
+        """
+        graph = step.get_concrete_function().graph
+        shapes = (
+            (tensor.shape, tensor.dtype.size)
+            for operation in graph.get_operations()
+            for tensor in operation.outputs
+        )
+        return sum(
+            shape[1:].num_elements() * size
+            for shape, size in shapes
+            if shape.rank and shape[0] is None and None not in shape[1:]
+        )
+
+
+_RATE = tf.TensorSpec([], tf.float32)
+
+
+def _specs(structure: Any) -> Any:
+    return tf.nest.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype), structure
+    )
+
+
+def _open_batch(leaf: Any) -> tf.TensorSpec:
+    """The type of one part of a batch, for any number of examples."""
+    tensor = tf.convert_to_tensor(leaf)
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)

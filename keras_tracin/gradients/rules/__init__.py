@@ -1,0 +1,25 @@
+"""How each family of layers gives its per-example gradients.
+
+Importing this package registers every rule; `rule_for` then finds the one for
+a layer. A layer without a rule of its own is covered by `fallback`.
+"""
+
+from keras_tracin.gradients.rules import (
+    convolution,
+    dense,
+    einsum_dense,
+    embedding,
+    normalization,
+)
+from keras_tracin.gradients.rules.registry import LayerUse, Rule, rule_for
+
+__all__ = [
+    "LayerUse",
+    "Rule",
+    "convolution",
+    "dense",
+    "einsum_dense",
+    "embedding",
+    "normalization",
+    "rule_for",
+]

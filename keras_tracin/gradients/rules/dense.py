@@ -1,0 +1,39 @@
+"""Dense layers: the gradient of `W` is `Σ_t x_t δ_tᵀ` (section F)."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from keras_tracin.gradients.factors import OuterFactors
+from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+
+
+@register(keras.layers.Dense, before_activation=True)
+def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
+    """The rule of `keras.layers.Dense`, on inputs of rank two or more.
+
+    A batch of two sequences of three positions, `x [2, 3, i]`, gives inputs
+    `[2, 3, i]` and grads `[2, 3, units]`; a batch of two vectors, `x [2, i]`,
+    is the same with one position: `[2, 1, i]` and `[2, 1, units]`.
+    """
+    variables = (layer.kernel,)
+    if layer.bias is not None:
+        variables += (layer.bias,)
+    factors = OuterFactors(
+        by_position(use.inputs), by_position(use.grad), len(variables) == 2
+    )
+    return [(variables, factors)]
+
+
+def by_position(tensor: tf.Tensor) -> tf.Tensor:
+    """`[n, ..., c]` as `[n, t, c]`, with `t = 1` where there is no `...`."""
+    if tensor.shape.rank == 3:
+        return tensor
+    positions = 1 if tensor.shape.rank == 2 else tensor.shape[1:-1]
+    if positions != 1:
+        positions = positions.num_elements()
+    channels = tensor.shape[-1]
+    if positions is None:
+        return tf.reshape(tensor, [tf.shape(tensor)[0], -1, channels])
+    return tf.reshape(tensor, [-1, positions, channels])

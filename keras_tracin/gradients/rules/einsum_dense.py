@@ -1,0 +1,96 @@
+"""EinsumDense, and with it the projections inside attention layers.
+
+The letters of the equation tell which axes are which. In `abc,cde->abde`, `a`
+is the batch, `b` is a position, `c` is contracted (the `i` of `OuterFactors`)
+and `de` are the outputs (its `o`).
+"""
+
+from __future__ import annotations
+
+import math
+import string
+
+import keras
+import tensorflow as tf
+
+from keras_tracin.gradients.factors import DenseGradients, OuterFactors
+from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+
+
+@register(keras.layers.EinsumDense, before_activation=True)
+def einsum_dense(layer, use: LayerUse) -> list[Part]:
+    """The rule of `keras.layers.EinsumDense`."""
+    inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
+    of_x, of_w, of_y = _letters(layer.equation, inputs.shape.rank)
+    if set(of_w) & set(of_x) & set(of_y):
+        kernel = _kernel_gradients(inputs, grads, of_x, of_w, of_y)
+        parts: list[Part] = [((layer.kernel,), kernel)]
+        bias_joins = False
+    else:
+        contracted = [c for c in of_x if c in of_w]
+        produced = [c for c in of_y if c in of_w]
+        positions = [c for c in of_y if c in of_x]
+        x = _as_rows(inputs, of_x, positions, contracted)
+        delta = _as_rows(grads, of_y, positions, produced)
+        bias_joins = layer.bias is not None and _bias_letters(
+            layer, of_y
+        ) == set(produced)
+        variables = (layer.kernel, layer.bias)[: 1 + bias_joins]
+        parts = [(variables, OuterFactors(x, delta, bias_joins))]
+    if layer.bias is not None and not bias_joins:
+        kept = [c for c in of_y if c in _bias_letters(layer, of_y)]
+        summed = [
+            k for k, c in enumerate(of_y) if k > 0 and c not in kept
+        ]
+        bias = _flat(tf.reduce_sum(grads, axis=summed))
+        parts.append(((layer.bias,), DenseGradients((bias,))))
+    return parts
+
+
+def _letters(equation: str, rank: int) -> tuple[str, str, str]:
+    """The letters of input, kernel and output, with any `...` spelled out."""
+    left, of_y = equation.replace(" ", "").split("->")
+    of_x, of_w = left.split(",")
+    if "..." in of_x:
+        unused = [c for c in string.ascii_letters if c not in equation]
+        hidden = "".join(unused[: rank - len(of_x.replace("...", ""))])
+        of_x, of_y = (s.replace("...", hidden) for s in (of_x, of_y))
+    return of_x, of_w, of_y
+
+
+def _bias_letters(layer, of_y: str) -> set[str]:
+    """The output axes along which the bias varies."""
+    if layer.bias is None:
+        return set()
+    tail = of_y[len(of_y) - len(layer.bias.shape) :]
+    return {
+        c for c, size in zip(tail, layer.bias.shape, strict=True) if size != 1
+    }
+
+
+def _as_rows(tensor, letters, positions, columns) -> tf.Tensor:
+    """Moves the axes to `[n, t, columns]`."""
+    order = [letters.index(c) for c in positions + columns]
+    width = math.prod(tensor.shape[letters.index(c)] for c in columns)
+    moved = tensor
+    if order != sorted(order):
+        moved = tf.transpose(tensor, order)
+    return tf.reshape(moved, [tf.shape(moved)[0], _count(moved, columns), width])
+
+
+def _count(moved, columns) -> int:
+    rank = moved.shape.rank
+    sizes = moved.shape[1 : rank - len(columns)]
+    count = sizes.num_elements()
+    return -1 if count is None else count
+
+
+def _kernel_gradients(inputs, grads, of_x, of_w, of_y) -> DenseGradients:
+    """Materialised: some axis belongs to input, kernel and output alike."""
+    batch = of_x[0]
+    kernel = tf.einsum(f"{of_x},{of_y}->{batch}{of_w}", inputs, grads)
+    return DenseGradients((_flat(kernel),))
+
+
+def _flat(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tensor, [-1, tensor.shape[1:].num_elements()])

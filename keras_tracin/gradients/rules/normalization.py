@@ -1,0 +1,67 @@
+"""Normalisations: `y = γ x̂ + β`, so γ has `Σ_t δ_t x̂_t` and β has `Σ_t δ_t`.
+
+The sums run over the axes that γ and β are shared along. Few numbers per
+example remain, so the gradients themselves are made.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from keras_tracin.gradients.factors import DenseGradients
+from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+
+
+@register(keras.layers.LayerNormalization)
+def layer_normalization(layer, use: LayerUse) -> list[Part]:
+    """The rule of `keras.layers.LayerNormalization`."""
+    normalized = keras.ops.layer_normalization(
+        use.inputs, axis=layer.axis, epsilon=layer.epsilon
+    )
+    return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
+
+
+@register(keras.layers.BatchNormalization)
+def batch_normalization(layer, use: LayerUse) -> list[Part]:
+    """The rule of `keras.layers.BatchNormalization` in inference mode.
+
+    `x̂` uses the saved statistics, which are the checkpoint's, so the examples
+    of a batch do not interact.
+    """
+    inputs = tf.convert_to_tensor(use.inputs)
+    normalized = keras.ops.batch_normalization(
+        inputs,
+        keras.ops.cast(layer.moving_mean, inputs.dtype),
+        keras.ops.cast(layer.moving_variance, inputs.dtype),
+        axis=layer.axis,
+        epsilon=layer.epsilon,
+    )
+    return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
+
+
+def _axes(axis) -> list[int]:
+    return list(axis) if isinstance(axis, list | tuple) else [axis]
+
+
+def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
+    rank = normalized.shape.rank
+    kept = {axis % rank for axis in axes}
+    shared = [axis for axis in range(1, rank) if axis not in kept]
+    variables, parts = [], []
+    if layer.gamma is not None:
+        variables.append(layer.gamma)
+        parts.append(_sum_to_rows(use.grad * normalized, shared))
+    if layer.beta is not None:
+        variables.append(layer.beta)
+        parts.append(_sum_to_rows(use.grad, shared))
+    if not parts:
+        return []
+    return [(tuple(variables), DenseGradients(tuple(parts)))]
+
+
+def _sum_to_rows(values: tf.Tensor, axes: list[int]) -> tf.Tensor:
+    """Sums over `axes` and flattens what is left of each example."""
+    summed = tf.reduce_sum(values, axis=axes) if axes else values
+    width = summed.shape[1:].num_elements()
+    return tf.reshape(summed, [-1, width])

@@ -1,0 +1,7 @@
+"""Training runs: their checkpoints, on the disk and put into a model."""
+
+from keras_tracin.runs.run import Checkpoint, TrainingRun
+from keras_tracin.runs.weights import run_weights
+from keras_tracin.runs.writer import RunWriter
+
+__all__ = ["Checkpoint", "RunWriter", "TrainingRun", "run_weights"]

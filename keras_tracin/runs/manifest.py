@@ -1,0 +1,151 @@
+"""The file `run.json`: what a run directory holds, and of which model.
+
+    runs/digits/
+      run.json                                  this module
+      checkpoints/step-00000000.weights.h5      the weights training began with
+      checkpoints/step-00000120.weights.h5      Keras weight files
+      steps/00000000.npz                        arrays with one row per step
+
+`run.json` lists every other file with its size and SHA-256 and is replaced
+only after the files it lists are on the disk. Its parts:
+
+    format_version   1
+    model            class, and [path, shape, dtype] of each of model.weights
+    initial          the snapshot before the first step
+    checkpoints      the snapshots: step, epoch, logs
+    segments         spans of steps: first_step, last_step, epoch, epoch_end,
+                     logs (at epoch ends), weights_digest (after last_step)
+
+A step is an update that the optimizer applied. Steps and epochs count from 1
+over all of the run, whatever Keras counted. The arrays of a segment are named;
+`learning_rate` is one of them, and readers leave alone those they do not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_tracin import _files
+
+FORMAT_VERSION = 1
+FILE_NAME = "run.json"
+
+_PARTS = {"model": dict, "initial": dict, "checkpoints": list, "segments": list}
+
+
+def exists(directory: Path) -> bool:
+    """Whether the directory holds a run."""
+    return (directory / FILE_NAME).is_file()
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The manifest of a run whose files are all there with the right sizes.
+
+    Raises:
+        ValueError: There is no run, or one that this version cannot read, or
+            a file of it is missing or has another size than listed.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        what = "has no run.json" if directory.is_dir() else "does not exist"
+        raise ValueError(
+            f"Expected the directory of a training run, but {directory} "
+            f"{what}. Record a run with "
+            f"model.fit(..., callbacks=[TracInCheckpoint({str(directory)!r})])."
+        )
+    manifest = _parse(path)
+    for entry in listed_files(manifest):
+        _files.check_size(directory / entry["file"], entry["size"])
+    return manifest
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged, it is not valid JSON: {error}. Copy the run "
+            "directory again, or train again into a new one."
+        ) from error
+    found = manifest.get("format_version") if type(manifest) is dict else None
+    if type(found) is int and found > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {found}, but this version of "
+            f"keras_tracin reads up to {FORMAT_VERSION}. Update keras_tracin."
+        )
+    bad = [
+        name
+        for name, kind in {"format_version": int, **_PARTS}.items()
+        if found is None or not isinstance(manifest.get(name), kind)
+    ]
+    if bad:
+        raise ValueError(
+            f"{path} is not the manifest of a run: {', '.join(bad)} missing or "
+            "of another type. Copy the run directory again, or train again "
+            "into a new one."
+        )
+    return manifest
+
+
+def write(directory: Path, manifest: dict[str, Any]) -> None:
+    """Replaces the manifest. What it lists must be on the disk already."""
+    text = json.dumps(manifest, indent=2)
+    with _files.written_whole(directory / FILE_NAME) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def listed_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything in the manifest that has `file`, `size` and `sha256`."""
+    return [
+        manifest["initial"],
+        *manifest["checkpoints"],
+        *manifest["segments"],
+    ]
+
+
+def architecture(model: keras.Model) -> dict[str, Any]:
+    """The `model` part of the manifest."""
+    weights = [[w.path, list(w.shape), str(w.dtype)] for w in model.weights]
+    return {"class": type(model).__name__, "weights": weights}
+
+
+def first_mismatch(
+    recorded: Sequence, model: keras.Model, compare_dtypes: bool = True
+) -> str | None:
+    """How a model's weights differ from `architecture(...)["weights"]`.
+
+    Names are not compared: Keras numbers layers anew in each process.
+
+    Returns:
+        What was received and what was expected, or None if they are alike.
+    """
+    received = architecture(model)["weights"]
+    if len(received) != len(recorded):
+        return (
+            f"received a model with {len(received)} weights, expected "
+            f"{len(recorded)}"
+        )
+    for new, old in zip(received, recorded, strict=True):
+        (name, shape, dtype), (old_name, old_shape, old_dtype) = new, old
+        same_shape = list(shape) == list(old_shape)
+        if not same_shape or (compare_dtypes and dtype != old_dtype):
+            return (
+                f"received {name} with shape {tuple(shape)} and dtype {dtype}, "
+                f"expected {old_name} with shape {tuple(old_shape)} and dtype "
+                f"{old_dtype}"
+            )
+    return None
+
+
+def weights_digest(model: keras.Model) -> str:
+    """A digest of the values in `model.weights`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for weight in model.weights:
+        digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+    return digest.hexdigest()

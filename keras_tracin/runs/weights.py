@@ -1,0 +1,147 @@
+"""Putting the weights of checkpoints into a model, and its own back."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tracin import _files
+from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.run import Checkpoint
+
+_WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
+
+
+@contextlib.contextmanager
+def run_weights(
+    model: keras.Model,
+) -> Iterator[Callable[[Checkpoint | Path], None]]:
+    """Lends a model the weights of checkpoints.
+
+    After the block, and also after an exception or Ctrl-C in it, all of
+    `model.variables` have the values they had before: weights, statistics of
+    BatchNormalization, states of random seeds. The optimizer and the metrics
+    are not touched, though the files hold their states too.
+
+    Example:
+    ```python
+    with run_weights(model) as load:
+        for checkpoint in TrainingRun("runs/digits"):
+            load(checkpoint)
+            print(checkpoint.epoch, model(x))
+    ```
+
+    Args:
+        model: A built model, compiled or not.
+
+    Yields:
+        A function that takes a `Checkpoint` (or a path, such as
+        `TrainingRun.initial`) and gives the model its weights. It raises
+        ValueError if the file is missing or damaged, the shapes of the model's
+        weights differ from the recorded ones, or a weight is NaN.
+
+    Raises:
+        ValueError: The model is not built.
+    """
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet, expected a built "
+            "one. Call it on a batch of data first."
+        )
+    saved = [(v, keras.ops.convert_to_numpy(v)) for v in model.variables]
+    try:
+        yield lambda checkpoint: _load(model, checkpoint)
+    finally:
+        for variable, value in saved:
+            variable.assign(value)
+        for layer in model._flatten_layers():
+            # It keeps tensors computed from its variables.
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()
+
+
+def _load(model: keras.Model, checkpoint: Checkpoint | Path) -> None:
+    if isinstance(checkpoint, Checkpoint):
+        path = checkpoint.path
+        if checkpoint.sha256 is not None:
+            _files.check_digest(path, checkpoint.sha256)
+        _check_shapes(model, checkpoint)
+    else:
+        path = Path(checkpoint)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist, expected a weights file.")
+    try:
+        _load_file(model, path)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"The weights in {path} could not be loaded into the model "
+            f"{model.name!r}. Expected an undamaged file written from a model "
+            f"of the same architecture. Keras says: {error}"
+        ) from error
+    _check_numbers(model, path)
+
+
+def _check_shapes(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Raises ValueError unless the model could be the one that was saved."""
+    recorded = checkpoint.weights
+    if not recorded:
+        return  # An adopted file; Keras compares the shapes as it loads.
+    mismatch = run_manifest.first_mismatch(
+        recorded, model, compare_dtypes=False
+    )
+    if mismatch:
+        raise ValueError(
+            f"The model {model.name!r} is not the one whose training wrote "
+            f"{checkpoint.path}: {mismatch}. Pass the model that was trained, "
+            "or one built by the same code."
+        )
+
+
+def _load_file(model: keras.Model, path: Path) -> None:
+    """Loads a weights file, but not the optimizer's and metrics' states."""
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".keras":
+            # Keras can skip objects only when it reads a .weights.h5 file.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            path = Path(archive.extract(_WEIGHTS_IN_KERAS_FILE, folder))
+        model.load_weights(path, objects_to_skip=_other_objects(model))
+
+
+def _other_objects(model: keras.Model) -> list[Any]:
+    """What Keras would load beside weights: optimizers, metrics, losses.
+
+    Also those of a compiled model inside the model, and in containers.
+    """
+    kinds = (keras.Optimizer, keras.Metric, keras.Loss)
+    found: list[Any] = list(model.metrics)
+    for layer in model._flatten_layers():
+        for value in vars(layer).values():
+            if isinstance(value, dict):
+                members = list(value.values())
+            elif isinstance(value, (list, tuple)):
+                members = list(value)
+            else:
+                members = [value]
+            found += [each for each in members if isinstance(each, kinds)]
+    return found
+
+
+def _check_numbers(model: keras.Model, path: Path) -> None:
+    """Raises ValueError if a weight is NaN."""
+    for weight in model.weights:
+        if not keras.backend.is_float_dtype(weight.dtype):
+            continue
+        if np.isnan(keras.ops.convert_to_numpy(weight)).any():
+            raise ValueError(
+                f"{path}: the weight {weight.path} contains NaN, expected "
+                "numbers. Training had diverged by then: leave out this "
+                "checkpoint and later ones with TrainingRun.select."
+            )

@@ -1,0 +1,230 @@
+"""Writing a run directory, whole after each write. Used by the callback."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tracin import _files
+from keras_tracin.runs import manifest as run_manifest
+
+_OWN_FILES = re.compile(
+    rf"({_files.UNFINISHED})?(step-\d{{8,}}\.weights\.h5|\d{{8,}}\.npz)"
+)
+
+
+class RunWriter:
+    """Appends steps and checkpoints to the run in a directory.
+
+    Make one with `RunWriter.create` or `RunWriter.reopen`. It keeps no
+    reference to the model.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]):
+        self.directory = directory
+        self._manifest = manifest
+
+    @classmethod
+    def create(cls, directory: Path, model: keras.Model) -> RunWriter:
+        """Begins a run with the model's present weights as step 0.
+
+        A run that is already there is lost.
+        """
+        # The old manifest goes first: without it, its files are just files.
+        (directory / run_manifest.FILE_NAME).unlink(missing_ok=True)
+        writer = cls(directory, {"checkpoints": [], "segments": []})
+        writer._remove_unlisted()
+        writer._manifest = {
+            "format_version": run_manifest.FORMAT_VERSION,
+            "model": run_manifest.architecture(model),
+            "initial": {
+                **writer._save_weights(model, step=0),
+                "step": 0,
+                "weights_digest": run_manifest.weights_digest(model),
+            },
+            "checkpoints": [],
+            "segments": [],
+        }
+        run_manifest.write(directory, writer._manifest)
+        return writer
+
+    @classmethod
+    def reopen(cls, directory: Path, model: keras.Model) -> RunWriter:
+        """Continues the run that the model's present weights belong to.
+
+        Where the weights are those of an earlier recorded state (training was
+        resumed from there), what was recorded later is dropped with a warning.
+
+        Raises:
+            ValueError: The run is of another architecture or is not in any
+                recorded state the model is in, or is damaged.
+        """
+        manifest = run_manifest.read(directory)
+        mismatch = run_manifest.first_mismatch(
+            manifest["model"]["weights"], model
+        )
+        if mismatch:
+            raise ValueError(
+                f"{directory} holds the run of a different model: {mismatch}. "
+                "Pass overwrite=True to replace it, or choose another "
+                "directory."
+            )
+        writer = cls(directory, manifest)
+        writer._rewind(run_manifest.weights_digest(model))
+        writer._remove_unlisted()
+        return writer
+
+    @property
+    def last_step(self) -> int:
+        """How many steps the run has recorded."""
+        segments = self._manifest["segments"]
+        return segments[-1]["last_step"] if segments else 0
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that ended, 0 if none did."""
+        segments = self._manifest["segments"]
+        return max((s["epoch"] for s in segments if s["epoch_end"]), default=0)
+
+    @property
+    def last_saved_step(self) -> int:
+        """The step of the last snapshot, the initial weights' (0) included."""
+        checkpoints = self._manifest["checkpoints"]
+        return checkpoints[-1]["step"] if checkpoints else 0
+
+    def append(
+        self,
+        model: keras.Model,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        epoch: int,
+        logs: Mapping[str, float],
+        epoch_end: bool,
+        save_weights: bool,
+    ) -> Path | None:
+        """Records the steps since the last call.
+
+        Args:
+            model: The model after these steps.
+            arrays: `learning_rate` `[num_steps]`, and any other arrays with
+                one row per step.
+            epoch: The epoch of the run that they belong to.
+            logs: The metrics by now.
+            epoch_end: Whether the epoch is over.
+            save_weights: Whether to make a checkpoint of the model. A step
+                that has one already (no update since) gets no second one.
+
+        Returns:
+            The file with the weights, or None if none was written.
+        """
+        num_steps = len(arrays["learning_rate"])
+        step = self.last_step + num_steps
+        segments, checkpoints = (
+            list(self._manifest[name]) for name in ("segments", "checkpoints")
+        )
+        segment = {
+            "first_step": self.last_step + 1,
+            "last_step": step,
+            "epoch": epoch,
+            "epoch_end": epoch_end,
+            "logs": dict(logs) if epoch_end else None,
+            **self._save_arrays(arrays, len(segments)),
+            "weights_digest": run_manifest.weights_digest(model),
+        }
+        path = None
+        if save_weights and step > self.last_saved_step:
+            saved = self._save_weights(model, step)
+            path = self.directory / saved["file"]
+            checkpoints.append(
+                {"step": step, "epoch": epoch, "logs": dict(logs), **saved}
+            )
+        self._commit([*segments, segment], checkpoints)
+        return path
+
+    def _commit(self, segments: list[dict], checkpoints: list[dict]) -> None:
+        """Makes these the run's content, on the disk and then here."""
+        manifest = {
+            **self._manifest,
+            "checkpoints": checkpoints,
+            "segments": segments,
+        }
+        run_manifest.write(self.directory, manifest)
+        self._manifest = manifest
+
+    def _save_weights(self, model: keras.Model, step: int) -> dict[str, Any]:
+        file = f"checkpoints/step-{step:08d}.weights.h5"
+        with _files.written_whole(self.directory / file) as unfinished:
+            model.save_weights(unfinished)
+        return {"file": file, **_files.describe(self.directory / file)}
+
+    def _save_arrays(
+        self, arrays: Mapping[str, np.ndarray], index: int
+    ) -> dict[str, Any]:
+        file = f"steps/{index:08d}.npz"
+        with _files.written_whole(self.directory / file) as unfinished:
+            np.savez(unfinished, **arrays)
+        return {"file": file, **_files.describe(self.directory / file)}
+
+    def _rewind(self, digest: str) -> None:
+        """Goes back to the last recorded state with these weights."""
+        segments = self._manifest["segments"]
+        states = [self._manifest["initial"], *segments]
+        matching = [
+            index
+            for index, state in enumerate(states)
+            if state["weights_digest"] == digest
+        ]
+        kept = matching[-1] if matching else None
+        if kept == len(segments):
+            return
+        # At the initial weights of a run with checkpoints, a script with a
+        # seed was started again rather than training resumed at step 0.
+        if kept is None or (kept == 0 and self._manifest["checkpoints"]):
+            raise ValueError(self._not_this_state())
+        step = segments[kept - 1]["last_step"] if kept else 0
+        last_step = self.last_step
+        self._commit(
+            segments[:kept],
+            [c for c in self._manifest["checkpoints"] if c["step"] <= step],
+        )
+        warnings.warn(
+            f"The model is at step {step} of the run in {self.directory}, "
+            f"which goes on from there: what it had recorded after that, up "
+            f"to step {last_step}, was dropped.",
+            stacklevel=2,
+        )
+
+    def _not_this_state(self) -> str:
+        last = (self._manifest["checkpoints"] or [self._manifest["initial"]])[
+            -1
+        ]
+        return (
+            f"{self.directory} holds a run whose last state is step "
+            f"{self.last_step} (epoch {self.last_epoch} is its last full "
+            "one), which is not the state of this model. Pass overwrite=True "
+            "to replace the run; or choose another directory; or continue it "
+            "after compiling the model and calling "
+            f"model.load_weights({str(self.directory / last['file'])!r}). If "
+            "BackupAndRestore has put the weights of a later step into the "
+            "model, the learning rates up to it are lost: delete its backup "
+            "directory, load the weights as above, and list TracInCheckpoint "
+            "before BackupAndRestore, so that the run is never behind."
+        )
+
+    def _remove_unlisted(self) -> None:
+        """Deletes what interrupted writes and dropped entries left behind."""
+        listed = {"initial": {"file": None}, **self._manifest}
+        kept = {entry["file"] for entry in run_manifest.listed_files(listed)}
+        for folder in ("checkpoints", "steps"):
+            for path in (self.directory / folder).glob("*"):
+                listed_as = f"{folder}/{path.name}"
+                if _OWN_FILES.fullmatch(path.name) and listed_as not in kept:
+                    path.unlink()
+        unfinished = _files.UNFINISHED + run_manifest.FILE_NAME
+        (self.directory / unfinished).unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""The pass over checkpoints and training batches that every score needs.
+
+Training examples are read once, in chunks that fit memory. Each checkpoint's
+weights are put into the model once per chunk (as a rule there is one chunk),
+and all checkpoints of a chunk are summed before anybody ranks anything.
+
+Synopsis:
+
+    plan = Plan(num_train=60_000, num_queries=100, num_checkpoints=5, ...)
+    sweep(model, checkpoints, rates, train, plan, prepare=..., step=...,
+          consume=merger.add, progress=Progress(plan, verbose=1))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.datasets import Batch, Examples, num_batches
+from keras_tracin.runs import Checkpoint, run_weights
+
+# Measured on CPUs: below this the fixed cost of a step shows, above it the
+# working set falls out of the caches.
+_WORKING_SET = 256 * 2**20
+_BATCH_SIZES = (16, 1024)
+_PATIENCE = 2.0  # seconds of work from which on it is announced
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a sweep is going to do, and what it will need.
+
+    Attributes:
+        num_train: training examples, None where the data does not tell.
+        num_queries: queries; 0 for self-influence.
+        num_checkpoints: checkpoints with a rate above zero.
+        batch_size: training examples in a step.
+        query_block: queries whose gradients are held at a time.
+        chunk: training examples over which all checkpoints are summed
+            before the next are read.
+        memory: estimated peak in bytes, the input data aside.
+    """
+
+    num_train: int | None
+    num_queries: int
+    num_checkpoints: int
+    batch_size: int
+    query_block: int
+    chunk: int
+    memory: int
+
+    @property
+    def steps(self) -> int | None:
+        """Training batches to be processed, over all checkpoints and blocks."""
+        batches = num_batches(self.num_train, self.batch_size)
+        if batches is None:
+            return None
+        blocks = max(1, math.ceil(self.num_queries / self.query_block))
+        return batches * self.num_checkpoints * blocks
+
+    def __str__(self) -> str:
+        train = "?" if self.num_train is None else f"{self.num_train:,}"
+        queries = f" × {self.num_queries:,} queries" * bool(self.num_queries)
+        plural = "" if self.num_checkpoints == 1 else "s"
+        return (
+            f"{train} training examples{queries} × {self.num_checkpoints} "
+            f"checkpoint{plural}, batches of {self.batch_size}, about "
+            f"{max(1, round(self.memory / 2**20)):,} MB of memory"
+        )
+
+
+def default_memory_limit() -> int:
+    """Half of the memory that is free now, in bytes."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 2 * 2**30
+    return free // 2
+
+
+def choose_batch_size(bytes_per_example: int, memory_limit: int) -> int:
+    """The power of two whose working set suits caches and memory limit."""
+    room = min(_WORKING_SET, memory_limit // 4)
+    fitting = max(1, room // max(1, bytes_per_example))
+    smallest, largest = _BATCH_SIZES
+    size = 2 ** int(math.log2(fitting))
+    return int(min(max(size, smallest), largest))
+
+
+def sweep(
+    model: keras.Model,
+    checkpoints: Sequence[Checkpoint],
+    train: Examples,
+    plan: Plan,
+    *,
+    prepare: Callable[[Checkpoint], Any],
+    step: Callable[[Checkpoint, Batch, Any], np.ndarray],
+    consume: Callable[[np.ndarray, np.ndarray], None],
+    progress: Progress,
+) -> None:
+    """Sums a step's results over checkpoints, chunk by chunk.
+
+    The model gets its own weights back however this ends.
+
+    Args:
+        model: the model to put the checkpoints' weights into.
+        checkpoints: those to sum over.
+        train: the training examples.
+        plan: batch and chunk sizes.
+        prepare: called once a checkpoint's weights are in the model; returns
+            whatever `step` wants to know of the queries there.
+        step: `(checkpoint, batch, prepared) -> [..., len(batch)]`.
+        consume: takes each chunk's ids `[c]` and sums `[..., c]`.
+        progress: told of every step.
+    """
+    with run_weights(model) as load:
+        for chunk in _chunks(train.batches(plan.batch_size), plan.chunk):
+            ids = np.concatenate([batch.ids for batch in chunk])
+            sums = np.zeros(0)
+            for visit, checkpoint in enumerate(checkpoints):
+                load(checkpoint)
+                prepared = prepare(checkpoint)
+                stop = 0
+                for batch in chunk:
+                    found = step(checkpoint, batch, prepared)
+                    start, stop = stop, stop + len(batch)
+                    if visit == start == 0:
+                        shape = (*found.shape[:-1], len(ids))
+                        sums = np.zeros(shape, found.dtype)
+                    sums[..., start:stop] += found
+                    progress.advance()
+            consume(ids, sums)
+
+
+def _chunks(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    chunk: list[Batch] = []
+    for batch in batches:
+        chunk.append(batch)
+        if sum(map(len, chunk)) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class Progress:
+    """Announces work that takes longer than two seconds, then shows a bar.
+
+    Args:
+        plan: what is going to be done.
+        verbose: 0 for silence.
+    """
+
+    def __init__(self, plan: Plan, verbose: int):
+        self._plan = plan
+        self._verbose = verbose
+        self._done = 0
+        self._started = time.monotonic()
+        self._bar: keras.utils.Progbar | None = None
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._done += 1
+        if not self._verbose:
+            return
+        if self._bar is None and self._is_long():
+            print(f"TracIn: {self._plan}", flush=True)
+            self._bar = keras.utils.Progbar(
+                self._plan.steps, unit_name="batch", verbose=self._verbose
+            )
+        if self._bar is not None:
+            self._bar.update(self._done)
+
+    def _is_long(self) -> bool:
+        """Whether all the work will take longer than `_PATIENCE`."""
+        elapsed = time.monotonic() - self._started
+        if self._plan.steps is None or elapsed < _PATIENCE / 10:
+            return elapsed > _PATIENCE
+        return elapsed * self._plan.steps / self._done > _PATIENCE

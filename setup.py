@@ -1,0 +1,62 @@
+"""Installs keras_tracin; `pip install ".[test]"` adds what its tests need."""
+
+import runpy
+from pathlib import Path
+
+import setuptools
+
+ROOT = Path(__file__).parent
+VERSION_FILE = ROOT / "keras_tracin" / "_version.py"
+
+PLOTS = ["matplotlib>=3.8"]
+INDEX = ["faiss-cpu>=1.9"]
+EXAMPLES = [*PLOTS, "scikit-learn>=1.4"]
+# New releases of the formatter, linter and type checker bring new findings:
+# a fresh environment must not fail because of the day it was made on.
+TEST = [
+    *EXAMPLES,
+    "hypothesis>=6.100",
+    "mypy~=2.4.1",
+    "pandas>=2.2",
+    "pytest>=8",
+    "ruff~=0.17.6",
+]
+
+setuptools.setup(
+    name="keras_tracin",
+    version=runpy.run_path(str(VERSION_FILE))["__version__"],
+    description=(
+        "Training-data attribution for Keras: which training examples "
+        "helped or hurt a prediction."
+    ),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(
+        include=["keras_tracin", "keras_tracin.*"]
+    ),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.0",
+        "importlib_resources>=6.0",  # tensorflow-datasets forgets to ask for it
+        "keras>=3.8",
+        "numpy>=1.26",
+        "scipy>=1.12",
+        "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    extras_require={
+        "plots": PLOTS,
+        "index": INDEX,
+        "examples": EXAMPLES,
+        "test": TEST,
+        "all": [*INDEX, *TEST],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
