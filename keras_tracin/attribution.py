@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_tracin import _files
+from keras_tracin._files import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,23 @@ class TopK:
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+    @classmethod
+    def concat(cls, blocks: Sequence[TopK]) -> TopK:
+        """The queries of several results, one after another."""
+
+        def joined(side: str) -> Ranking:
+            rankings = [getattr(block, side) for block in blocks]
+            return Ranking(
+                ids=np.concatenate([ranking.ids for ranking in rankings]),
+                scores=np.concatenate([r.scores for r in rankings]),
+            )
+
+        return cls(
+            proponents=joined("proponents"),
+            opponents=joined("opponents"),
+            query_ids=np.concatenate([block.query_ids for block in blocks]),
+        )
 
     def to_dataframe(self):
         """A `pandas.DataFrame` with a row per query, side and rank.
@@ -119,7 +138,7 @@ class Attribution:
             ValueError: if `k` is not between 1 and the number of examples.
         """
         merger = TopKMerger(self.query_ids, k)
-        merger.add(self.scores, self.train_ids)
+        merger.add(self.train_ids, self.scores)
         return merger.result()
 
     def save(self, path: str | os.PathLike) -> None:
@@ -222,8 +241,8 @@ class TopKMerger:
                 f"Received: k={self._k} with {available} examples."
             )
 
-    def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
-        """Takes `scores [m, c]` of the next `c` training examples."""
+    def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Takes `ids [c]` and `scores [m, c]` of the next training examples."""
         self._seen += len(ids)
         columns = np.broadcast_to(ids, scores.shape)
         found = [(scores, columns), (scores, columns)]
@@ -271,8 +290,8 @@ def _first(keys, values, names, k) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _save_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
-    with _files.atomic_write(path) as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    with written_whole(Path(path)) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _load_arrays(path, names: tuple[str, ...]) -> dict[str, Any]:

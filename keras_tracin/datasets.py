@@ -15,7 +15,6 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,12 +219,13 @@ class Examples:
     Attributes:
         name: what errors call it.
         size: the number of examples, or None where it is not known.
-        fixed_shapes: whether all batches but the last have one shape.
+        bytes_read_per_example: what holding an example takes, beside what
+            the caller holds already.
     """
 
     name: str
     size: int | None
-    fixed_shapes: bool
+    bytes_read_per_example: int
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields the examples in reading order.
@@ -242,7 +242,7 @@ class Examples:
 
 
 class _ArrayExamples(Examples):
-    fixed_shapes = True
+    bytes_read_per_example = 0  # slices of the caller's arrays
 
     def __init__(self, data: Any, name: str):
         self.name = name
@@ -269,10 +269,10 @@ class _DatasetExamples(Examples):
         self._dataset = data.paired if self._has_ids else data.map(_paired)
         spec = self._dataset.element_spec
         _check_batched(spec, self._has_ids, name)
-        self.fixed_shapes = all(
-            leaf.shape.rank is not None and None not in leaf.shape[1:]
-            for leaf in tf.nest.flatten(spec)
-        )
+        sizes = [
+            leaf.shape[1:].num_elements() for leaf in tf.nest.flatten(spec)
+        ]
+        self._fixed_shapes = None not in sizes
         cardinality = int(data.cardinality())
         if cardinality == tf.data.INFINITE_CARDINALITY:
             raise ValueError(
@@ -282,10 +282,12 @@ class _DatasetExamples(Examples):
         self.size = _count_examples(spec, cardinality)
         if not self._has_ids:
             self._check_order()
+        first = self.first(1)
+        self.bytes_read_per_example = first.nbytes // len(first)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         dataset = self._dataset
-        if self.fixed_shapes:
+        if self._fixed_shapes:
             dataset = dataset.rebatch(batch_size)
         position, seen = 0, False
         for ids, element in dataset.prefetch(2):
@@ -410,8 +412,3 @@ def _count_examples(spec, batches: int) -> int | None:
     if batches < 0 or leading is None:
         return None
     return batches * leading
-
-
-def num_batches(size: int | None, batch_size: int) -> int | None:
-    """How many batches `size` examples fill; None where it is not known."""
-    return None if size is None else math.ceil(size / batch_size)

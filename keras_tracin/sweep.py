@@ -24,10 +24,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, Examples, num_batches
+from keras_tracin.datasets import Batch, Examples
 from keras_tracin.runs import Checkpoint, run_weights
 
-# Measured on CPUs: below this the fixed cost of a step shows, above it the
+# Measured on CPUs: with less, the fixed cost of a step shows; with more, the
 # working set falls out of the caches.
 _WORKING_SET = 256 * 2**20
 _BATCH_SIZES = (16, 1024)
@@ -43,7 +43,6 @@ class Plan:
         num_queries: queries; 0 for self-influence.
         num_checkpoints: checkpoints with a rate above zero.
         batch_size: training examples in a step.
-        query_block: queries whose gradients are held at a time.
         chunk: training examples over which all checkpoints are summed
             before the next are read.
         memory: estimated peak in bytes, the input data aside.
@@ -53,18 +52,16 @@ class Plan:
     num_queries: int
     num_checkpoints: int
     batch_size: int
-    query_block: int
     chunk: int
     memory: int
 
     @property
     def steps(self) -> int | None:
-        """Training batches to be processed, over all checkpoints and blocks."""
-        batches = num_batches(self.num_train, self.batch_size)
-        if batches is None:
+        """Batches over all checkpoints, None where the data does not tell."""
+        if self.num_train is None:
             return None
-        blocks = max(1, math.ceil(self.num_queries / self.query_block))
-        return batches * self.num_checkpoints * blocks
+        batches = math.ceil(self.num_train / self.batch_size)
+        return batches * self.num_checkpoints
 
     def __str__(self) -> str:
         train = "?" if self.num_train is None else f"{self.num_train:,}"
@@ -86,13 +83,43 @@ def default_memory_limit() -> int:
     return free // 2
 
 
-def choose_batch_size(bytes_per_example: int, memory_limit: int) -> int:
-    """The power of two whose working set suits caches and memory limit."""
-    room = min(_WORKING_SET, memory_limit // 4)
-    fitting = max(1, room // max(1, bytes_per_example))
+def make_plan(
+    train: Examples,
+    *,
+    num_queries: int,
+    num_checkpoints: int,
+    bytes_per_example: int,
+    bytes_per_query: int,
+    memory_limit: int,
+) -> Plan:
+    """Chooses batches and chunks that fit the memory limit.
+
+    Args:
+        train: the training examples.
+        num_queries: queries whose gradients are held; 0 for self-influence.
+        num_checkpoints: checkpoints to sum over.
+        bytes_per_example: what a step makes for each training example.
+        bytes_per_query: the gradients of one query, as they are held.
+        memory_limit: bytes; a quarter each goes to a step, to a chunk and to
+            the queries, twice over while these are joined.
+    """
+    room = memory_limit // 4
+    batch = max(1, min(room, _WORKING_SET) // max(1, bytes_per_example))
     smallest, largest = _BATCH_SIZES
-    size = 2 ** int(math.log2(fitting))
-    return int(min(max(size, smallest), largest))
+    batch = min(max(2 ** int(math.log2(batch)), smallest), largest)
+    row = 4 * max(1, num_queries) + train.bytes_read_per_example
+    chunk = max(batch, room // row)
+    known = chunk if train.size is None else min(chunk, train.size)
+    return Plan(
+        num_train=train.size,
+        num_queries=num_queries,
+        num_checkpoints=num_checkpoints,
+        batch_size=batch,
+        chunk=chunk,
+        memory=batch * bytes_per_example
+        + 2 * num_queries * bytes_per_query
+        + known * row,
+    )
 
 
 def sweep(
@@ -101,7 +128,7 @@ def sweep(
     train: Examples,
     plan: Plan,
     *,
-    prepare: Callable[[Checkpoint], Any],
+    prepare: Callable[[], Any],
     step: Callable[[Checkpoint, Batch, Any], np.ndarray],
     consume: Callable[[np.ndarray, np.ndarray], None],
     progress: Progress,
@@ -122,12 +149,12 @@ def sweep(
         progress: told of every step.
     """
     with run_weights(model) as load:
-        for chunk in _chunks(train.batches(plan.batch_size), plan.chunk):
+        for chunk in in_chunks(train.batches(plan.batch_size), plan.chunk):
             ids = np.concatenate([batch.ids for batch in chunk])
             sums = np.zeros(0)
             for visit, checkpoint in enumerate(checkpoints):
                 load(checkpoint)
-                prepared = prepare(checkpoint)
+                prepared = prepare()
                 stop = 0
                 for batch in chunk:
                     found = step(checkpoint, batch, prepared)
@@ -140,7 +167,8 @@ def sweep(
             consume(ids, sums)
 
 
-def _chunks(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def in_chunks(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Groups batches until they hold `size` examples or more."""
     chunk: list[Batch] = []
     for batch in batches:
         chunk.append(batch)

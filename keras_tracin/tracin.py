@@ -20,7 +20,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -32,20 +32,27 @@ from keras_tracin.attribution import (
     TopK,
     TopKMerger,
 )
-from keras_tracin.datasets import Batch, Examples, open_examples
+from keras_tracin.datasets import Batch, open_examples
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import find_sites
-from keras_tracin.gradients.functions import GradientFunctions, same_kind
+from keras_tracin.gradients.functions import (
+    GradientFunctions,
+    bytes_per_example,
+    kind_of,
+)
 from keras_tracin.losses import per_example_loss, query_value
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.sweep import (
     Plan,
     Progress,
     default_memory_limit,
-    in_blocks,
+    in_chunks,
     make_plan,
     sweep,
 )
+
+
+_QUERY_BATCH = 128  # queries captured in one step
 
 
 class TracIn:
@@ -114,7 +121,7 @@ class TracIn:
         self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
         self._like = self._train.first(1)
-        self._functions: list[_Functions] = []
+        self._functions: dict[str, _Functions] = {}
         _build(model, self._like)
         find_sites(model, layers)  # refuses bad `layers=` before long work
 
@@ -142,13 +149,12 @@ class TracIn:
         if aggregate:
             return self._influence_on_sum(test, verbose)
         rows = []
-        columns = _Columns()
         for queries in self._blocks(test):
             columns = _Columns()
             self._score(queries, columns.add, verbose)
             rows.append((queries.ids, columns.scores))
-        query_ids, scores = zip(*rows, strict=True)
-        return Attribution(_joined(scores), _joined(query_ids), columns.ids)
+        query_ids, scores = map(np.concatenate, zip(*rows, strict=True))
+        return Attribution(scores, query_ids, columns.ids)
 
     def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
         """The `k` strongest proponents and opponents of every query.
@@ -183,7 +189,8 @@ class TracIn:
         """
         functions = self._functions_like(self._like).train
         columns = _Columns()
-        self._sweep(functions.squared_norms, None, columns.add, verbose)
+        step = functions.squared_norms
+        self._sweep(step, None, lambda: None, columns.add, verbose)
         return SelfInfluence(scores=columns.scores, ids=columns.ids)
 
     def plan(self, test: Any = None) -> Plan:
@@ -206,26 +213,29 @@ class TracIn:
 
         def sum_up():
             totals = [functions.query.totals(b.data) for b in batches]
-            return tf.nest.map_structure(lambda *parts: sum(parts), *totals)
+            return tf.nest.map_structure(lambda *parts: tf.add_n(parts), *totals)
 
         columns = _Columns()
-        self._sweep(
-            functions.train.contractions,
-            dataclasses.replace(queries, prepare=sum_up),
-            columns.add,
-            verbose,
-        )
+        contractions = functions.train.contractions
+        self._sweep(contractions, queries, sum_up, columns.add, verbose)
         return Attribution(columns.scores, np.array(["sum"]), columns.ids)
 
     def _score(self, queries: _Queries, consume, verbose: int) -> None:
         """Streams the scores of one block of queries into `consume`."""
-        self._sweep(queries.functions.train.products, queries, consume, verbose)
+        query = queries.functions.query
 
-    def _sweep(self, function, queries: _Queries | None, consume, verbose):
+        def factors():
+            found = [query.captured(b.data).factors for b in queries.batches]
+            return algebra.concat(found)
+
+        products = queries.functions.train.products
+        self._sweep(products, queries, factors, consume, verbose)
+
+    def _sweep(self, function, queries, prepare, consume, verbose) -> None:
         """Runs a compiled step over all checkpoints and training batches."""
 
         def step(checkpoint: Checkpoint, batch: Batch, prepared) -> np.ndarray:
-            extra = () if queries is None else (prepared,)
+            extra = () if prepared is None else (prepared,)
             rate = np.float32(self._rates[checkpoint])
             found = function(batch.data, *extra, rate).numpy()
             if not np.isfinite(found).all():
@@ -238,7 +248,7 @@ class TracIn:
             list(self._rates),
             self._train,
             plan,
-            prepare=(lambda: None) if queries is None else queries.prepare,
+            prepare=prepare,
             step=step,
             consume=consume,
             progress=Progress(plan, verbose),
@@ -327,12 +337,15 @@ class _Functions:
 
 @dataclasses.dataclass(frozen=True)
 class _Queries:
-    """Some queries and the way to their gradients at the present weights."""
+    """A block of queries, and the steps that take them."""
 
     batches: tuple[Batch, ...]
     functions: _Functions
-    ids: np.ndarray
-    prepare: Callable[[], Any]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The queries' ids, in reading order."""
+        return np.concatenate([batch.ids for batch in self.batches])
 
 
 class _Columns:
@@ -358,3 +371,48 @@ class _Columns:
         if len(self._scores) == 1:
             return self._scores[0]
         return np.concatenate(self._scores, axis=-1)
+
+
+def _rates(run: TrainingRun, weights: str) -> dict[Checkpoint, float]:
+    """The checkpoints that count, and what each counts."""
+    if weights not in ("mean", "sum"):
+        raise ValueError(
+            "`weights` should be 'mean' or 'sum' of the learning rates. "
+            f"Received: {weights!r}."
+        )
+    rates = {}
+    for checkpoint in run:
+        rate = checkpoint.learning_rate
+        if weights == "sum":
+            if checkpoint.learning_rate_sum is None:
+                raise ValueError(
+                    "`weights='sum'` needs the learning rate of every step. "
+                    "Received a run adopted from weight files, which knows "
+                    "one rate for each; use `weights='mean'`."
+                )
+            rate = checkpoint.learning_rate_sum
+        if rate == 0:
+            warnings.warn(
+                f"Skipping {_named(checkpoint)}: its learning rate is 0, as "
+                "in a warm-up, so it moved nothing.",
+                stacklevel=3,
+            )
+            continue
+        rates[checkpoint] = rate
+    if not rates:
+        raise ValueError(
+            "No checkpoint of the run has a learning rate above zero. "
+            f"Received: {run!r}. Train for at least one epoch with "
+            "`TracInCheckpoint` among the callbacks."
+        )
+    return rates
+
+
+def _named(checkpoint: Checkpoint) -> str:
+    return f"checkpoint '{checkpoint.path}' (epoch {checkpoint.epoch})"
+
+
+def _build(model: keras.Model, batch: Batch) -> None:
+    """Makes the variables of a model that has not seen data yet."""
+    if not model.built:
+        model(batch.x, training=False)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
@@ -135,37 +136,53 @@ class GradientFunctions:
         return self._traced(step, _RATE)
 
     @property
-    def factor_specs(self):
+    def factor_specs(self) -> tuple:
         """The shapes and dtypes of compact factors, `[None, ...]`."""
         concrete = self.captured.get_concrete_function()
         return _specs(concrete.structured_outputs.factors)
 
     @property
-    def bytes_per_factors(self) -> int:
+    def factor_bytes(self) -> int:
         """The size in memory of one example's compact factors."""
         return sum(
             spec.shape[1:].num_elements() * spec.dtype.size
             for spec in tf.nest.flatten(self.factor_specs)
         )
 
-    def bytes_per_example(self, step) -> int:
-        """Bytes per example of all tensors that a step makes.
+    def first_not_finite(self, data) -> tuple[str, np.ndarray] | None:
+        """The first layer with a NaN or infinite gradient, and the rows."""
+        found = self.captured(data)
+        named = zip(found.names, found.factors, strict=True)
+        for name, factors in [("the loss", found.losses), *named]:
+            for tensor in tf.nest.flatten(factors):
+                if tensor.dtype.is_floating:
+                    flat = np.isfinite(tensor.numpy()).reshape(len(tensor), -1)
+                    rows = np.flatnonzero(~flat.all(axis=1))
+                    if len(rows):
+                        return name, rows
+        return None
 
-        An upper bound of what it needs at once, since some are freed before
-        others are made. Tensors count where their first dimension is the
-        batch's, the only one that the trace leaves open.
-        """
-        graph = step.get_concrete_function().graph
-        shapes = (
-            (tensor.shape, tensor.dtype.size)
-            for operation in graph.get_operations()
-            for tensor in operation.outputs
-        )
-        return sum(
-            shape[1:].num_elements() * size
-            for shape, size in shapes
-            if shape.rank and shape[0] is None and None not in shape[1:]
-        )
+
+def bytes_per_example(step) -> int:
+    """Bytes per example of all tensors that a compiled step makes.
+
+    An upper bound of what it needs at once, since some are freed before
+    others are made. Tensors count where their first dimension is the batch's,
+    the only one that the trace leaves open.
+    """
+    return sum(
+        tensor.shape[1:].num_elements() * tensor.dtype.size
+        for operation in step.get_concrete_function().graph.get_operations()
+        for tensor in operation.outputs
+        if tensor.shape.rank
+        and tensor.shape[0] is None
+        and None not in tensor.shape[1:]
+    )
+
+
+def kind_of(data: Any) -> str:
+    """What batches must have in common to share a compiled step."""
+    return repr(tf.nest.map_structure(_open_batch, data))
 
 
 _RATE = tf.TensorSpec([], tf.float32)

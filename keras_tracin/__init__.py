@@ -1,0 +1,46 @@
+"""Which training examples made a Keras model behave as it does.
+
+    import keras_tracin as kt
+
+    model.fit(train, epochs=10, callbacks=[kt.TracInCheckpoint("runs/digits")])
+    tracin = kt.TracIn(model, train, "runs/digits")
+    tracin.top_k(test, k=10)       # proponents and opponents of each query
+    tracin.self_influence()        # large for mislabelled examples
+
+Positive scores are proponents: training on the example lowered the query's
+loss.
+"""
+
+import keras as _keras
+
+if _keras.config.backend() != "tensorflow":
+    raise ImportError(
+        "keras_tracin needs Keras on TensorFlow. Received the backend "
+        f"'{_keras.config.backend()}'; set KERAS_BACKEND=tensorflow before "
+        "importing keras."
+    )
+
+from keras_tracin._version import __version__
+from keras_tracin.attribution import (
+    Attribution,
+    Ranking,
+    SelfInfluence,
+    TopK,
+)
+from keras_tracin.callbacks import TracInCheckpoint
+from keras_tracin.datasets import with_ids
+from keras_tracin.runs import Checkpoint, TrainingRun
+from keras_tracin.tracin import TracIn
+
+__all__ = [
+    "Attribution",
+    "Checkpoint",
+    "Ranking",
+    "SelfInfluence",
+    "TopK",
+    "TracIn",
+    "TracInCheckpoint",
+    "TrainingRun",
+    "__version__",
+    "with_ids",
+]

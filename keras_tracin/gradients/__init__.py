@@ -1,0 +1,1 @@
+"""Per-example gradients: their factors, the layer rules, the capture."""
