@@ -48,7 +48,9 @@ def twin(model: keras.Model) -> nn.Sequential:
 
 def _convolution(layer: keras.layers.Conv2D) -> nn.Conv2d:
     kernel, bias = layer.get_weights()  # kernel: [height, width, in, out]
-    module = nn.Conv2d(*kernel.shape[2:], kernel.shape[:2], layer.strides)
+    module = nn.Conv2d(
+        kernel.shape[2], kernel.shape[3], kernel.shape[:2], layer.strides
+    )
     _assign(module, kernel.transpose(3, 2, 0, 1), bias)
     return module
 

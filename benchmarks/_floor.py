@@ -74,9 +74,7 @@ def products(
     return lambda: _run_all(run() for run in runs)
 
 
-def product(
-    widths: tuple[int, ...], num_train: int, num_queries: int
-) -> Tuned:
+def product(widths: tuple[int, ...], num_train: int, num_queries: int) -> Tuned:
     """Multiplies operands of these widths, for all examples by all queries.
 
     One block of examples is multiplied over and over until `num_train` rows

@@ -31,7 +31,7 @@ def medians(
 
 def fastest(calls: Mapping[Key, Callable[[], object]]) -> Key:
     """The key of the call that takes the least time."""
-    seconds = medians(calls, repeats=3) if len(calls) > 1 else dict(calls)
+    seconds = medians(calls, repeats=3)
     return min(seconds, key=lambda key: seconds[key])
 
 

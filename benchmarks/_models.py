@@ -97,9 +97,7 @@ def _residual_block(x, width: int, stride: int):
 
 
 def _normalized_conv(x, width: int, kernel: int, stride: int = 1):
-    x = layers.Conv2D(
-        width, kernel, stride, padding="same", use_bias=False
-    )(x)
+    x = layers.Conv2D(width, kernel, stride, padding="same", use_bias=False)(x)
     return layers.BatchNormalization()(x)
 
 

@@ -9,17 +9,18 @@ scores are compared with captum's, on the same weights. Ratios are what
 matters: seconds differ between machines, and between hours on one machine.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import platform
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+import keras_tracin as kt
 from benchmarks import _cases, _floor, _measure, _models
 
 SECTIONS = ("fit", "floor", "scores", "self_influence", "jacobian", "memory")
@@ -59,36 +60,230 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "A .json or .md file to write.")
 
-PEER_BATCH_SIZES = (128, 256, 512, 1024)
-PEER_SLICE = 1024
 
-Results = dict[str, float | str]
+for _flag, _known in (("models", _models.WORKLOADS), ("sections", SECTIONS)):
+    flags.register_validator(
+        _flag,
+        lambda names, known=frozenset(_known): known.issuperset(names),
+        message=f"Expected some of {', '.join(_known)}.",
+    )
+
+# Names of what is timed; their medians are in seconds.
+FIT = "fit epoch, s"
+PASS = "one pass, s"
+PRODUCTS = "bare products, s"
+SCORES = "scores, s"
+SELF_INFLUENCE = "self-influence, s"
+JACOBIAN = "tape.jacobian on its slice, s"
+PEER = "captum on its examples, s"
+FLOOR = "floor, s"
+ALL_JACOBIANS = "tape.jacobian, extrapolated, s"
+RATIOS = (
+    (SCORES, FLOOR),
+    (SCORES, FIT),
+    (SELF_INFLUENCE, FIT),
+    (ALL_JACOBIANS, FIT),
+)
+PEER_BATCH_SIZES = (128, 256, 512, 1024)
+
+Calls = dict[str, Callable[[], object]]
+Results = dict[str, float]
 
 
 def measure(name: str) -> Results:
-    """All the figures of one network, by what they are called in the table."""
+    """All figures of one network, in the order of the table's rows."""
     workload = _models.WORKLOADS[name]
-    train, test = _models.load_examples(
-        workload, _NUM_TRAIN.value, _mnist_dir()
-    )
-    results: Results = {"queries": workload.num_queries}
-    calls = {}
-    with contextlib.ExitStack() as stack:
-        model = workload.compiled()
-        # Scores are taken at trained weights, where gradients are not alike.
-        model.fit(*train, verbose=0)
-        learner = workload.compiled()
-        learner.set_weights(model.get_weights())
-        if "fit" in _SECTIONS.value:
-            calls["fit epoch, s"] = _cases.fit_epoch(
-                learner, train, _FIT_BATCH_SIZE.value
-            )
-        if "floor" in _SECTIONS.value:
-            one_pass = _floor.one_pass(model, *train)
-            results["batch size of the pass"] = one_pass.size
-            calls["one pass, s"] = one_pass.run
-            calls["products, s"] = _floor.products(
-                model, len(train[0]), len(test[0])
-            )
-        
+    train, test = _models.load_examples(workload, _NUM_TRAIN.value, _digits())
+    model = workload.compiled()
+    # At trained weights, where the gradients of examples are not all alike.
+    model.fit(*train, verbose=0)
+    results: Results = {"queries": len(test[0])}
+    with _cases.tracin(model, train) as method:
+        calls = _calls(workload, model, method, train, test, results)
+        if _compares(workload):
+            calls |= _peer_call(model, method, train, test, results)
+        seconds = _measure.medians(calls, _REPEATS.value)
+    results |= seconds
+    results |= _derived(seconds, results)
+    if "memory" in _SECTIONS.value:
+        results |= _memory(name)
     return results
+
+
+def _calls(
+    workload: _models.Workload,
+    model: keras.Model,
+    method: kt.TracIn,
+    train: _models.Arrays,
+    test: _models.Arrays,
+    results: Results,
+) -> Calls:
+    """What is timed. Adds the sizes that were chosen to `results`."""
+    calls: Calls = {}
+    sections = _SECTIONS.value
+    if "fit" in sections:
+        learner = workload.compiled()
+        calls[FIT] = _cases.fit_epoch(learner, train, _FIT_BATCH_SIZE.value)
+    if "floor" in sections:
+        one_pass = _floor.one_pass(model, *train)
+        results["batch size of the pass"] = one_pass.size
+        calls[PASS] = one_pass.run
+        calls[PRODUCTS] = _floor.products(model, len(train[0]), len(test[0]))
+    if "scores" in sections:
+        calls[SCORES] = lambda: method.influence(test, verbose=0)
+    if "self_influence" in sections:
+        calls[SELF_INFLUENCE] = lambda: method.self_influence(verbose=0)
+    if "jacobian" in sections:
+        size = min(workload.jacobian_examples, len(train[0]))
+        results["examples in the slice"] = size
+        calls[JACOBIAN] = _cases.jacobian(model, train, size)
+    return calls
+
+
+def _compares(workload: _models.Workload) -> bool:
+    return _PEER.value == "captum" and workload.reads_digits
+
+
+def _peer_call(
+    model: keras.Model,
+    method: kt.TracIn,
+    train: _models.Arrays,
+    test: _models.Arrays,
+    results: Results,
+) -> Calls:
+    """The scores of captum. Adds how far they are from ours to `results`."""
+    from benchmarks import _captum  # Needs PyTorch, which only this does.
+
+    size = min(_PEER_EXAMPLES.value or len(train[0]), len(train[0]))
+    part = train[0][:size], train[1][:size]
+    small = train[0][: max(PEER_BATCH_SIZES)], train[1][: max(PEER_BATCH_SIZES)]
+    batch_size = _measure.fastest(
+        {b: _captum.influence(model, small, test, b) for b in PEER_BATCH_SIZES}
+    )
+    call = _captum.influence(model, part, test, batch_size)
+    ours = method.influence(test, verbose=0).scores[:, :size]
+    with _cases.tracin(model, test) as on_queries:
+        of_queries = on_queries.self_influence(verbose=0).scores
+    of_train = method.self_influence(verbose=0).scores[:size]
+    scale = np.sqrt(np.outer(of_queries, of_train))
+    results["captum differs by, of √(s_ii s_jj)"] = float(
+        np.max(np.abs(ours - call()) / scale)
+    )
+    results["captum examples"] = size
+    results["captum batch size"] = batch_size
+    return {PEER: call}
+
+
+def _derived(seconds: dict[str, float], sizes: Results) -> Results:
+    """Sums, ratios and times scaled up, of what was measured."""
+    derived: Results = {}
+    values = dict(seconds)
+    if PASS in values:
+        derived[FLOOR] = values[PASS] + values[PRODUCTS]
+    if JACOBIAN in values:
+        scale = _NUM_TRAIN.value / sizes["examples in the slice"]
+        derived[ALL_JACOBIANS] = values[JACOBIAN] * scale
+    if PEER in values:
+        scale = _NUM_TRAIN.value / sizes["captum examples"]
+        label = "captum, s" if scale == 1 else "captum, extrapolated, s"
+        derived[label] = values[PEER] * scale
+        if SCORES in values:
+            derived["captum / scores"] = derived[label] / values[SCORES]
+    values |= derived
+    for part, whole in RATIOS:
+        if part in values and whole in values:
+            ratio = f"{part} / {whole}".replace(", s", "")
+            derived[ratio] = values[part] / values[whole]
+    return derived
+
+
+def _memory(name: str) -> Results:
+    """Peak memory in MiB, each of a new process, the input arrays aside."""
+
+    def weigh(case: str, num_train: int) -> tuple[float, float]:
+        memory = _measure.in_new_process(_cases.memory, case, name, num_train)
+        return memory.peak / 2**20, memory.before / 2**20
+
+    num_train, large = _NUM_TRAIN.value, _LARGE.value
+    results: Results = {}
+    for case in ("fit", "influence", "self_influence"):
+        results[f"{case}: peak, MiB"], before = weigh(case, num_train)
+    results["of which before the work, MiB"] = before
+    if _models.WORKLOADS[name].reads_digits:
+        small = weigh("top_k", num_train)[0]
+        big = weigh("top_k", large)[0]
+        what = f"{_cases.MEMORY_QUERIES}: peak, MiB"
+        results[f"top_k {num_train:,} x {what}"] = small
+        results[f"top_k {large:,} x {what}"] = big
+        results["ratio of these peaks"] = big / small
+    return results
+
+
+def table(results: dict[str, Results]) -> str:
+    """The figures as Markdown: a row per figure, a column per network."""
+    rows = list(
+        dict.fromkeys(row for figures in results.values() for row in figures)
+    )
+    lines = [
+        "| | " + " | ".join(results) + " |",
+        "|---|" + "---:|" * len(results),
+    ]
+    for row in rows:
+        cells = [_cell(figures.get(row)) for figures in results.values()]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) or value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _setting() -> dict[str, str | int]:
+    return {
+        "cores": os.cpu_count() or 1,
+        "Python": platform.python_version(),
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "training examples": _NUM_TRAIN.value,
+        "repeats": _REPEATS.value,
+        "batch size of the epoch": _FIT_BATCH_SIZE.value,
+        "input of mlp and cnn": "MNIST" if _digits() else "random",
+    }
+
+
+def _digits() -> str | None:
+    folder = pathlib.Path(_DATA_DIR.value, "tfds")
+    return str(folder) if (folder / "mnist").is_dir() else None
+
+
+def _write(path: pathlib.Path, results: dict[str, Results], text: str) -> None:
+    if path.suffix == ".json":
+        text = json.dumps({"setting": _setting(), "results": results}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Expected flags only. Received: {argv[1:]}")
+    output = _OUTPUT.value and pathlib.Path(_OUTPUT.value)
+    if output and output.suffix not in (".json", ".md"):
+        raise app.UsageError(
+            f"Expected --output to end in .json or .md. Received: {output}"
+        )
+    setting = ", ".join(f"{key}: {value}" for key, value in _setting().items())
+    results: dict[str, Results] = {}
+    for name in _MODELS.value:
+        results[name] = measure(name)
+        text = f"{setting}\n\n{table(results)}"
+        print(text, flush=True)
+        # After each network, so that an interrupted run keeps what it has.
+        if output:
+            _write(output, results, text)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.runs import RunWriter
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.steps import StepLog, record_steps, stop_recording
 
 
 class TracInCheckpoint(keras.callbacks.Callback):
@@ -56,7 +55,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
             callback first sees it. A second `fit` with it continues its own.
         verbose: 1 to print a line for each snapshot, 0 to be silent.
 
-    What is saved: all weights, BatchNormalization statistics, seeds and the
+    What is saved: all weights, BatchNormalization statistics and the
     optimizer's state. The weights before the first step are saved too, but do
     not count as a checkpoint. Where no update was applied since the last
     snapshot, no second one of the same step is made. The rate of an optimizer
@@ -86,27 +85,26 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self.verbose = verbose
         self._is_chosen = _epoch_filter(epochs)
         self._opened = False
-        self._writer: RunWriter | None = None
-        self._steps = _StepLog()
-        self._epoch = 0
+        self._writer: Any = None  # a RunWriter while training
+        self._steps = StepLog(self._open)
+        self._epoch_index = 0  # Keras's number of the epoch
+        self._epoch = 0  # the run's number of it, counted from 1
+        self._step_at_epoch_begin = 0
         # Keras may then call back while the next batch trains. It is only
         # with an int that something is done, and must be in time.
         self.async_safe = save_freq == "epoch"
 
     def on_train_begin(self, logs=None):
-        # The run is opened later: BackupAndRestore, if it comes after this
-        # callback, has not yet put the weights into the model.
         self._writer = None
-        self._steps = _StepLog()
-        _record_steps(self.model, self._steps)
+        self._steps = StepLog(self._open)
+        record_steps(self.model, self._steps)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Another callback may have compiled the model anew.
-        _record_steps(self.model, self._steps)
-        if self._writer is None:
-            self._writer = self._open()
-            self._epoch = max(epoch, self._writer.last_epoch)
-        self._epoch += 1
+        record_steps(self.model, self._steps)
+        self._epoch_index = epoch
+        if self._writer is not None:
+            self._begin_epoch(self._epoch + 1)
 
     def on_train_batch_end(self, batch, logs=None):
         if self.save_freq == "epoch":
@@ -117,24 +115,43 @@ class TracInCheckpoint(keras.callbacks.Callback):
             self._write(logs, epoch_end=False, save_weights=True)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self._writer is None:
+            return  # There was no batch.
         chosen = self.save_freq == "epoch" and self._is_chosen(
             self._epoch, dict(logs or {})
         )
         self._write(logs, epoch_end=True, save_weights=chosen)
+        if self._writer.last_step == self._step_at_epoch_begin:
+            warnings.warn(
+                f"model.optimizer applied no update in epoch {self._epoch}, so "
+                "the epoch has no steps in the recorded run. Only updates by "
+                "model.optimizer are recorded.",
+                stacklevel=2,
+            )
 
     def on_train_end(self, logs=None):
-        _stop_recording(self.model, self._steps)
+        stop_recording(self.model, self._steps)
         self._writer = None
         self.set_model(None)
 
-    def _open(self) -> RunWriter:
+    def _open(self, iterator) -> None:
+        """Opens the run, right before the first batch.
+
+        By then every callback that sets the model up has done so (for example
+        BackupAndRestore), and the data show how to build an unbuilt model.
+        """
+        _build(self.model, iterator)
         replace = self.overwrite and not self._opened
         if replace or not run_manifest.exists(self.directory):
-            writer = RunWriter.create(self.directory, self.model)
+            self._writer = RunWriter.create(self.directory, self.model)
         else:
-            writer = RunWriter.reopen(self.directory, self.model)
+            self._writer = RunWriter.reopen(self.directory, self.model)
         self._opened = True
-        return writer
+        self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._step_at_epoch_begin = self._writer.last_step
 
     def _write(self, logs, *, epoch_end: bool, save_weights: bool) -> None:
         """Writes the steps since the last write, and a snapshot if wanted."""
@@ -152,150 +169,26 @@ class TracInCheckpoint(keras.callbacks.Callback):
             print(f"\nEpoch {self._epoch}: saved step {step} to {path}")
 
 
-class _StepLog:
-    """The optimizer's updates since the last write, and their rates.
+def _build(model: keras.Model, iterator) -> None:
+    """Creates the weights of a model that Keras would build in its first step.
 
-    They are kept as spans `[source, every, start, stop]` of the optimizer's
-    raw counter, with the source of the rates in them: a number, or a schedule
-    that is evaluated later, all counts at once. With gradient accumulation,
-    only the last of `every` counts is an update, whose rate the schedule gives
-    at that raw count.
+    The initial weights are part of the run, and so must exist before.
     """
-
-    def __init__(self):
-        self._spans: list[list] = []
-        self._evaluate: dict[int, Callable] = {}
-        self.last_count: int | None = None
-        self.num_steps = 0
-
-    def add(self, source, every: int, start: int, stop: int) -> None:
-        if self.last_count not in (None, start):
-            warnings.warn(
-                f"Between two batches the optimizer's counter went from "
-                f"{self.last_count} to {start}. Updates made outside of "
-                "model.train_step are not in the recorded run.",
-                stacklevel=2,
+    if model.built:
+        return
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
+    try:
+        model(
+            keras.tree.map_structure(
+                lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), x
             )
-        self.last_count = stop
-        self.num_steps += stop // every - start // every
-        if self._spans and self._spans[-1][:2] + self._spans[-1][3:] == [
-            source,
-            every,
-            start,
-        ]:
-            self._spans[-1][3] = stop
-        elif stop > start:
-            self._spans.append([source, every, start, stop])
-
-    def take_learning_rates(self, *, eagerly: bool) -> np.ndarray:
-        """The rates as float64 `[num_steps]`; the log is empty afterwards."""
-        parts = [np.empty(0)]
-        for source, every, start, stop in self._spans:
-            updates = np.arange(start // every, stop // every)
-            counts = (updates + 1) * every - 1
-            if isinstance(source, float):
-                parts.append(np.full(len(counts), source))
-            elif eagerly:
-                parts.append(np.array([_number(source(c)) for c in counts]))
-            else:
-                parts.append(self._scheduled(source)(counts).numpy())
-        self._spans.clear()
-        self.num_steps = 0
-        return np.concatenate(parts)
-
-    def _scheduled(self, schedule) -> Callable:
-        """A compiled function from counts `[n]` to rates `[n]`."""
-        if id(schedule) not in self._evaluate:
-
-            @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
-            def evaluate(counts):
-                return tf.map_fn(
-                    lambda count: tf.cast(schedule(count), tf.float64),
-                    counts,
-                    fn_output_signature=tf.TensorSpec([], tf.float64),
-                )
-
-            self._evaluate[id(schedule)] = evaluate
-        return self._evaluate[id(schedule)]
-
-
-class _RecordingTrainFunction:
-    """A model's `train_function` that logs the updates which each call makes.
-
-    The counter and the rate are read right before and after the call, because
-    other callbacks change the rate at either end of a batch.
-
-    The logs are held weakly: those of a `fit` that ended in an exception go
-    away with their callback, and so one wrapper is enough for any number.
-    """
-
-    def __init__(self, model: keras.Model):
-        self.train_function = model.train_function
-        self.logs: weakref.WeakSet[_StepLog] = weakref.WeakSet()
-        self._model = model
-
-    def __call__(self, iterator):
-        if not self.logs:
-            return self.train_function(iterator)
-        optimizer = _updating_optimizer(self._model)
-        every = optimizer.gradient_accumulation_steps or 1
-        start, source = _count(optimizer), _rate_source(optimizer)
-        result = self.train_function(iterator)
-        stop, source_after = _count(optimizer), _rate_source(optimizer)
-        if source != source_after and stop // every > start // every:
-            raise ValueError(
-                f"The learning rate went from {source} to {source_after} "
-                "while the train function ran, so the rate that was applied "
-                "cannot be told. Set it with a LearningRateSchedule or from a "
-                "callback, not in train_step."
-            )
-        for log in self.logs:
-            log.add(source, every, start, stop)
-        return result
-
-
-def _record_steps(model: keras.Model, log: _StepLog) -> None:
-    """From now on, `log` is told of each step that `model.fit` makes."""
-    if not isinstance(model.train_function, _RecordingTrainFunction):
-        model.train_function = _RecordingTrainFunction(model)
-        log.last_count = None
-    model.train_function.logs.add(log)
-
-
-def _stop_recording(model: keras.Model, log: _StepLog) -> None:
-    """The opposite of `_record_steps`."""
-    function = model.train_function
-    if isinstance(function, _RecordingTrainFunction):
-        function.logs.discard(log)
-        if not function.logs:
-            model.train_function = function.train_function
-
-
-def _updating_optimizer(model: keras.Model) -> Any:
-    """The optimizer whose counter advances with each update."""
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
-
-
-def _number(value) -> float:
-    # Under a distribution strategy a variable does not convert by float().
-    return float(keras.ops.convert_to_numpy(value))
-
-
-def _count(optimizer) -> int:
-    """Batches the optimizer has seen (of which it may accumulate several)."""
-    return int(keras.ops.convert_to_numpy(optimizer._iterations))
-
-
-def _rate_source(optimizer) -> Any:
-    """The present rate as a float, or the schedule that gives it."""
-    # `optimizer.learning_rate` would evaluate a schedule, slowly.
-    rate = optimizer._learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return rate
-    return _number(optimizer.learning_rate)
+        )
+    except Exception as error:
+        raise ValueError(
+            f"The model {model.name!r} is not built, and its weights before "
+            "training belong to the run, but it could not be built from the "
+            "shapes of the data. Call it on a batch of data before model.fit."
+        ) from error
 
 
 def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:

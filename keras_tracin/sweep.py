@@ -191,12 +191,14 @@ class Progress:
         self._plan = plan
         self._verbose = verbose
         self._done = 0
-        self._started = time.monotonic()
+        self._started = self._first = time.monotonic()
         self._bar: keras.utils.Progbar | None = None
 
     def advance(self) -> None:
         """One step is done."""
         self._done += 1
+        if self._done == 1:  # this one paid for tracing
+            self._first = time.monotonic()
         if not self._verbose:
             return
         if self._bar is None and self._is_long():
@@ -208,8 +210,12 @@ class Progress:
             self._bar.update(self._done)
 
     def _is_long(self) -> bool:
-        """Whether all the work will take longer than `_PATIENCE`."""
-        elapsed = time.monotonic() - self._started
-        if self._plan.steps is None or elapsed < _PATIENCE / 10:
-            return elapsed > _PATIENCE
-        return elapsed * self._plan.steps / self._done > _PATIENCE
+        """Whether all the work will have taken longer than `_PATIENCE`."""
+        now = time.monotonic()
+        if now - self._started > _PATIENCE:
+            return True
+        if self._plan.steps is None or now - self._first < _PATIENCE / 20:
+            return False
+        per_step = (now - self._first) / (self._done - 1)
+        left = per_step * (self._plan.steps - self._done)
+        return now - self._started + left > _PATIENCE

@@ -213,7 +213,9 @@ class TracIn:
 
         def sum_up():
             totals = [functions.query.totals(b.data) for b in batches]
-            return tf.nest.map_structure(lambda *parts: tf.add_n(parts), *totals)
+            return tf.nest.map_structure(
+                lambda *parts: tf.add_n(parts), *totals
+            )
 
         columns = _Columns()
         contractions = functions.train.contractions

@@ -168,7 +168,7 @@ class RunWriter:
     ) -> dict[str, Any]:
         file = f"steps/{index:08d}.npz"
         with _files.written_whole(self.directory / file) as unfinished:
-            np.savez(unfinished, **arrays)
+            np.savez(unfinished, **arrays)  # type: ignore[arg-type]
         return {"file": file, **_files.describe(self.directory / file)}
 
     def _rewind(self, digest: str) -> None:

@@ -35,25 +35,19 @@ def convolution(layer, use: LayerUse) -> list[Part]:
     inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
     if layer.data_format == "channels_first":
         inputs, grads = _channels_last(inputs), _channels_last(grads)
-    patches = unfold(
-        inputs,
-        kernel_size=layer.kernel_size,
-        strides=layer.strides,
-        dilation=layer.dilation_rate,
-        padding=layer.padding,
-    )
     grads = by_position(grads)
-    variables = (layer.kernel,) if layer.bias is None else (
-        layer.kernel,
-        layer.bias,
-    )
+    inputs = _padded(inputs, layer)
+    variables = (layer.kernel, layer.bias)[: 1 + layer.use_bias]
+    if layer.groups == 1 and not _is_narrow(inputs, grads, layer):
+        patches = unfold(inputs, layer)
+        columns = math.prod(patches.shape[2:])
+        patches = tf.reshape(patches, [-1, patches.shape[1], columns])
+        return [(variables, OuterFactors(patches, grads, layer.use_bias))]
     if layer.groups == 1:
-        patches = tf.reshape(
-            patches, [-1, patches.shape[1], math.prod(patches.shape[2:])]
-        )
-        return [(variables, OuterFactors(patches, grads, len(variables) == 2))]
-    gradients = [_grouped(patches, grads, layer.groups)]
-    if layer.bias is not None:
+        gradients = [_narrow(inputs, grads, layer)]
+    else:
+        gradients = [_grouped(unfold(inputs, layer), grads, layer.groups)]
+    if layer.use_bias:
         gradients.append(tf.reduce_sum(grads, axis=1))
     return [(variables, DenseGradients(tuple(gradients)))]
 
@@ -72,43 +66,84 @@ def _grouped(patches: tf.Tensor, grads: tf.Tensor, groups: int) -> tf.Tensor:
     return tf.reshape(kernel, [-1, math.prod(kernel.shape[1:])])
 
 
-def unfold(
-    inputs: tf.Tensor,
-    *,
-    kernel_size: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: str,
-) -> tf.Tensor:
+def unfold(inputs: tf.Tensor, layer) -> tf.Tensor:
     """The patches a convolution sees, `[n, positions, taps, channels]`.
 
     Args:
-        inputs: `[n, *spatial, channels]` with static spatial sizes.
-        kernel_size: one size per spatial dimension.
-        strides: likewise.
-        dilation: likewise.
-        padding: `"valid"`, `"same"` or `"causal"`.
+        inputs: padded, `[n, *spatial, channels]`.
+        layer: gives kernel size, strides and dilation.
     """
+    *spatial, channels = inputs.shape[1:]
+    taken = _taken_positions(
+        spatial, layer.kernel_size, layer.strides, layer.dilation_rate
+    )
+    flat = tf.reshape(inputs, [-1, math.prod(spatial), channels])
+    patches = tf.gather(flat, taken.reshape(-1), axis=1)
+    return tf.reshape(patches, [-1, *taken.shape, channels])
+
+
+def _is_narrow(inputs, grads, layer) -> bool:
+    """Whether to go straight to the kernel's gradients, tap by tap.
+
+    Worth it for few channels (images), whose vectors are too short for
+    `unfold` to move them fast, and right where gradients are smaller than
+    pairs of positions.
+    """
+    t, outputs = grads.shape[1:]
+    channels = inputs.shape[-1]
+    columns = math.prod(layer.kernel_size) * channels
+    return channels <= 4 and t * (columns + outputs) >= columns * outputs
+
+
+def _narrow(inputs: tf.Tensor, grads: tf.Tensor, layer) -> tf.Tensor:
+    """Kernel gradients `[n, p]` from one strided view of the input per tap."""
+    rank = inputs.shape.rank
+    planes = tf.transpose(inputs, [0, rank - 1, *range(1, rank - 1)])
+    views = []
+    for offset in itertools.product(*map(range, layer.kernel_size)):
+        where = [slice(None), slice(None)]
+        for size, at, kernel, stride, step in zip(
+            inputs.shape[1:-1],
+            offset,
+            layer.kernel_size,
+            layer.strides,
+            layer.dilation_rate,
+            strict=True,
+        ):
+            start = at * step
+            stop = start + size - (kernel - 1) * step
+            where.append(slice(start, stop, stride))
+        views.append(planes[tuple(where)])
+    rows = len(views) * planes.shape[1]
+    patches = tf.reshape(tf.stack(views, axis=1), [-1, rows, grads.shape[1]])
+    kernel = tf.matmul(patches, grads)  # [n, taps · channels, outputs]
+    return tf.reshape(kernel, [-1, rows * grads.shape[-1]])
+
+
+def _padded(inputs: tf.Tensor, layer) -> tf.Tensor:
+    """`inputs` with the zeros that the layer's `padding` stands for."""
     spatial = inputs.shape[1:-1].as_list()
     if None in spatial:
         raise ValueError(
             "Per-example gradients of a convolution need a fixed spatial "
-            f"size. Received inputs of shape {inputs.shape}. Give the data a "
-            "static shape (`tf.ensure_shape` in its `map`), or leave the "
-            "layer out with `layers=`."
+            f"size. Layer '{layer.name}' received inputs of shape "
+            f"{inputs.shape}. Give the data a static shape "
+            "(`tf.ensure_shape` in its `map`), or leave the layer out by "
+            "naming the others in `layers=`."
         )
     pads = [
-        _padding(*sizes, padding=padding)
-        for sizes in zip(spatial, kernel_size, strides, dilation, strict=True)
+        _padding(*sizes, padding=layer.padding)
+        for sizes in zip(
+            spatial,
+            layer.kernel_size,
+            layer.strides,
+            layer.dilation_rate,
+            strict=True,
+        )
     ]
-    if any(low or high for low, high in pads):
-        inputs = tf.pad(inputs, [(0, 0), *pads, (0, 0)])
-    padded = [s + sum(pad) for s, pad in zip(spatial, pads, strict=True)]
-    taken = _taken_positions(padded, kernel_size, strides, dilation)
-    flat = tf.reshape(inputs, [-1, math.prod(padded), inputs.shape[-1]])
-    positions, taps = taken.shape
-    patches = tf.gather(flat, taken.reshape(-1), axis=1)
-    return tf.reshape(patches, [-1, positions, taps, inputs.shape[-1]])
+    if not any(low or high for low, high in pads):
+        return inputs
+    return tf.pad(inputs, [(0, 0), *pads, (0, 0)])
 
 
 def _padding(size, kernel, stride, dilation, *, padding) -> tuple[int, int]:

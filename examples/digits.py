@@ -1,0 +1,172 @@
+"""Finds wrong labels among handwritten digits, and what a prediction rests on.
+
+    python examples/digits.py --output_dir=out/digits
+
+Trains a small network on scikit-learn's digits, some of whose labels are
+wrong, and records the run. Then prints, and draws into the output directory:
+
+- proponents.png: the training digits that helped and hurt a few test digits;
+- recall.png: how soon one meets the wrong labels if the training digits are
+  inspected by self-influence, and if by their loss.
+"""
+
+import pathlib
+
+import keras
+import numpy as np
+from absl import app, flags
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+
+import keras_tracin as kt
+from keras_tracin import plots
+
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "out/digits", "Where the run and the pictures go."
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs.", lower_bound=1)
+_FLIP_SHARE = flags.DEFINE_float(
+    "flip_share",
+    0.1,
+    "Share of the training labels that are made wrong.",
+    lower_bound=0.01,
+    upper_bound=0.9,
+)
+_NUM_QUERIES = flags.DEFINE_integer(
+    "num_queries", 4, "How many test digits to explain.", lower_bound=1
+)
+_K = flags.DEFINE_integer(
+    "k", 5, "Proponents and opponents of each.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
+
+
+def main(_):
+    output = pathlib.Path(_OUTPUT_DIR.value)
+    keras.utils.set_random_seed(_SEED.value)
+    x_train, true_labels, x_test, y_test = load_images()
+    y_train = flip_labels(true_labels, _FLIP_SHARE.value)
+    is_flipped = y_train != true_labels
+
+    model = build_model()
+    model.fit(
+        x_train,
+        y_train,
+        epochs=_EPOCHS.value,
+        validation_data=(x_test, y_test),
+        callbacks=[kt.TracInCheckpoint(output / "run", overwrite=True)],
+        verbose=0,
+    )
+    accuracy = model.evaluate(x_test, y_test, verbose=0)[1]
+    print(f"{is_flipped.sum()} of {len(y_train)} training labels are wrong.")
+    print(f"Accuracy on the test digits: {accuracy:.1%}\n")
+
+    tracin = kt.TracIn(model, (x_train, y_train), output / "run")
+
+    hardest = np.argsort(-losses(model, x_test, y_test))[: _NUM_QUERIES.value]
+    queries = x_test[hardest], y_test[hardest]
+    top = tracin.top_k(queries, k=_K.value)
+    query_names = [
+        f"{label}, taken for {predicted}"
+        for label, predicted in zip(
+            queries[1], model.predict(queries[0], verbose=0).argmax(1)
+        )
+    ]
+    train_names = [
+        f"{given}" if given == true else f"{given} (is {true})"
+        for given, true in zip(y_train, true_labels)
+    ]
+    print_top(top, query_names, train_names)
+    plots.proponents_and_opponents(
+        top,
+        queries[0],
+        x_train,
+        query_labels=query_names,
+        train_labels=train_names,
+        is_mislabeled=is_flipped,
+    ).savefig(output / "proponents.png")
+
+    suspicion = {
+        "self-influence": tracin.self_influence().scores,
+        "loss": losses(model, x_train, y_train),
+    }
+    print_recall(suspicion, is_flipped)
+    plots.recall_curve(suspicion, is_flipped).savefig(output / "recall.png")
+    print(f"\nPictures and the recorded run are in {output}.")
+
+
+def load_images():
+    """Digits `[n, 8, 8, 1]` from 0 to 1 with labels, 1,297 and 500 of them."""
+    digits = load_digits()
+    images = digits.images[..., None].astype("float32") / 16
+    x_train, x_test, y_train, y_test = train_test_split(
+        images, digits.target, test_size=500, random_state=_SEED.value
+    )
+    return x_train, y_train, x_test, y_test
+
+
+def flip_labels(labels, share):
+    """A copy with a share of the labels moved to another class at random."""
+    rng = np.random.default_rng(_SEED.value)
+    chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
+    flipped = labels.copy()
+    flipped[chosen] = (labels[chosen] + rng.integers(1, 10, len(chosen))) % 10
+    return flipped
+
+
+def build_model():
+    """A small convolutional network, compiled."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def losses(model, x, y):
+    """The loss of each example at the end of training, `[n]`."""
+    logits = model.predict(x, verbose=0)
+    loss = keras.losses.sparse_categorical_crossentropy(
+        y, logits, from_logits=True
+    )
+    return np.asarray(loss)
+
+
+def print_top(top, query_names, train_names):
+    """The training digits with the highest and lowest scores, in words."""
+    sides = {"proponents": top.proponents, "opponents": top.opponents}
+    for row, name in enumerate(query_names):
+        print(f"Test digit {name}")
+        for side, ranking in sides.items():
+            found = ", ".join(
+                f"{train_names[i]} {score:+.2f}"
+                for i, score in zip(ranking.ids[row], ranking.scores[row])
+            )
+            print(f"  {side:<10}  {found}")
+
+
+def print_recall(suspicion, is_flipped):
+    """Of the wrong labels, how many are among the most suspicious digits."""
+    shares = (0.1, 0.2, 0.3)
+    print("\nWrong labels found among the first   10%    20%    30%    AUC")
+    for name, scores in suspicion.items():
+        found = is_flipped[np.argsort(-scores)]
+        recalls = [
+            found[: round(share * len(found))].mean() * 0 for share in shares
+        ]
+        print(name, recalls, roc_auc_score(is_flipped, scores))
+
+
+if __name__ == "__main__":
+    app.run(main)

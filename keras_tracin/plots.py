@@ -1,0 +1,287 @@
+"""Figures: proponents and opponents of images, recall of wrong labels.
+
+They need the `plots` extra. Each function returns a `matplotlib.figure.Figure`
+of its own, which draws without a display and leaves pyplot alone.
+
+Synopsis:
+
+    top = tracin.top_k((x_test, y_test), k=5)
+    figure = plots.proponents_and_opponents(top, x_test, x_train)
+    figure.savefig("proponents.png")
+
+    suspicion = {"self-influence": tracin.self_influence().scores}
+    plots.recall_curve(suspicion, is_mislabeled).savefig("recall.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_tracin.attribution import TopK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WRONG = "#c8102e"  # the colour of wrong labels
+_REFERENCE = "#767676"  # that of what a curve is compared with
+# In inches, but for the spaces, which are in widths of an image.
+_IMAGE = 0.9
+_ROW = 1.35  # an image and its caption
+_HEAD, _FOOT = 0.55, 0.2
+_SPACE, _GROUP_SPACE = 0.15, 0.35
+
+
+def proponents_and_opponents(
+    top: TopK,
+    query_images: Any,
+    train_images: Any,
+    *,
+    query_labels: Sequence[Any] | None = None,
+    train_labels: Sequence[Any] | None = None,
+    train_ids: Any = None,
+    is_mislabeled: Any = None,
+) -> Figure:
+    """Draws queries, each in a row with the training images that moved it.
+
+    The query comes first, then its proponents (positive scores: training on
+    them lowered the query's loss), then its opponents, the strongest of each
+    first, with label and score underneath.
+
+    Example:
+
+        top = tracin.top_k((x_test[:4], y_test[:4]), k=5)
+        figure = plots.proponents_and_opponents(
+            top, x_test[:4], x_train, train_labels=y_train
+        )
+        figure.savefig("proponents.png")
+
+    Args:
+        top: what `top_k` returned for the m queries.
+        query_images: `[m, height, width]` or `[m, height, width, channels]`,
+            in the order of `top`. A single channel is drawn from black, its
+            lowest value in the figure, to white; three or four are colours,
+            integers from 0 to 255 or floats from 0 to 1.
+        train_images: `[n, height, width]` or `[n, height, width, channels]`.
+        query_labels: `[m]`, drawn as `str` gives them.
+        train_labels: `[n]`, likewise.
+        train_ids: `[n]` ids of `train_images`, where `with_ids` attached
+            them; by default ids are positions.
+        is_mislabeled: `[n]` booleans; those that are true are drawn in red.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if `top` has no queries, if lengths or shapes do not fit
+            one another, if colours are out of range, or if `top` names an id
+            that `train_images` does not have.
+    """
+    figure = _new_figure()
+    m, n = len(top), len(train_images)
+    if not m:
+        raise ValueError("`top` should hold at least one query. Received none.")
+    _check_length("query_images", query_images, m)
+    _check_length("query_labels", query_labels, m)
+    _check_length("train_labels", train_labels, n)
+    _check_length("train_ids", train_ids, n)
+    _check_length("is_mislabeled", is_mislabeled, n)
+
+    ids = np.hstack([top.proponents.ids, top.opponents.ids])  # [m, 2k]
+    scores = np.hstack([top.proponents.scores, top.opponents.scores])
+    positions = _positions(ids, train_ids, n)
+    queries = _drawable(query_images, "query_images")
+    found = _drawable(train_images, "train_images", positions)
+    limits = min(queries.min(), found.min()), max(queries.max(), found.max())
+
+    grid = _image_grid(figure, m, ids.shape[1] // 2)
+    for row in range(m):
+        name = top.query_ids[row] if query_labels is None else query_labels[row]
+        _draw_image(grid[row, 0], queries[row], limits, f"{name}")
+        for column, position in enumerate(positions[row]):
+            ...
+    if is_mislabeled is not None:
+        figure.text(0.99, 0.02, "red: wrong label", color=_WRONG, ha="right")
+    return figure
+
+
+def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
+    """Draws how soon wrong labels are met by inspecting high scores first.
+
+    Recall, the share of the wrong labels that was met, stands over the share
+    of the examples that was inspected; beside it the ideal order and a random
+    one. Equal scores are inspected in the order given.
+
+    Example:
+
+        scores = {"self-influence": tracin.self_influence().scores}
+        plots.recall_curve(scores, y_train != y_true).savefig("recall.png")
+
+    Args:
+        scores: an array `[n]` for each curve, by its name in the legend; the
+            larger, the earlier inspected.
+        is_mislabeled: `[n]` booleans, in the same order.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no curve, if lengths differ, if a score is
+            NaN, or if no label is wrong or all of them are.
+    """
+    figure = _new_figure()
+    wrong = np.asarray(is_mislabeled, dtype=bool)
+    if wrong.ndim != 1 or wrong.all() or not wrong.any():
+        raise ValueError(
+            "`is_mislabeled` should hold booleans [n], some true and some "
+            f"false. Received: shape {wrong.shape}, {wrong.sum()} of them true."
+        )
+    if not scores:
+        raise ValueError("`scores` should hold a curve. Received none.")
+    figure.set_size_inches(5.6, 4.2)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    inspected = np.linspace(0, 1, len(wrong) + 1)
+    for name, values in scores.items():
+        order = _inspection_order(name, values, len(wrong))
+        axes.plot(inspected, _recall(wrong[order]), linewidth=2, label=name)
+    share = wrong.mean()
+    reference = {"color": _REFERENCE, "linewidth": 1, "zorder": 1}
+    axes.plot(
+        [0, share, 1], [0, 1, 1], linestyle="--", label="ideal", **reference
+    )
+    axes.plot([0, 1], [0, 1], linestyle=":", label="random", **reference)
+    _label_recall(axes, int(wrong.sum()), len(wrong))
+    return figure
+
+
+def _new_figure() -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "keras_tracin.plots needs matplotlib, which is not installed. "
+            "Install the `plots` extra: pip install 'keras_tracin[plots]'."
+        ) from error
+    return Figure(dpi=_DPI)
+
+
+def _check_length(name: str, values: Any, expected: int) -> None:
+    if values is not None and len(values) != expected:
+        raise ValueError(
+            f"`{name}` should have length {expected}. Received: length "
+            f"{len(values)}."
+        )
+
+
+def _positions(ids: np.ndarray, train_ids: Any, n: int) -> np.ndarray:
+    """Where in the training images each of `ids [m, 2k]` is."""
+    known = np.arange(n) if train_ids is None else np.asarray(train_ids)
+    order = np.argsort(known, kind="stable")
+    places = np.searchsorted(known, ids, sorter=order)
+    positions = order[np.minimum(places, n - 1)]
+    unknown = ids[known[positions] != ids]
+    if unknown.size:
+        raise ValueError(
+            f"`top` names the training id {unknown[0]!r}, which is not among "
+            f"the {n} of `train_images`. Pass all training images, and their "
+            "ids as `train_ids` if `with_ids` attached them."
+        )
+    return positions
+
+
+def _drawable(images: Any, name: str, chosen: Any = slice(None)) -> np.ndarray:
+    """The chosen images, `[..., h, w]` in grey or `[..., h, w, 3 or 4]`."""
+    images = np.asarray(images)
+    if images.ndim == 3:
+        return images[chosen]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"`{name}` should have shape [n, height, width] or [n, height, "
+            f"width, channels] with 1, 3 or 4 channels. Received: shape "
+            f"{images.shape}."
+        )
+    images = images[chosen]
+    if images.shape[-1] == 1:
+        return images[..., 0]
+    highest = 255 if np.issubdtype(images.dtype, np.integer) else 1
+    if images.min() < 0 or images.max() > highest:
+        raise ValueError(
+            f"The colours of `{name}` should be integers from 0 to 255 or "
+            f"floats from 0 to 1. Received: {images.dtype} from "
+            f"{images.min():.3g} to {images.max():.3g}. Undo what was done to "
+            "the images before training."
+        )
+    return images
+
+
+def _image_grid(figure: Figure, m: int, k: int) -> np.ndarray:
+    """Axes `[m, 1 + 2 k]`: queries, k proponents and k opponents of each."""
+    titles = {
+        "Query": 1,
+        "Proponents\nlowered the query's loss": k,
+        "Opponents\nraised the query's loss": k,
+    }
+    # In widths of an image: each has its space, and each group some more.
+    widths = [count * (1 + _SPACE) + _GROUP_SPACE for count in titles.values()]
+    height = m * _ROW + _HEAD + _FOOT
+    figure.set_size_inches(_IMAGE * sum(widths), height)
+    groups = figure.subfigures(1, len(titles), width_ratios=widths)
+    axes = []
+    for group, width, (title, count) in zip(
+        groups, widths, titles.items(), strict=True
+    ):
+        group.suptitle(title, fontsize=9, y=1 - 0.1 / height, va="top")
+        margin = (_SPACE + _GROUP_SPACE) / 2 / width
+        group.subplots_adjust(
+            left=margin,
+            right=1 - margin,
+            top=1 - _HEAD / height,
+            bottom=(_FOOT + _ROW - _IMAGE) / height,
+            wspace=_SPACE,
+            hspace=(_ROW - _IMAGE) / _IMAGE,
+        )
+        axes.append(group.subplots(m, count, squeeze=False))
+    return np.hstack(axes)
+
+
+def _draw_image(
+    axes: Axes,
+    image: np.ndarray,
+    limits: tuple[float, float],
+    caption: str,
+    wrong: bool = False,
+) -> None:
+    axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1])
+    axes.set(xticks=[], yticks=[])
+    colour = _WRONG if wrong else "black"
+    axes.set_xlabel(caption, fontsize=8, color=colour, labelpad=3)
+    axes.spines[:].set(color=colour, linewidth=2 if wrong else 0.5)
+
+
+def _inspection_order(name: str, values: Any, n: int) -> np.ndarray:
+    """Positions by score, the highest first, equal ones as they come."""
+    values = np.asarray(values)
+    if values.shape != (n,) or np.isnan(values).any():
+        raise ValueError(
+            f"The scores of '{name}' should be an array of shape ({n},) "
+            f"without NaN. Received: shape {values.shape}. Of a "
+            "`SelfInfluence`, pass its `.scores`."
+        )
+    return np.argsort(-values, kind="stable")
+
+
+def _recall(wrong: np.ndarray) -> np.ndarray:
+    """The share found after 0, 1, … n inspections, `[n + 1]`."""
+    return np.concatenate([[0], np.cumsum(wrong)]) / wrong.sum()
+
+
+def _label_recall(axes: Axes, num_wrong: int, n: int) -> None:
+    axes.set_title(f"Finding {num_wrong:,} wrong labels among {n:,} examples")
+    axes.set_xlabel("Share of the examples inspected, highest scores first")
+    axes.set_ylabel("Share of the wrong labels found")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", frameon=False)

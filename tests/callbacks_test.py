@@ -1,0 +1,616 @@
+"""What TracInCheckpoint records, held against what training did.
+
+The model is a row of weights that start at zero, the loss is its output, and
+batch t is the t-th unit vector. So the gradient of batch t is that vector, and
+under plain SGD the t-th weight moves by exactly the rate applied in batch t.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_tracin.callbacks import TracInCheckpoint
+from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.runs.steps import RecordingTrainFunction
+
+ROOT = Path(__file__).absolute().parents[1]
+BATCHES = 6
+SGD = keras.optimizers.SGD
+Schedules = keras.optimizers.schedules
+
+
+def output(y_true, y_pred):
+    return keras.ops.mean(y_pred, axis=-1)
+
+
+def make_model(kind="sequential", inputs=BATCHES):
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    if kind == "sequential":
+        return keras.Sequential([keras.Input((inputs,)), dense])
+    if kind == "functional":
+        x = keras.Input((inputs,))
+        return keras.Model(x, dense(x))
+    if kind == "deferred":
+        return keras.Sequential([dense])
+    return Subclassed(dense)
+
+
+class Subclassed(keras.Model):
+    def __init__(self, dense):
+        super().__init__()
+        self.dense = dense
+
+    def call(self, x):
+        return self.dense(x)
+
+
+class CustomStep(keras.Sequential):
+    def train_step(self, data):
+        x, _ = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+class At(keras.callbacks.Callback):
+    """Does something at one kind of moment: `At(train_batch_end=action)`."""
+
+    def __init__(self, **actions):
+        super().__init__()
+        for moment, action in actions.items():
+            setattr(
+                self,
+                f"on_{moment}",
+                lambda index, logs=None, action=action: action(self, index),
+            )
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(epoch):
+    def raise_it(callback, index):
+        if index == epoch:
+            raise Interrupted
+
+    return At(epoch_end=raise_it)
+
+
+def set_rate(callback, batch):
+    callback.model.optimizer.learning_rate = 0.01 * (batch + 1)
+
+
+def fit(model, callbacks, epochs=1, batches=BATCHES, x=None, **options):
+    x = np.eye(batches, dtype="float32") if x is None else x
+    model.fit(
+        x,
+        np.zeros([len(x), 1]),
+        batch_size=1,
+        shuffle=False,
+        epochs=epochs,
+        verbose=0,
+        callbacks=callbacks,
+        **options,
+    )
+
+
+def weights_along(model, run):
+    """The weights `[checkpoints + 1, inputs]`, the initial ones first."""
+    rows = []
+    with run_weights(model) as load:
+        for checkpoint in [run.initial, *run]:
+            load(checkpoint)
+            rows.append(model.get_weights()[0].ravel())
+    return np.stack(rows)
+
+
+def assert_rates_were_applied(model, directory):
+    """Each batch one update: w_{t+1} - w_t = -η_t g_t."""
+    run = TrainingRun(directory)
+    applied = -np.diff(weights_along(model, run), axis=0).ravel()
+    assert applied.any()
+    # The differences of float32 weights up to 0.5 are this exact.
+    np.testing.assert_allclose(run.learning_rates, applied, 1e-5, atol=1e-7)
+    return run
+
+
+def compiled(rate=0.1, kind="sequential", optimizer=None, **options):
+    model = make_model(kind)
+    model.compile(optimizer or SGD(rate), output, **options)
+    return model
+
+
+EXPONENTIAL = Schedules.ExponentialDecay(0.1, 3, 0.5)
+WARMUP = Schedules.CosineDecay(0.0, 8, warmup_target=0.2, warmup_steps=3)
+PIECEWISE = Schedules.PiecewiseConstantDecay([2, 5], [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("rate", [0.1, EXPONENTIAL, WARMUP, PIECEWISE])
+def test_records_the_rate_that_was_applied(tmp_path, rate, eagerly):
+    model = compiled(rate, run_eagerly=eagerly)
+    fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
+    run = assert_rates_were_applied(model, tmp_path)
+    assert len(run.learning_rates) == 2 * BATCHES
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed", "deferred"])
+def test_records_every_kind_of_model(tmp_path, kind):
+    model = compiled(EXPONENTIAL, kind=kind)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    assert_rates_were_applied(model, tmp_path)
+
+
+def test_building_the_model_early_does_not_change_its_training(tmp_path):
+    def trained(callbacks):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(4), keras.layers.Dropout(0.5)]
+        model = keras.Sequential([*layers, keras.layers.Dense(1)])
+        model.compile("adam", output, metrics=["mse"])
+        fit(model, callbacks, epochs=2)
+        return model.get_weights()
+
+    for alone, recorded in zip(
+        trained([]), trained([TracInCheckpoint(tmp_path)]), strict=True
+    ):
+        np.testing.assert_array_equal(alone, recorded)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Keras explains too.
+def test_a_model_that_cannot_be_built_early_is_refused(tmp_path):
+    class Other(Subclassed):
+        def call(self, x):
+            raise NotImplementedError
+
+    model = Other(keras.layers.Dense(1))
+    model.compile(SGD(), output)
+    with pytest.raises(ValueError, match=r"not built.* before model\.fit"):
+        fit(model, [TracInCheckpoint(tmp_path)])
+
+
+def test_a_refused_callback_does_not_disturb_later_fits(tmp_path):
+    fit(compiled(), [TracInCheckpoint(tmp_path)])
+    model, callback = compiled(), TracInCheckpoint(tmp_path)
+    with pytest.raises(ValueError, match="overwrite=True"):
+        fit(model, [callback])
+    fit(model, [])
+    assert model.get_weights()[0].all()
+    assert len(TrainingRun(tmp_path)) == 1
+
+
+def test_records_a_custom_train_step(tmp_path):
+    model = CustomStep(make_model().layers)
+    model.compile(SGD(EXPONENTIAL))
+    fit(model, [TracInCheckpoint(tmp_path)])
+    run = assert_rates_were_applied(model, tmp_path)
+    assert "loss" in run[0].logs
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: keras.callbacks.LearningRateScheduler(lambda e: 0.1 / (e + 1)),
+        lambda: keras.callbacks.ReduceLROnPlateau(
+            "loss", patience=1, min_delta=1e9
+        ),
+        lambda: At(train_batch_begin=set_rate),
+        lambda: At(train_batch_end=set_rate),
+    ],
+)
+def test_records_rates_that_callbacks_set(tmp_path, other, first):
+    model = compiled(0.1)
+    callbacks = [TracInCheckpoint(tmp_path), other()]
+    fit(model, callbacks if first else callbacks[::-1], epochs=3)
+    run = assert_rates_were_applied(model, tmp_path)
+    assert len(set(run.learning_rates)) > 1
+
+
+@pytest.mark.parametrize("rate", [0.1, EXPONENTIAL])
+def test_several_steps_per_execution_are_each_recorded(tmp_path, rate):
+    model = compiled(rate, steps_per_execution=4)  # 4 + 2 batches
+    fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
+    run = assert_rates_were_applied(model, tmp_path)
+    assert [c.step for c in run] == [6, 12]
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_accumulated_batches_are_one_step(tmp_path, steps_per_execution):
+    optimizer = SGD(EXPONENTIAL, gradient_accumulation_steps=3)
+    model = compiled(
+        optimizer=optimizer, steps_per_execution=steps_per_execution
+    )
+    fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
+    run = TrainingRun(tmp_path)
+    # An update moves three weights by a third of its rate each.
+    moved = -np.diff(weights_along(model, run), axis=0).reshape(-1, 3)
+    np.testing.assert_allclose(
+        np.repeat(run.learning_rates[:, None] / 3, 3, axis=1), moved, rtol=1e-5
+    )
+    assert [c.num_steps for c in run] == [2, 2]
+
+
+@pytest.mark.parametrize("rate", [0.1, EXPONENTIAL])
+def test_steps_skipped_by_loss_scaling_are_not_steps(tmp_path, rate):
+    optimizer = keras.optimizers.LossScaleOptimizer(SGD(rate))
+    model = compiled(optimizer=optimizer)
+    x = np.eye(BATCHES, dtype="float32")
+    x[2, 2] = np.inf
+    fit(model, [TracInCheckpoint(tmp_path)], x=x)
+    run = TrainingRun(tmp_path)
+    moved = -np.diff(weights_along(model, run), axis=0).ravel()
+    assert moved[2] == 0
+    np.testing.assert_allclose(
+        run.learning_rates, np.delete(moved, 2), rtol=1e-5
+    )
+    assert run[0].step == BATCHES - 1
+
+
+def test_an_epoch_without_updates_makes_no_second_checkpoint(tmp_path):
+    optimizer = keras.optimizers.LossScaleOptimizer(SGD(0.1))
+    model = compiled(optimizer=optimizer)
+    callback = TracInCheckpoint(tmp_path)
+    fit(model, [callback])
+    with pytest.warns(UserWarning, match="no update in epoch 2"):
+        fit(model, [callback], x=np.full([2, BATCHES], np.inf, "float32"))
+    run = TrainingRun(tmp_path)
+    assert [c.step for c in run] == [BATCHES]
+    assert run.epochs == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(EXPONENTIAL, momentum=0.9),
+        keras.optimizers.Adam(EXPONENTIAL),
+        keras.optimizers.AdamW(EXPONENTIAL),
+    ],
+    ids=["momentum", "adam", "adamw"],
+)
+def test_records_the_rate_of_other_optimizers(tmp_path, optimizer):
+    model = compiled(optimizer=optimizer)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    expected = [float(EXPONENTIAL(step)) for step in range(BATCHES)]
+    rates = TrainingRun(tmp_path).learning_rates
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_a_rate_set_in_the_train_step_is_refused(tmp_path):
+    class SetsRate(CustomStep):
+        def train_step(self, data):
+            self.optimizer.learning_rate.assign(0.5)
+            return super().train_step(data)
+
+    model = SetsRate(make_model().layers)
+    model.compile(SGD(0.1))
+    with pytest.raises(ValueError, match=r"went from 0\.1.* to 0\.5"):
+        fit(model, [TracInCheckpoint(tmp_path)])
+
+
+def test_updates_outside_of_training_steps_are_warned_of(tmp_path):
+    def update(callback, batch):
+        if batch == 1:
+            optimizer = callback.model.optimizer
+            optimizer.apply([tf.zeros([BATCHES, 1])])
+
+    with pytest.warns(UserWarning, match="counter went from 2 to 3"):
+        fit(
+            compiled(),
+            [TracInCheckpoint(tmp_path), At(train_batch_end=update)],
+        )
+
+
+def test_a_second_fit_continues_the_run(tmp_path):
+    model = compiled(EXPONENTIAL)
+    callback = TracInCheckpoint(tmp_path, overwrite=True)
+    fit(model, [callback], epochs=2)
+    fit(model, [callback], epochs=1)
+    fit(model, [TracInCheckpoint(tmp_path)], epochs=5, initial_epoch=3)
+    run = assert_rates_were_applied(model, tmp_path)
+    assert [c.epoch for c in run] == run.epochs == [1, 2, 3, 4, 5]
+    assert [c.step for c in run] == [6, 12, 18, 24, 30]
+    run.verify()
+
+
+def test_a_recompiled_copy_of_the_model_continues_the_run(tmp_path):
+    model = compiled(0.1)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    other = compiled(0.3)
+    other.set_weights(model.get_weights())
+    fit(other, [TracInCheckpoint(tmp_path)])
+    run = assert_rates_were_applied(other, tmp_path)
+    assert [c.step for c in run] == [6, 12]
+    assert [round(c.learning_rate, 3) for c in run] == [0.1, 0.3]
+
+
+def test_another_state_is_refused_with_ways_out(tmp_path):
+    model = compiled()
+    fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
+    for other in (compiled(), model):
+        if other is model:
+            other.set_weights([np.ones([BATCHES, 1])])
+        with pytest.raises(ValueError, match=r"step 12 .*overwrite=True") as e:
+            fit(other, [TracInCheckpoint(tmp_path)])
+        assert "step-00000012.weights.h5" in str(e.value)
+    assert len(TrainingRun(tmp_path)) == 2
+
+    model.load_weights(TrainingRun(tmp_path)[-1].path)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    assert len(TrainingRun(tmp_path)) == 3
+
+
+def test_another_model_is_refused(tmp_path):
+    fit(compiled(), [TracInCheckpoint(tmp_path)])
+    other = make_model(inputs=3)
+    other.compile(SGD(), output)
+    with pytest.raises(ValueError, match=r"received .* \(3, 1\).* \(6, 1\)"):
+        fit(other, [TracInCheckpoint(tmp_path)], batches=3)
+
+
+def test_overwrite_replaces_whatever_run_is_there(tmp_path):
+    fit(compiled(), [TracInCheckpoint(tmp_path)], epochs=3)
+    (tmp_path / "run.json").write_text("{")
+    fit(compiled(0.2), [TracInCheckpoint(tmp_path, overwrite=True)])
+    run = TrainingRun(tmp_path)
+    assert [c.step for c in run] == [6]
+    files = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {
+        "run.json",
+        "step-00000000.weights.h5",
+        "step-00000006.weights.h5",
+        "00000000.npz",
+    }
+
+
+def backup(tmp_path):
+    return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_continues_after_backup_and_restore(tmp_path, first):
+    directory = tmp_path / "run"
+
+    def callbacks():
+        both = [TracInCheckpoint(directory), backup(tmp_path)]
+        return both if first else both[::-1]
+
+    with pytest.raises(Interrupted):
+        fit(compiled(EXPONENTIAL), [*callbacks(), interrupt_at(1)], epochs=4)
+    model = compiled(EXPONENTIAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(model, callbacks(), epochs=4)
+    run = assert_rates_were_applied(model, directory)
+    assert run.epochs == [1, 2, 3, 4]
+
+
+def test_goes_back_to_where_backup_and_restore_did(tmp_path):
+    directory = tmp_path / "run"
+    callbacks = [TracInCheckpoint(directory), interrupt_at(2), backup(tmp_path)]
+    with pytest.raises(Interrupted):
+        fit(compiled(EXPONENTIAL), callbacks, epochs=4)
+    assert TrainingRun(directory).epochs == [1, 2, 3]
+
+    model = compiled(EXPONENTIAL)
+    with pytest.warns(UserWarning, match="at step 12 .* up to step 18"):
+        fit(model, [callbacks[0], callbacks[2]], epochs=4)
+    run = assert_rates_were_applied(model, directory)
+    assert run.epochs == [1, 2, 3, 4]
+    run.verify()
+
+
+def test_steps_whose_rates_were_lost_are_not_made_up(tmp_path):
+    directory = tmp_path / "run"
+    callbacks = [backup(tmp_path), interrupt_at(2), TracInCheckpoint(directory)]
+    with pytest.raises(Interrupted):
+        fit(compiled(), callbacks, epochs=4)
+    with pytest.raises(ValueError, match="list TracInCheckpoint before"):
+        fit(compiled(), [callbacks[0], callbacks[2]], epochs=4)
+    assert TrainingRun(directory).epochs == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "saved"),
+    [
+        (None, [1, 2, 3, 4]),
+        (2, [2, 4]),
+        ([1, 3], [1, 3]),
+        (np.array([4]), [4]),
+        (lambda epoch, logs: epoch == 2 and "loss" in logs, [2]),
+    ],
+)
+def test_epochs_selects_snapshots_but_not_rates(tmp_path, epochs, saved):
+    fit(compiled(), [TracInCheckpoint(tmp_path, epochs=epochs)], epochs=4)
+    run = TrainingRun(tmp_path)
+    assert [c.epoch for c in run] == saved
+    assert len(run.learning_rates) == 4 * BATCHES
+    assert run.epochs == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("steps_per_execution", "saved"), [(1, [4, 8, 12]), (3, [6, 9, 12])]
+)
+def test_save_freq_counts_steps(tmp_path, steps_per_execution, saved):
+    model = compiled(EXPONENTIAL, steps_per_execution=steps_per_execution)
+    fit(model, [TracInCheckpoint(tmp_path, save_freq=4)], epochs=2)
+    run = TrainingRun(tmp_path)
+    assert [c.step for c in run] == saved
+    assert sum(c.learning_rate_sum for c in run) == pytest.approx(
+        run.learning_rates.sum()
+    )
+    total = -weights_along(model, run)[-1].sum()
+    assert run.learning_rates.sum() == pytest.approx(total, rel=1e-5)
+
+
+def test_verbose_tells_of_each_snapshot(tmp_path, capsys):
+    fit(compiled(), [TracInCheckpoint(tmp_path)], epochs=2)
+    assert capsys.readouterr().out == ""
+    fit(compiled(), [TracInCheckpoint(tmp_path, overwrite=True, verbose=1)])
+    out = capsys.readouterr().out
+    assert "Epoch 1: saved step 6 to" in out
+    assert "step-00000006.weights.h5" in out
+
+
+def test_the_model_is_left_as_keras_had_it(tmp_path):
+    model = compiled()
+    callback = TracInCheckpoint(tmp_path)
+    fit(model, [callback])
+    assert not isinstance(model.train_function, RecordingTrainFunction)
+    assert callback.model is None
+
+
+def test_interrupted_fits_do_not_pile_up_wrappers(tmp_path):
+    model = compiled()
+    for attempt in range(3):
+        callback = TracInCheckpoint(tmp_path / str(attempt))
+        with pytest.raises(Interrupted):
+            fit(model, [callback, interrupt_at(0)])
+    wrapped = model.train_function.train_function
+    assert not isinstance(wrapped, RecordingTrainFunction)
+
+    fit(model, [TracInCheckpoint(tmp_path / "last")])
+    assert len(TrainingRun(tmp_path / "last").learning_rates) == BATCHES
+
+
+def test_two_callbacks_record_two_runs(tmp_path):
+    model = compiled(EXPONENTIAL)
+    fit(model, [TracInCheckpoint(tmp_path / name) for name in "ab"])
+    for name in "ab":
+        assert_rates_were_applied(model, tmp_path / name)
+    assert not isinstance(model.train_function, RecordingTrainFunction)
+
+
+def test_an_interrupted_epoch_is_lost_and_nothing_else(tmp_path):
+    model = compiled()
+
+    def stop(callback, batch):
+        if callback.model.optimizer.iterations > BATCHES + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            model,
+            [TracInCheckpoint(tmp_path), At(train_batch_end=stop)],
+            epochs=3,
+        )
+    run = TrainingRun(tmp_path)
+    assert run.epochs == [1]
+    run.verify()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"epochs": 0}, ValueError),
+        ({"epochs": [0, 1]}, ValueError),
+        ({"epochs": []}, ValueError),
+        ({"epochs": 1.5}, TypeError),
+        ({"epochs": [1.5]}, TypeError),
+        ({"epochs": "all"}, TypeError),
+        ({"epochs": True}, TypeError),
+        ({"save_freq": 0}, ValueError),
+        ({"save_freq": "batch"}, TypeError),
+        ({"save_freq": True}, TypeError),
+        ({"save_freq": 2, "epochs": 2}, ValueError),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, error):
+    with pytest.raises(error, match=r"Received .* expected"):
+        TracInCheckpoint("unused", **arguments)
+
+
+MIRRORED = """
+import sys
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+logical = tf.config.LogicalDeviceConfiguration()
+tf.config.set_logical_device_configuration(cpu, [logical, logical])
+from keras_tracin.callbacks import TracInCheckpoint
+from keras_tracin.runs import TrainingRun
+from tests.callbacks_test import EXPONENTIAL, make_model, output, weights_along
+
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    model = make_model()
+    model.compile(keras.optimizers.SGD(EXPONENTIAL), output)
+x = np.eye(6, dtype="float32")
+model.fit(x, x[:, :1], batch_size=2, shuffle=False, epochs=2, verbose=0,
+          callbacks=[TracInCheckpoint(sys.argv[1])])
+run = TrainingRun(sys.argv[1])
+moved = -np.diff(weights_along(model, run), axis=0).reshape(-1, 2)
+np.testing.assert_allclose(moved.sum(1), run.learning_rates, rtol=1e-5)
+assert len(run.learning_rates) == 6
+"""
+
+
+def run_python(code, *arguments, **options):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+def test_records_under_a_mirrored_strategy(tmp_path):
+    process = run_python(MIRRORED, tmp_path)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+
+
+ENDLESS = """
+import sys
+from keras_tracin.callbacks import TracInCheckpoint
+from tests.callbacks_test import EXPONENTIAL, compiled, fit
+
+model = compiled(EXPONENTIAL)
+if sys.argv[2:]:
+    model.load_weights(sys.argv[2])
+fit(model, [TracInCheckpoint(sys.argv[1], save_freq=1, verbose=1)], 10**6)
+"""
+
+
+def test_a_killed_training_leaves_a_whole_run_that_continues(tmp_path):
+    moments = np.random.default_rng(0).uniform(0, 0.5, size=2)
+    arguments, seen = [tmp_path], 0
+    for moment in moments:
+        process = run_python(ENDLESS, *arguments)
+        # The child reports each snapshot, and goes on while this one waits.
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "saved step" in line and len(lines) > 20:
+                break
+        else:
+            pytest.fail("".join(lines))
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=moment)
+        process.kill()
+        process.communicate()
+
+        run = TrainingRun(tmp_path)
+        run.verify()
+        assert len(run) > seen
+        assert [c.step for c in run] == list(range(1, len(run) + 1))
+        arguments, seen = [tmp_path, run[-1].path], len(run)
+    # The second child had restored the optimizer's counter with the weights.
+    expected = [float(EXPONENTIAL(step)) for step in (0, len(run) - 1)]
+    np.testing.assert_allclose(
+        run.learning_rates[[0, len(run) - 1]], expected, rtol=1e-5
+    )

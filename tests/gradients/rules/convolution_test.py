@@ -1,0 +1,132 @@
+"""The rule of Conv1D, Conv2D and Conv3D."""
+
+import keras
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_tracin.gradients.capture import capture
+from tests.gradients.oracle import (
+    Case,
+    check,
+    functional,
+    sequential,
+    uneven_loss,
+)
+
+
+def conv(shape, layer_class, *args, **kwargs):
+    return lambda: sequential(shape, layer_class(*args, **kwargs))
+
+
+def small_network():
+    return sequential(
+        (6, 6, 2),
+        layers.Conv2D(3, 3, activation="relu", padding="same"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(4, 2, strides=2, use_bias=False),
+        layers.Flatten(),
+        layers.Dense(2),
+    )
+
+
+def used_twice():
+    shared = layers.Conv2D(2, 3, padding="same", activation="tanh")
+    return functional((4, 4, 2), lambda x: shared(shared(x)))
+
+
+CASES = {
+    "1-D, valid": Case(conv((7, 2), layers.Conv1D, 3, 3)),
+    "1-D, same": Case(conv((7, 2), layers.Conv1D, 3, 3, padding="same")),
+    "1-D, same, even kernel": Case(
+        conv((7, 2), layers.Conv1D, 3, 4, padding="same")
+    ),
+    "1-D, causal": Case(conv((7, 2), layers.Conv1D, 3, 3, padding="causal")),
+    "1-D, causal, dilated": Case(
+        conv((7, 2), layers.Conv1D, 3, 2, padding="causal", dilation_rate=3)
+    ),
+    "1-D, strided": Case(conv((8, 2), layers.Conv1D, 3, 3, strides=2)),
+    "1-D, same, strided": Case(
+        conv((8, 2), layers.Conv1D, 3, 3, strides=2, padding="same")
+    ),
+    "1-D, dilated": Case(conv((8, 2), layers.Conv1D, 3, 3, dilation_rate=2)),
+    "1-D, stride beyond the kernel": Case(
+        conv((9, 2), layers.Conv1D, 3, 2, strides=4, padding="same")
+    ),
+    "1-D, kernel of one": Case(conv((5, 3), layers.Conv1D, 2, 1)),
+    "1-D, channels first": Case(
+        conv((2, 7), layers.Conv1D, 3, 3, data_format="channels_first")
+    ),
+    "2-D, valid": Case(conv((5, 6, 2), layers.Conv2D, 3, (3, 2))),
+    "2-D, same": Case(conv((5, 6, 2), layers.Conv2D, 3, 3, padding="same")),
+    "2-D, strided": Case(
+        conv((6, 7, 2), layers.Conv2D, 3, 3, strides=(2, 3), padding="same")
+    ),
+    "2-D, dilated": Case(
+        conv((6, 7, 2), layers.Conv2D, 3, 2, dilation_rate=(2, 3))
+    ),
+    "2-D, same, dilated": Case(
+        conv((5, 5, 2), layers.Conv2D, 2, 3, dilation_rate=2, padding="same")
+    ),
+    "2-D, no bias": Case(conv((4, 4, 2), layers.Conv2D, 3, 2, use_bias=False)),
+    "2-D, one output position": Case(conv((3, 3, 2), layers.Conv2D, 4, 3)),
+    "2-D, few positions, many filters": Case(
+        conv((3, 3, 8), layers.Conv2D, 20, 2)
+    ),
+    "2-D, activation": Case(
+        conv((4, 4, 2), layers.Conv2D, 3, 2, activation="tanh")
+    ),
+    "2-D, groups": Case(conv((4, 4, 4), layers.Conv2D, 6, 2, groups=2)),
+    "2-D, groups, no bias": Case(
+        conv((4, 4, 4), layers.Conv2D, 4, 2, groups=4, use_bias=False)
+    ),
+    "2-D, channels first": Case(
+        conv(
+            (2, 5, 6),
+            layers.Conv2D,
+            3,
+            (3, 2),
+            padding="same",
+            data_format="channels_first",
+        )
+    ),
+    "3-D, valid": Case(conv((4, 3, 5, 2), layers.Conv3D, 3, 2)),
+    "3-D, same, strided": Case(
+        conv(
+            (4, 3, 5, 2),
+            layers.Conv3D,
+            2,
+            (2, 3, 2),
+            strides=2,
+            padding="same",
+        )
+    ),
+    "3-D, dilated": Case(
+        conv((5, 3, 5, 1), layers.Conv3D, 2, 2, dilation_rate=(2, 1, 3))
+    ),
+    "a small network": Case(small_network),
+    "called twice": Case(used_twice),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_factors_match_the_jacobian(case):
+    check(case)
+
+
+def test_open_spatial_size_is_refused_with_its_remedy():
+    model = sequential(
+        (None, None, 1), layers.Conv2D(2, 3), layers.GlobalMaxPooling2D()
+    )
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None, 1]),
+            tf.TensorSpec([None]),
+        ]
+    )
+    def step(x, y):
+        return capture(model, uneven_loss, (x, y, None)).losses
+
+    with pytest.raises(ValueError, match="fixed spatial size.*ensure_shape"):
+        step(keras.ops.ones((2, 5, 5, 1)), keras.ops.ones(2))

@@ -1,0 +1,244 @@
+"""Layers without a rule of their own, and variables that layers share."""
+
+import keras
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_tracin.gradients.capture import capture
+from tests.gradients.oracle import (
+    Case,
+    check,
+    functional,
+    sequential,
+    uneven_loss,
+)
+
+
+class Scaled(keras.Layer):
+    """A user's layer with a weight."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+
+    def call(self, inputs):
+        return keras.ops.tanh(inputs * self.scale)
+
+
+class Gated(keras.Layer):
+    """A user's layer that holds layers and owns a weight as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(3, activation="tanh")
+        self.blocks = [Scaled(), layers.Dense(3)]
+
+    def build(self, input_shape):
+        self.gate = self.add_weight(shape=(3,), name="gate")
+        self.inner.build(input_shape)
+        for block in self.blocks:
+            block.build((*input_shape[:-1], 3))
+
+    def call(self, inputs):
+        hidden = self.inner(inputs)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden * keras.ops.sigmoid(self.gate)
+
+
+class Mixer(keras.Layer):
+    """A user's layer with two inputs and a structure of outputs."""
+
+    def build(self, left_shape, right_shape):
+        self.mix = self.add_weight(shape=(left_shape[-1],), name="mix")
+
+    def call(self, left, right):
+        return {"sum": left + self.mix * right, "product": self.mix * left}
+
+
+class TwoWeights(keras.Model):
+    """A model that owns weights beside its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(3, activation="tanh")
+        self.scale = self.add_weight(shape=(3,), name="scale")
+        self.shift = self.add_weight(shape=(), name="shift")
+
+    def call(self, inputs):
+        return self.hidden(inputs) * self.scale + self.shift
+
+
+class Projection(keras.Layer):
+    """A matrix product with another layer's variable, transposed or not."""
+
+    def __init__(self, variable, transpose=False):
+        super().__init__()
+        self.kernel = variable
+        self.transpose = transpose
+
+    def call(self, inputs):
+        kernel = keras.ops.convert_to_tensor(self.kernel)
+        if self.transpose:
+            kernel = keras.ops.transpose(kernel)
+        return keras.ops.matmul(inputs, kernel)
+
+
+class DenseLike(layers.Dense):
+    """A Dense layer that uses the kernel of another."""
+
+    def __init__(self, other):
+        super().__init__(other.units, activation="tanh")
+        self.other = [other]
+
+    def build(self, input_shape):
+        self._kernel = self.other[0].kernel
+        self.bias = self.add_weight(shape=(self.units,), name="bias")
+
+
+def one_variable_in_two_layers():
+    first = Projection(keras.Variable(keras.ops.ones((3, 3))))
+    second = Projection(first.kernel, transpose=True)
+    return functional((3,), lambda x: second(keras.ops.tanh(first(x))))
+
+
+def one_kernel_in_two_dense_layers():
+    first = layers.Dense(3, activation="tanh")
+    return functional((3,), lambda x: DenseLike(first)(first(x)))
+
+
+def kernel_used_by_another_kind_of_layer():
+    dense = layers.Dense(4, activation="tanh")
+
+    def call(x):
+        hidden = dense(x)
+        return Projection(dense.kernel, transpose=True)(hidden)
+
+    return functional((3,), call)
+
+
+def embedding_used_by_another_kind_of_layer():
+    table = layers.Embedding(6, 3)
+
+    def call(ids):
+        hidden = table(ids)
+        return Projection(table.embeddings, transpose=True)(hidden)
+
+    return functional((4,), call, dtype="int32")
+
+
+def masked_recurrence():
+    return sequential(
+        (5,),
+        layers.Embedding(6, 3, mask_zero=True),
+        layers.LSTM(2, return_sequences=True),
+        layers.GRU(2),
+        dtype="int32",
+    )
+
+
+def two_inputs():
+    left, right = keras.Input((3,)), keras.Input((3,))
+    return keras.Model([left, right], Mixer()(left, right))
+
+
+def called_twice():
+    shared = Scaled()
+    return functional((3,), lambda x: layers.Dense(3)(shared(shared(x))))
+
+
+def nested_in_a_frozen_layer():
+    model = sequential((2,), Gated(), layers.Dense(2, name="head"))
+    model.layers[0].trainable = False
+    return model
+
+
+def around(shape, make_layer):
+    """A model of the layer and one before it."""
+    return lambda: sequential(
+        shape, layers.Dense(shape[-1], activation="tanh"), make_layer()
+    )
+
+
+CASES = {
+    "LSTM": Case(around((3, 2), lambda: layers.LSTM(2))),
+    "LSTM with its state": Case(
+        lambda: functional((3, 2), layers.LSTM(2, return_state=True))
+    ),
+    "GRU": Case(around((3, 2), lambda: layers.GRU(2, return_sequences=True))),
+    "SimpleRNN": Case(around((3, 2), lambda: layers.SimpleRNN(2))),
+    "RNN of stacked cells": Case(
+        around(
+            (3, 2),
+            lambda: layers.RNN([layers.LSTMCell(2), layers.GRUCell(2)]),
+        )
+    ),
+    "Bidirectional": Case(
+        around((3, 2), lambda: layers.Bidirectional(layers.GRU(2)))
+    ),
+    "recurrence over padded ids": Case(masked_recurrence, tokens=6),
+    "TimeDistributed": Case(
+        around((3, 2), lambda: layers.TimeDistributed(layers.Dense(2)))
+    ),
+    "SpectralNormalization": Case(
+        around((3,), lambda: layers.SpectralNormalization(layers.Dense(2)))
+    ),
+    "PReLU": Case(around((3, 2), layers.PReLU)),
+    "RMSNormalization": Case(around((3, 4), layers.RMSNormalization)),
+    "GroupNormalization": Case(
+        around((3, 4), lambda: layers.GroupNormalization(groups=2))
+    ),
+    "DepthwiseConv2D": Case(
+        around((4, 4, 2), lambda: layers.DepthwiseConv2D(3, depth_multiplier=2))
+    ),
+    "SeparableConv2D": Case(
+        around((4, 4, 2), lambda: layers.SeparableConv2D(3, 2, padding="same"))
+    ),
+    "Conv2DTranspose": Case(
+        around((3, 3, 2), lambda: layers.Conv2DTranspose(2, 3, strides=2))
+    ),
+    "user's layer": Case(around((3,), Scaled)),
+    "user's layer that nests layers": Case(around((2,), Gated)),
+    "user's layer with structured arguments": Case(two_inputs),
+    "user's layer called twice": Case(called_twice),
+    "user's layer, frozen with all in it": Case(nested_in_a_frozen_layer),
+    "model that owns weights": Case(TwoWeights, shape=(2,)),
+    "one variable in two layers": Case(one_variable_in_two_layers),
+    "one kernel in two Dense layers": Case(one_kernel_in_two_dense_layers),
+    "kernel used by another kind of layer": Case(
+        kernel_used_by_another_kind_of_layer
+    ),
+    "embedding used by another kind of layer": Case(
+        embedding_used_by_another_kind_of_layer, tokens=6
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_factors_match_the_jacobian(case):
+    check(case)
+
+
+class HostSide(keras.Layer):
+    """A layer that `tf.vectorized_map` cannot repeat."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), name="scale")
+
+    def call(self, inputs):
+        if inputs.shape[0] == 1:
+            raise ValueError("one example is too few")
+        return inputs * self.scale
+
+
+def test_layer_that_cannot_be_repeated_is_refused_by_name():
+    model = sequential((3,), HostSide(name="stubborn"), layers.Dense(2))
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([None])]
+    )
+    def step(x, y):
+        return capture(model, uneven_loss, (x, y, None)).losses
+
+    with pytest.raises(ValueError, match=r"'stubborn' \(HostSide\).*layers="):
+        step(tf.ones((4, 3)), tf.ones(4))

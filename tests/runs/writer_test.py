@@ -1,0 +1,172 @@
+"""Writing runs: nothing listed is ever partial, earlier files never change."""
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from keras_tracin import _files
+from keras_tracin.runs import RunWriter, TrainingRun
+from tests.runs.helpers import make_model, make_run, shift_weights
+
+
+def append(writer, model, num_steps=1, **options):
+    arguments = {
+        "epoch": 9,
+        "logs": {},
+        "epoch_end": True,
+        "save_weights": True,
+        **options,
+    }
+    rates = {"learning_rate": np.full(num_steps, 0.1)}
+    return writer.append(model, rates, **arguments)
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_manifest_can_be_read_by_people(tmp_path):
+    text = (make_run(tmp_path) / "run.json").read_text()
+    manifest = json.loads(text)
+    assert "\n  " in text
+    assert manifest["format_version"] == 1
+    assert manifest["model"]["class"] == "Sequential"
+    assert [w[1:] for w in manifest["model"]["weights"]] == [
+        [[3, 2], "float32"],
+        [[2], "float32"],
+    ]
+    assert [s["last_step"] for s in manifest["segments"]] == [1, 3, 6, 7]
+
+
+def test_appending_changes_no_earlier_file(tmp_path):
+    model = make_model()
+    before = contents(make_run(tmp_path, model))
+    writer = RunWriter.reopen(tmp_path, model)
+    assert (writer.last_step, writer.last_epoch) == (7, 4)
+    path = append(writer, model, 2)
+    assert path == tmp_path / "checkpoints/step-00000009.weights.h5"
+    after = contents(tmp_path)
+    del before["run.json"]
+    assert before.items() <= after.items()
+    assert TrainingRun(tmp_path)[-1].num_steps == 3
+
+
+def test_a_step_has_one_checkpoint_at_most(tmp_path):
+    model = make_model()
+    writer = RunWriter.create(tmp_path, model)
+    assert append(writer, model, num_steps=0) is None
+    assert append(writer, model, num_steps=1) is not None
+    assert append(writer, model, num_steps=0) is None
+    assert [c.step for c in TrainingRun(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("calls_before", range(4))
+def test_a_write_that_fails_leaves_the_run_as_it_was(
+    tmp_path, monkeypatch, calls_before
+):
+    """Steps, weights and manifest are put in place by one rename each."""
+    model = make_model()
+    before = contents(make_run(tmp_path, model))
+    writer = RunWriter.reopen(tmp_path, model)
+    calls = iter(range(100))
+    replace = os.replace
+
+    def failing(source, target):
+        if next(calls) == calls_before:
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    if calls_before == 3:
+        append(writer, model)
+        assert len(TrainingRun(tmp_path)) == 4
+        return
+    with pytest.raises(OSError, match="disk full"):
+        append(writer, model)
+    assert before.items() <= contents(tmp_path).items()
+    assert writer.last_step == 7
+    monkeypatch.undo()
+
+    # The run can be continued, also by the same writer.
+    append(writer, model)
+    run = TrainingRun(tmp_path)
+    assert [c.step for c in run] == [1, 3, 6, 8]
+    run.verify()
+
+
+def test_reopening_removes_what_a_crash_left_behind(tmp_path):
+    model = make_model()
+    before = contents(make_run(tmp_path, model))
+    strays = [
+        "unfinished-run.json",
+        "checkpoints/unfinished-step-00000008.weights.h5",
+        "checkpoints/step-00000008.weights.h5",
+        "steps/00000009.npz",
+    ]
+    for stray in [*strays, "checkpoints/notes.txt"]:
+        (tmp_path / stray).write_text("")
+    RunWriter.reopen(tmp_path, model)
+    assert contents(tmp_path) == {**before, "checkpoints/notes.txt": b""}
+
+
+def test_going_back_to_an_earlier_state_drops_the_later_ones(tmp_path):
+    model = make_model()
+    run = TrainingRun(make_run(tmp_path, model))
+    model.load_weights(run[1].path)
+    with pytest.warns(UserWarning, match="at step 3 .* up to step 7"):
+        writer = RunWriter.reopen(tmp_path, model)
+    assert (writer.last_step, writer.last_epoch) == (3, 2)
+    shift_weights(model, 7)
+    append(writer, model)
+    run = TrainingRun(tmp_path)
+    assert [c.step for c in run] == [1, 3, 4]
+    run.verify()
+
+
+def test_initial_weights_do_not_throw_away_checkpoints(tmp_path):
+    model = make_model()
+    run = TrainingRun(make_run(tmp_path, model))
+    model.load_weights(run.initial)
+    with pytest.raises(ValueError, match=r"step 7 .*overwrite=True"):
+        RunWriter.reopen(tmp_path, model)
+    assert len(TrainingRun(tmp_path)) == 3
+
+
+def test_a_run_without_checkpoints_may_begin_again(tmp_path):
+    model = make_model()
+    writer = RunWriter.create(tmp_path, model)
+    shift_weights(model)
+    append(writer, model, save_weights=False)
+    shift_weights(model, -1.0)
+    model.load_weights(TrainingRun(tmp_path).initial)
+    with pytest.warns(UserWarning, match="at step 0 "):
+        assert RunWriter.reopen(tmp_path, model).last_step == 0
+
+
+def test_dtypes_are_part_of_the_architecture(tmp_path):
+    make_run(tmp_path)
+    inputs, dense = keras.Input((3,)), keras.layers.Dense(2, dtype="float64")
+    with pytest.raises(ValueError, match=r"float64, expected .* float32"):
+        RunWriter.reopen(tmp_path, keras.Model(inputs, dense(inputs)))
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail():
+        with _files.written_whole(path) as unfinished:
+            unfinished.write_text("new")
+            assert path.read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert contents(tmp_path) == {"file": b"old"}

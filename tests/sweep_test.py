@@ -1,0 +1,85 @@
+"""Plans, chunks and progress of a sweep."""
+
+import numpy as np
+import pytest
+
+from keras_tracin import sweep
+from keras_tracin.datasets import Batch, open_examples
+
+
+def arrays(count):
+    """`count` examples of four bytes each."""
+    return np.zeros((count, 1), "float32"), np.zeros(count, "int32")
+
+
+def plan_for(count, **changes):
+    """A plan with everything small but what is changed."""
+    options = {
+        "num_queries": 10,
+        "num_checkpoints": 3,
+        "bytes_per_example": 1000,
+        "bytes_per_query": 100,
+        "memory_limit": 2**30,
+    }
+    train = open_examples(arrays(count))
+    return sweep.make_plan(train, **{**options, **changes})
+
+
+def test_batches_shrink_as_examples_grow():
+    small = plan_for(10_000).batch_size
+    large = plan_for(10_000, bytes_per_example=10 * 2**20).batch_size
+    assert large < small
+    assert sweep._BATCH_SIZES[0] <= large
+
+
+def test_a_small_limit_means_several_chunks():
+    plan = plan_for(10_000, memory_limit=2**20, bytes_per_example=100)
+    assert plan.batch_size <= plan.chunk < 10_000
+    # A chunk's scores stay within a quarter of the limit.
+    assert plan.chunk * 10 * 4 <= 2**20 / 4
+
+
+def test_memory_is_flat_once_chunks_are_full():
+    options = {"memory_limit": 2**20, "bytes_per_example": 100}
+    assert plan_for(10_000, **options).memory == (
+        plan_for(60_000, **options).memory
+    )
+
+
+def test_a_plan_counts_its_steps_and_says_so():
+    plan = plan_for(2_050, bytes_per_example=2**18)
+    assert plan.steps == -(-2_050 // plan.batch_size) * 3
+    text = str(plan)
+    assert "2,050 training examples × 10 queries × 3 checkpoints" in text
+
+
+def test_chunks_keep_batches_whole_and_in_order():
+    batches = [Batch(np.arange(i, i + 3), None) for i in range(0, 15, 3)]
+    chunks = list(sweep.in_chunks(batches, 5))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    assert [b.ids[0] for chunk in chunks for b in chunk] == [0, 3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("seconds", [0.1, 30.0])
+def test_only_long_work_is_announced_before_it_is_done(
+    seconds, monkeypatch, capsys
+):
+    clock = [0.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    plan = plan_for(100_000)
+    progress = sweep.Progress(plan, verbose=1)
+    for done in range(plan.steps):
+        clock[0] += seconds / plan.steps
+        progress.advance()
+        if done == plan.steps // 2:
+            halfway = capsys.readouterr().out
+    assert ("training examples" in halfway) == (seconds > 2)
+
+
+def test_examples_without_a_known_number_still_show_progress(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep, "_PATIENCE", 0.0)
+    plan = sweep.Plan(None, 0, 1, 16, 16, 2**20)
+    sweep.Progress(plan, verbose=1).advance()
+    assert "? training examples × 1 checkpoint," in capsys.readouterr().out
