@@ -50,12 +50,12 @@ def main(_):
     is_flipped = y_train != true_labels
 
     model = build_model()
+    checkpoints = kt.TracInCheckpoint(output / "run", overwrite=True)
     model.fit(
         x_train,
         y_train,
         epochs=_EPOCHS.value,
-        validation_data=(x_test, y_test),
-        callbacks=[kt.TracInCheckpoint(output / "run", overwrite=True)],
+        callbacks=[checkpoints],
         verbose=0,
     )
     accuracy = model.evaluate(x_test, y_test, verbose=0)[1]
@@ -65,22 +65,15 @@ def main(_):
     tracin = kt.TracIn(model, (x_train, y_train), output / "run")
 
     hardest = np.argsort(-losses(model, x_test, y_test))[: _NUM_QUERIES.value]
-    queries = x_test[hardest], y_test[hardest]
-    top = tracin.top_k(queries, k=_K.value)
-    query_names = [
-        f"{label}, taken for {predicted}"
-        for label, predicted in zip(
-            queries[1], model.predict(queries[0], verbose=0).argmax(1)
-        )
-    ]
-    train_names = [
-        f"{given}" if given == true else f"{given} (is {true})"
-        for given, true in zip(y_train, true_labels)
-    ]
+    x_query, y_query = x_test[hardest], y_test[hardest]
+    top = tracin.top_k((x_query, y_query), k=_K.value)
+    predicted = model.predict(x_query, verbose=0).argmax(axis=1)
+    query_names = name_all("{} (taken for {})", y_query, predicted)
+    train_names = name_all("{} (is {})", y_train, true_labels)
     print_top(top, query_names, train_names)
     plots.proponents_and_opponents(
         top,
-        queries[0],
+        x_query,
         x_train,
         query_labels=query_names,
         train_labels=train_names,
@@ -127,7 +120,7 @@ def build_model():
         ]
     )
     model.compile(
-        keras.optimizers.SGD(0.1),
+        keras.optimizers.SGD(0.05),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -143,29 +136,34 @@ def losses(model, x, y):
     return np.asarray(loss)
 
 
+def name_all(template, labels, others):
+    """The labels in words, with the other label where the two differ."""
+    return [
+        str(label) if label == other else template.format(label, other)
+        for label, other in zip(labels, others, strict=True)
+    ]
+
+
 def print_top(top, query_names, train_names):
-    """The training digits with the highest and lowest scores, in words."""
+    """The labels and scores of each query's proponents and opponents."""
     sides = {"proponents": top.proponents, "opponents": top.opponents}
     for row, name in enumerate(query_names):
         print(f"Test digit {name}")
         for side, ranking in sides.items():
-            found = ", ".join(
-                f"{train_names[i]} {score:+.2f}"
-                for i, score in zip(ranking.ids[row], ranking.scores[row])
-            )
-            print(f"  {side:<10}  {found}")
+            found = zip(ranking.ids[row], ranking.scores[row], strict=True)
+            words = [f"{train_names[i]} {score:+.3g}" for i, score in found]
+            print(f"  {side:<10}  {', '.join(words)}")
 
 
 def print_recall(suspicion, is_flipped):
-    """Of the wrong labels, how many are among the most suspicious digits."""
-    shares = (0.1, 0.2, 0.3)
-    print("\nWrong labels found among the first   10%    20%    30%    AUC")
+    """The share of the wrong labels found among the most suspicious digits."""
+    print("\nWrong labels found in the top   10%    20%    30%     AUC")
     for name, scores in suspicion.items():
-        found = is_flipped[np.argsort(-scores)]
-        recalls = [
-            found[: round(share * len(found))].mean() * 0 for share in shares
-        ]
-        print(name, recalls, roc_auc_score(is_flipped, scores))
+        found = np.cumsum(is_flipped[np.argsort(-scores)]) / is_flipped.sum()
+        recalls = [found[round(s * len(found)) - 1] for s in (0.1, 0.2, 0.3)]
+        columns = "  ".join(f"{recall:5.1%}" for recall in recalls)
+        auc = roc_auc_score(is_flipped, scores)
+        print(f"  by {name:<25}{columns}   {auc:.3f}")
 
 
 if __name__ == "__main__":

@@ -290,7 +290,10 @@ def _first(keys, values, names, k) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _save_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
-    with written_whole(Path(path)) as unfinished, open(unfinished, "wb") as file:
+    with (
+        written_whole(Path(path)) as unfinished,
+        open(unfinished, "wb") as file,
+    ):
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

@@ -274,8 +274,9 @@ def _label_logit(y, y_pred) -> tf.Tensor:
 
 def _label_margin(y, y_pred) -> tf.Tensor:
     labels, logits = _labels_and_logits(y, y_pred)
-    chosen = tf.one_hot(labels, logits.shape[-1], dtype=tf.bool, on_value=True,
-                        off_value=False)
+    chosen = tf.one_hot(
+        labels, logits.shape[-1], dtype=tf.bool, on_value=True, off_value=False
+    )
     others = tf.where(chosen, logits.dtype.min, logits)
     return tf.gather(logits, labels, axis=1, batch_dims=1) - (
         tf.reduce_logsumexp(others, axis=1)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_DPI = 150
 _WRONG = "#c8102e"  # the colour of wrong labels
 _REFERENCE = "#767676"  # that of what a curve is compared with
 # In inches, but for the spaces, which are in widths of an image.
@@ -52,12 +53,13 @@ def proponents_and_opponents(
     first, with label and score underneath.
 
     Example:
-
-        top = tracin.top_k((x_test[:4], y_test[:4]), k=5)
-        figure = plots.proponents_and_opponents(
-            top, x_test[:4], x_train, train_labels=y_train
-        )
-        figure.savefig("proponents.png")
+    ```python
+    top = tracin.top_k((x_test[:4], y_test[:4]), k=5)
+    figure = plots.proponents_and_opponents(
+        top, x_test[:4], x_train, train_labels=y_train
+    )
+    figure.savefig("proponents.png")
+    ```
 
     Args:
         top: what `top_k` returned for the m queries.
@@ -82,27 +84,30 @@ def proponents_and_opponents(
     m, n = len(top), len(train_images)
     if not m:
         raise ValueError("`top` should hold at least one query. Received none.")
-    _check_length("query_images", query_images, m)
-    _check_length("query_labels", query_labels, m)
-    _check_length("train_labels", train_labels, n)
-    _check_length("train_ids", train_ids, n)
-    _check_length("is_mislabeled", is_mislabeled, n)
+    names = _column("query_labels", query_labels, m)
+    labels = _column("train_labels", train_labels, n)
+    wrong = _column("is_mislabeled", is_mislabeled, n)
+    _column("query_images", query_images, m)
 
     ids = np.hstack([top.proponents.ids, top.opponents.ids])  # [m, 2k]
     scores = np.hstack([top.proponents.scores, top.opponents.scores])
-    positions = _positions(ids, train_ids, n)
+    positions = _positions(ids, _column("train_ids", train_ids, n), n)
     queries = _drawable(query_images, "query_images")
     found = _drawable(train_images, "train_images", positions)
     limits = min(queries.min(), found.min()), max(queries.max(), found.max())
 
-    grid = _image_grid(figure, m, ids.shape[1] // 2)
+    axes: Any = _image_grid(figure, m, ids.shape[1] // 2)
     for row in range(m):
-        name = top.query_ids[row] if query_labels is None else query_labels[row]
-        _draw_image(grid[row, 0], queries[row], limits, f"{name}")
-        for column, position in enumerate(positions[row]):
-            ...
-    if is_mislabeled is not None:
-        figure.text(0.99, 0.02, "red: wrong label", color=_WRONG, ha="right")
+        name = top.query_ids[row] if names is None else names[row]
+        _draw_image(axes[row, 0], queries[row], limits, f"{name}")
+    for place, at in np.ndenumerate(positions):
+        caption = f"{scores[place]:+.3g}"
+        if labels is not None:
+            caption = f"{labels[at]}\n{caption}"
+        is_wrong = wrong is not None and bool(wrong[at])
+        _draw_image(axes[:, 1:][place], found[place], limits, caption, is_wrong)
+    if wrong is not None:
+        _note_wrong(figure)
     return figure
 
 
@@ -114,9 +119,10 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
     one. Equal scores are inspected in the order given.
 
     Example:
-
-        scores = {"self-influence": tracin.self_influence().scores}
-        plots.recall_curve(scores, y_train != y_true).savefig("recall.png")
+    ```python
+    scores = {"self-influence": tracin.self_influence().scores}
+    plots.recall_curve(scores, y_train != y_true).savefig("recall.png")
+    ```
 
     Args:
         scores: an array `[n]` for each curve, by its name in the legend; the
@@ -144,12 +150,7 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
     for name, values in scores.items():
         order = _inspection_order(name, values, len(wrong))
         axes.plot(inspected, _recall(wrong[order]), linewidth=2, label=name)
-    share = wrong.mean()
-    reference = {"color": _REFERENCE, "linewidth": 1, "zorder": 1}
-    axes.plot(
-        [0, share, 1], [0, 1, 1], linestyle="--", label="ideal", **reference
-    )
-    axes.plot([0, 1], [0, 1], linestyle=":", label="random", **reference)
+    _draw_references(axes, wrong.mean())
     _label_recall(axes, int(wrong.sum()), len(wrong))
     return figure
 
@@ -165,22 +166,28 @@ def _new_figure() -> Figure:
     return Figure(dpi=_DPI)
 
 
-def _check_length(name: str, values: Any, expected: int) -> None:
-    if values is not None and len(values) != expected:
+def _column(name: str, values: Any, expected: int) -> np.ndarray | None:
+    """Values as an array with one row for each of the expected examples."""
+    if values is None:
+        return None
+    if len(values) != expected:
         raise ValueError(
             f"`{name}` should have length {expected}. Received: length "
             f"{len(values)}."
         )
+    return np.asarray(values)
 
 
-def _positions(ids: np.ndarray, train_ids: Any, n: int) -> np.ndarray:
+def _positions(
+    ids: np.ndarray, train_ids: np.ndarray | None, n: int
+) -> np.ndarray:
     """Where in the training images each of `ids [m, 2k]` is."""
-    known = np.arange(n) if train_ids is None else np.asarray(train_ids)
+    known = np.arange(n) if train_ids is None else train_ids
     order = np.argsort(known, kind="stable")
     places = np.searchsorted(known, ids, sorter=order)
     positions = order[np.minimum(places, n - 1)]
-    unknown = ids[known[positions] != ids]
-    if unknown.size:
+    unknown = ids[known[positions] != ids].tolist()
+    if unknown:
         raise ValueError(
             f"`top` names the training id {unknown[0]!r}, which is not among "
             f"the {n} of `train_images`. Pass all training images, and their "
@@ -218,14 +225,14 @@ def _image_grid(figure: Figure, m: int, k: int) -> np.ndarray:
     """Axes `[m, 1 + 2 k]`: queries, k proponents and k opponents of each."""
     titles = {
         "Query": 1,
-        "Proponents\nlowered the query's loss": k,
-        "Opponents\nraised the query's loss": k,
+        "Proponents\nlowered its loss": k,
+        "Opponents\nraised its loss": k,
     }
     # In widths of an image: each has its space, and each group some more.
     widths = [count * (1 + _SPACE) + _GROUP_SPACE for count in titles.values()]
     height = m * _ROW + _HEAD + _FOOT
     figure.set_size_inches(_IMAGE * sum(widths), height)
-    groups = figure.subfigures(1, len(titles), width_ratios=widths)
+    groups: Any = figure.subfigures(1, len(titles), width_ratios=widths)
     axes = []
     for group, width, (title, count) in zip(
         groups, widths, titles.items(), strict=True
@@ -258,6 +265,12 @@ def _draw_image(
     axes.spines[:].set(color=colour, linewidth=2 if wrong else 0.5)
 
 
+def _note_wrong(figure: Figure) -> None:
+    y = 0.06 / figure.get_figheight()
+    note = "red: wrong label"
+    figure.text(0.99, y, note, fontsize=8, color=_WRONG, ha="right")
+
+
 def _inspection_order(name: str, values: Any, n: int) -> np.ndarray:
     """Positions by score, the highest first, equal ones as they come."""
     values = np.asarray(values)
@@ -273,6 +286,16 @@ def _inspection_order(name: str, values: Any, n: int) -> np.ndarray:
 def _recall(wrong: np.ndarray) -> np.ndarray:
     """The share found after 0, 1, … n inspections, `[n + 1]`."""
     return np.concatenate([[0], np.cumsum(wrong)]) / wrong.sum()
+
+
+def _draw_references(axes: Axes, share_wrong: float) -> None:
+    """The best order, all wrong labels first, and a random one."""
+    for name, line, corner in (
+        ("ideal", "--", (share_wrong, 1)),
+        ("random", ":", (0, 0)),
+    ):
+        x, y = zip((0, 0), corner, (1, 1), strict=True)
+        axes.plot(x, y, line, color=_REFERENCE, lw=1, zorder=1, label=name)
 
 
 def _label_recall(axes: Axes, num_wrong: int, n: int) -> None:

@@ -22,14 +22,15 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.datasets import Batch, Examples
+from keras_tracin.gradients.functions import Footprint
 from keras_tracin.runs import Checkpoint, run_weights
 
-# Measured on CPUs: with less, the fixed cost of a step shows; with more, the
-# working set falls out of the caches.
-_WORKING_SET = 256 * 2**20
+# A larger block of memory is handed back to the system when it is freed (the C
+# library's limit on Linux) and paid for page by page when it is next needed,
+# which can double the time of a step that moves much data.
+_LARGEST_TENSOR = 32 * 2**20
 _BATCH_SIZES = (16, 1024)
 _PATIENCE = 2.0  # seconds of work from which on it is announced
 
@@ -88,7 +89,7 @@ def make_plan(
     *,
     num_queries: int,
     num_checkpoints: int,
-    bytes_per_example: int,
+    footprint: Footprint,
     bytes_per_query: int,
     memory_limit: int,
 ) -> Plan:
@@ -98,15 +99,18 @@ def make_plan(
         train: the training examples.
         num_queries: queries whose gradients are held; 0 for self-influence.
         num_checkpoints: checkpoints to sum over.
-        bytes_per_example: what a step makes for each training example.
+        footprint: what a step makes for each training example.
         bytes_per_query: the gradients of one query, as they are held.
         memory_limit: bytes; a quarter each goes to a step, to a chunk and to
             the queries, twice over while these are joined.
     """
     room = memory_limit // 4
-    batch = max(1, min(room, _WORKING_SET) // max(1, bytes_per_example))
+    batch = min(
+        _LARGEST_TENSOR // max(1, footprint.largest),
+        room // max(1, footprint.total),
+    )
     smallest, largest = _BATCH_SIZES
-    batch = min(max(2 ** int(math.log2(batch)), smallest), largest)
+    batch = min(max(2 ** int(math.log2(max(1, batch))), smallest), largest)
     row = 4 * max(1, num_queries) + train.bytes_read_per_example
     chunk = max(batch, room // row)
     known = chunk if train.size is None else min(chunk, train.size)
@@ -116,7 +120,7 @@ def make_plan(
         num_checkpoints=num_checkpoints,
         batch_size=batch,
         chunk=chunk,
-        memory=batch * bytes_per_example
+        memory=batch * footprint.total
         + 2 * num_queries * bytes_per_query
         + known * row,
     )

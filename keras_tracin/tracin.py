@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import keras
@@ -37,7 +37,7 @@ from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import find_sites
 from keras_tracin.gradients.functions import (
     GradientFunctions,
-    bytes_per_example,
+    footprint,
     kind_of,
 )
 from keras_tracin.losses import per_example_loss, query_value
@@ -51,7 +51,6 @@ from keras_tracin.sweep import (
     sweep,
 )
 
-
 _QUERY_BATCH = 128  # queries captured in one step
 
 
@@ -59,7 +58,6 @@ class TracIn:
     """Influence of training examples by TracIn over checkpoints.
 
     Example:
-
         model.fit(train, epochs=10, callbacks=[kt.TracInCheckpoint("runs/a")])
         tracin = kt.TracIn(model, train, "runs/a")
         top = tracin.top_k(test, k=10)
@@ -139,8 +137,9 @@ class TracIn:
 
         Returns:
             An `Attribution` with `scores [num_test, num_train]` (or
-            `[1, num_train]`), float32, in units of the loss: the first-order
-            estimate of how far training on the example lowered the query's.
+            `[1, num_train]`), float32. Use them to rank and to compare: with
+            `weights="mean"` a checkpoint stands for one step on the example
+            alone, not for its share of the batches it was in.
 
         Raises:
             ValueError: if a gradient is NaN or infinite, naming checkpoint,
@@ -261,7 +260,7 @@ class TracIn:
             self._train,
             num_queries=0 if queries is None else len(queries.ids),
             num_checkpoints=len(self._rates),
-            bytes_per_example=bytes_per_example(function),
+            footprint=footprint(function),
             bytes_per_query=(
                 0 if queries is None else queries.functions.query.factor_bytes
             ),

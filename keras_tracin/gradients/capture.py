@@ -321,14 +321,16 @@ class _Accesses:
             for v in site.variables
         }
         for site, tape in self._read:
-            own = set() if site is None else {
-                id(v.value) for v in site.variables
-            }
+            own = (
+                set() if site is None else {id(v.value) for v in site.variables}
+            )
             for variable in tape.watched_variables():
                 if id(variable) in owner and id(variable) not in own:
                     name, path = owner[id(variable)]
-                    where = "the model's own call" if site is None else (
-                        f"layer '{site.name}'"
+                    where = (
+                        "the model's own call"
+                        if site is None
+                        else (f"layer '{site.name}'")
                     )
                     raise ValueError(
                         f"Variable '{path}' of layer '{name}' is also used "

@@ -314,17 +314,15 @@ def merge(uses: list[Factors]) -> Factors:
     """One set of factors for variables that were used several times.
 
     The gradient of a variable is the sum over its uses: positions of one use
-    are set beside those of the next.
-
-    Raises:
-        TypeError: if the uses are of different kinds.
+    are set beside those of the next. Uses of different kinds (an embedding
+    whose table is a projection's kernel too) have only the gradients
+    themselves in common.
     """
     first = uses[0]
     if len(uses) == 1:
         return first
     if any(type(use) is not type(first) for use in uses):
-        kinds = sorted({type(use).__name__ for use in uses})
-        raise TypeError(f"Uses of one variable differ in kind: {kinds}.")
+        return merge([_in_full(use) for use in uses])
     if isinstance(first, OuterFactors):
         return dataclasses.replace(
             first,
@@ -339,6 +337,18 @@ def merge(uses: list[Factors]) -> Factors:
         )
     columns = zip(*(use.parts for use in uses), strict=True)
     return DenseGradients(tuple(tf.add_n(column) for column in columns))
+
+
+def _in_full(factors: Factors) -> DenseGradients:
+    """Any factors as gradients; of a table, this has all its rows."""
+    if isinstance(factors, LookupFactors):
+        hot = tf.one_hot(
+            factors.ids, factors.vocabulary, dtype=factors.grads.dtype
+        )
+        factors = OuterFactors(hot, factors.grads)
+    if isinstance(factors, OuterFactors):
+        factors = materialize(factors)
+    return factors
 
 
 def split(factors: Factors) -> list[Factors]:

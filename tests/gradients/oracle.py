@@ -120,7 +120,7 @@ def examples(case: Case, model: keras.Model, count: int, seed: int):
     def values(shape):
         if case.tokens:
             # Some ids are in nearly every example, most in hardly any.
-            share = rng.uniform(size=(count, *shape)) ** 4
+            share = rng.uniform(size=(count, *shape)) ** 2
             return (share * case.tokens).astype("int32")
         return rng.normal(size=(count, *shape))
 

@@ -22,13 +22,14 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.EinsumDense`."""
     inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
     of_x, of_w, of_y = _letters(layer.equation, inputs.shape.rank)
-    if set(of_w) & set(of_x) & set(of_y):
+    inputs, of_x = _sum_unused(inputs, of_x, of_w + of_y)
+    contracted = [c for c in of_w if c in of_x]
+    produced = [c for c in of_w if c in of_y]
+    if contracted + produced != list(of_w):
         kernel = _kernel_gradients(inputs, grads, of_x, of_w, of_y)
         parts: list[Part] = [((layer.kernel,), kernel)]
         bias_joins = False
     else:
-        contracted = [c for c in of_x if c in of_w]
-        produced = [c for c in of_y if c in of_w]
         positions = [c for c in of_y if c in of_x]
         x = _as_rows(inputs, of_x, positions, contracted)
         delta = _as_rows(grads, of_y, positions, produced)
@@ -39,9 +40,7 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         parts = [(variables, OuterFactors(x, delta, bias_joins))]
     if layer.bias is not None and not bias_joins:
         kept = [c for c in of_y if c in _bias_letters(layer, of_y)]
-        summed = [
-            k for k, c in enumerate(of_y) if k > 0 and c not in kept
-        ]
+        summed = [k for k, c in enumerate(of_y) if k > 0 and c not in kept]
         bias = _flat(tf.reduce_sum(grads, axis=summed))
         parts.append(((layer.bias,), DenseGradients((bias,))))
     return parts
@@ -56,6 +55,13 @@ def _letters(equation: str, rank: int) -> tuple[str, str, str]:
         hidden = "".join(unused[: rank - len(of_x.replace("...", ""))])
         of_x, of_y = (s.replace("...", hidden) for s in (of_x, of_y))
     return of_x, of_w, of_y
+
+
+def _sum_unused(inputs, of_x: str, used: str) -> tuple[tf.Tensor, str]:
+    """Sums the input over axes that neither kernel nor output has."""
+    unused = [axis for axis, c in enumerate(of_x) if c not in used]
+    kept = "".join(c for c in of_x if c in used)
+    return (tf.reduce_sum(inputs, axis=unused) if unused else inputs), kept
 
 
 def _bias_letters(layer, of_y: str) -> set[str]:
@@ -75,7 +81,9 @@ def _as_rows(tensor, letters, positions, columns) -> tf.Tensor:
     moved = tensor
     if order != sorted(order):
         moved = tf.transpose(tensor, order)
-    return tf.reshape(moved, [tf.shape(moved)[0], _count(moved, columns), width])
+    return tf.reshape(
+        moved, [tf.shape(moved)[0], _count(moved, columns), width]
+    )
 
 
 def _count(moved, columns) -> int:
@@ -86,7 +94,11 @@ def _count(moved, columns) -> int:
 
 
 def _kernel_gradients(inputs, grads, of_x, of_w, of_y) -> DenseGradients:
-    """Materialised: some axis belongs to input, kernel and output alike."""
+    """Materialised, in the kernel's own order.
+
+    Needed where an axis belongs to input, kernel and output alike, or where
+    the kernel does not have all its inputs before its outputs.
+    """
     batch = of_x[0]
     kernel = tf.einsum(f"{of_x},{of_y}->{batch}{of_w}", inputs, grads)
     return DenseGradients((_flat(kernel),))

@@ -1,0 +1,57 @@
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import keras_tracin as kt
+from examples import digits
+
+
+def run(output, *arguments):
+    """The program's `main`, small: two epochs, two queries, k = 2."""
+    small = ["--epochs=2", "--num_queries=2", "--k=2"]
+    with flagsaver.flagsaver():
+        flags.FLAGS(["digits", f"--output_dir={output}", *small, *arguments])
+        digits.main([])
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("digits")
+    run(directory)
+    return directory
+
+
+def test_records_the_run_and_draws_two_pictures(output):
+    assert len(kt.TrainingRun(output / "run")) == 2
+    for name in ("proponents.png", "recall.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_second_run_replaces_the_first_and_prints_what_it_found(output, capsys):
+    run(output, "--flip_share=0.2")
+    printed = capsys.readouterr().out
+    assert "259 of 1297 training labels are wrong." in printed
+    assert len(re.findall("^Test digit [0-9]", printed, re.M)) == 2
+    for side, sign in (("proponents", r"\+"), ("opponents", "-")):
+        score = rf"[0-9](?: \(is [0-9]\))? {sign}[\d.e+-]+"
+        lines = re.findall(rf"^  {side} +{score}, {score}$", printed, re.M)
+        assert len(lines) == 2
+    for name in ("self-influence", "loss"):
+        line = rf"by {name}((?: +[\d.]+%){{3}}) +([01]\.\d{{3}})$"
+        recalls, auc = re.search(line, printed, re.M).groups()
+        recalls = [float(recall.rstrip("%")) for recall in recalls.split()]
+        assert recalls == sorted(recalls)
+        assert float(auc) > 0.7
+    assert len(kt.TrainingRun(output / "run")) == 2
+
+
+def test_flipped_labels_are_a_share_of_all_and_never_the_true_one():
+    labels = np.arange(1000) % 10
+    with flagsaver.flagsaver():
+        flags.FLAGS(["digits"])
+        flipped = digits.flip_labels(labels, 0.1)
+    assert np.count_nonzero(flipped != labels) == 100
+    assert set(flipped) == set(range(10))
