@@ -20,6 +20,7 @@ if _keras.config.backend() != "tensorflow":
         "importing keras."
     )
 
+from keras_tracin import plots
 from keras_tracin._version import __version__
 from keras_tracin.attribution import (
     Attribution,
@@ -42,5 +43,6 @@ __all__ = [
     "TracInCheckpoint",
     "TrainingRun",
     "__version__",
+    "plots",
     "with_ids",
 ]

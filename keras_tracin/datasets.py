@@ -160,7 +160,7 @@ def with_ids(
     dataset = data
     if not isinstance(data, tf.data.Dataset):
         x, y, sample_weight = _unpack(data)
-        _check_lengths(x, y, sample_weight)
+        _check_lengths((x, y, sample_weight))
         parts = (x, y) if sample_weight is None else (x, y, sample_weight)
         dataset = tf.data.Dataset.from_tensor_slices(parts)
     if ids is None:
@@ -182,15 +182,16 @@ def with_ids(
                 )
             )
         )
+    known: tf.data.Dataset = ids
     if not isinstance(ids, tf.data.Dataset):
-        ids = tf.data.Dataset.from_tensor_slices(np.asarray(ids))
-    counts = ids.cardinality().numpy(), dataset.cardinality().numpy()
+        known = tf.data.Dataset.from_tensor_slices(np.asarray(ids))
+    counts = known.cardinality().numpy(), dataset.cardinality().numpy()
     if min(counts) >= 0 and counts[0] != counts[1]:
         raise ValueError(
             "`ids` should hold one id per example. Received "
             f"{counts[0]} ids for {counts[1]} examples."
         )
-    return DatasetWithIds(tf.data.Dataset.zip(ids, dataset))
+    return DatasetWithIds(tf.data.Dataset.zip(known, dataset))
 
 
 def open_examples(data: Any, name: str = "train") -> Examples:
@@ -247,11 +248,11 @@ class _ArrayExamples(Examples):
         self.name = name
         arrays = tf.nest.map_structure(_as_array, _unpack(data, name))
         self._arrays = arrays
-        self.size = _check_lengths(*arrays, name=name)
+        self.size = self._count = _check_lengths(arrays, name)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, self.size, batch_size):
-            stop = min(start + batch_size, self.size)
+        for start in range(0, self._count, batch_size):
+            stop = min(start + batch_size, self._count)
             x, y, sample_weight = tf.nest.map_structure(
                 lambda leaf, start=start, stop=stop: (
                     None if leaf is None else leaf[start:stop]
@@ -368,12 +369,9 @@ def _as_array(leaf: Any) -> Any:
     return array
 
 
-def _check_lengths(x, y, sample_weight, name: str = "data") -> int:
-    leaves = [
-        leaf
-        for leaf in tf.nest.flatten((x, y, sample_weight))
-        if leaf is not None
-    ]
+def _check_lengths(arrays: Any, name: str = "data") -> int:
+    """The number of examples in nested arrays, one row for each."""
+    leaves = [leaf for leaf in tf.nest.flatten(arrays) if leaf is not None]
     shapes = [tuple(leaf.shape) for leaf in leaves]
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
@@ -381,7 +379,7 @@ def _check_lengths(x, y, sample_weight, name: str = "data") -> int:
             f"All arrays of `{name}` should have one row per example. "
             f"Received arrays of shapes {shapes}."
         )
-    (length,) = lengths
+    length = shapes[0][0]
     if length == 0:
         raise ValueError(
             f"`{name}` is empty: received arrays of shapes {shapes}, expected "

@@ -35,6 +35,8 @@ PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 class _PerExampleCompileLoss(CompileLoss):
     """The compiled loss with every reduction over examples undone."""
 
+    _flat_losses: Any
+
     def build(self, y_true, y_pred):
         super().build(y_true, y_pred)
         self._flat_losses = [

@@ -21,7 +21,7 @@ IMPORT_ORDER = (
     "distribution",
     "datasets",
     "losses",
-    "runs",
+    "runs.*",
     "gradients.lookup",
     "gradients.factors",
     "gradients.rules.*",

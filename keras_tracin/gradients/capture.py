@@ -177,7 +177,7 @@ def capture(
     for call, found in zip(calls, grads, strict=True):
         use = LayerUse(call.args, call.kwargs, tuple(found), call.watched)
         for part in _parts_of(call.site, use):
-            parts.append((call.site.name, part))
+            parts.append((call.site.name, _widened(part)))
     names, factors = _by_variable(parts, sites)
     return Captured(names, losses, factors)
 
@@ -186,6 +186,17 @@ def _parts_of(site: Site, use: LayerUse) -> list[Part]:
     if site.rule is not None:
         return site.rule.factors(site.layer, use)
     return [(site.variables, layer_local(site.layer, use, site.variables))]
+
+
+def _widened(part: Part) -> Part:
+    """The same in float32 or wider, in which products are accumulated."""
+
+    def widen(tensor):
+        narrow = tensor.dtype.is_floating and tensor.dtype.size < 4
+        return tf.cast(tensor, tf.float32) if narrow else tensor
+
+    variables, factors = part
+    return variables, tf.nest.map_structure(widen, factors)
 
 
 def _by_variable(
@@ -232,6 +243,7 @@ def _recorded(sites: list[Site], tape: tf.GradientTape):
     """Replaces `call` on the sites' layers; yields the calls as they come."""
     calls: list[_Call] = []
     accesses = _Accesses()
+    own_calls = [vars(site.layer).get("call") for site in sites]
     try:
         for site in sites:
             vars(site.layer)["call"] = _recording_call(
@@ -240,8 +252,10 @@ def _recorded(sites: list[Site], tape: tf.GradientTape):
         with accesses.within(None):
             yield calls
     finally:
-        for site in sites:
+        for site, own in zip(sites, own_calls, strict=True):
             vars(site.layer).pop("call", None)
+            if own is not None:  # the user's, set on this instance
+                vars(site.layer)["call"] = own
     accesses.check(sites)
 
 

@@ -111,7 +111,7 @@ Factors = OuterFactors | LookupFactors | DenseGradients
 
 def materialize(factors: OuterFactors) -> DenseGradients:
     """The gradients `[n, i·o]` (and `[n, o]` for a bias) of outer factors."""
-    t, i, o = factors.sizes
+    _, i, o = factors.sizes
     kernel = tf.matmul(factors.inputs, factors.grads, transpose_a=True)
     parts = [tf.reshape(kernel, [-1, i * o])]
     if factors.bias:
@@ -149,7 +149,7 @@ def inner(left: Factors, right: Factors) -> tf.Tensor:
 
 
 @inner.register
-def _(left: OuterFactors, right: Factors) -> tf.Tensor:
+def _(left: OuterFactors, right: Any) -> tf.Tensor:
     if isinstance(right, DenseGradients):
         return inner(materialize(left), right)
     if left.sizes[0] == right.sizes[0] == 1:
@@ -183,12 +183,12 @@ def _inner_pairs(left: OuterFactors, right: OuterFactors) -> tf.Tensor:
 
 
 @inner.register
-def _(left: LookupFactors, right: Factors) -> tf.Tensor:
+def _(left: LookupFactors, right: Any) -> tf.Tensor:
     return lookup.shared_products(left.ids, left.grads, right.ids, right.grads)
 
 
 @inner.register
-def _(left: DenseGradients, right: Factors) -> tf.Tensor:
+def _(left: DenseGradients, right: Any) -> tf.Tensor:
     if isinstance(right, OuterFactors):
         right = materialize(right)
     return tf.add_n(
@@ -323,20 +323,16 @@ def merge(uses: list[Factors]) -> Factors:
         return first
     if any(type(use) is not type(first) for use in uses):
         return merge([_in_full(use) for use in uses])
-    if isinstance(first, OuterFactors):
-        return dataclasses.replace(
-            first,
-            inputs=tf.concat([use.inputs for use in uses], axis=1),
-            grads=tf.concat([use.grads for use in uses], axis=1),
-        )
-    if isinstance(first, LookupFactors):
-        return dataclasses.replace(
-            first,
-            ids=tf.concat([use.ids for use in uses], axis=1),
-            grads=tf.concat([use.grads for use in uses], axis=1),
-        )
-    columns = zip(*(use.parts for use in uses), strict=True)
-    return DenseGradients(tuple(tf.add_n(column) for column in columns))
+    if isinstance(first, DenseGradients):
+        parts = [use.parts for use in uses if isinstance(use, DenseGradients)]
+        columns = zip(*parts, strict=True)
+        return DenseGradients(tuple(tf.add_n(column) for column in columns))
+    side = "inputs" if isinstance(first, OuterFactors) else "ids"
+    joined = {
+        name: tf.concat([getattr(use, name) for use in uses], axis=1)
+        for name in (side, "grads")
+    }
+    return dataclasses.replace(first, **joined)
 
 
 def _in_full(factors: Factors) -> DenseGradients:

@@ -37,8 +37,9 @@ class GradientFunctions:
     Args:
         model: a built model.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        like: `(x, y)` or `(x, y, sample_weight)` of any batch; later ones have its
-            structure, dtypes and shapes, but for the number of examples.
+        like: `(x, y)` or `(x, y, sample_weight)` of any batch; later ones
+            have its structure, dtypes and shapes, but for the number of
+            examples.
         layers: restricts the gradients, as in `find_sites`.
         queries: the steps that make the factors `products` and
             `contractions` are given; these by default.
@@ -92,12 +93,11 @@ class GradientFunctions:
 
         def step(data, queries, rate):
             found = self._capture(data).factors
-            return rate * tf.add_n(
-                [
-                    algebra.inner(query, algebra.compact(factors))
-                    for query, factors in zip(queries, found, strict=True)
-                ]
-            )
+            shares = [
+                algebra.inner(query, algebra.compact(factors))
+                for query, factors in zip(queries, found, strict=True)
+            ]
+            return _scaled_sum(rate, shares)
 
         return self._traced(step, self._queries.factor_specs, _RATE)
 
@@ -111,7 +111,7 @@ class GradientFunctions:
                 algebra.contract(factors, direction)
                 for factors, direction in zip(found, directions, strict=True)
             ]
-            return rate * tf.add_n(shares)[tf.newaxis, :]
+            return _scaled_sum(rate, shares)[tf.newaxis, :]
 
         totals = self._queries.totals.get_concrete_function()
         return self._traced(step, _specs(totals.structured_outputs), _RATE)
@@ -132,7 +132,7 @@ class GradientFunctions:
 
         def step(data, rate):
             found = self._capture(data).factors
-            return rate * tf.add_n([algebra.squared_norm(f) for f in found])
+            return _scaled_sum(rate, [algebra.squared_norm(f) for f in found])
 
         return self._traced(step, _RATE)
 
@@ -201,6 +201,12 @@ def kind_of(data: Any) -> str:
 
 
 _RATE = tf.TensorSpec([], tf.float32)
+
+
+def _scaled_sum(rate: tf.Tensor, shares: list[tf.Tensor]) -> tf.Tensor:
+    """The layers' shares together; of the model's precision, float64 too."""
+    total = tf.add_n(shares)
+    return tf.cast(rate, total.dtype) * total
 
 
 def _specs(structure: Any) -> Any:

@@ -58,7 +58,9 @@ def rows(factors) -> np.ndarray:
             result.append(kernel.ravel())
             continue
         kernel = sum(
-            np.outer(factors.inputs[example, position], grads[example, position])
+            np.outer(
+                factors.inputs[example, position], grads[example, position]
+            )
             for position in range(t)
         )
         bias = grads[example].sum(axis=0) if factors.bias else []
@@ -68,7 +70,10 @@ def rows(factors) -> np.ndarray:
 
 # Pairs of `n = 4` and `m = 3` examples' factors of the same variables.
 PAIRS = {
-    "outer, one position": (outer(4, 1, 3, 2, True), outer(3, 1, 3, 2, True, 1)),
+    "outer, one position": (
+        outer(4, 1, 3, 2, True),
+        outer(3, 1, 3, 2, True, 1),
+    ),
     "outer, no bias": (outer(4, 1, 3, 2, False), outer(3, 1, 3, 2, False, 1)),
     "outer, few positions": (
         outer(4, 2, 30, 40, True),

@@ -26,9 +26,7 @@ def draw(rng, n, t, width, vocabulary, evenness=1.0):
 
 def assert_products_match(left, right, vocabulary):
     found = shared_products(*map(tf.constant, (*left, *right)))
-    expected = (
-        table_rows(*left, vocabulary) @ table_rows(*right, vocabulary).T
-    )
+    expected = table_rows(*left, vocabulary) @ table_rows(*right, vocabulary).T
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 

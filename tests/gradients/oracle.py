@@ -202,9 +202,7 @@ def check(case: Case) -> None:
             twin, uneven_loss, like=train, layers=case.layers
         )
         captured = functions.captured(queries)
-        _check_factors(
-            functions.captured(train), captured, *truth, "float32"
-        )
+        _check_factors(functions.captured(train), captured, *truth, "float32")
         assert_products_close(
             functions.products(train, captured.factors, tf.constant(1.0)),
             truth[1],

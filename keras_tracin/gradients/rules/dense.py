@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -17,23 +19,16 @@ def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
     `[2, 3, i]` and grads `[2, 3, units]`; a batch of two vectors, `x [2, i]`,
     is the same with one position: `[2, 1, i]` and `[2, 1, units]`.
     """
-    variables = (layer.kernel,)
-    if layer.bias is not None:
-        variables += (layer.bias,)
-    factors = OuterFactors(
-        by_position(use.inputs), by_position(use.grad), len(variables) == 2
-    )
-    return [(variables, factors)]
+    inputs, grads = by_position(use.inputs), by_position(use.grad)
+    variables = (layer.kernel, layer.bias)[: 1 + layer.use_bias]
+    return [(variables, OuterFactors(inputs, grads, layer.use_bias))]
 
 
 def by_position(tensor: tf.Tensor) -> tf.Tensor:
     """`[n, ..., c]` as `[n, t, c]`, with `t = 1` where there is no `...`."""
-    if tensor.shape.rank == 3:
+    *positions, channels = tensor.shape[1:]
+    if len(positions) == 1:
         return tensor
-    positions = 1 if tensor.shape.rank == 2 else tensor.shape[1:-1]
-    if positions != 1:
-        positions = positions.num_elements()
-    channels = tensor.shape[-1]
-    if positions is None:
+    if None in positions:
         return tf.reshape(tensor, [tf.shape(tensor)[0], -1, channels])
-    return tf.reshape(tensor, [-1, positions, channels])
+    return tf.reshape(tensor, [-1, math.prod(positions), channels])

@@ -29,8 +29,8 @@ def layer_local(
         variables: those to differentiate by; the layer's, or of layers in it.
 
     Raises:
-        ValueError: if the layer cannot be repeated for one example, or its
-            output does not depend on a variable.
+        ValueError: if the layer cannot be repeated for one example, or no
+            input has an open batch size.
     """
     leaves = tf.nest.flatten((use.args, use.kwargs))
     batched = [_has_examples(leaf) for leaf in leaves]
@@ -39,6 +39,14 @@ def layer_local(
         for leaf, moves in zip(leaves, batched, strict=True)
         if moves
     ]
+    if not per_example:
+        raise ValueError(
+            f"The gradient of layer '{layer.name}' ({type(layer).__name__}) "
+            "is taken one example at a time, which needs an open batch size "
+            f"to tell examples from other axes. Received inputs of shapes "
+            f"{[getattr(leaf, 'shape', leaf) for leaf in leaves]}. Capture "
+            "inside a `tf.function` whose input signature has None first."
+        )
     values = [variable.value for variable in variables]
 
     def gradient(inputs):

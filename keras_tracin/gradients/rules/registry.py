@@ -65,7 +65,7 @@ class Rule:
     before_activation: bool = False
 
 
-_RULES: dict[type[keras.Layer], Rule] = {}
+_RULES: dict[Any, Rule] = {}
 
 
 def register(*layer_classes: type[keras.Layer], before_activation=False):
@@ -83,9 +83,12 @@ def rule_for(layer: keras.Layer) -> Rule | None:
     """The rule that fits `layer`, or None where the fallback must serve.
 
     A rule describes one `call`. It does not fit a subclass that overrides
-    `call`, nor a layer that owns variables the rule does not know (a layer
-    with LoRA enabled, say).
+    `call`, a layer whose `call` was replaced on the instance, nor a layer that
+    owns variables the rule does not know (a layer with LoRA enabled, say).
     """
+    if "call" in vars(layer):
+        return None
+    layer_class: Any
     for layer_class in type(layer).__mro__:
         rule = _RULES.get(layer_class)
         if rule is not None and type(layer).call is layer_class.call:

@@ -111,9 +111,7 @@ def test_channels_first_gives_the_factors_of_channels_last(groups):
     x, delta = rng.normal(size=(3, 5, 6, 4)), rng.normal(size=(3, 4, 4, 2))
     found = []
     for data_format in ("channels_last", "channels_first"):
-        layer = layers.Conv2D(
-            2, (2, 3), groups=groups, data_format=data_format
-        )
+        layer = layers.Conv2D(2, (2, 3), groups=groups, data_format=data_format)
         first = data_format == "channels_first"
         inputs, grads = (
             tf.constant(np.moveaxis(a, -1, 1) if first else a)

@@ -90,7 +90,9 @@ CASES = {
     "sequences": Case(lambda: sequential((3, 4), layers.Dense(5))),
     "grids": Case(lambda: sequential((2, 2, 3), layers.Dense(4))),
     "few positions, wide": Case(lambda: sequential((2, 30), layers.Dense(40))),
-    "many positions, narrow": Case(lambda: sequential((20, 3), layers.Dense(2))),
+    "many positions, narrow": Case(
+        lambda: sequential((20, 3), layers.Dense(2))
+    ),
     "length known only at run time": Case(
         lambda: sequential((None, 3), layers.Dense(4)), shape=(6, 3)
     ),

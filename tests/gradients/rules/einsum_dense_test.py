@@ -78,10 +78,10 @@ CASES = {
     "bias along other outputs": Case(
         einsum((4, 3), "abc,cde->abde", (None, 2, 3), "d")
     ),
-    "bias along a position": Case(
-        einsum((4, 3), "abc,cd->abd", (4, 2), "bd")
+    "bias along a position": Case(einsum((4, 3), "abc,cd->abd", (4, 2), "bd")),
+    "kernel read backwards": Case(
+        einsum((4, 3), "abc,dc->abd", (None, 5), "d")
     ),
-    "kernel read backwards": Case(einsum((4, 3), "abc,dc->abd", (None, 5), "d")),
     "outputs before positions": Case(
         einsum((4, 3), "abc,cd->adb", (5, 4), "d")
     ),

@@ -240,5 +240,7 @@ def test_layer_that_cannot_be_repeated_is_refused_by_name():
     def step(x, y):
         return capture(model, uneven_loss, (x, y, None)).losses
 
-    with pytest.raises(ValueError, match=r"(?s)'stubborn' \(HostSide\).*layers="):
+    with pytest.raises(
+        ValueError, match=r"(?s)'stubborn' \(HostSide\).*layers="
+    ):
         step(tf.ones((4, 3)), tf.ones(4))

@@ -35,9 +35,7 @@ CASES = {
     "batch, an inner axis": Case(normalized((3, 4), BATCH, axis=1)),
     "batch, no scale": Case(normalized((3, 4), BATCH, scale=False)),
     "batch, no offset": Case(normalized((3, 4), BATCH, center=False)),
-    "batch, neither": Case(
-        normalized((4,), BATCH, scale=False, center=False)
-    ),
+    "batch, neither": Case(normalized((4,), BATCH, scale=False, center=False)),
     "batch, its layer alone": Case(
         lambda: sequential(
             (3, 4), layers.Dense(4), BATCH(name="norm"), layers.Dense(2)

@@ -66,6 +66,12 @@ def test_a_dense_layer_with_lora_has_no_rule():
     assert rule_for(layer) is None
 
 
+def test_a_call_replaced_on_the_instance_has_no_rule():
+    layer = built(layers.Dense(2))
+    vars(layer)["call"] = lambda inputs: 2.0 * type(layer).call(layer, inputs)
+    assert rule_for(layer) is None
+
+
 def test_a_layer_of_no_known_family_has_no_rule():
     assert rule_for(built(layers.LSTM(2), (None, 4, 3))) is None
 
