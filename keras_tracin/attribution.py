@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,11 @@ class SelfInfluence:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SelfInfluence:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
         return cls(**_load_arrays(path, ("scores", "ids")))
 
     def to_dataframe(self):
@@ -229,7 +234,7 @@ class TopKMerger:
             )
         self._query_ids = query_ids
         self._k = int(k)
-        self._sides: list[tuple[np.ndarray, np.ndarray]] = []
+        self._sides: list[Best] = []
         self._seen = 0
         if available is not None:
             self._check(available)
@@ -244,20 +249,11 @@ class TopKMerger:
     def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
         """Takes `ids [c]` and `scores [m, c]` of the next training examples."""
         self._seen += len(ids)
-        columns = np.broadcast_to(ids, scores.shape)
-        found = [(scores, columns), (scores, columns)]
+        best = [_best(scores, ids, self._k, side) for side in _SIDES]
         if self._sides:
-            found = [
-                (np.hstack([kept, new]), np.hstack([kept_ids, new_ids]))
-                for (kept, kept_ids), (new, new_ids) in zip(
-                    self._sides, found, strict=True
-                )
-            ]
-        signs = (-1.0, 1.0)  # proponents descend, opponents ascend
-        self._sides = [
-            _first(sign * values, values, names, self._k)
-            for sign, (values, names) in zip(signs, found, strict=True)
-        ]
+            both = zip(_SIDES, self._sides, best, strict=True)
+            best = [_joined(*kept, *new, self._k, s) for s, kept, new in both]
+        self._sides = best
 
     def result(self) -> TopK:
         """The best of all that was added."""
@@ -268,24 +264,38 @@ class TopKMerger:
         return TopK(proponents, opponents, self._query_ids)
 
 
-def _first(keys, values, names, k) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` columns with the smallest keys, sorted, ties in given order."""
-    if keys.shape[1] > 4 * k:
-        # Whatever ties with the k-th smallest stays in, so that the stable
-        # sort below alone decides between equals.
-        bound = np.partition(keys, k - 1, axis=1)[:, k - 1 : k]
-        rows = [np.flatnonzero(row) for row in keys <= bound]
-    else:
-        rows = [np.arange(keys.shape[1])] * len(keys)
-    order = np.stack(
-        [
-            columns[np.argsort(key[columns], kind="stable")[:k]]
-            for key, columns in zip(keys, rows, strict=True)
-        ]
-    )
+# What scores are multiplied by to put the best first, in ascending order.
+_SIDES = (-1, 1)  # proponents, opponents
+
+Best = tuple[np.ndarray, np.ndarray]  # scores [m, k], ids [m, k]
+
+
+def _best(scores: np.ndarray, ids: np.ndarray, k: int, side: int) -> Best:
+    """The first `k` of each row of `scores [m, c]`, and their `ids [c]`.
+
+    Row by row, so that nothing else of the size of `scores` is made.
+    """
+    order = np.stack([_first(side * row, k) for row in scores])
+    return np.take_along_axis(scores, order, axis=1), ids[order]
+
+
+def _first(keys: np.ndarray, k: int) -> np.ndarray:
+    """Where the `k` smallest keys are, sorted, equal ones in given order."""
+    if len(keys) <= 4 * k:
+        return np.argsort(keys, kind="stable")[:k]
+    # Whatever ties with the k-th smallest stays in, so that the stable sort
+    # alone decides between equals.
+    near = np.flatnonzero(keys <= np.partition(keys, k - 1)[k - 1])
+    return near[np.argsort(keys[near], kind="stable")[:k]]
+
+
+def _joined(scores, ids, more_scores, more_ids, k: int, side: int) -> Best:
+    """The first `k` of two results, the earlier one first among equals."""
+    scores, ids = np.hstack([scores, more_scores]), np.hstack([ids, more_ids])
+    order = np.argsort(side * scores, axis=1, kind="stable")[:, :k]
     return (
-        np.take_along_axis(values, order, axis=1),
-        np.take_along_axis(names, order, axis=1),
+        np.take_along_axis(scores, order, axis=1),
+        np.take_along_axis(ids, order, axis=1),
     )
 
 
@@ -298,6 +308,13 @@ def _save_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
 
 
 def _load_arrays(path, names: tuple[str, ...]) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        is_archive = zipfile.is_zipfile(file)
+    if not is_archive:
+        raise ValueError(
+            f"'{os.fspath(path)}' is not an `.npz` file, expected one that "
+            "`save` wrote."
+        )
     with np.load(path, allow_pickle=False) as stored:
         if sorted(stored.files) != sorted(names):
             raise ValueError(

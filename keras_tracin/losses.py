@@ -54,6 +54,12 @@ class _PerExample:
 
     def __call__(self, y_true, y_pred, sample_weight=None) -> tf.Tensor:
         loss = self._loss
+        if getattr(loss, "fn", None) is keras.losses.circle:
+            raise ValueError(
+                f"The loss '{loss.name}' compares the examples of a batch "
+                "with each other, so examples cannot be told apart. Pass "
+                "another loss as `loss=`."
+            )
         masks = [getattr(y_pred, "_keras_mask", None)]
         # As `Loss.__call__` does it: where the dtype fits already the tensor
         # stays the same object and keeps the logits Keras noted on it.

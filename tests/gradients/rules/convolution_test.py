@@ -141,5 +141,5 @@ def test_open_spatial_size_is_refused_with_its_remedy():
     def step(x, y):
         return capture(model, uneven_loss, (x, y, None)).losses
 
-    with pytest.raises(ValueError, match="fixed spatial size.*ensure_shape"):
+    with pytest.raises(ValueError, match=r"fixed spatial size.*ensure_shape"):
         step(keras.ops.ones((2, 5, 5, 1)), keras.ops.ones(2))

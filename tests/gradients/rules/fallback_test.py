@@ -131,7 +131,6 @@ def masked_recurrence():
     return sequential(
         (5,),
         layers.Embedding(6, 3, mask_zero=True),
-        layers.LSTM(2, return_sequences=True),
         layers.GRU(2),
         dtype="int32",
     )
