@@ -146,7 +146,7 @@ def per_example_loss(
     names = getattr(model, "output_names", None)
 
     def evaluate(y, y_pred, sample_weight=None):
-        if class_weight is not None:
+        if class_weight:
             sample_weight = _class_weighted(y, sample_weight, class_weight)
         if y is None:
             raise ValueError(

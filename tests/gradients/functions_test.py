@@ -188,7 +188,9 @@ def test_products_are_float32_or_wider(policy):
         ).astype("float64")
     assert found.dtype == result
     scale = np.linalg.norm(rows, axis=1)
-    error = np.abs(found.numpy() / 0.25 - rows @ rows.T) / np.outer(scale, scale)
+    error = np.abs(found.numpy() / 0.25 - rows @ rows.T) / np.outer(
+        scale, scale
+    )
     assert error.max() < 0.02
 
 
