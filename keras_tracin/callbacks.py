@@ -20,8 +20,8 @@ from keras_tracin.runs.steps import StepLog, record_steps, stop_recording
 class TracInCheckpoint(keras.callbacks.Callback):
     """Records a training run: checkpoints and the learning rate of each step.
 
-    This is all that `TracIn` needs to know of the training (section A of the
-    paper: the weights w_k and the rates η_k of checkpoints). A *step* is an
+    This is all that `TracIn` needs to know of the training: the weights w_k
+    and the rates η_k of checkpoints (section D of the paper). A *step* is an
     update that the optimizer applied; a batch may make several
     (`steps_per_execution`) or none (gradient accumulation, loss scaling). The
     rate recorded for a step is the one that this update used.
