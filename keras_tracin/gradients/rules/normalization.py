@@ -30,24 +30,40 @@ def batch_normalization(layer, use: LayerUse) -> list[Part]:
     of a batch do not interact.
     """
     inputs = tf.convert_to_tensor(use.inputs)
-    normalized = keras.ops.batch_normalization(
-        inputs,
-        keras.ops.cast(layer.moving_mean, inputs.dtype),
-        keras.ops.cast(layer.moving_variance, inputs.dtype),
-        axis=layer.axis,
-        epsilon=layer.epsilon,
-    )
-    return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
+    shared = _shared_axes(inputs, _axes(layer.axis))
+    offset = _sum_to_rows(use.grad, shared)
+    variables, parts = [], []
+    if layer.gamma is not None:
+        mean, variance = (
+            tf.cast(tf.convert_to_tensor(statistic), inputs.dtype)
+            for statistic in (layer.moving_mean, layer.moving_variance)
+        )
+        # Σ_t δ_t (x_t - μ)/σ, with the statistics taken out of the sum: what
+        # passes over all positions is a product and nothing more. The
+        # network's own output has the same rounding error where |μ| » σ.
+        products = _sum_to_rows(use.grad * inputs, shared)
+        scale = tf.math.rsqrt(variance + layer.epsilon)
+        variables.append(layer.gamma)
+        parts.append((products - mean * offset) * scale)
+    if layer.beta is not None:
+        variables.append(layer.beta)
+        parts.append(offset)
+    return [(tuple(variables), DenseGradients(tuple(parts)))] if parts else []
 
 
 def _axes(axis) -> list[int]:
     return list(axis) if isinstance(axis, list | tuple) else [axis]
 
 
-def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
-    rank = normalized.shape.rank
+def _shared_axes(tensor: tf.Tensor, axes: list[int]) -> list[int]:
+    """The axes, but for the batch's, that are not among `axes`."""
+    rank = tensor.shape.rank
     kept = {axis % rank for axis in axes}
-    shared = [axis for axis in range(1, rank) if axis not in kept]
+    return [axis for axis in range(1, rank) if axis not in kept]
+
+
+def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
+    shared = _shared_axes(normalized, axes)
     variables, parts = [], []
     if layer.gamma is not None:
         variables.append(layer.gamma)

@@ -94,6 +94,24 @@ CASES = {
     "3-D, dilated": Case(
         conv((5, 3, 5, 1), layers.Conv3D, 2, 2, dilation_rate=(2, 1, 3))
     ),
+    "2-D, few channels, many positions": Case(
+        conv((6, 7, 3), layers.Conv2D, 2, 3, padding="same", use_bias=False)
+    ),
+    "2-D, many positions, even kernel": Case(
+        conv((7, 6, 5), layers.Conv2D, 2, (4, 2), padding="same")
+    ),
+    "2-D, many positions, dilated": Case(
+        conv((9, 8, 5), layers.Conv2D, 2, 3, dilation_rate=(2, 1))
+    ),
+    "2-D, many positions, strided along one axis": Case(
+        conv((7, 9, 5), layers.Conv2D, 2, (3, 2), strides=(1, 2))
+    ),
+    "1-D, many positions, causal": Case(
+        conv((30, 5), layers.Conv1D, 2, 3, padding="causal", dilation_rate=2)
+    ),
+    "3-D, many positions": Case(
+        conv((4, 4, 3, 5), layers.Conv3D, 2, (2, 2, 1), padding="same")
+    ),
     "a small network": Case(small_network),
     "called twice": Case(used_twice),
 }
