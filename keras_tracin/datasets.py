@@ -22,6 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.example_ids import DatasetWithIds
+
 _REMEDY_ORDER = (
     "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
     ".batch(...)`, or take out what changes from one reading to the next "
@@ -57,80 +59,6 @@ class Batch:
         )
 
 
-class DatasetWithIds(tf.data.Dataset):
-    """A dataset whose elements carry ids that their readers do not see.
-
-    `model.fit`, iteration and `element_spec` show the elements alone. The
-    transformations below move ids and elements together; any other returns a
-    plain dataset, without ids.
-    """
-
-    def __init__(self, paired: tf.data.Dataset):
-        self._paired = paired
-        self._plain = paired.map(lambda _, element: element)
-        super().__init__(self._plain._variant_tensor)
-
-    def _inputs(self):
-        return [self._plain]
-
-    @property
-    def element_spec(self):
-        """The type of an element, without its id."""
-        return self._plain.element_spec
-
-    @property
-    def paired(self) -> tf.data.Dataset:
-        """The dataset of `(id, element)`."""
-        return self._paired
-
-    def map(self, map_func, *args, **kwargs):
-        """Maps the elements; ids stay."""
-
-        def mapped(identifier, element):
-            inputs = element if isinstance(element, tuple) else (element,)
-            return identifier, map_func(*inputs)
-
-        return DatasetWithIds(self._paired.map(mapped, *args, **kwargs))
-
-    def filter(self, predicate, name=None):
-        """Keeps the elements for which `predicate` holds, and their ids."""
-
-        def holds(_, element):
-            inputs = element if isinstance(element, tuple) else (element,)
-            return predicate(*inputs)
-
-        return DatasetWithIds(self._paired.filter(holds, name=name))
-
-    def apply(self, transformation_func):
-        """Applies a function of a dataset; ids stay if it keeps them."""
-        return transformation_func(self)
-
-
-def _together(name: str):
-    def transformation(self, *args, **kwargs):
-        return DatasetWithIds(getattr(self._paired, name)(*args, **kwargs))
-
-    transformation.__name__ = name
-    transformation.__doc__ = f"`tf.data.Dataset.{name}`; ids stay."
-    return transformation
-
-
-for _name in (
-    "shuffle",
-    "batch",
-    "rebatch",
-    "unbatch",
-    "repeat",
-    "cache",
-    "prefetch",
-    "take",
-    "skip",
-    "shard",
-    "with_options",
-):
-    setattr(DatasetWithIds, _name, _together(_name))
-
-
 def with_ids(
     data: Any, ids: Any | Callable[..., tf.Tensor] | None = None
 ) -> DatasetWithIds:
@@ -155,7 +83,8 @@ def with_ids(
         as `model.fit` do not see the ids.
 
     Raises:
-        ValueError: if there are more or fewer ids than examples.
+        ValueError: if there are more or fewer ids than examples, if they are
+            not whole numbers or strings, or if elements have no such key.
     """
     dataset = data
     if not isinstance(data, tf.data.Dataset):
@@ -166,13 +95,7 @@ def with_ids(
     if ids is None:
         return DatasetWithIds(dataset.enumerate())
     if isinstance(ids, str):
-        key = ids
-
-        def taken_out(element):
-            rest = {k: v for k, v in element.items() if k != key}
-            return element[key], rest
-
-        return DatasetWithIds(dataset.map(taken_out))
+        return DatasetWithIds(_keyed(dataset, ids))
     if callable(ids):
         return DatasetWithIds(
             dataset.map(
@@ -184,7 +107,7 @@ def with_ids(
         )
     known: tf.data.Dataset = ids
     if not isinstance(ids, tf.data.Dataset):
-        known = tf.data.Dataset.from_tensor_slices(np.asarray(ids))
+        known = tf.data.Dataset.from_tensor_slices(_checked_ids(ids))
     counts = known.cardinality().numpy(), dataset.cardinality().numpy()
     if min(counts) >= 0 and counts[0] != counts[1]:
         raise ValueError(
@@ -192,6 +115,38 @@ def with_ids(
             f"{counts[0]} ids for {counts[1]} examples."
         )
     return DatasetWithIds(tf.data.Dataset.zip(known, dataset))
+
+
+def _keyed(dataset: tf.data.Dataset, key: str) -> tf.data.Dataset:
+    """The dataset of `(element[key], what else is in element)`."""
+    spec = dataset.element_spec
+    if not isinstance(spec, dict) or key not in spec:
+        received = (
+            f"keys {list(spec)}" if isinstance(spec, dict) else f"type {spec}"
+        )
+        raise ValueError(
+            f"`ids={key!r}` should name an entry of elements that are dicts. "
+            f"Received elements of {received}. Name one of the keys, or pass "
+            "an array of ids or a function of the element."
+        )
+
+    def taken_out(element):
+        rest = {k: v for k, v in element.items() if k != key}
+        return element[key], rest
+
+    return dataset.map(taken_out)
+
+
+def _checked_ids(ids: Any) -> np.ndarray:
+    """Ids as an array `[n]` of whole numbers or strings."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.dtype.kind not in "iuSUO":
+        raise ValueError(
+            "`ids` should hold one whole number or string per example. "
+            f"Received an array of shape {array.shape} and dtype "
+            f"{array.dtype}."
+        )
+    return array
 
 
 def open_examples(data: Any, name: str = "train") -> Examples:
@@ -290,9 +245,12 @@ class _DatasetExamples(Examples):
         if self._fixed_shapes:
             dataset = dataset.rebatch(batch_size)
         position, seen = 0, False
-        for ids, element in dataset.prefetch(2):
+        for ids, element in self._read(dataset.prefetch(2)):
             x, y, sample_weight = _unpack_element(element, self.name)
-            count = int(tf.nest.flatten(x)[0].shape[0])
+            leaves = tf.nest.flatten(element)
+            count = len(leaves[0])
+            if any(len(leaf) != count for leaf in leaves):
+                _check_lengths(leaves, self.name)
             if self._has_ids:
                 ids = _readable(ids.numpy())
             else:
@@ -305,15 +263,24 @@ class _DatasetExamples(Examples):
                 "expected at least one batch."
             )
 
+    def _read(self, dataset: tf.data.Dataset) -> Iterator[Any]:
+        """The elements; where joining them fails, the reason if it is known."""
+        try:
+            yield from dataset
+        except tf.errors.InvalidArgumentError:
+            for ids, element in self._dataset:
+                leaves = tf.nest.flatten(element)
+                _check_lengths(
+                    [ids, *leaves] if self._has_ids else leaves, self.name
+                )
+            raise
+
     def _check_order(self) -> None:
         """Reads the beginning twice; the same examples should come."""
-        twice = [
-            [np.asarray(leaf) for leaf in tf.nest.flatten(list(head))]
-            for head in (self._dataset.take(2), self._dataset.take(2))
-        ]
-        same = len(twice[0]) == len(twice[1]) and all(
-            a.shape == b.shape and a.tobytes() == b.tobytes()
-            for a, b in zip(*twice, strict=True)
+        heads = (self._dataset.take(2), self._dataset.take(2))
+        first, second = (tf.nest.flatten(list(self._read(h))) for h in heads)
+        same = len(first) == len(second) and all(
+            map(_same_values, first, second)
         )
         if not same:
             raise ValueError(
@@ -328,6 +295,14 @@ def _paired(*element):
     return tf.zeros([tf.shape(tf.nest.flatten(element)[0])[0], 0]), (
         element if len(element) > 1 else element[0]
     )
+
+
+def _same_values(a: tf.Tensor, b: tf.Tensor) -> bool:
+    """Whether two tensors are alike to the bit; NaN is equal to itself."""
+    one, other = np.asarray(a), np.asarray(b)
+    if one.dtype == object:  # strings
+        return one.tolist() == other.tolist()
+    return one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
 def _readable(ids: np.ndarray) -> np.ndarray:
@@ -345,6 +320,11 @@ def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:
         raise TypeError(
             f"`{name}` should be a batched `tf.data.Dataset` or a tuple of "
             f"arrays (x, y) or (x, y, sample_weight). Received: {received}."
+        )
+    if not any(leaf is not None for leaf in tf.nest.flatten(data[0])):
+        raise TypeError(
+            f"`{name}` holds no inputs: received x={data[0]!r}, expected an "
+            "array, or a dict, tuple or list of arrays."
         )
     return (*data, None)[:3] if len(data) == 2 else data
 
@@ -391,6 +371,12 @@ def _check_lengths(arrays: Any, name: str = "data") -> int:
 def _check_batched(spec, has_ids: bool, name: str) -> None:
     ids, element = spec
     leaves = tf.nest.flatten((ids, element) if has_ids else element)
+    other = [leaf for leaf in leaves if not isinstance(leaf, tf.TensorSpec)]
+    if other:
+        raise ValueError(
+            f"`{name}` should hold dense tensors. Received: {other}. Call "
+            "`.map(...)` with `to_tensor` (ragged) or `tf.sparse.to_dense`."
+        )
     ranks = [leaf.shape.rank for leaf in leaves]
     sizes = {
         leaf.shape[0] for leaf in leaves if leaf.shape.rank not in (None, 0)

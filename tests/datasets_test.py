@@ -187,6 +187,24 @@ def test_more_or_fewer_ids_than_examples_are_refused():
         with_ids(sliced(), tf.data.Dataset.range(11))
 
 
+@pytest.mark.parametrize("ids", [[0.5] * 10, np.zeros((10, 2), int)])
+def test_ids_other_than_a_number_or_string_each_are_refused(ids):
+    with pytest.raises(ValueError, match=r"one whole number or string"):
+        with_ids(arrays(), ids)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "received"),
+    [
+        (sliced().map(lambda x, y: {"x": x, "y": y}), r"keys \['x', 'y'\]"),
+        (sliced(), "TensorSpec"),
+    ],
+)
+def test_an_id_key_that_elements_do_not_have_is_refused(dataset, received):
+    with pytest.raises(ValueError, match=f"'tfds_id'.*{received}"):
+        with_ids(dataset, "tfds_id")
+
+
 @pytest.mark.parametrize(
     ("transform", "expected"),
     [
@@ -288,6 +306,13 @@ def test_shuffling_once_is_no_matter():
     np.testing.assert_array_equal(first, second)
 
 
+def test_text_inputs_keep_their_order():
+    text = tf.data.Dataset.from_tensor_slices((["a", "bc"] * 5, np.arange(10)))
+    assert len(read(text.batch(5))) == 3
+    with pytest.raises(ValueError, match="another order"):
+        open_examples(text.repeat(10).shuffle(100).batch(50))
+
+
 @pytest.mark.parametrize(
     "dataset",
     [
@@ -342,6 +367,37 @@ def test_parts_of_different_length_are_refused(data):
         open_examples(data)
     with pytest.raises(ValueError, match="one row per example"):
         with_ids(data)
+
+
+@pytest.mark.parametrize("inner", [2, None])
+@pytest.mark.parametrize("has_ids", [False, True])
+def test_batches_whose_parts_differ_in_length_are_refused(inner, has_ids):
+    def batches():
+        yield np.zeros((4, 2), "float32"), np.zeros(4, "float32")
+        yield np.zeros((4, 2), "float32"), np.zeros(3, "float32")
+
+    x, y = (tf.TensorSpec(shape) for shape in ([None, inner], [None]))
+    data = tf.data.Dataset.from_generator(batches, output_signature=(x, y))
+    if has_ids:
+        data = with_ids(data, lambda x, y: tf.range(tf.shape(x)[0]))
+    message = r"`train`.*one row per example.*\(4, 2\), \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        read(data)
+
+
+def test_ragged_and_sparse_tensors_are_refused_with_their_remedy():
+    ragged = tf.ragged.constant([[1.0, 2.0], [3.0]])
+    sparse = tf.sparse.from_dense(np.eye(2, dtype="float32"))
+    for inputs in (ragged, sparse):
+        data = tf.data.Dataset.from_tensor_slices((inputs, [0, 1])).batch(2)
+        with pytest.raises(ValueError, match=r"dense tensors.*to_tensor"):
+            open_examples(data)
+
+
+@pytest.mark.parametrize("x", [None, [], {"a": None}])
+def test_data_without_inputs_is_refused(x):
+    with pytest.raises(TypeError, match="`train` holds no inputs"):
+        open_examples((x, np.zeros(3)))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ IMPORT_ORDER = (
     "_version",
     "_files",
     "distribution",
+    "example_ids",
     "datasets",
     "losses",
     "runs.*",
