@@ -33,7 +33,11 @@ from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.rules import LayerUse, Rule, rule_for
 from keras_tracin.gradients.rules.fallback import layer_local
-from keras_tracin.gradients.rules.registry import Part, own_variables
+from keras_tracin.gradients.rules.registry import (
+    Part,
+    attributes,
+    own_variables,
+)
 
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight (or None)
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
@@ -243,24 +247,24 @@ def _recorded(sites: list[Site], tape: tf.GradientTape):
     """Replaces `call` on the sites' layers; yields the calls as they come."""
     calls: list[_Call] = []
     accesses = _Accesses()
-    own_calls = [vars(site.layer).get("call") for site in sites]
-    try:
+    with contextlib.ExitStack() as stack:
         for site in sites:
-            vars(site.layer)["call"] = _recording_call(
-                site, tape, calls, accesses
-            )
-        with accesses.within(None):
-            yield calls
-    finally:
-        for site, own in zip(sites, own_calls, strict=True):
-            vars(site.layer).pop("call", None)
-            if own is not None:  # the user's, set on this instance
-                vars(site.layer)["call"] = own
+            name = _called_method(site.layer)
+            wrapped = _recording_call(site, name, tape, calls, accesses)
+            stack.enter_context(attributes(site.layer, {name: wrapped}))
+        stack.enter_context(accesses.within(None))
+        yield calls
     accesses.check(sites)
 
 
-def _recording_call(site, tape, calls, accesses):
-    layer, original = site.layer, site.layer.call
+def _called_method(layer: keras.Layer) -> str:
+    """What `layer(...)` ends up in; quantized layers have another method."""
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    return "quantized_call" if quantized else "call"
+
+
+def _recording_call(site, name, tape, calls, accesses):
+    layer, original = site.layer, getattr(site.layer, name)
 
     def call(*args, **kwargs):
         watched: list[tf.Tensor] = []
@@ -277,8 +281,8 @@ def _recording_call(site, tape, calls, accesses):
             return probe
 
         with accesses.within(site):
-            if site.rule is not None and site.rule.before_activation:
-                with _watched_activation(layer, watch):
+            if site.rule is not None and site.rule.watching is not None:
+                with site.rule.watching(layer, watch):
                     outputs = original(*args, **kwargs)
             else:
                 outputs = tf.nest.map_structure(
@@ -288,18 +292,6 @@ def _recording_call(site, tape, calls, accesses):
         return outputs
 
     return call
-
-
-@contextlib.contextmanager
-def _watched_activation(layer: keras.Layer, watch):
-    """Watches what goes into the layer's activation during one call."""
-    attributes = vars(layer)
-    activation = attributes["activation"] or (lambda value: value)
-    attributes["activation"] = lambda value: activation(watch(value))
-    try:
-        yield
-    finally:
-        attributes["activation"] = activation
 
 
 class _Accesses:

@@ -8,10 +8,15 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import OuterFactors
-from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+from keras_tracin.gradients.rules.registry import (
+    LayerUse,
+    Part,
+    register,
+    watch_before_activation,
+)
 
 
-@register(keras.layers.Dense, before_activation=True)
+@register(keras.layers.Dense, watching=watch_before_activation)
 def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.Dense`, on inputs of rank two or more.
 

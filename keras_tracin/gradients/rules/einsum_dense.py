@@ -14,10 +14,15 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import DenseGradients, OuterFactors
-from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+from keras_tracin.gradients.rules.registry import (
+    LayerUse,
+    Part,
+    register,
+    watch_before_activation,
+)
 
 
-@register(keras.layers.EinsumDense, before_activation=True)
+@register(keras.layers.EinsumDense, watching=watch_before_activation)
 def einsum_dense(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.EinsumDense`."""
     inputs, grads = tf.convert_to_tensor(use.inputs), use.grad

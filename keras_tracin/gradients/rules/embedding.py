@@ -10,7 +10,7 @@ from keras_tracin.gradients.rules.dense import by_position
 from keras_tracin.gradients.rules.registry import LayerUse, Part, register
 
 
-@register(keras.layers.Embedding)
+@register(keras.layers.Embedding, variables=("embeddings",))
 def embedding(layer: keras.layers.Embedding, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.Embedding`.
 

@@ -2,13 +2,14 @@
 
 Synopsis:
 
-    @register(keras.layers.Dense)
+    @register(keras.layers.Dense, watching=watch_before_activation)
     def dense(layer, use):
         return [((layer.kernel, layer.bias), OuterFactors(...))]
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,10 @@ import tensorflow as tf
 from keras_tracin.gradients.factors import Factors
 
 Part = tuple[tuple[keras.Variable, ...], Factors]
+Watch = Callable[[tf.Tensor], tf.Tensor]
+Watching = Callable[
+    [keras.Layer, Watch], contextlib.AbstractContextManager[None]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +34,8 @@ class LayerUse:
         args: the positional arguments of `call`.
         kwargs: its keyword arguments.
         grads: the gradients of the summed per-example losses at the watched
-            tensors: the value before the activation where the rule asks for
-            it, else every tensor the layer returned.
+            tensors: those the rule's `watching` chose, else every tensor the
+            layer returned.
         outputs: the watched tensors, in the same order.
     """
 
@@ -57,46 +62,121 @@ class Rule:
 
     Attributes:
         factors: `(layer, use) -> [(variables, factors), ...]`.
-        before_activation: whether the gradient is wanted before the layer's
-            activation rather than at its output.
+        variables: the attributes that hold the variables it answers for.
+        watching: `(layer, watch)`, a context in which one call of the layer
+            passes through `watch` what the rule wants gradients at; None for
+            the layer's outputs.
+        fits: whether the rule serves a subclass that computes its outputs by
+            code of its own; None if it never does.
     """
 
     factors: Callable[[keras.Layer, LayerUse], list[Part]]
-    before_activation: bool = False
+    variables: tuple[str, ...]
+    watching: Watching | None = None
+    fits: Callable[[keras.Layer], bool] | None = None
 
 
 _RULES: dict[Any, Rule] = {}
 
+# What a layer may define anew without computing other outputs.
+_BESIDE_CALL = frozenset(
+    {
+        "build",
+        "build_from_config",
+        "compute_mask",
+        "compute_output_shape",
+        "compute_output_spec",
+        "from_config",
+        "get_build_config",
+        "get_config",
+        "load_own_variables",
+        "quantize",  # Keras wraps it on every instance, and `build` too
+        "quantized_build",
+        "save_own_variables",
+    }
+)
 
-def register(*layer_classes: type[keras.Layer], before_activation=False):
+
+def register(
+    *layer_classes: type[keras.Layer],
+    variables: tuple[str, ...] = ("kernel", "bias", "gamma", "beta"),
+    watching: Watching | None = None,
+    before_activation: bool = False,
+    fits: Callable[[keras.Layer], bool] | None = None,
+):
     """Registers the decorated function as the rule of `layer_classes`."""
+    if before_activation:
+        watching = watch_before_activation
 
     def decorate(function):
         for layer_class in layer_classes:
-            _RULES[layer_class] = Rule(function, before_activation)
+            _RULES[layer_class] = Rule(function, variables, watching, fits)
         return function
 
     return decorate
 
 
+@contextlib.contextmanager
+def attributes(layer: keras.Layer, values: dict[str, Any]):
+    """Sets attributes of this one layer object, and takes them off again."""
+    own = vars(layer)
+    before = {name: own[name] for name in values if name in own}
+    try:
+        own.update(values)
+        yield
+    finally:
+        for name in values:
+            own.pop(name, None)
+        own.update(before)
+
+
+@contextlib.contextmanager
+def watch_before_activation(layer: keras.Layer, watch: Watch):
+    """Watches what goes into the layer's activation during one call."""
+    activation = layer.activation or (lambda value: value)
+    watched = {"activation": lambda value: activation(watch(value))}
+    with attributes(layer, watched):
+        yield
+
+
 def rule_for(layer: keras.Layer) -> Rule | None:
     """The rule that fits `layer`, or None where the fallback must serve.
 
-    A rule describes one `call`. It does not fit a subclass that overrides
-    `call`, a layer whose `call` was replaced on the instance, nor a layer that
-    owns variables the rule does not know (a layer with LoRA enabled, say).
+    A rule describes what one class computes. It does not fit a subclass (or an
+    instance) that redefines any part of that, nor a layer that owns variables
+    the rule does not know.
     """
-    if "call" in vars(layer):
-        return None
     layer_class: Any
     for layer_class in type(layer).__mro__:
         rule = _RULES.get(layer_class)
-        if rule is not None and type(layer).call is layer_class.call:
-            known = {"kernel", "bias", "embeddings", "gamma", "beta"}
-            own = {id(v) for v in own_variables(layer)}
-            named = {id(getattr(layer, name, None)) for name in known}
-            return rule if own <= named else None
+        if rule is None:
+            continue
+        if _computes_otherwise(layer, layer_class) and not (
+            rule.fits is not None and rule.fits(layer)
+        ):
+            return None
+        own = {id(v) for v in own_variables(layer)}
+        known = {id(getattr(layer, name, None)) for name in rule.variables}
+        return rule if own <= known else None
     return None
+
+
+def _computes_otherwise(layer: keras.Layer, layer_class: type) -> bool:
+    """Whether `layer` redefines anything that `layer_class` computes with."""
+    position = type(layer).__mro__.index(layer_class)
+    scopes = [vars(c) for c in type(layer).__mro__[:position]] + [vars(layer)]
+    return any(
+        (callable(value) or isinstance(value, property))
+        and not name.startswith("__")
+        and name not in _BESIDE_CALL
+        and _is_computed(getattr(layer_class, name, None))
+        for scope in scopes
+        for name, value in scope.items()
+    )
+
+
+def _is_computed(attribute: Any) -> bool:
+    return callable(attribute) or isinstance(attribute, property)
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:

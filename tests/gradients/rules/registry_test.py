@@ -6,7 +6,11 @@ import tensorflow as tf
 from keras import layers
 
 from keras_tracin.gradients.rules import registry, rule_for
-from keras_tracin.gradients.rules.registry import LayerUse, own_variables
+from keras_tracin.gradients.rules.registry import (
+    LayerUse,
+    own_variables,
+    watch_before_activation,
+)
 
 
 def built(layer, shape=(None, 3)):
@@ -55,9 +59,28 @@ def test_a_subclass_that_keeps_call_keeps_the_rule():
     assert rule_for(built(Renamed(2))) is rule_for(built(layers.Dense(2)))
 
 
-@pytest.mark.parametrize("layer_class", [Doubled, Tempered])
+class Standardized(layers.Conv2D):
+    """A subclass that redefines a step of its parent's `call`."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - keras.ops.mean(kernel))
+
+
+class Normed(layers.Dense):
+    """A subclass whose kernel is made from the variable."""
+
+    @property
+    def kernel(self):
+        return keras.ops.normalize(super().kernel)
+
+
+@pytest.mark.parametrize("layer_class", [Doubled, Tempered, Normed])
 def test_a_subclass_that_computes_otherwise_has_no_rule(layer_class):
     assert rule_for(built(layer_class(2))) is None
+
+
+def test_a_subclass_that_redefines_a_step_of_call_has_no_rule():
+    assert rule_for(built(Standardized(2, 2), (None, 4, 4, 3))) is None
 
 
 def test_a_dense_layer_with_lora_has_no_rule():
@@ -79,14 +102,16 @@ def test_a_layer_of_no_known_family_has_no_rule():
 def test_a_registered_function_becomes_the_rule_of_its_layers(monkeypatch):
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
 
-    @registry.register(layers.PReLU, layers.ReLU, before_activation=True)
+    @registry.register(
+        layers.PReLU, layers.ReLU, watching=watch_before_activation
+    )
     def rule(layer, use):
         return []
 
     for layer in (layers.PReLU(), layers.ReLU()):
         found = rule_for(layer)
         assert found.factors is rule
-        assert found.before_activation
+        assert found.watching is watch_before_activation
 
 
 def test_own_variables_are_those_the_layer_made_and_trains():
