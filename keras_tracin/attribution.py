@@ -215,6 +215,31 @@ class SelfInfluence:
         return pd.DataFrame({"self_influence": self.scores}, index=index)
 
 
+class ScoreColumns:
+    """Collects the scores of training examples while they stream by."""
+
+    def __init__(self):
+        self._ids: list[np.ndarray] = []
+        self._scores: list[np.ndarray] = []
+
+    def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Takes `ids [c]` and `scores [..., c]`."""
+        self._ids.append(ids)
+        self._scores.append(scores)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All ids, in the order they came."""
+        return np.concatenate(self._ids)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """All scores, `[..., n]`; a single chunk is not copied."""
+        if len(self._scores) == 1:
+            return self._scores[0]
+        return np.concatenate(self._scores, axis=-1)
+
+
 class TopKMerger:
     """Keeps the best of both sides while training examples stream by.
 

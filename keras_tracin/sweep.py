@@ -6,9 +6,9 @@ and all checkpoints of a chunk are summed before anybody ranks anything.
 
 Synopsis:
 
-    plan = Plan(num_train=60_000, num_queries=100, num_checkpoints=5, ...)
-    sweep(model, checkpoints, rates, train, plan, prepare=..., step=...,
-          consume=merger.add, progress=Progress(plan, verbose=1))
+    plan = make_plan(train, num_queries=100, num_checkpoints=5, ...)
+    sweep(model, checkpoints, train, plan, prepare=..., step=...,
+          consume=merger.add, progress=Progress(plan, 1, "TracIn"))
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ def make_plan(
 
 def sweep(
     model: keras.Model,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Checkpoint | None],
     train: Examples,
     plan: Plan,
     *,
     prepare: Callable[[], Any],
-    step: Callable[[Checkpoint, Batch, Any], np.ndarray],
+    step: Callable[[Checkpoint | None, Batch, Any], np.ndarray],
     consume: Callable[[np.ndarray, np.ndarray], None],
     progress: Progress,
 ) -> None:
@@ -143,7 +143,8 @@ def sweep(
 
     Args:
         model: the model to put the checkpoints' weights into.
-        checkpoints: those to sum over.
+        checkpoints: those to sum over; None stands for the weights that the
+            model has.
         train: the training examples.
         plan: batch and chunk sizes.
         prepare: called once a checkpoint's weights are in the model; returns
@@ -157,7 +158,8 @@ def sweep(
             ids = np.concatenate([batch.ids for batch in chunk])
             sums = np.zeros(0)
             for visit, checkpoint in enumerate(checkpoints):
-                load(checkpoint)
+                if checkpoint is not None:
+                    load(checkpoint)
                 prepared = prepare()
                 stop = 0
                 for batch in chunk:
@@ -189,11 +191,13 @@ class Progress:
     Args:
         plan: what is going to be done.
         verbose: 0 for silence.
+        title: the name of the method.
     """
 
-    def __init__(self, plan: Plan, verbose: int):
+    def __init__(self, plan: Plan, verbose: int, title: str):
         self._plan = plan
         self._verbose = verbose
+        self._title = title
         self._done = 0
         self._started = self._first = time.monotonic()
         self._bar: keras.utils.Progbar | None = None
@@ -206,7 +210,7 @@ class Progress:
         if not self._verbose:
             return
         if self._bar is None and self._is_long():
-            print(f"TracIn: {self._plan}", flush=True)
+            print(f"{self._title}: {self._plan}", flush=True)
             self._bar = keras.utils.Progbar(
                 self._plan.steps, unit_name="batch", verbose=self._verbose
             )

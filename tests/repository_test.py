@@ -33,6 +33,7 @@ IMPORT_ORDER = (
     "callbacks",
     "attribution",
     "sweep",
+    "scoring",
     "curvature.operators",
     "curvature.solvers",
     "curvature.sketch",

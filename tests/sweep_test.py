@@ -68,7 +68,7 @@ def test_only_long_work_is_announced_before_it_is_done(
     clock = [0.0]
     monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
     plan = plan_for(100_000)
-    progress = sweep.Progress(plan, verbose=1)
+    progress = sweep.Progress(plan, verbose=1, title="TracIn")
     for done in range(plan.steps):
         clock[0] += seconds / plan.steps
         progress.advance()
@@ -82,5 +82,5 @@ def test_examples_without_a_known_number_still_show_progress(
 ):
     monkeypatch.setattr(sweep, "_PATIENCE", 0.0)
     plan = sweep.Plan(None, 0, 1, 16, 16, 2**20)
-    sweep.Progress(plan, verbose=1).advance()
+    sweep.Progress(plan, verbose=1, title="TracIn").advance()
     assert "? training examples" in capsys.readouterr().out

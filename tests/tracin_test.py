@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin import scoring as scoring_module
 from keras_tracin import sweep as sweep_module
-from keras_tracin import tracin as tracin_module
 
 NUM_TRAIN, NUM_TEST, CLASSES = 37, 5, 3
 
@@ -147,7 +147,7 @@ def test_small_memory_gives_the_same_scores_in_pieces(trained, monkeypatch):
     model, run = trained
     whole = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
     monkeypatch.setattr(sweep_module, "_BATCH_SIZES", (4, 4))
-    monkeypatch.setattr(tracin_module, "_QUERY_BATCH", 2)
+    monkeypatch.setattr(scoring_module, "_QUERY_BATCH", 2)
     tracin = kt.TracIn(model, TRAIN, run, memory_limit=1)
     pieces = tracin.influence(TEST, verbose=0)
     assert tracin.plan(TEST).chunk == tracin.plan(TEST).batch_size == 4

@@ -1,0 +1,312 @@
+"""What every method does with a model, its training data and its queries.
+
+A `Scorer` holds the model and the data, makes the compiled steps, cuts queries
+into blocks that fit memory, sweeps training examples and weights, and names
+what went wrong. The methods say which step to run and what it is to be given.
+
+Synopsis:
+
+    scorer = Scorer(model, train, loss=None, layers=None)
+
+    def stream(queries, consume):
+        step = queries.steps.train.products
+        scorer.sweep(step, rates, consume, queries=queries, prepare=...)
+
+    influence(scorer.blocks(test), stream)              # Attribution
+    top_k(scorer.blocks(test), stream, k, scorer.train.size)    # TopK
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+
+from keras_tracin.attribution import (
+    Attribution,
+    ScoreColumns,
+    SelfInfluence,
+    TopK,
+    TopKMerger,
+)
+from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.gradients.capture import find_sites
+from keras_tracin.gradients.functions import (
+    GradientFunctions,
+    footprint,
+    kind_of,
+)
+from keras_tracin.losses import per_example_loss, query_value
+from keras_tracin.runs import Checkpoint
+from keras_tracin.sweep import (
+    Plan,
+    Progress,
+    default_memory_limit,
+    in_chunks,
+    make_plan,
+    sweep,
+)
+
+_QUERY_BATCH = 128  # queries captured in one step
+
+Consume = Callable[[np.ndarray, np.ndarray], None]  # ids [c], scores [..., c]
+Rates = Mapping[Checkpoint | None, float]
+
+# What a method without checkpoints sweeps: the weights the model has, once.
+PRESENT_WEIGHTS: Rates = {None: 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Compiled steps for training examples, and for one kind of queries."""
+
+    train: GradientFunctions
+    query: GradientFunctions
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """A block of queries, and the steps that take them."""
+
+    batches: tuple[Batch, ...]
+    steps: Steps
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The queries' ids, in reading order."""
+        return np.concatenate([batch.ids for batch in self.batches])
+
+
+class Scorer:
+    """A model with its training data and losses.
+
+    Args:
+        model: a Keras model; built here if it is not yet.
+        train: what `model.fit` took.
+        loss: used in place of the compiled loss; anything `compile` takes.
+        query_loss: what a query's influence is measured on, as in `TracIn`.
+        class_weight: the `class_weight` given to `fit`.
+        layers: names or layers to restrict the gradients to.
+        memory_limit: bytes the computation may use, beside the data; half of
+            what is free by default.
+
+    Attributes:
+        model: the model.
+        train: the opened training examples.
+
+    Raises:
+        ValueError: if the model is not compiled and no `loss` is given, if
+            `layers` names no layer with weights, or if the data does not fit.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        train: Any,
+        *,
+        loss: Any = None,
+        query_loss: Any = None,
+        class_weight: Mapping[int, float] | None = None,
+        layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
+        memory_limit: int | None = None,
+    ):
+        self.model = model
+        self.train = open_examples(train, "train")
+        self._layers = layers
+        self._memory_limit = memory_limit
+        self._strict = loss is None
+        self._loss = per_example_loss(model, loss, class_weight)
+        self._query_value = query_value(model, query_loss or "loss", loss)
+        self._same_loss = query_loss in (None, "loss") and not class_weight
+        self._like = self.train.first(1)
+        self._steps: dict[str, Steps] = {}
+        if not model.built:
+            model(self._like.x, training=False)
+        find_sites(model, layers)  # refuses bad `layers=` before long work
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that may be used now."""
+        return self._memory_limit or default_memory_limit()
+
+    @property
+    def train_steps(self) -> GradientFunctions:
+        """The compiled steps for training examples."""
+        return self._steps_like(self._like).train
+
+    def blocks(self, test: Any) -> Iterator[Queries]:
+        """Queries in blocks whose factors take no more than their share."""
+        examples = open_examples(test, "test")
+        steps = self._steps_like(examples.first(1))
+        # Twice the factors exist for a moment, while batches are joined.
+        room = self.memory_limit // (8 * max(1, steps.query.factor_bytes))
+        batches = examples.batches(max(1, min(room, _QUERY_BATCH)))
+        for block in in_chunks(batches, room):
+            yield Queries(tuple(block), steps)
+
+    def all_queries(self, test: Any) -> Queries:
+        """All queries as one block, for methods that reduce them batch-wise."""
+        examples = open_examples(test, "test")
+        steps = self._steps_like(examples.first(1))
+        return Queries(tuple(examples.batches(_QUERY_BATCH)), steps)
+
+    def sweep(
+        self,
+        function: Callable,
+        rates: Rates,
+        consume: Consume,
+        *,
+        title: str,
+        queries: Queries | None = None,
+        prepare: Callable[[], Any] = lambda: None,
+        verbose: int = 1,
+    ) -> None:
+        """Sums a compiled step over weights, for all training examples.
+
+        Args:
+            function: `(data, [prepared,] rate) -> [..., n]`.
+            rates: the checkpoints to visit, and what each counts;
+                `PRESENT_WEIGHTS` for the model as it is.
+            consume: takes ids `[c]` and sums `[..., c]`, chunk by chunk.
+            title: the method's name, for the line that announces long work.
+            queries: those that are scored, if any.
+            prepare: called once the weights are in the model; what it returns
+                is given to `function`, unless it is None.
+            verbose: 0 for silence.
+
+        Raises:
+            ValueError: if a score is NaN or infinite, naming the weights, the
+                layer and the ids.
+        """
+
+        def step(checkpoint: Checkpoint | None, batch: Batch, prepared):
+            extra = () if prepared is None else (prepared,)
+            rate = np.float32(rates[checkpoint])
+            found = function(batch.data, *extra, rate).numpy()
+            if not np.isfinite(found).all():
+                self._raise_not_finite(checkpoint, batch, queries)
+            return found
+
+        plan = self.plan(function, rates, queries)
+        sweep(
+            self.model,
+            list(rates),
+            self.train,
+            plan,
+            prepare=prepare,
+            step=step,
+            consume=consume,
+            progress=Progress(plan, verbose, title),
+        )
+
+    def plan(
+        self, function: Callable, rates: Rates, queries: Queries | None = None
+    ) -> Plan:
+        """What `sweep` will do with these, and what it will need."""
+        return make_plan(
+            self.train,
+            num_queries=0 if queries is None else len(queries.ids),
+            num_checkpoints=len(rates),
+            footprint=footprint(function),
+            bytes_per_query=(
+                0 if queries is None else queries.steps.query.factor_bytes
+            ),
+            memory_limit=self.memory_limit,
+        )
+
+    def _steps_like(self, batch: Batch) -> Steps:
+        """The compiled steps for queries of the same kind as `batch`."""
+        kind = kind_of(batch.data)
+        if kind not in self._steps:
+
+            def functions(loss, like, queries=None):
+                return GradientFunctions(
+                    self.model,
+                    loss,
+                    like.data,
+                    self._layers,
+                    queries=queries,
+                    strict=self._strict,
+                )
+
+            query = functions(self._query_value, batch)
+            same = self._same_loss and kind == kind_of(self._like.data)
+            train = query if same else functions(self._loss, self._like, query)
+            self._steps[kind] = Steps(train, query)
+        return self._steps[kind]
+
+    def _raise_not_finite(
+        self,
+        checkpoint: Checkpoint | None,
+        batch: Batch,
+        queries: Queries | None,
+    ) -> NoReturn:
+        """Finds the gradient that is NaN or infinite and names it."""
+        suspects = [("training", batch, self.train_steps)]
+        if queries is not None:
+            suspects = [
+                ("query", block, queries.steps.query)
+                for block in queries.batches
+            ] + [("training", batch, queries.steps.train)]
+        for role, block, functions in suspects:
+            found = functions.first_not_finite(block.data)
+            if found is not None:
+                layer, rows = found
+                raise ValueError(
+                    f"The gradients of {role} examples with ids "
+                    f"{block.ids[rows].tolist()} are NaN or infinite in layer "
+                    f"'{layer}' at {name_of(checkpoint)}. Look for NaN in "
+                    "these examples' inputs and labels, or choose weights "
+                    "from before the loss diverged."
+                )
+        raise ValueError(
+            f"Scores overflow float32 at {name_of(checkpoint)}, although all "
+            "gradients are finite. Choose weights from before the loss "
+            "diverged, or scale the loss down."
+        )
+
+
+def name_of(checkpoint: Checkpoint | None) -> str:
+    """A checkpoint in words; None are the weights that the model has."""
+    if checkpoint is None:
+        return "the model's present weights"
+    return f"checkpoint '{checkpoint.path}' (epoch {checkpoint.epoch})"
+
+
+Stream = Callable[[Queries, Consume], None]
+
+
+def influence(blocks: Iterable[Queries], stream: Stream) -> Attribution:
+    """All scores, from a function that streams those of one block."""
+    rows = []
+    for queries in blocks:
+        columns = ScoreColumns()
+        stream(queries, columns.add)
+        rows.append((queries.ids, columns.scores))
+    query_ids, scores = (
+        parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for parts in zip(*rows, strict=True)
+    )
+    return Attribution(scores, query_ids, columns.ids)
+
+
+def top_k(
+    blocks: Iterable[Queries], stream: Stream, k: int, available: int | None
+) -> TopK:
+    """The strongest of both sides, without ever holding all scores."""
+    found = []
+    for queries in blocks:
+        merger = TopKMerger(queries.ids, k, available)
+        stream(queries, merger.add)
+        found.append(merger.result())
+    return TopK.concat(found)
+
+
+def self_influence(stream: Callable[[Consume], None]) -> SelfInfluence:
+    """Each training example's own score, from a function that streams them."""
+    columns = ScoreColumns()
+    stream(columns.add)
+    return SelfInfluence(scores=columns.scores, ids=columns.ids)
