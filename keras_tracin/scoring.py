@@ -34,11 +34,8 @@ from keras_tracin.attribution import (
 )
 from keras_tracin.datasets import Batch, open_examples
 from keras_tracin.gradients.capture import find_sites
-from keras_tracin.gradients.functions import (
-    GradientFunctions,
-    footprint,
-    kind_of,
-)
+from keras_tracin.gradients.footprint import footprint
+from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.losses import per_example_loss, query_value
 from keras_tracin.runs import Checkpoint
 from keras_tracin.sweep import (

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from keras_tracin.datasets import Batch, Examples
-from keras_tracin.gradients.functions import Footprint
+from keras_tracin.gradients.footprint import Footprint
 from keras_tracin.runs import Checkpoint, run_weights
 
 # A larger block of memory is handed back to the system when it is freed (the C
@@ -107,7 +107,7 @@ def make_plan(
     room = memory_limit // 4
     batch = min(
         _LARGEST_TENSOR // max(1, footprint.largest),
-        room // max(1, footprint.total),
+        room // max(1, footprint.peak),
     )
     smallest, largest = _BATCH_SIZES
     batch = min(max(2 ** int(math.log2(max(1, batch))), smallest), largest)
@@ -120,7 +120,7 @@ def make_plan(
         num_checkpoints=num_checkpoints,
         batch_size=batch,
         chunk=chunk,
-        memory=batch * footprint.total
+        memory=batch * footprint.peak
         + 2 * num_queries * bytes_per_query
         + known * row,
     )

@@ -27,6 +27,7 @@ IMPORT_ORDER = (
     "gradients.factors",
     "gradients.rules.*",
     "gradients.capture",
+    "gradients.footprint",
     "gradients.functions",
     "gradients",
     "projection",

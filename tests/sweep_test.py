@@ -5,7 +5,7 @@ import pytest
 
 from keras_tracin import sweep
 from keras_tracin.datasets import Batch, open_examples
-from keras_tracin.gradients.functions import Footprint
+from keras_tracin.gradients.footprint import Footprint
 
 
 def arrays(count):

@@ -13,7 +13,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -162,37 +161,6 @@ class GradientFunctions:
                     if len(rows):
                         return name, rows
         return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Footprint:
-    """Bytes per example of the tensors a compiled step makes.
-
-    Attributes:
-        total: of all of them: more than it needs at once, since some are
-            freed before others are made.
-        largest: of the largest.
-    """
-
-    total: int
-    largest: int
-
-
-def footprint(step) -> Footprint:
-    """Reads a compiled step's footprint off its trace.
-
-    Tensors count where their first dimension is the batch's, the only one
-    that the trace leaves open.
-    """
-    sizes = [
-        tensor.shape[1:].num_elements() * tensor.dtype.size
-        for operation in step.get_concrete_function().graph.get_operations()
-        for tensor in operation.outputs
-        if tensor.shape.rank
-        and tensor.shape[0] is None
-        and None not in tensor.shape[1:]
-    ]
-    return Footprint(sum(sizes), max(sizes, default=0))
 
 
 def kind_of(data: Any) -> str:

@@ -8,7 +8,6 @@ from keras import layers
 
 from keras_tracin.gradients.functions import (
     GradientFunctions,
-    footprint,
     kind_of,
 )
 from keras_tracin.losses import per_example_loss
@@ -225,12 +224,6 @@ def test_factor_bytes_are_those_of_compact_factors(functions):
     factors = functions.captured(data(5)).factors
     size = sum(tensor.numpy().nbytes for tensor in tf.nest.flatten(factors))
     assert functions.factor_bytes * 5 == size
-
-
-def test_footprint_counts_what_a_step_makes(functions):
-    found = footprint(functions.captured)
-    assert functions.factor_bytes <= found.total
-    assert 0 < found.largest < found.total
 
 
 def test_kind_tells_batches_that_need_steps_of_their_own():
