@@ -27,10 +27,9 @@ from keras_tracin.datasets import Batch, Examples
 from keras_tracin.gradients.footprint import Footprint
 from keras_tracin.runs import Checkpoint, run_weights
 
-# A larger block of memory is handed back to the system when it is freed (the C
-# library's limit on Linux) and paid for page by page when it is next needed,
-# which can double the time of a step that moves much data.
-_LARGEST_TENSOR = 32 * 2**20
+# Batches whose largest tensor is smaller leave the cores idle between many
+# small steps; larger ones brought nothing, on a CPU, and take more memory.
+_LARGEST_TENSOR = 64 * 2**20
 _BATCH_SIZES = (16, 1024)
 _PATIENCE = 2.0  # seconds of work from which on it is announced
 
