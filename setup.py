@@ -19,6 +19,7 @@ TEST = [
     "mypy~=2.4.1",
     "pandas>=2.2",
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "ruff~=0.17.6",
 ]
 

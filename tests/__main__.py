@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).absolute().parents[1]
-CHECKS = ("ruff check", "ruff format --check", "mypy", "pytest")
+CHECKS = (
+    "ruff check",
+    "ruff format --check",
+    "mypy",
+    # One process for each core, and a file's fixtures made in one of them.
+    "pytest --numprocesses=auto --dist=loadfile",
+)
 
 
 def run_checks() -> list[str]:
