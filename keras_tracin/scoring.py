@@ -33,6 +33,7 @@ from keras_tracin.attribution import (
     TopKMerger,
 )
 from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.gradients.capture import find_sites
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
@@ -89,6 +90,7 @@ class Scorer:
         layers: names or layers to restrict the gradients to.
         memory_limit: bytes the computation may use, beside the data; half of
             what is free by default.
+        strategy: a `tf.distribute.Strategy` to spread each step over.
 
     Attributes:
         model: the model.
@@ -109,8 +111,10 @@ class Scorer:
         class_weight: Mapping[int, float] | None = None,
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
         memory_limit: int | None = None,
+        strategy: Strategy | None = None,
     ):
         self.model = model
+        self._strategy = strategy
         self.train = open_examples(train, "train")
         self._layers = layers
         self._memory_limit = memory_limit
@@ -122,6 +126,7 @@ class Scorer:
         self._steps: dict[str, Steps] = {}
         if not model.built:
             model(self._like.x, training=False)
+        check_built_under(strategy, model)
         find_sites(model, layers)  # refuses bad `layers=` before long work
 
     @property
@@ -227,6 +232,7 @@ class Scorer:
                     self._layers,
                     queries=queries,
                     strict=self._strict,
+                    strategy=self._strategy,
                 )
 
             query = functions(self._query_value, batch)

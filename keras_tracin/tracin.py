@@ -32,6 +32,7 @@ from keras_tracin.attribution import (
     SelfInfluence,
     TopK,
 )
+from keras_tracin.distribution import Strategy
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.scoring import Consume, Queries, Rates, Scorer, name_of
@@ -69,6 +70,9 @@ class TracIn:
         class_weight: the `class_weight` given to `fit`.
         layers: names or layers to restrict the gradients to; by default all
             trainable variables count.
+        strategy: a `tf.distribute.Strategy` under which the model was built;
+            each of its replicas scores a share of every batch. Scores do not
+            depend on it.
         memory_limit: bytes the computation may use, beside the data; half of
             what is free by default.
 
@@ -89,6 +93,7 @@ class TracIn:
         query_loss: Any = None,
         class_weight: Mapping[int, float] | None = None,
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
+        strategy: Strategy | None = None,
         memory_limit: int | None = None,
     ):
         if not isinstance(run, TrainingRun):
@@ -101,6 +106,7 @@ class TracIn:
             query_loss=query_loss,
             class_weight=class_weight,
             layers=layers,
+            strategy=strategy,
             memory_limit=memory_limit,
         )
 

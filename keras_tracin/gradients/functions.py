@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.distribution import Strategy, spread
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import (
     Captured,
@@ -43,6 +44,7 @@ class GradientFunctions:
         queries: the steps that make the factors `products` and
             `contractions` are given; these by default.
         strict: refuse losses that layers add from their inputs.
+        strategy: where to run; each replica works on a share of a batch.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class GradientFunctions:
         layers: Sequence[str | keras.Layer] | None = None,
         queries: GradientFunctions | None = None,
         strict: bool = True,
+        strategy: Strategy | None = None,
     ):
         self._queries = queries or self
         self._model, self._loss, self._layers = model, loss, layers
         self._strict = strict
+        self._strategy = strategy
         self._spec = tf.nest.map_structure(_open_batch, like)
 
     def _capture(self, data) -> Captured:
@@ -67,7 +71,17 @@ class GradientFunctions:
             check_no_activation_losses(self._model)
         return captured
 
-    def _traced(self, step: Callable, *more_specs):
+    def _traced(self, step: Callable, *more_specs, axis: int | None):
+        """Compiles a step, spread over the strategy's replicas.
+
+        Args:
+            step: `(data, ...)`.
+            more_specs: the types of its other arguments.
+            axis: that of the examples in its results; None if the results are
+                sums over them, which one device makes alone.
+        """
+        if axis is not None:
+            step = spread(step, self._strategy, axis)
         # The signature keeps one trace, with the batch size open, for all.
         signature = (self._spec, *more_specs)
         return tf.function(step, autograph=False, input_signature=signature)
@@ -81,7 +95,7 @@ class GradientFunctions:
             compact = tuple(algebra.compact(f) for f in found.factors)
             return Captured(found.names, found.losses, compact)
 
-        return self._traced(step)
+        return self._traced(step, axis=0)
 
     @functools.cached_property
     def products(self):
@@ -98,7 +112,8 @@ class GradientFunctions:
             ]
             return _scaled_sum(rate, shares)
 
-        return self._traced(step, self._queries.factor_specs, _RATE)
+        specs = self._queries.factor_specs
+        return self._traced(step, specs, _RATE, axis=-1)
 
     @functools.cached_property
     def contractions(self):
@@ -113,7 +128,8 @@ class GradientFunctions:
             return _scaled_sum(rate, shares)[tf.newaxis, :]
 
         totals = self._queries.totals.get_concrete_function()
-        return self._traced(step, _specs(totals.structured_outputs), _RATE)
+        specs = _specs(totals.structured_outputs)
+        return self._traced(step, specs, _RATE, axis=-1)
 
     @functools.cached_property
     def totals(self):
@@ -123,7 +139,7 @@ class GradientFunctions:
             found = self._capture(data).factors
             return tuple(algebra.total(factors) for factors in found)
 
-        return self._traced(step)
+        return self._traced(step, axis=None)
 
     @functools.cached_property
     def squared_norms(self):
@@ -133,7 +149,7 @@ class GradientFunctions:
             found = self._capture(data).factors
             return _scaled_sum(rate, [algebra.squared_norm(f) for f in found])
 
-        return self._traced(step, _RATE)
+        return self._traced(step, _RATE, axis=-1)
 
     @property
     def factor_specs(self) -> tuple:

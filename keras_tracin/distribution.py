@@ -1,0 +1,111 @@
+"""Spreading work over the devices of a `tf.distribute.Strategy`.
+
+The only module that names `tf.distribute`. A compiled step takes a batch and
+returns something for each of its examples; spread over a strategy it takes and
+returns the same, but each replica has worked on a share of the batch. Results
+do not depend on the number of replicas.
+
+Synopsis:
+
+    check_built_under(strategy, model)
+    step = spread(step, strategy, axis=0)
+    step(data, queries)  # as before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Strategy = tf.distribute.Strategy
+
+
+def check_built_under(strategy: Strategy | None, model: keras.Model) -> None:
+    """Refuses a model whose variables were made outside of the strategy.
+
+    Such a model would run, and silently, with all replicas on the variables
+    of one device.
+
+    Raises:
+        TypeError: if `strategy` is not a `tf.distribute.Strategy`.
+        ValueError: if a variable was not made under it.
+    """
+    if strategy is None:
+        return
+    if not isinstance(strategy, Strategy):
+        raise TypeError(
+            "`strategy` should be a `tf.distribute.Strategy`. Received: "
+            f"{strategy!r}."
+        )
+    outside = [
+        variable.path
+        for variable in model.variables
+        if not strategy.extended.variable_created_in_scope(variable.value)
+    ]
+    if outside:
+        raise ValueError(
+            f"The model '{model.name}' was not built under the strategy it is "
+            f"to be scored with, {type(strategy).__name__}: received "
+            f"{len(outside)} of {len(model.variables)} variables from outside "
+            f"of it, '{outside[0]}' for one. Build the model within `with "
+            "strategy.scope():` and load its weights there, or leave out "
+            "`strategy=`."
+        )
+
+
+def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
+    """A step each of whose replicas works on a share of the batch.
+
+    Args:
+        step: `(data, *others) -> results`, where every tensor in `data` has
+            the examples along its first axis and every result along `axis`.
+        strategy: where to run; None returns `step` as it is.
+        axis: the examples' axis in the results: 0 or -1.
+
+    Returns:
+        A function with the arguments and results of `step`, to be called
+        inside a `tf.function`.
+    """
+    if strategy is None:
+        return step
+    replicas = strategy.num_replicas_in_sync
+
+    def whole(data, *others):
+        examples = tf.shape(tf.nest.flatten(data)[0])[0]
+        share = -(-examples // replicas)
+        like: list[Any] = []  # what a step returns, of any replica
+
+        def on_replica(data, *others):
+            context = tf.distribute.get_replica_context()
+            first = share * context.replica_id_in_sync_group
+            # All shares are of one size: the last example stands in for
+            # those that are missing.
+            rows = tf.minimum(first + tf.range(share), examples - 1)
+            found = step(_rows_of(data, rows), *others)
+            like.append(found)
+            return tf.nest.flatten(found)
+
+        parts = strategy.run(on_replica, args=(data, *others))
+        joined = [
+            _first(
+                tf.concat(strategy.experimental_local_results(part), axis),
+                examples,
+                axis,
+            )
+            for part in parts
+        ]
+        return tf.nest.pack_sequence_as(like[0], joined)
+
+    return whole
+
+
+def _rows_of(data: Any, rows: tf.Tensor) -> Any:
+    return tf.nest.map_structure(lambda leaf: tf.gather(leaf, rows), data)
+
+
+def _first(tensor: tf.Tensor, count: tf.Tensor, axis: int) -> tf.Tensor:
+    """The first `count` along the first or the last axis."""
+    return tensor[:count] if axis == 0 else tensor[..., :count]
