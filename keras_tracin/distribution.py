@@ -15,12 +15,12 @@ Synopsis:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
-Strategy = tf.distribute.Strategy
+Strategy: TypeAlias = tf.distribute.Strategy
 
 
 def check_built_under(strategy: Strategy | None, model: keras.Model) -> None:
