@@ -35,7 +35,7 @@ def check_built_under(strategy: Strategy | None, model: keras.Model) -> None:
     """
     if strategy is None:
         return
-    if not isinstance(strategy, Strategy):
+    if not isinstance(strategy, tf.distribute.Strategy):
         raise TypeError(
             "`strategy` should be a `tf.distribute.Strategy`. Received: "
             f"{strategy!r}."
