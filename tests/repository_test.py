@@ -25,6 +25,7 @@ IMPORT_ORDER = (
     "runs.*",
     "gradients.lookup",
     "gradients.factors",
+    "gradients.flat",
     "gradients.rules.*",
     "gradients.capture",
     "gradients.footprint",

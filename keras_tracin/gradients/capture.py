@@ -51,13 +51,16 @@ class Captured(algebra._Nest):
         names: the layer, or layers, that own each group of variables.
         losses: the per-example losses, `[n]`.
         factors: for each name, factors of `n` examples.
+        positions: for each name, where its variables stand among the
+            `site_variables`, in the order of the factors' columns.
     """
 
     names: tuple[str, ...]
     losses: tf.Tensor
     factors: tuple[Factors, ...]
+    positions: tuple[tuple[int, ...], ...]
 
-    static = ("names",)
+    static = ("names", "positions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,12 @@ def find_sites(
             )
         sites.update({id(site.layer): site for site in found})
     return list(sites.values())
+
+
+def site_variables(sites: Sequence[Site]) -> list[keras.Variable]:
+    """The variables that the sites answer for, each once."""
+    found = {id(v): v for site in sites for v in site.variables}
+    return list(found.values())
 
 
 def _named_layers(model, layers) -> list[keras.Layer]:
@@ -182,8 +191,8 @@ def capture(
         use = LayerUse(call.args, call.kwargs, tuple(found), call.watched)
         for part in _parts_of(call.site, use):
             parts.append((call.site.name, _widened(part)))
-    names, factors = _by_variable(parts, sites)
-    return Captured(names, losses, factors)
+    names, factors, positions = _by_variable(parts, sites)
+    return Captured(names, losses, factors, positions)
 
 
 def _parts_of(site: Site, use: LayerUse) -> list[Part]:
@@ -205,9 +214,9 @@ def _widened(part: Part) -> Part:
 
 def _by_variable(
     parts: list[tuple[str, Part]], sites: list[Site]
-) -> tuple[tuple[str, ...], tuple[Factors, ...]]:
+) -> tuple[tuple[str, ...], tuple[Factors, ...], tuple[tuple[int, ...], ...]]:
     """Joins all uses of the same variables, and drops what is not wanted."""
-    wanted = {id(v) for site in sites for v in site.variables}
+    wanted = {id(v): at for at, v in enumerate(site_variables(sites))}
     groups: dict[int, set[tuple[int, ...]]] = {}
     for _, (variables, _) in parts:
         key = tuple(id(v) for v in variables)
@@ -225,11 +234,13 @@ def _by_variable(
             else zip([(v,) for v in key], algebra.split(found), strict=True)
         )
         for piece, value in pieces:
-            if set(piece) <= wanted:
+            if set(piece) <= wanted.keys():
                 uses.setdefault(piece, []).append(value)
                 owners.setdefault(piece, {})[name] = None
     names = tuple("+".join(owners[key]) for key in uses)
-    return names, tuple(algebra.merge(found) for found in uses.values())
+    factors = tuple(algebra.merge(found) for found in uses.values())
+    positions = tuple(tuple(wanted[v] for v in key) for key in uses)
+    return names, factors, positions
 
 
 @dataclasses.dataclass(frozen=True)

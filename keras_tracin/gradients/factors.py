@@ -33,6 +33,10 @@ from keras_tracin.gradients import lookup
 
 Direction = tuple[tf.Tensor, ...]
 
+# Numbers in a kernel up to which an example's gradient is made to be
+# multiplied by dense directions: for 1,024 examples these are 256 MB.
+_LARGE_KERNEL = 2**16
+
 
 class _Nest:
     """Lets `tf.nest` and `tf.function` look inside a dataclass.
@@ -140,7 +144,7 @@ def inner(left: Factors, right: Factors) -> tf.Tensor:
     Args:
         left: factors of `n` examples.
         right: factors of `m` examples for the same variables, in the same
-            form or, for outer factors, materialised.
+            form or materialised: `m` directions of any kind.
 
     Returns:
         `[n, m]`.
@@ -151,7 +155,10 @@ def inner(left: Factors, right: Factors) -> tf.Tensor:
 @inner.register
 def _(left: OuterFactors, right: Any) -> tf.Tensor:
     if isinstance(right, DenseGradients):
-        return inner(materialize(left), right)
+        t, i, o = left.sizes
+        if t is None or i * o <= t * _LARGE_KERNEL:
+            return inner(materialize(left), right)
+        return _one_by_one(left, right)
     if left.sizes[0] == right.sizes[0] == 1:
         return _inner_single(left, right)
     return _inner_pairs(left, right)
@@ -182,15 +189,31 @@ def _inner_pairs(left: OuterFactors, right: OuterFactors) -> tf.Tensor:
     return tf.reduce_sum(inputs * grads, axis=[2, 3])
 
 
+def _one_by_one(left: Factors, right: DenseGradients) -> tf.Tensor:
+    """Contracts with a direction at a time; makes nothing of a kernel's size.
+
+    This multiplies `t` times as much as a product of gradients does.
+    """
+    dtype = right.parts[0].dtype
+    columns = tf.map_fn(
+        lambda direction: contract(left, direction),
+        right.parts,
+        fn_output_signature=tf.TensorSpec([None], dtype),
+    )
+    return tf.transpose(columns)
+
+
 @inner.register
 def _(left: LookupFactors, right: Any) -> tf.Tensor:
+    if isinstance(right, DenseGradients):
+        return _one_by_one(left, right)
     return lookup.shared_products(left.ids, left.grads, right.ids, right.grads)
 
 
 @inner.register
 def _(left: DenseGradients, right: Any) -> tf.Tensor:
-    if isinstance(right, OuterFactors):
-        right = materialize(right)
+    if not isinstance(right, DenseGradients):
+        return tf.transpose(inner(right, left))
     return tf.add_n(
         [
             tf.matmul(a, b, transpose_b=True)

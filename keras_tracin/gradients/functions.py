@@ -13,6 +13,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,10 +24,13 @@ import tensorflow as tf
 
 from keras_tracin.distribution import Strategy, spread
 from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients import flat
 from keras_tracin.gradients.capture import (
     Captured,
     PerExampleLoss,
     capture,
+    find_sites,
+    site_variables,
 )
 from keras_tracin.losses import check_no_activation_losses
 
@@ -93,7 +97,30 @@ class GradientFunctions:
         def step(data):
             found = self._capture(data)
             compact = tuple(algebra.compact(f) for f in found.factors)
-            return Captured(found.names, found.losses, compact)
+            return dataclasses.replace(found, factors=compact)
+
+        return self._traced(step)
+
+    @functools.cached_property
+    def variables(self) -> tuple[tuple[keras.Variable, ...], ...]:
+        """Those that each group of factors is of, in the order of `rows`.
+
+        A variable that the model does not use has no gradient and is left
+        out.
+        """
+        known = site_variables(find_sites(self._model, self._layers))
+        found = self.captured.get_concrete_function().structured_outputs
+        return tuple(
+            tuple(known[position] for position in group)
+            for group in found.positions
+        )
+
+    @functools.cached_property
+    def rows(self):
+        """`data -> [n, p]`, each example's whole gradient."""
+
+        def step(data):
+            return flat.rows(self._capture(data).factors)
 
         return self._traced(step, axis=0)
 
@@ -114,6 +141,26 @@ class GradientFunctions:
 
         specs = self._queries.factor_specs
         return self._traced(step, specs, _RATE, axis=-1)
+
+    @functools.cached_property
+    def along(self):
+        """`(data, directions, rate) -> rate · [m, n]` products with vectors.
+
+        `directions` are dense, as `flat.directions` cuts them out of rows;
+        they may be anything that a gradient can be multiplied by.
+        """
+
+        def step(data, directions, rate):
+            found = self._capture(data).factors
+            shares = [
+                algebra.inner(direction, factors)
+                for direction, factors in zip(directions, found, strict=True)
+            ]
+            return _scaled_sum(rate, shares)
+
+        found = self.captured.get_concrete_function().structured_outputs
+        specs = flat.direction_specs(self.variables, found.factors)
+        return self._traced(step, specs, _RATE)
 
     @functools.cached_property
     def contractions(self):

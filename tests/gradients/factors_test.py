@@ -103,6 +103,22 @@ PAIRS = {
         materialize(outer(4, 2, 3, 2, True)),
         outer(3, 2, 3, 2, True, 1),
     ),
+    "a large kernel beside directions": (
+        outer(4, 1, 300, 300, True),
+        dense(3, 90_000, 300, seed=1),
+    ),
+    "directions beside a large kernel, no bias": (
+        dense(3, 90_000, seed=1),
+        outer(4, 1, 300, 300, False),
+    ),
+    "lookup beside directions": (
+        looked_up(4, 5, 2),
+        dense(3, 2 * VOCABULARY, seed=1),
+    ),
+    "directions beside lookup": (
+        dense(3, 2 * VOCABULARY, seed=1),
+        looked_up(4, 5, 2),
+    ),
 }
 each_pair = pytest.mark.parametrize(
     ("left", "right"), PAIRS.values(), ids=PAIRS

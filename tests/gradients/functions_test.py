@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.gradients import flat
 from keras_tracin.gradients.functions import (
     GradientFunctions,
     kind_of,
@@ -75,6 +76,13 @@ def test_contractions_are_one_query_for_all(functions, rows):
     found = functions.contractions(data(7), directions, RATE)
     whole = rows[1].sum(axis=0, keepdims=True)
     assert_products_close(found / RATE, whole, rows[0], "float32")
+
+
+def test_products_along_vectors_are_those_with_the_rows(functions, rows):
+    vectors = functions.rows(data(3, 1))
+    directions = flat.directions(vectors, functions.variables)
+    found = functions.along(data(7), directions, RATE)
+    assert_products_close(found / RATE, rows[1], rows[0], "float32")
 
 
 def test_squared_norms_are_those_of_the_rows(functions, rows):

@@ -25,7 +25,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients import flat
+from keras_tracin.gradients.capture import (
+    capture,
+    find_sites,
+    site_variables,
+)
 from keras_tracin.gradients.functions import GradientFunctions
 
 # Relative to √(s_ii s_jj), the product of the two gradients' lengths.
@@ -193,6 +198,8 @@ def check(case: Case) -> None:
         )
         step = _capture_step(model, train, case.layers)
         _check_factors(step(train), step(queries), *truth, "float64")
+        known = site_variables(find_sites(model, case.layers))
+        _check_rows(step(queries), known, variables, truth[1])
     with precision("float32"):
         twin = case.build()
         train, queries = _narrow(train), _narrow(queries)
@@ -239,6 +246,27 @@ def _check_factors(left, right, rows, other_rows, dtype: str) -> None:
     norms = sum(algebra.squared_norm(a).numpy() for a, _ in pairs)
     expected = np.sum(rows**2, axis=1)
     np.testing.assert_allclose(norms, expected, rtol=TOLERANCE[dtype])
+
+
+def _check_rows(captured, known, variables, expected) -> None:
+    """Holds the flat rows against the Jacobian, variable by variable."""
+    rows = flat.rows(captured.factors).numpy()
+    covered_by = [known[at] for group in captured.positions for at in group]
+    places = dict(zip(map(id, covered_by), _columns(covered_by), strict=True))
+    scale = np.abs(expected).max()
+    for variable, columns in zip(variables, _columns(variables), strict=True):
+        truth = expected[:, columns]
+        if id(variable) not in places:  # the model does not use it
+            assert np.all(truth == 0)
+            continue
+        error = np.abs(rows[:, places[id(variable)]] - truth).max() / scale
+        assert error < TOLERANCE["float64"], variable.path
+
+
+def _columns(variables) -> list[slice]:
+    """Where each variable's numbers are in a row."""
+    ends = np.cumsum([0, *map(flat.size_of, variables)])
+    return [slice(*ends[at : at + 2]) for at in range(len(variables))]
 
 
 def _capture_step(model, data, layers):
