@@ -102,6 +102,43 @@ def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
     return whole
 
 
+def spread_sum(step: Callable, strategy: Strategy | None) -> Callable:
+    """A step whose result is a sum over the examples, each on one replica.
+
+    Args:
+        step: `(data, real, *others) -> sum`, a tensor to which only examples
+            with `real [n]` contribute: others make the shares equal.
+        strategy: where to run; None runs on one device.
+
+    Returns:
+        `(data, *others) -> sum`, to be called inside a `tf.function`.
+    """
+    if strategy is None:
+
+        def alone(data, *others):
+            examples = tf.shape(tf.nest.flatten(data)[0])[0]
+            return step(data, tf.fill([examples], True), *others)
+
+        return alone
+    replicas = strategy.num_replicas_in_sync
+
+    def whole(data, *others):
+        examples = tf.shape(tf.nest.flatten(data)[0])[0]
+        share = -(-examples // replicas)
+
+        def on_replica(data, *others):
+            context = tf.distribute.get_replica_context()
+            rows = share * context.replica_id_in_sync_group + tf.range(share)
+            real = rows < examples
+            rows = tf.minimum(rows, examples - 1)
+            return step(_rows_of(data, rows), real, *others)
+
+        sums = strategy.run(on_replica, args=(data, *others))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+
+    return whole
+
+
 def _rows_of(data: Any, rows: tf.Tensor) -> Any:
     return tf.nest.map_structure(lambda leaf: tf.gather(leaf, rows), data)
 

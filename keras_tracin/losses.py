@@ -161,6 +161,48 @@ def per_example_loss(
     return evaluate
 
 
+def penalty_weight(
+    model: keras.Model, loss: Any = None, batch_size: int | None = None
+) -> float:
+    """What weight regularisers count beside the mean of the `ℓ_i`.
+
+    Keras adds them to each batch's loss as they are. Beside a loss that is a
+    mean over the batch they count 1; beside a sum over `batch_size` examples
+    they count `1 / batch_size` of the mean. Decoupled weight decay, an
+    optimizer's own, is not part of the objective and counts nothing.
+
+    Args:
+        model: a Keras model.
+        loss: used in place of the compiled loss.
+        batch_size: that of training, which only a sum needs to know.
+
+    Raises:
+        ValueError: if the model is regularised and its losses are summed, and
+            no `batch_size` is given.
+    """
+    if not any(getattr(v, "regularizer", None) for v in model.weights):
+        return 1.0
+    if loss is None:
+        compiled = getattr(model, "_compile_loss", None)
+        loss = compiled._user_loss if compiled is not None else None
+    summed = [
+        entry
+        for entry in tf.nest.flatten(loss)
+        if getattr(entry, "reduction", "mean") in ("sum", "none", None)
+    ]
+    if not summed:
+        return 1.0
+    if batch_size is None:
+        raise ValueError(
+            "The loss is summed over each batch, so what the weight "
+            "regularisers count beside its mean depends on the batch size of "
+            "training. Pass it as `batch_size=`. Received: losses "
+            f"{[type(entry).__name__ for entry in summed]} with "
+            "reduction='sum'."
+        )
+    return 1.0 / batch_size
+
+
 def query_value(
     model: keras.Model, query_loss: Any = "loss", loss: Any = None
 ) -> PerExampleLoss:

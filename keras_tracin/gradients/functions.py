@@ -65,7 +65,7 @@ class GradientFunctions:
         self._model, self._loss, self._layers = model, loss, layers
         self._strict = strict
         self._strategy = strategy
-        self._spec = tf.nest.map_structure(_open_batch, like)
+        self._spec = batch_spec(like)
 
     def _capture(self, data) -> Captured:
         x, y, *weight = data
@@ -99,7 +99,7 @@ class GradientFunctions:
             compact = tuple(algebra.compact(f) for f in found.factors)
             return dataclasses.replace(found, factors=compact)
 
-        return self._traced(step)
+        return self._traced(step, axis=0)
 
     @functools.cached_property
     def variables(self) -> tuple[tuple[keras.Variable, ...], ...]:
@@ -160,7 +160,7 @@ class GradientFunctions:
 
         found = self.captured.get_concrete_function().structured_outputs
         specs = flat.direction_specs(self.variables, found.factors)
-        return self._traced(step, specs, _RATE)
+        return self._traced(step, specs, _RATE, axis=-1)
 
     @functools.cached_property
     def contractions(self):
@@ -228,7 +228,12 @@ class GradientFunctions:
 
 def kind_of(data: Any) -> str:
     """What batches must have in common to share a compiled step."""
-    return repr(tf.nest.map_structure(_open_batch, data))
+    return repr(batch_spec(data))
+
+
+def batch_spec(data: Any) -> Any:
+    """The types of a batch's parts, for any number of examples."""
+    return tf.nest.map_structure(_open_batch, data)
 
 
 _RATE = tf.TensorSpec([], tf.float32)

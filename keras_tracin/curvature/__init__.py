@@ -1,0 +1,1 @@
+"""Second-order information: operators, solvers, sketches, EK-FAC."""

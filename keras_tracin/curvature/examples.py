@@ -1,0 +1,133 @@
+"""Training examples that are read many times, and drawn at random.
+
+Solving for a curvature reads the data hundreds of times. What fits is kept in
+memory; what does not is read anew, and random minibatches come from a uniform
+sample of it.
+
+Synopsis:
+
+    held = HeldExamples(examples, memory=2**30)
+    for data in held.batches(256): ...       # every example, in order
+    data = held.draw(rng, 64)                # 64 at random
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.datasets import Batch, Examples
+
+_READ = 1024  # examples read at a time
+
+
+class HeldExamples:
+    """Examples in memory, as far as they fit.
+
+    Args:
+        examples: the data.
+        memory: bytes that may be kept.
+    """
+
+    def __init__(self, examples: Examples, memory: int):
+        self._examples = examples
+        self._memory = memory
+
+    def batches(self, batch_size: int) -> Iterator[Any]:
+        """Yields `(x, y[, sample_weight])` of all examples, as tensors."""
+        if self._whole is None:
+            for batch in self._examples.batches(batch_size):
+                yield _tensors(batch)
+            return
+        for start in range(0, _length(self._whole), batch_size):
+            yield tf.nest.map_structure(
+                lambda leaf, at=start: leaf[at : at + batch_size], self._whole
+            )
+
+    def draw(self, rng: np.random.Generator, batch_size: int) -> Any:
+        """`batch_size` different examples (or all, if there are fewer)."""
+        source = self._sample if self._whole is None else self._whole
+        count = _length(source)
+        if batch_size >= count:
+            return source
+        rows = rng.choice(count, batch_size, replace=False, shuffle=False)
+        return tf.nest.map_structure(lambda leaf: tf.gather(leaf, rows), source)
+
+    @functools.cached_property
+    def _whole(self) -> Any | None:
+        """All examples, or None where they do not fit or differ in shape."""
+        held, size = [], 0
+        for batch in self._examples.batches(_READ):
+            size += batch.nbytes
+            if size > self._memory:
+                return None
+            held.append(_tensors(batch))
+        return _joined(held) if _alike(held) else None
+
+    @functools.cached_property
+    def _sample(self) -> Any:
+        """A uniform sample of what fits in memory."""
+        count = size = 0
+        first = self._examples.first(1)
+        for batch in self._examples.batches(_READ):
+            if not _alike([_tensors(batch), _tensors(first)]):
+                raise ValueError(
+                    f"Random minibatches of `{self._examples.name}` need "
+                    "examples of one shape. Received shapes that differ from "
+                    "batch to batch. Pad them to one length, or choose a "
+                    "solver that reads whole passes (`CG`, `Arnoldi`)."
+                )
+            count, size = count + len(batch), size + batch.nbytes
+        keep = int(max(1, count * self._memory // size))
+        warnings.warn(
+            f"`{self._examples.name}` takes {size / 2**20:,.0f} MB, more than "
+            f"may be kept; random minibatches come from {keep:,} of its "
+            f"{count:,} examples, drawn once. Raise `memory_limit` to use "
+            "more.",
+            stacklevel=4,
+        )
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.choice(count, keep, replace=False))
+        held, start = [], 0
+        for batch in self._examples.batches(_READ):
+            inside = (chosen >= start) & (chosen < start + len(batch))
+            rows = chosen[inside] - start
+            if len(rows):
+                held.append(
+                    tf.nest.map_structure(
+                        lambda leaf, rows=rows: tf.gather(leaf, rows),
+                        _tensors(batch),
+                    )
+                )
+            start += len(batch)
+        return _joined(held)
+
+
+def _tensors(batch: Batch) -> Any:
+    return tf.nest.map_structure(tf.convert_to_tensor, batch.data)
+
+
+def _alike(parts: list[Any]) -> bool:
+    """Whether examples of all parts have the same shapes."""
+    shapes = {
+        tuple(leaf.shape[1:] for leaf in map(tf.convert_to_tensor, leaves))
+        for leaves in map(tf.nest.flatten, parts)
+    }
+    return len(shapes) == 1
+
+
+def _joined(parts: list[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    return tf.nest.map_structure(
+        lambda *leaves: tf.concat(leaves, axis=0), *parts
+    )
+
+
+def _length(data: Any) -> int:
+    return len(tf.nest.flatten(data)[0])

@@ -1,0 +1,120 @@
+"""Symmetric operators that are known by what they do to vectors.
+
+Vectors are rows: many of them are `[m, p]`. Solvers take operators and nothing
+else, so what is true for a plain matrix is true for a network's curvature.
+
+Synopsis:
+
+    damped = Damped(Matrix(a), 0.01)
+    damped.matmat(vectors)                      # [m, p] -> [m, p]
+    damped.sample(rng, 64).matmat(vectors)      # the same in expectation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+
+class Operator(Protocol):
+    """A symmetric p × p matrix that is known by its products."""
+
+    @property
+    def size(self) -> int:
+        """P."""
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The type of its vectors."""
+
+    def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
+        """The product with each row of `vectors [m, p]`."""
+
+    def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
+        """A random operator whose expectation is this one."""
+
+
+def matvec(operator: Operator, vector: tf.Tensor) -> tf.Tensor:
+    """The product with one vector `[p]`."""
+    return operator.matmat(tf.convert_to_tensor(vector)[tf.newaxis])[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matrix:
+    """A matrix `[p, p]` that is at hand, as an operator.
+
+    Its samples are itself.
+    """
+
+    matrix: tf.Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "matrix", tf.convert_to_tensor(self.matrix))
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.matrix.shape[0]
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The type of its vectors."""
+        return self.matrix.dtype
+
+    def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
+        """The product with each row of `vectors [m, p]`."""
+        return tf.matmul(vectors, self.matrix, transpose_b=True)
+
+    def sample(self, rng: np.random.Generator, batch_size: int) -> Matrix:
+        """The matrix itself, whatever is asked for."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Damped:
+    """`A + λI`: the operator with every eigenvalue raised by λ.
+
+    Attributes:
+        operator: `A`.
+        damping: `λ`, not negative.
+
+    Raises:
+        ValueError: if `damping` is negative or not finite.
+    """
+
+    operator: Operator
+    damping: float
+
+    def __post_init__(self):
+        check_damping(self.damping)
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.operator.size
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The type of its vectors."""
+        return self.operator.dtype
+
+    def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
+        """The product with each row of `vectors [m, p]`."""
+        vectors = tf.convert_to_tensor(vectors, self.dtype)
+        return self.operator.matmat(vectors) + self.damping * vectors
+
+    def sample(self, rng: np.random.Generator, batch_size: int) -> Damped:
+        """The operator's sample, with the same damping."""
+        return Damped(self.operator.sample(rng, batch_size), self.damping)
+
+
+def check_damping(damping: float) -> None:
+    """Raises ValueError unless λ is a finite number of zero or more."""
+    if not 0 <= damping < float("inf"):
+        raise ValueError(
+            "`damping` should be a finite number of 0 or more: it is added to "
+            f"the eigenvalues of the curvature. Received: {damping!r}."
+        )

@@ -1,0 +1,125 @@
+"""Variables as one vector, and the weight regularisers as a function of it.
+
+Synopsis:
+
+    layout = Layout(variables)
+    layout.joined(layout.split(vector))      # the same vector
+    Penalty(layout, weight=1.0).gradient()   # [p]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_tracin.gradients.flat import size_of
+
+Parts = list[tf.Tensor]
+
+ZEROS: dict[str, Any] = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """How vectors `[p]` are cut into parts of the variables' shapes."""
+
+    variables: tuple[keras.Variable, ...]
+
+    @property
+    def size(self) -> int:
+        """p, how many numbers the variables hold."""
+        return sum(map(size_of, self.variables))
+
+    @functools.cached_property
+    def dtype(self) -> tf.DType:
+        """The widest of the variables' types."""
+        widest = max(self.variables, key=lambda v: tf.as_dtype(v.dtype).size)
+        return tf.as_dtype(widest.dtype)
+
+    @property
+    def values(self) -> list[tf.Variable]:
+        """The variables as TensorFlow knows them."""
+        return [variable.value for variable in self.variables]
+
+    def split(self, vector: tf.Tensor) -> Parts:
+        """A vector `[p]` as one tensor of each variable's shape and type."""
+        parts = tf.split(vector, [size_of(v) for v in self.variables])
+        return [
+            tf.cast(tf.reshape(part, variable.shape), variable.dtype)
+            for part, variable in zip(parts, self.variables, strict=True)
+        ]
+
+    def joined(self, parts: Parts) -> tf.Tensor:
+        """The vector `[p]` that `split` would cut into these."""
+        flat = [tf.reshape(tf.cast(part, self.dtype), [-1]) for part in parts]
+        return tf.concat(flat, axis=0)
+
+
+class Penalty:
+    """`ρ R(w)`, the sum of the variables' regularisers.
+
+    Args:
+        layout: the variables.
+        weight: `ρ`.
+    """
+
+    def __init__(self, layout: Layout, weight: float):
+        self._layout, self._weight = layout, weight
+        self._pairs = [
+            (variable.regularizer, variable.value)
+            for variable in layout.variables
+            if getattr(variable, "regularizer", None) and weight
+        ]
+
+    def gradient(self) -> tf.Tensor:
+        """`[p]`; a scalar zero where nothing is regularised."""
+        if not self._pairs:
+            return tf.zeros([], self._layout.dtype)
+        return self._layout.joined(self._gradients())
+
+    def products(self, vectors: tf.Tensor) -> tf.Tensor:
+        """`∇²(ρR) v` for each row of `[m, p]`; zero as `gradient`."""
+        if not self._pairs:
+            return tf.zeros([], self._layout.dtype)
+        return self._products(vectors)
+
+    def _gradients(self) -> Parts:
+        values, dtype = self._layout.values, self._layout.dtype
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            penalties = [
+                tf.cast(function(value), dtype)
+                for function, value in self._pairs
+            ]
+            total = self._weight * tf.add_n(penalties)
+        return tape.gradient(total, values, **ZEROS)
+
+    @functools.cached_property
+    def _products(self):
+        layout = self._layout
+
+        def products(vectors):
+            with tf.GradientTape(
+                persistent=True, watch_accessed_variables=False
+            ) as tape:
+                tape.watch(layout.values)
+                grads = self._gradients()
+
+            def product(vector):
+                return layout.joined(
+                    tape.gradient(
+                        grads,
+                        layout.values,
+                        output_gradients=layout.split(vector),
+                        **ZEROS,
+                    )
+                )
+
+            return tf.map_fn(product, vectors)
+
+        spec = tf.TensorSpec([None, layout.size], layout.dtype)
+        return tf.function(products, autograph=False, input_signature=[spec])

@@ -1,0 +1,28 @@
+"""Ways to solve `A x = b` for an operator, one in a module.
+
+solution = solve(Damped(hessian, 0.01), gradients, CG())
+"""
+
+from keras_tracin.curvature.solvers.arnoldi import Arnoldi
+from keras_tracin.curvature.solvers.cg import CG
+from keras_tracin.curvature.solvers.exact import Exact
+from keras_tracin.curvature.solvers.lissa import LiSSA
+from keras_tracin.curvature.solvers.solution import (
+    Inverse,
+    Solution,
+    Solver,
+    report,
+    solve,
+)
+
+__all__ = [
+    "CG",
+    "Arnoldi",
+    "Exact",
+    "Inverse",
+    "LiSSA",
+    "Solution",
+    "Solver",
+    "report",
+    "solve",
+]

@@ -1,0 +1,111 @@
+"""LiSSA: the inverse as a series, a random minibatch to each term."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.curvature.operators import Operator
+from keras_tracin.curvature.solvers.solution import Solution, residuals
+from keras_tracin.curvature.spectrum import extreme_eigenvalues
+
+_PROBES = 3  # minibatches that the largest eigenvalue is looked for in
+_MOST_STEPS = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class LiSSA:
+    """`x ← x + (b − A_t x) / σ`, `A_t` from minibatch t (Agarwal et al. 2017).
+
+    The scale σ must exceed the largest eigenvalue of every minibatch's
+    curvature, or the series diverges: it is estimated. The mean over the last
+    half of the steps is returned, which takes out most of the minibatches'
+    noise.
+
+    Attributes:
+        batch_size: examples in a minibatch.
+        steps: terms of the series; by default what the slowest direction that
+            matters needs, `4 σ / λ`, at most 5,000 (λ the smallest eigenvalue
+            seen).
+        tol: residual up to which a solution counts as converged. The noise of
+            the minibatches keeps it well above that of `CG`.
+        seed: of the minibatches.
+    """
+
+    batch_size: int = 64
+    steps: int | None = None
+    tol: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1 or (self.steps is not None and self.steps < 2):
+            raise ValueError(
+                "`batch_size` should be 1 or more and `steps` 2 or more. "
+                f"Received: batch_size={self.batch_size!r}, "
+                f"steps={self.steps!r}."
+            )
+
+    def prepare(self, operator: Operator) -> LiSSAInverse:
+        """Estimates the scale, and how many steps it takes."""
+        smallest, scale = extreme_eigenvalues(operator)
+        rng = np.random.default_rng([self.seed, 1])
+        for _ in range(_PROBES):
+            sample = operator.sample(rng, self.batch_size)
+            scale = max(scale, extreme_eigenvalues(sample, 10)[1])
+        scale *= 1.2
+        steps = self.steps
+        if steps is None:
+            floor = scale / _MOST_STEPS
+            steps = math.ceil(4 * scale / max(smallest, floor))
+            steps = min(max(steps, 100), _MOST_STEPS)
+        return LiSSAInverse(operator, self, scale, steps, smallest <= 0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LiSSAInverse:
+    """The series on one operator.
+
+    Attributes:
+        scale: σ.
+        steps: terms.
+        negative_curvature: whether a negative eigenvalue was seen.
+    """
+
+    operator: Operator
+    solver: LiSSA
+    scale: float
+    steps: int
+    negative_curvature: bool
+
+    def __call__(self, rhs: tf.Tensor) -> Solution:
+        """Solves for each row of `rhs [m, p]`."""
+        scale, taken = self.scale, 0
+        for _ in range(4):
+            value = self._series(rhs, scale)
+            taken += self.steps
+            residual = residuals(self.operator, value, rhs)
+            if np.isfinite(residual).all() and residual.max(initial=0) < 1.5:
+                break
+            scale *= 2  # it diverged: a minibatch bent more than σ
+        return Solution(
+            value=value,
+            converged=residual <= self.solver.tol,
+            steps=taken,
+            residual=residual,
+            negative_curvature=self.negative_curvature,
+        )
+
+    def _series(self, rhs: tf.Tensor, scale: float) -> tf.Tensor:
+        rng = np.random.default_rng(self.solver.seed)
+        value = rhs / scale
+        total = tf.zeros_like(rhs)
+        first = self.steps // 2
+        for step in range(self.steps):
+            sample = self.operator.sample(rng, self.solver.batch_size)
+            value += (rhs - sample.matmat(value)) / scale
+            if step >= first:
+                total += value
+        return total / (self.steps - first)

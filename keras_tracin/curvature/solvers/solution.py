@@ -1,0 +1,114 @@
+"""What a solver returns, and what it says when it did not get there.
+
+Synopsis:
+
+    solution = solve(Damped(hessian, 0.01), gradients, CG())
+    solution.value          # [m, p], (H + λI)⁻¹ gradients
+    solution.converged      # [m]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.curvature.operators import Operator
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solution:
+    """Approximate solutions `x` of `A x = b`, one for each row of `b`.
+
+    Attributes:
+        value: `[m, p]`.
+        converged: `[m]`, whether the residual is within the tolerance.
+        steps: products with the operator, or with samples of it.
+        residual: `[m]`, `‖b − A x‖ / ‖b‖`; NaN where it was not measured.
+        negative_curvature: whether the operator was found not to be positive
+            definite. The value may solve the equation all the same, but no
+            longer tells how the minimum moves.
+    """
+
+    value: tf.Tensor
+    converged: np.ndarray
+    steps: int
+    residual: np.ndarray
+    negative_curvature: bool = False
+
+
+class Inverse(Protocol):
+    """A solver made ready for one operator, to be used many times."""
+
+    def __call__(self, rhs: tf.Tensor) -> Solution:
+        """Solves for each row of `rhs [m, p]`."""
+
+
+class Solver(Protocol):
+    """A way to solve, as a small value."""
+
+    def prepare(self, operator: Operator) -> Inverse:
+        """Does what is the same for all right-hand sides."""
+
+
+def solve(operator: Operator, rhs: tf.Tensor, solver: Solver) -> Solution:
+    """Solves `A x = b` for each row of `rhs [m, p]`.
+
+    Args:
+        operator: symmetric and, for a meaningful answer, positive definite.
+        rhs: `[m, p]`.
+        solver: `Exact()`, `CG()`, `LiSSA()`, `Arnoldi()`, `RandomizedSketch`.
+
+    Returns:
+        A `Solution`; what went wrong is in it and in a warning that names the
+        remedy.
+
+    Raises:
+        ValueError: if `rhs` does not have the operator's width.
+    """
+    rhs = tf.convert_to_tensor(rhs, operator.dtype)
+    if rhs.shape.rank != 2 or rhs.shape[1] != operator.size:
+        raise ValueError(
+            f"`rhs` should be of shape [m, {operator.size}], a row for each "
+            f"right-hand side. Received: shape {rhs.shape}."
+        )
+    solution = solver.prepare(operator)(rhs)
+    if np.isnan(solution.residual).any():
+        residual = residuals(operator, solution.value, rhs)
+        solution = dataclasses.replace(solution, residual=residual)
+    report(solution, type(solver).__name__)
+    return solution
+
+
+def residuals(
+    operator: Operator, value: tf.Tensor, rhs: tf.Tensor
+) -> np.ndarray:
+    """`‖b − A x‖ / ‖b‖` of each row, zero where both are zero."""
+    left = tf.norm(rhs - operator.matmat(value), axis=1)
+    return tf.math.divide_no_nan(left, tf.norm(rhs, axis=1)).numpy()
+
+
+def report(solution: Solution, name: str) -> None:
+    """Warns of what went wrong, once for all rows, and names the remedy."""
+    if solution.negative_curvature:
+        warnings.warn(
+            f"{name}: the damped curvature is not positive definite, so the "
+            "weights are not at a minimum of the damped objective and scores "
+            "may have the wrong sign. Raise `damping` above minus the "
+            "smallest eigenvalue, or use `curvature='gauss_newton'`, which "
+            "has no negative eigenvalues.",
+            stacklevel=3,
+        )
+    missed = np.count_nonzero(~solution.converged)
+    if missed:
+        worst = np.nanmax(solution.residual)
+        warnings.warn(
+            f"{name}: {missed} of {len(solution.converged)} right-hand sides "
+            f"did not converge in {solution.steps} steps; the largest "
+            f"residual is {worst:.1e} of its right-hand side. Raise "
+            "`damping`, which makes the problem easier, or allow more steps.",
+            stacklevel=3,
+        )

@@ -1,0 +1,79 @@
+"""The ends of a spectrum, from a few products with the operator.
+
+Synopsis:
+
+    basis, values = lanczos(operator, steps=200)
+    smallest, largest = extreme_eigenvalues(operator)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.curvature.operators import Operator, matvec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ritz:
+    """Approximate eigenpairs of a symmetric operator.
+
+    Attributes:
+        values: `[k]`, ascending, float64.
+        vectors: `[k, p]`, orthonormal rows.
+    """
+
+    values: np.ndarray
+    vectors: tf.Tensor
+
+
+def lanczos(operator: Operator, steps: int, seed: int = 0) -> Ritz:
+    """The operator within a Krylov space of a random start.
+
+    Lanczos is what Arnoldi's iteration is for a symmetric operator. Each new
+    vector is made orthogonal to all before, twice, so that none comes again.
+
+    Args:
+        operator: symmetric, p × p.
+        steps: products with the operator; fewer where they exhaust the space.
+        seed: of the start.
+    """
+    start = tf.random.stateless_normal(
+        [operator.size], seed=[seed, 1], dtype=operator.dtype, alg="philox"
+    )
+    basis = [start / tf.norm(start)]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    largest = 0.0
+    for _ in range(min(steps, operator.size)):
+        image = matvec(operator, basis[-1])
+        diagonal.append(float(tf.tensordot(image, basis[-1], 1)))
+        known = tf.stack(basis)
+        for _ in range(2):
+            image -= tf.linalg.matvec(
+                known, tf.linalg.matvec(known, image), transpose_a=True
+            )
+        length = float(tf.norm(image))
+        largest = max(largest, abs(diagonal[-1]), length)
+        rounding = np.finfo(operator.dtype.as_numpy_dtype).eps
+        if length <= 1e2 * rounding * largest:
+            break
+        beside.append(length)
+        basis.append(image / length)
+    count = len(diagonal)
+    small = np.diag(diagonal) + np.diag(beside[: count - 1], 1)
+    small += np.diag(beside[: count - 1], -1)
+    values, rotation = np.linalg.eigh(small)
+    rotation = tf.constant(rotation, operator.dtype)
+    vectors = tf.matmul(rotation, tf.stack(basis[:count]), transpose_a=True)
+    return Ritz(values, vectors)
+
+
+def extreme_eigenvalues(
+    operator: Operator, steps: int = 20, seed: int = 0
+) -> tuple[float, float]:
+    """Estimates of the smallest and the largest eigenvalue, from within."""
+    values = lanczos(operator, steps, seed).values
+    return float(values[0]), float(values[-1])

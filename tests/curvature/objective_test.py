@@ -1,0 +1,284 @@
+"""Curvature of a network's objective, against whole matrices in float64."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_tracin.curvature import objective
+from keras_tracin.curvature.objective import GaussNewton, Hessian
+from keras_tracin.curvature.operators import Damped, matvec
+from keras_tracin.datasets import open_examples
+from keras_tracin.losses import per_example_loss
+from tests.curvature import oracle
+from tests.gradients.oracle import precision, randomize, sequential
+
+COUNT, CLASSES = 7, 3
+L2 = keras.regularizers.L2(0.03)
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with precision("float64"):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, and the classes of its inputs where they are tokens."""
+
+    build: Callable[[], keras.Model]
+    tokens: int = 0
+    loss: str = "sparse_categorical_crossentropy"
+
+
+def softmax():
+    return layers.Dense(CLASSES, activation="softmax")
+
+
+CASES = {
+    "dense with a regulariser": Case(
+        lambda: sequential(
+            (4,),
+            layers.Dense(3, "tanh", kernel_regularizer=L2),
+            softmax(),
+        )
+    ),
+    "convolution and statistics": Case(
+        lambda: sequential(
+            (5, 5, 1),
+            layers.Conv2D(2, 3, activation="gelu"),
+            layers.MaxPooling2D(2),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            softmax(),
+        )
+    ),
+    "embedding and recurrence": Case(
+        lambda: sequential(
+            (4,),
+            layers.Embedding(5, 2),
+            layers.GRU(2),
+            softmax(),
+            dtype="int32",
+        ),
+        tokens=5,
+    ),
+    "regression": Case(
+        lambda: sequential(
+            (3,), layers.Dense(4, "tanh"), layers.Dense(2, use_bias=False)
+        ),
+        loss="mse",
+    ),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def made(case, count=COUNT):
+    """A float64 model with its per-example loss, and weighted data."""
+    rng = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    model = case.build()
+    model.compile(loss=case.loss)
+    randomize(model)
+    shape = (count, *model.input_shape[1:])
+    x = (
+        rng.integers(case.tokens, size=shape)
+        if case.tokens
+        else (rng.normal(size=shape))
+    )
+    y = rng.integers(CLASSES, size=count)
+    if case.loss == "mse":
+        y = rng.normal(size=(count, 2))
+    weight = rng.uniform(0.5, 2.0, size=count)
+    return model, per_example_loss(model), (x, y, weight)
+
+
+def operator(kind, model, loss, data, **options):
+    examples = open_examples(data)
+    return kind(model, loss, examples, model.trainable_variables, **options)
+
+
+def everything(of) -> np.ndarray:
+    """The operator as a matrix."""
+    return of.matmat(tf.eye(of.size, dtype=of.dtype)).numpy()
+
+
+@each_case
+def test_the_hessian_is_that_of_mean_loss_and_regularisers(case):
+    model, loss, data = made(case)
+    expected = oracle.hessian(
+        model, loss, data, model.trainable_variables, penalty=0.5
+    )
+    found = operator(Hessian, model, loss, data, penalty=0.5)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(everything(found), expected, atol=1e-9 * scale)
+    vector = np.random.default_rng(1).normal(size=found.size)
+    np.testing.assert_allclose(
+        matvec(found, vector), expected @ vector, atol=1e-8 * scale
+    )
+
+
+@each_case
+def test_gauss_newton_bends_the_loss_alone(case):
+    model, loss, data = made(case)
+    z = model
+    by_z = loss
+    if case.loss != "mse":
+        head = model.layers[-1]
+        flat = keras.Sequential([*model.layers[:-1]])
+
+        def z(x, training):
+            return flat(x, training=training) @ head.kernel + head.bias
+
+        def by_z(y, logits, weight):
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+            return losses * weight
+
+    variables = model.trainable_variables
+    expected = oracle.gauss_newton(model, by_z, data, variables, z)
+    found = everything(operator(GaussNewton, model, loss, data, penalty=0))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-9 * scale)
+    assert np.linalg.eigvalsh(found).min() > -1e-9 * scale
+
+
+def dense_case():
+    return made(CASES["dense with a regulariser"])
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_vectors_side_by_side_or_in_turn_are_the_same(kind, monkeypatch):
+    model, loss, data = dense_case()
+    vectors = np.random.default_rng(1).normal(size=(5, 27))
+    beside = operator(kind, model, loss, data).matmat(vectors)
+    monkeypatch.setattr(objective, "_SIDE_BY_SIDE_AT_ONCE", 2 * COUNT * 27)
+    pairs = operator(kind, model, loss, data).matmat(vectors)
+    monkeypatch.setattr(objective, "_SIDE_BY_SIDE", 0)
+    in_turn = operator(kind, model, loss, data).matmat(vectors)
+    np.testing.assert_allclose(pairs, beside, rtol=1e-10)
+    np.testing.assert_allclose(in_turn, beside, rtol=1e-10)
+
+
+def test_batches_do_not_matter(monkeypatch):
+    model, loss, data = dense_case()
+    vectors = np.random.default_rng(1).normal(size=(3, 27))
+    whole = operator(Hessian, model, loss, data)
+    monkeypatch.setattr("keras_tracin.sweep._BATCH_SIZES", (2, 2))
+    pieces = operator(Hessian, model, loss, data, memory_limit=1)
+    np.testing.assert_allclose(
+        pieces.matmat(vectors), whole.matmat(vectors), rtol=1e-10
+    )
+    np.testing.assert_allclose(pieces.gradient(), whole.gradient(), rtol=1e-10)
+
+
+def test_a_sample_is_unbiased_and_all_examples_are_the_operator():
+    model, loss, data = dense_case()
+    whole = operator(Hessian, model, loss, data)
+    vector = np.random.default_rng(1).normal(size=(1, 27))
+    expected = whole.matmat(vector)[0]
+    rng = np.random.default_rng(2)
+    np.testing.assert_allclose(
+        whole.sample(rng, COUNT).matmat(vector)[0], expected, rtol=1e-10
+    )
+    draws = np.stack(
+        [whole.sample(rng, 2).matmat(vector)[0] for _ in range(400)]
+    )
+    error = draws.mean(axis=0) - expected
+    spread = draws.std(axis=0) / np.sqrt(len(draws))
+    assert np.all(np.abs(error) < 5 * spread)
+    assert np.all(spread > 0)
+
+
+def test_the_gradient_is_the_objectives():
+    model, loss, data = dense_case()
+    found = operator(Hessian, model, loss, data, penalty=0).gradient()
+    variables = model.trainable_variables
+    expected = oracle.gradient(model, loss, data, variables)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    kernel = model.layers[0].kernel.numpy().ravel()
+    both = operator(Hessian, model, loss, data, penalty=0.5).gradient()
+    added = np.zeros(len(expected))
+    added[: len(kernel)] = 0.5 * 2 * 0.03 * kernel
+    np.testing.assert_allclose(both - found, added, atol=1e-12)
+
+
+def test_damping_is_added_to_every_eigenvalue():
+    model, loss, data = dense_case()
+    plain = operator(Hessian, model, loss, data)
+    found = everything(Damped(plain, 0.25)) - everything(plain)
+    np.testing.assert_allclose(found, 0.25 * np.eye(27), atol=1e-12)
+    sampled = Damped(plain, 0.25).sample(np.random.default_rng(0), COUNT)
+    np.testing.assert_allclose(
+        everything(sampled), everything(Damped(plain, 0.25)), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("damping", [-1e-3, float("nan"), float("inf")])
+def test_bad_damping_is_refused(damping):
+    model, loss, data = dense_case()
+    with pytest.raises(ValueError, match="0 or more"):
+        Damped(operator(Hessian, model, loss, data), damping)
+
+
+def test_some_of_the_variables_have_a_block_of_the_matrix():
+    model, loss, data = dense_case()
+    whole = everything(operator(Hessian, model, loss, data))
+    examples = open_examples(data)
+    head = model.layers[-1].trainable_variables
+    block = everything(Hessian(model, loss, examples, head))
+    np.testing.assert_allclose(block, whole[-12:, -12:], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_a_layer_before_a_rounding_is_refused(kind):
+    model = sequential(
+        (3,),
+        layers.Dense(2, name="lost"),
+        layers.Lambda(lambda x: tf.cast(tf.cast(x, tf.int32), x.dtype)),
+        layers.Dense(1),
+    )
+    model.compile(loss="mse")
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(4, 3)), rng.normal(size=(4, 1))
+    refused = operator(kind, model, per_example_loss(model), data)
+    with pytest.raises(ValueError, match=r"lost/kernel.*layers="):
+        refused.matmat(np.ones((2, refused.size)))
+
+
+def test_half_precision_is_refused():
+    model = sequential((3,), layers.Dense(1, dtype="mixed_float16"))
+    data = np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
+    with pytest.raises(ValueError, match="float32 or wider"):
+        operator(Hessian, model, lambda *_: None, data)
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_replicas_do_not_matter(kind):
+    _, _, data = made(CASES["dense with a regulariser"], count=5)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    found = []
+    for spread in (None, strategy):
+        with strategy.scope() if spread else contextlib.nullcontext():
+            model = CASES["dense with a regulariser"].build()
+            model.compile(loss="sparse_categorical_crossentropy")
+        randomize(model)
+        loss = per_example_loss(model)
+        of = operator(kind, model, loss, data, strategy=spread)
+        vectors = np.random.default_rng(1).normal(size=(3, of.size))
+        found.append((of.matmat(vectors), of.gradient()))
+    for alone, spread in zip(*found, strict=True):
+        np.testing.assert_allclose(spread, alone, rtol=1e-10)
+
+
+def test_running_changes_nothing_in_the_model():
+    model, loss, data = dense_case()
+    before = model.get_weights()
+    operator(Hessian, model, loss, data).matmat(np.ones((2, 27)))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
