@@ -29,13 +29,16 @@ from keras_tracin.attribution import (
     TopK,
 )
 from keras_tracin.callbacks import TracInCheckpoint
+from keras_tracin.check import CheckReport, Finding, check
 from keras_tracin.datasets import with_ids
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.tracin import TracIn
 
 __all__ = [
     "Attribution",
+    "CheckReport",
     "Checkpoint",
+    "Finding",
     "Ranking",
     "SelfInfluence",
     "TopK",
@@ -43,6 +46,7 @@ __all__ = [
     "TracInCheckpoint",
     "TrainingRun",
     "__version__",
+    "check",
     "plots",
     "with_ids",
 ]

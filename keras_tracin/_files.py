@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,87 @@ def written_whole(path: Path) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def error_keeping(path: Path) -> Iterator[ErrorKeepingFile]:
+    """A file for a library that cannot bear an error while it writes.
+
+    HDF5 ends the process, now or later, if a file that it writes is refused
+    by the disk. So the error is kept from it until it is done.
+
+    Raises:
+        OSError: when the block ends, if anything could not be written.
+    """
+    with open(path, "w+b", buffering=0) as raw:
+        file = ErrorKeepingFile(path, raw)
+        try:
+            yield file
+        except Exception:
+            if file.error is None:
+                raise
+    if file.error is not None:
+        raise file.error
+
+
+class ErrorKeepingFile(io.BytesIO):
+    """Acts as a file that can always be written; see `error_keeping`.
+
+    It is a `BytesIO`, though not in memory, and a path at the same time: that
+    is how Keras lets a file object be its weights file.
+
+    Attributes:
+        error: the first error, after which nothing more is written.
+    """
+
+    def __init__(self, path: Path, raw: io.FileIO):
+        super().__init__()
+        self._path, self._raw = path, raw
+        self.error: OSError | None = None
+
+    def __fspath__(self) -> str:
+        return os.fspath(self._path)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def write(self, data) -> int:
+        """Writes all of `data`, or keeps the error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self.error is None:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Sets the file's size, or keeps the error."""
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of any file."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._raw.tell()
+
+    def readinto(self, buffer) -> int:
+        """As of any file."""
+        return self._raw.readinto(buffer)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any file."""
+        return self._raw.read(-1 if size is None else size)
+
+    def flush(self) -> None:
+        """As of any file; nothing is buffered here."""
 
 
 def _flush_to_disk(path: Path) -> None:

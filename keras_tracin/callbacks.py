@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ class TracInCheckpoint(keras.callbacks.Callback):
     warning. List this callback before `BackupAndRestore`, so that the run is
     never behind the backup. An interrupted `fit` loses the rates recorded
     since the last epoch end or snapshot, nothing else.
+
+    Where a snapshot cannot be written (the disk is full, the directory is
+    read-only), training stops with an `OSError`: a run with a gap would be of
+    no use to attribution. Nothing saved before is lost, and the error says how
+    to go on from there. A directory that cannot be written to at all is found
+    out before the first step.
 
     Example:
     ```python
@@ -67,6 +74,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         ValueError: An argument has an impossible value; or, as training
             begins, the directory holds a run of another model or in another
             state than this model's.
+        OSError: The run cannot be written.
     """
 
     def __init__(
@@ -142,10 +150,11 @@ class TracInCheckpoint(keras.callbacks.Callback):
         """
         _build(self.model, iterator)
         replace = self.overwrite and not self._opened
-        if replace or not run_manifest.exists(self.directory):
-            self._writer = RunWriter.create(self.directory, self.model)
-        else:
-            self._writer = RunWriter.reopen(self.directory, self.model)
+        with self._explaining():
+            if replace or not run_manifest.exists(self.directory):
+                self._writer = RunWriter.create(self.directory, self.model)
+            else:
+                self._writer = RunWriter.reopen(self.directory, self.model)
         self._opened = True
         self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
 
@@ -156,17 +165,39 @@ class TracInCheckpoint(keras.callbacks.Callback):
     def _write(self, logs, *, epoch_end: bool, save_weights: bool) -> None:
         """Writes the steps since the last write, and a snapshot if wanted."""
         rates = self._steps.take_learning_rates(eagerly=self.model.run_eagerly)
-        path = self._writer.append(
-            self.model,
-            {"learning_rate": rates},
-            epoch=self._epoch,
-            logs=_scalars(logs or {}),
-            epoch_end=epoch_end,
-            save_weights=save_weights,
-        )
+        with self._explaining():
+            path = self._writer.append(
+                self.model,
+                {"learning_rate": rates},
+                epoch=self._epoch,
+                logs=_scalars(logs or {}),
+                epoch_end=epoch_end,
+                save_weights=save_weights,
+            )
         if path and self.verbose:
             step = self._writer.last_step
             print(f"\nEpoch {self._epoch}: saved step {step} to {path}")
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Says what became of the run when it cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"TracInCheckpoint could not write to {self.directory}, so "
+                f"training stops: {error}. {self._what_is_safe()}",
+            ) from error
+
+    def _what_is_safe(self) -> str:
+        if self._writer is None:
+            return "Pass a directory that can be written to, with enough room."
+        last = self._writer.last_checkpoint
+        return (
+            "Everything saved before is intact. Make room, then go on with "
+            f"model.load_weights({str(last)!r}) and model.fit."
+        )
 
 
 def _build(model: keras.Model, iterator) -> None:

@@ -174,12 +174,14 @@ class Examples:
     Attributes:
         name: what errors call it.
         size: the number of examples, or None where it is not known.
+        carries_ids: whether ids were attached; else they are positions.
         bytes_read_per_example: what holding an example takes, beside what
             the caller holds already.
     """
 
     name: str
     size: int | None
+    carries_ids: bool
     bytes_read_per_example: int
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -197,6 +199,7 @@ class Examples:
 
 
 class _ArrayExamples(Examples):
+    carries_ids = False
     bytes_read_per_example = 0  # slices of the caller's arrays
 
     def __init__(self, data: Any, name: str):
@@ -220,10 +223,10 @@ class _ArrayExamples(Examples):
 class _DatasetExamples(Examples):
     def __init__(self, data: tf.data.Dataset, name: str):
         self.name = name
-        self._has_ids = isinstance(data, DatasetWithIds)
-        self._dataset = data.paired if self._has_ids else data.map(_paired)
+        self.carries_ids = isinstance(data, DatasetWithIds)
+        self._dataset = data.paired if self.carries_ids else data.map(_paired)
         spec = self._dataset.element_spec
-        _check_batched(spec, self._has_ids, name)
+        _check_batched(spec, self.carries_ids, name)
         sizes = [
             leaf.shape[1:].num_elements() for leaf in tf.nest.flatten(spec)
         ]
@@ -235,7 +238,7 @@ class _DatasetExamples(Examples):
                 "bound it with `.take(...)`."
             )
         self.size = _count_examples(spec, cardinality)
-        if not self._has_ids:
+        if not self.carries_ids:
             self._check_order()
         first = self.first(1)
         self.bytes_read_per_example = first.nbytes // len(first)
@@ -251,7 +254,7 @@ class _DatasetExamples(Examples):
             count = len(leaves[0])
             if any(len(leaf) != count for leaf in leaves):
                 _check_lengths(leaves, self.name)
-            if self._has_ids:
+            if self.carries_ids:
                 ids = _readable(ids.numpy())
             else:
                 ids = np.arange(position, position + count)
@@ -271,7 +274,7 @@ class _DatasetExamples(Examples):
             for ids, element in self._dataset:
                 leaves = tf.nest.flatten(element)
                 _check_lengths(
-                    [ids, *leaves] if self._has_ids else leaves, self.name
+                    [ids, *leaves] if self.carries_ids else leaves, self.name
                 )
             raise
 
@@ -325,6 +328,11 @@ def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:
         raise TypeError(
             f"`{name}` holds no inputs: received x={data[0]!r}, expected an "
             "array, or a dict, tuple or list of arrays."
+        )
+    if not any(leaf is not None for leaf in tf.nest.flatten(data[1])):
+        raise TypeError(
+            f"`{name}` holds no labels: received y={data[1]!r}, expected "
+            "(x, y) or (x, y, sample_weight)."
         )
     return (*data, None)[:3] if len(data) == 2 else data
 

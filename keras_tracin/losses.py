@@ -29,6 +29,8 @@ import tensorflow as tf
 # following it here is what keeps the two in step.
 from keras.src.trainers.compile_utils import CompileLoss
 
+from keras_tracin.labels import Outside, inside, separate
+
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 
 
@@ -67,6 +69,7 @@ class _PerExample:
             lambda t: keras.ops.convert_to_tensor(t, dtype=loss.dtype),
             (y_true, y_pred),
         )
+        y_true, outside = separate(loss, y_true, y_pred)
         values = tf.convert_to_tensor(loss.call(y_true, y_pred))
         masks.append(getattr(values, "_keras_mask", None))
         if values.shape.rank == 0:
@@ -78,6 +81,8 @@ class _PerExample:
                 "`loss=`."
             )
         weights = _weights(sample_weight, masks, values)
+        if outside is not None:
+            values = outside.marked(values, weights)
         return _reduce_positions(values, weights, masks, loss.reduction)
 
 
@@ -304,7 +309,7 @@ def _logits(y_pred) -> tf.Tensor:
     return getattr(y_pred, "_keras_logits", y_pred)
 
 
-def _labels_and_logits(y, y_pred) -> tuple[tf.Tensor, tf.Tensor]:
+def _labels_and_logits(y, y_pred) -> tuple[tf.Tensor, tf.Tensor, Outside]:
     """Labels `[n]` and logits `[n, classes]`; one sigmoid becomes two."""
     logits = tf.convert_to_tensor(_logits(y_pred))
     logits = tf.reshape(logits, [-1, logits.shape[-1]])
@@ -313,21 +318,23 @@ def _labels_and_logits(y, y_pred) -> tuple[tf.Tensor, tf.Tensor]:
         logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
     y = tf.convert_to_tensor(y)
     if y.shape.rank == 2 and y.shape[-1] == logits.shape[-1]:
-        return tf.argmax(y, axis=-1), logits
-    return tf.cast(tf.round(tf.reshape(y, [-1])), tf.int64), logits
+        labels = tf.argmax(y, axis=-1)
+    else:
+        labels = tf.cast(tf.round(tf.reshape(y, [-1])), tf.int64)
+    labels, outside = inside(labels, logits.shape[-1])
+    return labels, logits, outside
 
 
 def _label_logit(y, y_pred) -> tf.Tensor:
-    labels, logits = _labels_and_logits(y, y_pred)
-    return tf.gather(logits, labels, axis=1, batch_dims=1)
+    labels, logits, outside = _labels_and_logits(y, y_pred)
+    return outside.marked(tf.gather(logits, labels, axis=1, batch_dims=1))
 
 
 def _label_margin(y, y_pred) -> tf.Tensor:
-    labels, logits = _labels_and_logits(y, y_pred)
+    labels, logits, outside = _labels_and_logits(y, y_pred)
     chosen = tf.one_hot(
         labels, logits.shape[-1], dtype=tf.bool, on_value=True, off_value=False
     )
     others = tf.where(chosen, logits.dtype.min, logits)
-    return tf.gather(logits, labels, axis=1, batch_dims=1) - (
-        tf.reduce_logsumexp(others, axis=1)
-    )
+    chosen_logit = tf.gather(logits, labels, axis=1, batch_dims=1)
+    return outside.marked(chosen_logit - tf.reduce_logsumexp(others, axis=1))

@@ -19,8 +19,9 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,11 +33,19 @@ from keras_tracin.attribution import (
     TopK,
     TopKMerger,
 )
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch, Examples, open_examples
+from keras_tracin.diagnosis import (
+    Suspect,
+    check_fits,
+    explaining,
+    not_finite,
+)
 from keras_tracin.distribution import Strategy, check_built_under
+from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import find_sites
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
+from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.losses import per_example_loss, query_value
 from keras_tracin.runs import Checkpoint
 from keras_tracin.sweep import (
@@ -49,6 +58,7 @@ from keras_tracin.sweep import (
 )
 
 _QUERY_BATCH = 128  # queries captured in one step
+_FIRST = 4  # examples that are looked at before any work
 
 Consume = Callable[[np.ndarray, np.ndarray], None]  # ids [c], scores [..., c]
 Rates = Mapping[Checkpoint | None, float]
@@ -76,6 +86,11 @@ class Queries:
     def ids(self) -> np.ndarray:
         """The queries' ids, in reading order."""
         return np.concatenate([batch.ids for batch in self.batches])
+
+    def factors(self) -> tuple:
+        """The compact factors of all the queries, layer by layer."""
+        found = [self.steps.query.captured(b.data) for b in self.batches]
+        return algebra.concat([batch.factors for batch in found])
 
 
 class Scorer:
@@ -122,10 +137,10 @@ class Scorer:
         self._loss = per_example_loss(model, loss, class_weight)
         self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
-        self._like = self.train.first(1)
+        self._like = self.train.first(_FIRST)
         self._steps: dict[str, Steps] = {}
-        if not model.built:
-            model(self._like.x, training=False)
+        self._checked = False
+        check_fits(model, self._like, "train")
         check_built_under(strategy, model)
         find_sites(model, layers)  # refuses bad `layers=` before long work
 
@@ -141,8 +156,7 @@ class Scorer:
 
     def blocks(self, test: Any) -> Iterator[Queries]:
         """Queries in blocks whose factors take no more than their share."""
-        examples = open_examples(test, "test")
-        steps = self._steps_like(examples.first(1))
+        examples, steps = self._open_queries(test)
         # Twice the factors exist for a moment, while batches are joined.
         room = self.memory_limit // (8 * max(1, steps.query.factor_bytes))
         batches = examples.batches(max(1, min(room, _QUERY_BATCH)))
@@ -151,9 +165,15 @@ class Scorer:
 
     def all_queries(self, test: Any) -> Queries:
         """All queries as one block, for methods that reduce them batch-wise."""
-        examples = open_examples(test, "test")
-        steps = self._steps_like(examples.first(1))
+        examples, steps = self._open_queries(test)
         return Queries(tuple(examples.batches(_QUERY_BATCH)), steps)
+
+    def _open_queries(self, test: Any) -> tuple[Examples, Steps]:
+        examples = open_examples(test, "test")
+        like = examples.first(1)
+        if kind_of(like.data) not in self._steps:
+            check_fits(self.model, like, "test")
+        return examples, self._steps_like(like)
 
     def sweep(
         self,
@@ -187,10 +207,17 @@ class Scorer:
         def step(checkpoint: Checkpoint | None, batch: Batch, prepared):
             extra = () if prepared is None else (prepared,)
             rate = np.float32(rates[checkpoint])
-            found = function(batch.data, *extra, rate).numpy()
+            suspects = self._suspects(queries, batch)
+            with explaining(suspects):
+                found = function(batch.data, *extra, rate).numpy()
             if not np.isfinite(found).all():
-                self._raise_not_finite(checkpoint, batch, queries)
+                raise not_finite(self.model, suspects, name_of(checkpoint))
             return found
+
+        def checked():
+            self.check_interaction()
+            with explaining(self._suspects(queries, self._like)):
+                return prepare()
 
         plan = self.plan(function, rates, queries)
         sweep(
@@ -198,7 +225,7 @@ class Scorer:
             list(rates),
             self.train,
             plan,
-            prepare=prepare,
+            prepare=checked,
             step=step,
             consume=consume,
             progress=Progress(plan, verbose, title),
@@ -241,35 +268,32 @@ class Scorer:
             self._steps[kind] = Steps(train, query)
         return self._steps[kind]
 
-    def _raise_not_finite(
-        self,
-        checkpoint: Checkpoint | None,
-        batch: Batch,
-        queries: Queries | None,
-    ) -> NoReturn:
-        """Finds the gradient that is NaN or infinite and names it."""
-        suspects = [("training", batch, self.train_steps)]
+    def _suspects(self, queries: Queries | None, batch: Batch) -> list[Suspect]:
+        """The batches to look into when something fails, queries first."""
+        suspects = [Suspect("training", batch, self.train_steps)]
         if queries is not None:
             suspects = [
-                ("query", block, queries.steps.query)
+                Suspect("query", block, queries.steps.query)
                 for block in queries.batches
-            ] + [("training", batch, queries.steps.train)]
-        for role, block, functions in suspects:
-            found = functions.first_not_finite(block.data)
-            if found is not None:
-                layer, rows = found
-                raise ValueError(
-                    f"The gradients of {role} examples with ids "
-                    f"{block.ids[rows].tolist()} are NaN or infinite in layer "
-                    f"'{layer}' at {name_of(checkpoint)}. Look for NaN in "
-                    "these examples' inputs and labels, or choose weights "
-                    "from before the loss diverged."
-                )
-        raise ValueError(
-            f"Scores overflow float32 at {name_of(checkpoint)}, although all "
-            "gradients are finite. Choose weights from before the loss "
-            "diverged, or scale the loss down."
-        )
+            ] + [Suspect("training", batch, queries.steps.train)]
+        return suspects
+
+    def check_interaction(self) -> None:
+        """Looks, once, whether the examples of a batch leave each other alone.
+
+        Raises:
+            ValueError: if they do not, naming the layer. One that is random
+                in inference mode is only warned of.
+        """
+        if self._checked:
+            return
+        with explaining(self._suspects(None, self._like)):
+            found = find_interaction(self.model, self._loss, self._like.data)
+        if found is not None and found.is_random:
+            warnings.warn(str(found), stacklevel=2)
+        elif found is not None:
+            raise ValueError(str(found))
+        self._checked = True
 
 
 def name_of(checkpoint: Checkpoint | None) -> str:

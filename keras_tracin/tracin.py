@@ -33,8 +33,7 @@ from keras_tracin.attribution import (
     TopK,
 )
 from keras_tracin.distribution import Strategy
-from keras_tracin.gradients import factors as algebra
-from keras_tracin.runs import Checkpoint, TrainingRun
+from keras_tracin.runs import Checkpoint, TrainingRun, check_checkpoint
 from keras_tracin.scoring import Consume, Queries, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
 
@@ -98,7 +97,7 @@ class TracIn:
     ):
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
-        self._rates = _rates(run, weights)
+        self._rates = checkpoint_rates(run, weights)
         self._scorer = Scorer(
             model,
             train,
@@ -109,6 +108,10 @@ class TracIn:
             strategy=strategy,
             memory_limit=memory_limit,
         )
+        # All of them now: the last is loaded when most of the work is done.
+        for checkpoint in run:
+            if checkpoint in self._rates:
+                check_checkpoint(model, checkpoint)
 
     def influence(
         self, test: Any, *, aggregate: bool = False, verbose: int = 1
@@ -208,13 +211,8 @@ class TracIn:
         """Streams the scores of one block of queries."""
 
         def stream(queries: Queries, consume: Consume) -> None:
-            def factors():
-                query = queries.steps.query
-                found = [query.captured(b.data) for b in queries.batches]
-                return algebra.concat([batch.factors for batch in found])
-
             step = queries.steps.train.products
-            self._sweep(step, consume, queries, factors, verbose)
+            self._sweep(step, consume, queries, queries.factors, verbose)
 
         return stream
 
@@ -232,8 +230,17 @@ class TracIn:
         )
 
 
-def _rates(run: TrainingRun, weights: str) -> Rates:
-    """The checkpoints that count, and what each counts."""
+def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:
+    """The checkpoints that count, and what each counts.
+
+    Args:
+        run: the training run.
+        weights: "mean" or "sum", as for `TracIn`.
+
+    Raises:
+        ValueError: if no checkpoint has a learning rate above zero, or if
+            sums are asked for that are not known.
+    """
     if weights not in ("mean", "sum"):
         raise ValueError(
             "`weights` should be 'mean' or 'sum' of the learning rates. "

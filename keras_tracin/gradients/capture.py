@@ -113,6 +113,11 @@ def site_variables(sites: Sequence[Site]) -> list[keras.Variable]:
 def _named_layers(model, layers) -> list[keras.Layer]:
     if isinstance(layers, str | keras.Layer):
         layers = [layers]
+    if not layers:
+        raise ValueError(
+            f"`layers=` names no layer. Received {layers!r}, expected names "
+            "or layers of the model; leave it out for all of them."
+        )
     known = model._flatten_layers()
     chosen = []
     for wanted in layers:

@@ -212,6 +212,16 @@ class GradientFunctions:
             for spec in tf.nest.flatten(self.factor_specs)
         )
 
+    def losses(self, data) -> tf.Tensor:
+        """The per-example losses `[n]`, computed eagerly.
+
+        Raises:
+            LabelsOutsideClasses: if the loss cannot take a label.
+        """
+        x, y, *weight = tf.nest.map_structure(tf.convert_to_tensor, data)
+        y_pred = self._model(x, training=False)
+        return self._loss(y, y_pred, weight[0] if weight else None)
+
     def first_not_finite(self, data) -> tuple[str, np.ndarray] | None:
         """The first layer with a NaN or infinite gradient, and the rows."""
         found = self.captured(data)

@@ -1,7 +1,13 @@
 """Training runs: their checkpoints, on the disk and put into a model."""
 
 from keras_tracin.runs.run import Checkpoint, TrainingRun
-from keras_tracin.runs.weights import run_weights
+from keras_tracin.runs.weights import check_checkpoint, run_weights
 from keras_tracin.runs.writer import RunWriter
 
-__all__ = ["Checkpoint", "RunWriter", "TrainingRun", "run_weights"]
+__all__ = [
+    "Checkpoint",
+    "RunWriter",
+    "TrainingRun",
+    "check_checkpoint",
+    "run_weights",
+]

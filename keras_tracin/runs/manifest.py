@@ -84,6 +84,8 @@ def _parse(path: Path) -> dict[str, Any]:
         for name, kind in {"format_version": int, **_PARTS}.items()
         if found is None or not isinstance(manifest.get(name), kind)
     ]
+    if not bad and not all(map(_lists_a_file, listed_files(manifest))):
+        bad = ["the size or checksum of a file"]
     if bad:
         raise ValueError(
             f"{path} is not the manifest of a run: {', '.join(bad)} missing or "
@@ -91,6 +93,10 @@ def _parse(path: Path) -> dict[str, Any]:
             "into a new one."
         )
     return manifest
+
+
+def _lists_a_file(entry: Any) -> bool:
+    return type(entry) is dict and entry.keys() >= {"file", "size", "sha256"}
 
 
 def write(directory: Path, manifest: dict[str, Any]) -> None:

@@ -67,12 +67,27 @@ def run_weights(
                 layer.finalize_state()
 
 
+def check_checkpoint(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Checks that a checkpoint can be put into a model, without doing so.
+
+    Raises:
+        ValueError: The file is missing or damaged, or was written from a model
+            whose weights have other shapes. Of adopted files little is known:
+            they only have to be there.
+    """
+    if checkpoint.sha256 is not None:
+        _files.check_digest(checkpoint.path, checkpoint.sha256)
+    elif not checkpoint.path.is_file():
+        raise ValueError(
+            f"{checkpoint.path} does not exist, expected a weights file."
+        )
+    _check_shapes(model, checkpoint)
+
+
 def _load(model: keras.Model, checkpoint: Checkpoint | Path) -> None:
     if isinstance(checkpoint, Checkpoint):
         path = checkpoint.path
-        if checkpoint.sha256 is not None:
-            _files.check_digest(path, checkpoint.sha256)
-        _check_shapes(model, checkpoint)
+        check_checkpoint(model, checkpoint)
     else:
         path = Path(checkpoint)
     if not path.is_file():

@@ -78,6 +78,8 @@ class RunWriter:
         writer = cls(directory, manifest)
         writer._rewind(run_manifest.weights_digest(model))
         writer._remove_unlisted()
+        # Found out now, not at the first snapshot: that nothing can be written.
+        run_manifest.write(directory, writer._manifest)
         return writer
 
     @property
@@ -97,6 +99,12 @@ class RunWriter:
         """The step of the last snapshot, the initial weights' (0) included."""
         checkpoints = self._manifest["checkpoints"]
         return checkpoints[-1]["step"] if checkpoints else 0
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The file of the last snapshot, the initial weights' included."""
+        snapshots = [self._manifest["initial"], *self._manifest["checkpoints"]]
+        return self.directory / snapshots[-1]["file"]
 
     def append(
         self,
@@ -159,8 +167,11 @@ class RunWriter:
 
     def _save_weights(self, model: keras.Model, step: int) -> dict[str, Any]:
         file = f"checkpoints/step-{step:08d}.weights.h5"
-        with _files.written_whole(self.directory / file) as unfinished:
-            model.save_weights(unfinished)
+        with (
+            _files.written_whole(self.directory / file) as unfinished,
+            _files.error_keeping(unfinished) as open_file,
+        ):
+            model.save_weights(open_file)
         return {"file": file, **_files.describe(self.directory / file)}
 
     def _save_arrays(
@@ -201,16 +212,13 @@ class RunWriter:
         )
 
     def _not_this_state(self) -> str:
-        last = (self._manifest["checkpoints"] or [self._manifest["initial"]])[
-            -1
-        ]
         return (
             f"{self.directory} holds a run whose last state is step "
             f"{self.last_step} (epoch {self.last_epoch} is its last full "
             "one), which is not the state of this model. Pass overwrite=True "
             "to replace the run; or choose another directory; or continue it "
             "after compiling the model and calling "
-            f"model.load_weights({str(self.directory / last['file'])!r}). If "
+            f"model.load_weights({str(self.last_checkpoint)!r}). If "
             "BackupAndRestore has put the weights of a later step into the "
             "model, the learning rates up to it are lost: delete its backup "
             "directory, load the weights as above, and list TracInCheckpoint "

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from keras_tracin import _files
 from keras_tracin.runs import RunWriter, TrainingRun
 from tests.runs.helpers import make_model, make_run, shift_weights
+
+FULL = Path("/dev/full")  # a file on a disk without room
 
 
 def append(writer, model, num_steps=1, **options):
@@ -170,3 +173,37 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert contents(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a device of Linux")
+def test_a_full_disk_is_kept_from_hdf5_until_it_is_done(tmp_path):
+    """HDF5 would crash this process, at once or when it ends."""
+    path = tmp_path / "a.weights.h5"
+    path.symlink_to(FULL)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        _files.error_keeping(path) as file,
+    ):
+        make_model().save_weights(file)
+
+
+def test_an_error_of_keras_itself_is_not_kept(tmp_path):
+    unbuilt = keras.Sequential([keras.layers.Dense(3)])
+    with (
+        pytest.raises(ValueError, match="not yet been built"),
+        _files.error_keeping(tmp_path / "a.weights.h5") as file,
+    ):
+        unbuilt.save_weights(file)
+
+
+def test_a_file_that_keeps_errors_holds_the_weights(tmp_path):
+    model = make_model()
+    path = tmp_path / "a.weights.h5"
+    with _files.error_keeping(path) as file:
+        model.save_weights(file)
+    twin = make_model()
+    twin.load_weights(path)
+    for found, expected in zip(
+        twin.get_weights(), model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,222 @@
+"""The preflight itself: each part of a job is tried before the job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_tracin.check import structure
+from keras_tracin.check.job import compare_gradients, estimate
+from keras_tracin.check.reading import reading_findings
+from keras_tracin.check.report import (
+    SEVERITIES,
+    CheckReport,
+    Finding,
+    LayerReport,
+)
+from keras_tracin.datasets import open_examples
+from keras_tracin.diagnosis import brief
+from keras_tracin.distribution import Strategy
+from keras_tracin.losses import per_example_loss
+from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
+from keras_tracin.sweep import Plan
+from keras_tracin.tracin import checkpoint_rates
+
+
+def check(
+    model: keras.Model,
+    train: Any,
+    run: TrainingRun | str | os.PathLike | None = None,
+    test: Any = None,
+    *,
+    loss: Any = None,
+    class_weight: Mapping[int, float] | None = None,
+    layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
+    strategy: Strategy | None = None,
+    memory_limit: int | None = None,
+    max_examples: int | None = 10_000,
+    verbose: int = 1,
+) -> CheckReport:
+    """Finds what would go wrong in attribution, and what it will take.
+
+    Tried are: the layers and how their gradients are made; the loss; the
+    data, read twice, for order, ids, labels and NaN; every checkpoint of the
+    run, for damage, fit, NaN and learning rates; a few examples alone and
+    together, whose gradients should be the same; a small part of the job, for
+    memory and time. The methods themselves refuse what cannot work, but some
+    of it only when they come to it.
+
+    Example:
+        report = kt.check(model, train, "runs/digits", test)
+        if report.ok: ...
+
+    Args:
+        model: as for `kt.TracIn`; so are the arguments of the same names. It
+            is left as it was.
+        train: the training data.
+        run: the training run, or its directory. Without it, the job is one at
+            the model's present weights.
+        test: the queries. Without them, the job is self-influence.
+        loss: used in place of the compiled loss.
+        class_weight: the `class_weight` given to `fit`.
+        layers: names or layers to restrict the gradients to.
+        strategy: the `tf.distribute.Strategy` to spread the work over.
+        memory_limit: bytes the computation may use.
+        max_examples: how many examples of each data set to read; None for
+            all.
+        verbose: 0 to print nothing.
+
+    Returns:
+        The `CheckReport` that is printed. What is wrong is in its `errors`;
+        nothing is raised.
+    """
+    options = {
+        "loss": loss,
+        "class_weight": class_weight,
+        "layers": layers,
+        "strategy": strategy,
+        "memory_limit": memory_limit,
+    }
+    preflight = _Preflight(model, options, max_examples)
+    preflight.look(train, run, test)
+    report = preflight.report()
+    if verbose:
+        print(report)
+    return report
+
+
+class _Preflight:
+    """Collects findings; a part that fails is one, and the next is tried."""
+
+    def __init__(
+        self, model: keras.Model, options: dict[str, Any], most: int | None
+    ):
+        self._model, self._options, self._most = model, options, most
+        self._findings: list[Finding] = []
+        self._layers: tuple[LayerReport, ...] = ()
+        self._left_out: dict[str, int] = {}
+        self._plan: Plan | None = None
+        self._seconds: float | None = None
+
+    def report(self) -> CheckReport:
+        findings = sorted(
+            self._findings, key=lambda f: SEVERITIES.index(f.severity)
+        )
+        return CheckReport(
+            self._layers,
+            self._left_out,
+            tuple(findings),
+            self._plan,
+            self._seconds,
+        )
+
+    def look(self, train: Any, run: Any, test: Any) -> None:
+        """Goes through all parts that can be tried."""
+        scorer = examples = rates = None
+        with self._part("train"):
+            examples = open_examples(train)
+        if examples is not None:
+            with self._part("model"):
+                scorer = Scorer(self._model, train, **self._options)
+        if self._model.built:
+            with self._part("model"):
+                self._look_at_model(has_run=run is not None)
+            for name, data in (("train", train), ("test", test)):
+                if data is not None:
+                    with self._part(name):
+                        self._look_at_data(data, name)
+        with self._part("run"):
+            rates = self._usable(run)
+        if scorer is not None and rates:
+            with self._part("job"):
+                self._try_job(scorer, rates, test)
+
+    @contextlib.contextmanager
+    def _part(self, topic: str) -> Iterator[None]:
+        """Turns errors and warnings into findings."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                yield
+            except (ValueError, TypeError, tf.errors.OpError) as error:
+                self._find("error", topic, brief(error))
+        for warning in caught:
+            if issubclass(warning.category, UserWarning):
+                self._find("warning", topic, str(warning.message))
+
+    def _find(self, severity: str, topic: str, message: str) -> None:
+        """Notes a finding, unless another part came upon the same."""
+        if message not in [finding.message for finding in self._findings]:
+            self._findings.append(Finding(severity, topic, message))
+
+    def _look_at_model(self, has_run: bool) -> None:
+        model, loss = self._model, self._options["loss"]
+        self._findings += structure.model_findings(model)
+        if loss is not None or model._compile_loss is not None:
+            self._findings.append(structure.loss_finding(model, loss))
+        broken = structure.broken_weights(model)
+        if broken:  # with a run, other weights take their place
+            self._find("warning" if has_run else "error", "model", broken)
+        layers = self._options["layers"]
+        self._layers = structure.covered_layers(model, layers)
+        self._left_out = structure.left_out(model, layers)
+
+    def _look_at_data(self, data: Any, name: str) -> None:
+        loss = per_example_loss(
+            self._model, self._options["loss"], self._options["class_weight"]
+        )
+        examples = open_examples(data, name)
+        self._findings += reading_findings(
+            examples, self._model, loss, self._most
+        )
+
+    def _usable(self, run: Any) -> Rates:
+        """The checkpoints that count; those that do not load are findings."""
+        if run is None:
+            return PRESENT_WEIGHTS
+        if not isinstance(run, TrainingRun):
+            run = TrainingRun(run)
+        rates = checkpoint_rates(run)
+        self._find("note", "run", f"{run!r}, of which {len(rates)} count.")
+        if len(rates) == 1:
+            self._find(
+                "note",
+                "run",
+                "A single checkpoint shows one moment of training; several, "
+                "where the loss falls, show more (section D of the paper).",
+            )
+        if not self._model.built:
+            return {}
+        usable = {}
+        with run_weights(self._model) as load:
+            for checkpoint, rate in rates.items():
+                with self._part("run"):
+                    if checkpoint is not None:
+                        load(checkpoint)
+                    usable[checkpoint] = rate
+        return usable
+
+    def _try_job(self, scorer: Scorer, rates: Rates, test: Any) -> None:
+        """At the last checkpoint's weights, as far as something goes wrong."""
+        with run_weights(self._model) as load:
+            checkpoint = list(rates)[-1]
+            if checkpoint is not None:
+                load(checkpoint)
+            scorer.check_interaction()
+            different = compare_gradients(scorer, name_of(checkpoint))
+            if different is not None:
+                self._findings.append(different)
+            queries, count = None, None
+            if test is not None:
+                queries = next(scorer.blocks(test))
+                count = open_examples(test, "test").size
+            self._plan, self._seconds = estimate(
+                scorer, rates, queries, count, load
+            )

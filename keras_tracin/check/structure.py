@@ -1,0 +1,170 @@
+"""What a preflight says of the model and its loss, without running them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tracin.check.report import Finding, LayerReport
+from keras_tracin.gradients.capture import Site, find_sites
+
+_MOST_NAMED = 8
+_RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")
+_STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")
+
+
+def covered_layers(
+    model: keras.Model, layers: Sequence[str | keras.Layer] | None
+) -> tuple[LayerReport, ...]:
+    """The layers whose gradients count, and how these are made.
+
+    Raises:
+        ValueError: as `find_sites`.
+    """
+    return tuple(
+        LayerReport(
+            name=site.name,
+            kind=type(site.layer).__name__,
+            method="fallback" if site.rule is None else "rule",
+            parameters=_size(site.variables),
+        )
+        for site in find_sites(model, layers)
+    )
+
+
+def left_out(
+    model: keras.Model, layers: Sequence[str | keras.Layer] | None
+) -> dict[str, int]:
+    """How many of the model's numbers have no gradient here, and why."""
+    sites: list[Site] = find_sites(model, layers)
+    covered = {id(v) for site in sites for v in site.variables}
+    trained = {id(v) for v in model.trainable_weights}
+    trainable = {
+        id(v)
+        for layer in model._flatten_layers()
+        for v in layer._trainable_variables
+    }
+    reasons: dict[str, list[keras.Variable]] = {}
+    for weight in model.weights:
+        if id(weight) in covered:
+            continue
+        if id(weight) in trained:
+            reason = "other layers than `layers=` names"
+        elif id(weight) in trainable:
+            reason = "frozen (not trainable)"
+        else:
+            reason = "statistics and other state"
+        reasons.setdefault(reason, []).append(weight)
+    return {reason: _size(weights) for reason, weights in reasons.items()}
+
+
+def _size(weights: Sequence[keras.Variable]) -> int:
+    return sum(int(np.prod(weight.shape)) for weight in weights)
+
+
+def model_findings(model: keras.Model) -> Iterator[Finding]:
+    """What is worth knowing about the layers and weights."""
+    differing = [each for each in model._flatten_layers() if _differs(each)]
+    if differing:
+        yield Finding(
+            "note",
+            "model",
+            "These layers act differently in training; scores are those of "
+            f"inference mode: {_named(differing)}.",
+        )
+    regularized = [
+        layer
+        for layer in model._flatten_layers()
+        if any(v.regularizer is not None for v in layer._trainable_variables)
+    ]
+    if regularized:
+        yield Finding(
+            "note",
+            "model",
+            "Weight regularisers are part of the objective, but of no example: "
+            f"the gradients leave out those of {_named(regularized)}.",
+        )
+    if type(model).train_step is not keras.Model.train_step:
+        yield Finding(
+            "warning",
+            "loss",
+            f"The model's class {type(model).__name__} has its own "
+            "`train_step`. Scores use the compiled loss: if training used "
+            "another one, pass it as `loss=`.",
+        )
+
+
+def _differs(layer: keras.Layer) -> bool:
+    """Whether a layer without layers in it does something else in training."""
+    if list(layer._layers) or not layer._call_has_training_arg:
+        return False
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.trainable
+    if type(layer).__name__.startswith(_RANDOM):
+        return True
+    if type(layer).__module__.startswith("keras."):
+        # Many take the argument; these attributes are what it switches.
+        return any(getattr(layer, name, None) for name in _STRENGTHS)
+    return True
+
+
+def _named(layers: Sequence[keras.Layer]) -> str:
+    named = [
+        f"{layer.path or layer.name} ({type(layer).__name__})"
+        for layer in layers[:_MOST_NAMED]
+    ]
+    more = len(layers) - _MOST_NAMED
+    return ", ".join(named) + f" and {more} more" * (more > 0)
+
+
+def broken_weights(model: keras.Model) -> str | None:
+    """Names the weights that hold NaN or infinity."""
+    broken = [
+        weight.path
+        for weight in model.trainable_weights
+        if not np.isfinite(
+            np.asarray(keras.ops.convert_to_numpy(weight), np.float64)
+        ).all()
+    ]
+    if not broken:
+        return None
+    return (
+        f"The model's present weights are NaN or infinite in {broken}. Load "
+        "weights from before the loss diverged."
+    )
+
+
+def loss_finding(model: keras.Model, loss: Any) -> Finding:
+    """Which loss counts, and how its reduction is undone."""
+    weights = None
+    where = "given as `loss=`"
+    if loss is None:
+        where = "compiled"
+        compiled: Any = model._compile_loss
+        loss, weights = compiled._user_loss, compiled._user_loss_weights
+    described = [_described(each) for each in keras.tree.flatten(loss) if each]
+    weighted = f", weighted {weights}" if weights else ""
+    return Finding(
+        "note",
+        "loss",
+        f"{', '.join(described)} ({where}{weighted}). The reduction over the "
+        "batch is undone: an example's loss is that of a batch of itself "
+        "alone.",
+    )
+
+
+def _described(loss: Any) -> str:
+    if isinstance(loss, str):
+        return f"{loss}, mean over the batch"
+    name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+    reduction = getattr(loss, "reduction", "sum_over_batch_size")
+    words = {
+        "sum": "summed over the batch",
+        "none": "not reduced",
+        None: "not reduced",
+        "mean_with_sample_weight": "mean weighted by sample weights",
+    }
+    return f"{name}, {words.get(reduction, 'mean over the batch')}"

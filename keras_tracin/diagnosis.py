@@ -1,0 +1,222 @@
+"""Why a computation on some examples failed, told by their ids.
+
+The compiled steps are not slowed down by looking for trouble. When a score
+turns out to be NaN, or TensorFlow stops, the batches in question are computed
+again, eagerly and piece by piece, until the reason is found.
+
+Synopsis:
+
+    suspects = [Suspect("training", batch, functions), ...]
+    with explaining(suspects):
+        scores = step(batch.data)
+    if not np.isfinite(scores).all():
+        raise not_finite(model, suspects, "checkpoint 'runs/a/...' (epoch 3)")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.datasets import Batch
+from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.labels import LabelsOutsideClasses
+
+_MOST_SHOWN = 10
+_SURROUNDINGS = re.compile(
+    r"File \"|Detected at|Graph execution error|Exception encountered|"
+    r"Arguments received|• |\[\[|\[Op:"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suspect:
+    """A batch that may have made a computation fail.
+
+    Attributes:
+        role: "training" or "query".
+        batch: the examples.
+        functions: the steps that take them.
+    """
+
+    role: str
+    batch: Batch
+    functions: GradientFunctions
+
+    def named(self, rows: Iterable[int]) -> str:
+        """Some of the examples in words."""
+        ids = [self.batch.ids[row].item() for row in rows]
+        more = len(ids) - _MOST_SHOWN
+        rest = f" and {more} more" * (more > 0)
+        return f"{self.role} examples with ids {ids[:_MOST_SHOWN]}{rest}"
+
+
+def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
+    """Builds a model that is not built, and tries a batch on it.
+
+    Raises:
+        ValueError: if the model does not take such inputs.
+    """
+    x = tf.nest.map_structure(lambda leaf: leaf[:1], batch.x)
+    states = [
+        (variable, keras.ops.convert_to_numpy(variable))
+        for variable in model.non_trainable_variables
+    ]
+    try:
+        model(x, training=False)
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), x)
+        raise ValueError(
+            f"The model '{model.name}' cannot take the inputs of `{name}`. "
+            f"Received x of shape {shapes} for one example. Pass data as "
+            "`model.fit` took it; a `tf.data.Dataset` needs `.batch(...)`. "
+            f"The model says: {brief(error)}"
+        ) from error
+    finally:
+        for variable, value in states:
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def explaining(suspects: Sequence[Suspect]) -> Iterator[None]:
+    """Says which examples TensorFlow or the loss complain of.
+
+    Raises:
+        ValueError: in place of the error, where the examples that cause it
+            are found.
+    """
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, LabelsOutsideClasses) as error:
+        for suspect in suspects:
+            message = _unfit_labels(suspect) or _refused_by_tensorflow(suspect)
+            if message:
+                raise ValueError(message) from error
+        raise
+
+
+def not_finite(
+    model: keras.Model, suspects: Sequence[Suspect], where: str
+) -> ValueError:
+    """The error that names what is NaN or infinite.
+
+    Args:
+        model: the model, with the weights that were used.
+        suspects: the batches that were used.
+        where: these weights in words.
+    """
+    message = _broken_weight(model, where)
+    for suspect in suspects:
+        message = message or (
+            _unfit_labels(suspect)
+            or _broken_data(suspect)
+            or _broken_gradient(suspect, where)
+        )
+    return ValueError(
+        message
+        or f"Scores overflow float32 at {where}, although all gradients are "
+        "finite. Choose weights from before the loss diverged, or scale the "
+        "loss down."
+    )
+
+
+def _broken_weight(model: keras.Model, where: str) -> str | None:
+    for weight in model.trainable_weights:
+        if not np.isfinite(_floats(weight.value)).all():
+            return (
+                f"The weight '{weight.path}' is NaN or infinite at {where}. "
+                "Training had diverged by then: choose weights from before."
+            )
+    return None
+
+
+def _unfit_labels(suspect: Suspect) -> str | None:
+    try:
+        suspect.functions.losses(suspect.batch.data)
+    except LabelsOutsideClasses as error:
+        return (
+            f"The labels of {suspect.named(error.rows)} are outside of the "
+            f"classes. Received {error.received[:_MOST_SHOWN]}, expected "
+            f"{error.expected}. Correct them, or leave these examples out."
+        )
+    except tf.errors.InvalidArgumentError:
+        pass
+    return None
+
+
+def broken_rows(batch: Batch) -> dict[str, list[int]]:
+    """Where `x`, `y` and `sample_weight` are NaN or infinite, if they are."""
+    named = {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
+    found = {}
+    for part, structure in named.items():
+        broken = np.zeros(len(batch), bool)
+        for leaf in tf.nest.flatten(structure):
+            if leaf is not None and tf.as_dtype(leaf.dtype).is_floating:
+                finite = np.isfinite(_floats(leaf)).reshape(len(batch), -1)
+                broken |= ~finite.all(axis=1)
+        if broken.any():
+            found[part] = np.flatnonzero(broken).tolist()
+    return found
+
+
+def _broken_data(suspect: Suspect) -> str | None:
+    for part, rows in broken_rows(suspect.batch).items():
+        return (
+            f"The data of {suspect.named(rows)} is NaN or infinite: look at "
+            f"`{part}`. Expected finite numbers; correct these examples, or "
+            "leave them out."
+        )
+    return None
+
+
+def _broken_gradient(suspect: Suspect, where: str) -> str | None:
+    found = suspect.functions.first_not_finite(suspect.batch.data)
+    if found is None:
+        return None
+    layer, rows = found
+    return (
+        f"The gradients of {suspect.named(rows)} are NaN or infinite in layer "
+        f"'{layer}' at {where}, although weights and data are finite. Look "
+        "for a division by zero or an overflow in it, or choose weights from "
+        "before the loss diverged."
+    )
+
+
+def _refused_by_tensorflow(suspect: Suspect) -> str | None:
+    """The examples on which TensorFlow fails also when they are alone."""
+    rows, reason = [], ""
+    for row in range(len(suspect.batch)):
+        data = tf.nest.map_structure(
+            lambda leaf, row=row: leaf[row : row + 1], suspect.batch.data
+        )
+        try:
+            suspect.functions.losses(data)
+        except tf.errors.InvalidArgumentError as error:
+            rows.append(row)
+            reason = reason or brief(error)
+    if not rows:
+        return None
+    return (
+        f"TensorFlow cannot compute {suspect.named(rows)}: {reason}\n"
+        "Correct these examples, or leave them out."
+    )
+
+
+def brief(error: Exception) -> str:
+    """What an error says, without TensorFlow's traces and Keras's colours."""
+    text = re.sub(r"\x1b\[\d+m|\{\{.*?\}\}", "", str(error))
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if not _SURROUNDINGS.match(line)]
+    return " ".join(" ".join(kept).split())
+
+
+def _floats(leaf: Any) -> np.ndarray:
+    """A float tensor as NumPy knows it: it has no bfloat16."""
+    return tf.cast(leaf, tf.float64).numpy()

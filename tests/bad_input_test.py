@@ -1,0 +1,618 @@
+"""Each row of docs/errors.md: what is refused, in which words, at what cost.
+
+A refusal costs nothing: the model's weights, its optimizer and the files of
+the run are as they were. `refused` holds every row to that.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_tracin as kt
+from keras_tracin._files import digest
+
+ROOT = Path(__file__).absolute().parents[1]
+NUM_TRAIN, NUM_TEST = 24, 6
+layers, ops = keras.layers, keras.ops
+
+
+def examples(count, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 4)).astype("float32")
+    return x, rng.integers(0, 3, count)
+
+
+TRAIN, TEST = examples(NUM_TRAIN, 0), examples(NUM_TEST, 1)
+CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Centred(layers.Layer):
+    def call(self, x):
+        return x - ops.mean(x, axis=0)
+
+
+def make_model(*inside, loss=CROSSENTROPY, units=5):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(units, activation="tanh", name="hidden"),
+            *inside,
+            layers.Dense(3, name="logits"),
+        ]
+    )
+    if loss is not None:
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.5), loss)
+    return model
+
+
+def fit(model, directory, data=TRAIN, epochs=2, **options):
+    callback = kt.TracInCheckpoint(directory, **options)
+    model.fit(
+        *data, batch_size=8, epochs=epochs, verbose=0, callbacks=[callback]
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model and the directory of its run, which no test changes."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    return fit(make_model(), directory), directory
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The same model and a copy of its run to do damage to."""
+    model, directory = trained
+    return model, shutil.copytree(directory, tmp_path / "run")
+
+
+def state(model, directory=None):
+    """All values of the model and its optimizer, and the bytes of the run."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *(optimizer.variables if optimizer else ())]
+    values = [ops.convert_to_numpy(v).tobytes() for v in variables]
+    files = {}
+    if directory is not None and Path(directory).is_dir():
+        files = {
+            path: path.read_bytes()
+            for path in sorted(Path(directory).rglob("*"))
+            if path.is_file()
+        }
+    return values, files
+
+
+@contextlib.contextmanager
+def refused(model, directory, message, error=ValueError):
+    """Expects an error with such a message, and everything as it was."""
+    before = state(model, directory)
+    with pytest.raises(error, match=message):
+        yield
+    assert state(model, directory) == before
+    assert not any("call" in vars(x) for x in model._flatten_layers())
+
+
+def score(model, directory, train=TRAIN, test=TEST, **options):
+    return kt.TracIn(model, train, directory, **options).influence(
+        test, verbose=0
+    )
+
+
+def with_first(leaf, rows, value):
+    """A copy of an array with something else in some rows."""
+    copy = leaf.copy()
+    copy[rows] = value
+    return copy
+
+
+def numbered(data, first=100):
+    """A dataset of the same examples whose ids are far from positions."""
+    ids = np.arange(first, first + len(data[0]))
+    return kt.with_ids(data, ids).batch(8)
+
+
+# --- The model and its loss
+
+
+def test_a_model_without_a_loss(trained):
+    model = make_model(loss=None)
+    with refused(model, trained[1], r"no compiled loss.*model\.compile.*loss="):
+        score(model, trained[1])
+
+
+def test_a_loss_that_is_reduced_already(trained):
+    def reduced(y_true, y_pred):
+        return ops.mean(ops.square(y_pred - y_true))
+
+    model, directory = trained
+    with refused(model, directory, r"returns a scalar.*one value per example"):
+        score(model, directory, loss=reduced)
+
+
+def test_losses_that_layers_add_from_activations(tmp_path):
+    model = make_model(layers.ActivityRegularization(0.1, name="penalty"))
+    fit(model, tmp_path)
+    with refused(model, tmp_path, r"'penalty'.*cannot be split.*`loss=`"):
+        score(model, tmp_path)
+
+
+def test_a_layer_that_mixes_examples(tmp_path):
+    model = fit(make_model(Centred(name="centred")), tmp_path)
+    for scored in (
+        lambda tracin: tracin.influence(TEST, verbose=0),
+        lambda tracin: tracin.top_k(TEST, 2, verbose=0),
+        lambda tracin: tracin.self_influence(verbose=0),
+    ):
+        with refused(
+            model, tmp_path, r"centred' \(Centred\) mixes the examples.*take"
+        ):
+            scored(kt.TracIn(model, TRAIN, tmp_path))
+
+
+def test_a_loss_that_mixes_examples(trained):
+    def centred(y_true, y_pred):
+        values = CROSSENTROPY.fn(y_true, y_pred, from_logits=True)
+        return values - ops.mean(values)
+
+    model, directory = trained
+    with refused(model, directory, "The loss mixes the examples"):
+        score(model, directory, loss=centred)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["hiden"], r"Received 'hiden'.*no layer.*'hidden', 'logits'"),
+        (["hidden", layers.Dense(3)], r"Received <Dense.*no layer"),
+        ([], r"names no layer. Received \[\]"),
+    ],
+)
+def test_layers_that_are_not_in_the_model(trained, named, message):
+    model, directory = trained
+    with refused(model, directory, message):
+        kt.TracIn(model, TRAIN, directory, layers=named)
+
+
+def test_a_layer_without_weights(tmp_path):
+    model = fit(make_model(layers.ReLU(name="relu")), tmp_path)
+    with refused(model, tmp_path, "'relu' has no trainable variables"):
+        kt.TracIn(model, TRAIN, tmp_path, layers="relu")
+    model.trainable = False
+    with refused(model, tmp_path, r"no trainable variables.*trainable = True"):
+        kt.TracIn(model, TRAIN, tmp_path)
+
+
+def test_another_backend(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ImportError, match=r"'jax'.*KERAS_BACKEND=tensorflow"):
+        runpy.run_path(str(ROOT / "keras_tracin" / "__init__.py"))
+
+
+def test_a_model_of_a_strategy_scores_the_same_without_it(trained, tmp_path):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = make_model()
+    model.set_weights(trained[0].get_weights())
+    scores = score(model, trained[1]).scores
+    np.testing.assert_array_equal(scores, score(*trained).scores)
+
+
+def test_a_strategy_that_the_model_was_not_built_under(trained):
+    model, directory = trained
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with refused(model, directory, r"not built under.*strategy\.scope\(\)"):
+        kt.TracIn(model, TRAIN, directory, strategy=strategy)
+    with refused(model, directory, "Received: 'mirrored'", TypeError):
+        kt.TracIn(model, TRAIN, directory, strategy="mirrored")
+
+
+# --- The data
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.shuffle(99).batch(3), r"another order.*kt\.with_ids"),
+        (lambda d: d.batch(3).repeat(), r"never ends.*`\.repeat\(\)`"),
+        (lambda d: d.take(0).batch(3), r"is empty.*at least one batch"),
+        (lambda d: d, r"is not batched.*`\.batch\(\.\.\.\)`"),
+    ],
+    ids=["shuffled", "infinite", "empty", "unbatched"],
+)
+def test_a_dataset_that_cannot_be_read(trained, change, message, role):
+    model, directory = trained
+    data = change(tf.data.Dataset.from_tensor_slices(TRAIN))
+    with refused(model, directory, f"`{role}`.*{message}"):
+        score(model, directory, **{role: data})
+
+
+def test_examples_that_were_taken_for_batches(trained):
+    model, directory = trained
+    labels = np.eye(4, dtype="float32")[TRAIN[1]]
+    data = tf.data.Dataset.from_tensor_slices((TRAIN[0], labels))
+    with refused(model, directory, r"cannot take.*`train`.*\(1,\).*\.batch"):
+        score(model, directory, train=data)
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_parts_of_different_length(trained, role):
+    model, directory = trained
+    x, y = TRAIN
+    message = rf"`{role}`.*one row per example.*\(24, 4\), \(23,\)"
+    with refused(model, directory, message):
+        score(model, directory, **{role: (x, y[1:])})
+
+
+def test_inputs_of_another_shape(trained):
+    model, directory = trained
+    for role in ("train", "test"):
+        data = (np.zeros((8, 5), "float32"), np.zeros(8, "int64"))
+        with refused(model, directory, rf"cannot take.*`{role}`.*\(1, 5\)"):
+            score(model, directory, **{role: data})
+
+
+def test_data_without_labels(trained):
+    model, directory = trained
+    data = tf.data.Dataset.from_tensor_slices(TRAIN[0]).batch(8)
+    with refused(model, directory, r"`train` should hold.*\(x, y\)"):
+        score(model, directory, train=data)
+    with refused(model, directory, r"no labels.*\(x, y\)", TypeError):
+        score(model, directory, train=(TRAIN[0], None))
+
+
+def test_more_or_fewer_ids_than_examples(trained):
+    with refused(*trained, "3 ids for 24 examples"):
+        kt.with_ids(TRAIN, [1, 2, 3])
+
+
+@pytest.mark.parametrize("rows", [[1], [17, 20]], ids=["early", "late"])
+def test_training_labels_outside_the_classes(trained, rows):
+    model, directory = trained
+    x, y = TRAIN
+    data = numbered((x, with_first(y, rows, 3)))
+    message = (
+        rf"training examples with ids \[{', '.join(str(r + 100) for r in rows)}"
+        r"\] are outside.*Received \[3.*expected whole numbers from 0 to 2"
+    )
+    with refused(model, directory, message):
+        score(model, directory, train=data)
+    with refused(model, directory, message):
+        kt.TracIn(model, data, directory).self_influence(verbose=0)
+
+
+def test_query_labels_outside_the_classes(trained):
+    model, directory = trained
+    data = numbered((TEST[0], with_first(TEST[1], [5], -1)), first=500)
+    message = r"query examples with ids \[505\] are outside.*Received \[-1"
+    for options in ({}, {"query_loss": "margin"}):
+        with refused(model, directory, message):
+            score(model, directory, test=data, **options)
+
+
+@pytest.mark.parametrize(("role", "first"), [("training", 100), ("query", 500)])
+def test_nan_in_the_data(trained, role, first):
+    model, directory = trained
+    name, (x, y) = {
+        "training": ("train", TRAIN),
+        "query": ("test", TEST),
+    }[role]
+    x = with_first(x, [5], [np.nan, 1, 1, 1])
+    weight = with_first(np.ones(len(y), "float32"), [4], np.inf)
+    for data, number, part in (
+        ((x, y), first + 5, "x"),
+        ((TRAIN[0][: len(y)], y, weight), first + 4, "sample_weight"),
+    ):
+        message = rf"{role} examples with ids \[{number}\] is NaN.*`{part}`"
+        with refused(model, directory, message):
+            score(model, directory, **{name: numbered(data, first)})
+
+
+def test_tokens_beyond_the_vocabulary(tmp_path):
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(9, 2)(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    model.compile("sgd", CROSSENTROPY)
+    tokens = np.random.default_rng(0).integers(0, 9, (NUM_TRAIN, 4))
+    fit(model, tmp_path, (tokens, TRAIN[1]))
+    train = (with_first(tokens, [17], 9), TRAIN[1])
+    message = r"training examples with ids \[117\].*9 is not in \[0, 9\)"
+    with refused(model, tmp_path, message):
+        score(model, tmp_path, numbered(train), (tokens[:3], TRAIN[1][:3]))
+
+
+# --- The run
+
+
+def test_a_directory_that_is_missing(trained, tmp_path):
+    model, _ = trained
+    with refused(model, None, r"absent does not exist.*TracInCheckpoint"):
+        score(model, tmp_path / "absent")
+
+
+def test_a_directory_without_a_run(trained, tmp_path):
+    model, _ = trained
+    (tmp_path / "notes.txt").write_text("mine")
+    with refused(model, tmp_path, r"has no run\.json.*TracInCheckpoint"):
+        score(model, tmp_path)
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    model = fit(make_model(), tmp_path, epochs=1, save_freq="epoch")
+    run = kt.TrainingRun(tmp_path)
+    with refused(model, tmp_path, r"No checkpoint.*no checkpoints.*Train"):
+        score(model, run.select([]))
+
+
+def edit_manifest(directory, edit):
+    path = Path(directory) / "run.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def last_weights(directory):
+    return sorted(Path(directory).glob("checkpoints/*"))[-1]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: cut(d / "run.json"), r"run\.json is damaged.*again"),
+        (lambda d: cut(last_weights(d)), r"h5 is damaged: it has \d+ bytes"),
+        (lambda d: flip(last_weights(d)), r"h5 is damaged: its SHA-256.*again"),
+        (lambda d: last_weights(d).unlink(), r"h5 is missing.*again"),
+        (
+            lambda d: edit_manifest(d, lambda m: m.update(format_version=99)),
+            r"format version 99.*Update keras_tracin",
+        ),
+        (
+            lambda d: edit_manifest(
+                d, lambda m: m["checkpoints"][1].pop("size")
+            ),
+            r"run\.json is not the manifest.*size or checksum",
+        ),
+    ],
+    ids=["truncated", "cut", "flipped", "missing", "newer", "incomplete"],
+)
+def test_a_damaged_run(copied, damage, message):
+    model, directory = copied
+    damage(directory)
+    with refused(model, directory, message):
+        kt.TracIn(model, TRAIN, directory)  # before any work
+
+
+def test_a_run_of_another_architecture(trained):
+    model = make_model(units=6)
+    with refused(model, trained[1], r"not the one.*received .*expected .*Pass"):
+        kt.TracIn(model, TRAIN, trained[1])
+
+
+def poison(directory, value, model):
+    """Puts a value into the last checkpoint's weights, checksum and all."""
+    path = last_weights(directory)
+    kept = model.get_weights()
+    weights = [w.copy() for w in kept]
+    weights[2][0, 0] = value
+    twin = make_model()
+    twin.set_weights(weights)
+    twin.save_weights(path)
+    return kt.TrainingRun.from_weights([path], 0.1)
+
+
+def test_nan_in_weights(copied):
+    model, directory = copied
+    run = poison(directory, np.nan, model)
+    with refused(model, directory, r"logits/kernel contains NaN.*select"):
+        score(model, run)
+
+
+def test_infinite_weights(copied):
+    model, directory = copied
+    run = poison(directory, np.inf, model)
+    message = r"logits/kernel' is NaN or infinite at checkpoint .*step-.*epoch"
+    with refused(model, directory, message):
+        score(model, run)
+
+
+def test_a_gradient_that_is_not_a_number(tmp_path):
+    class Rooted(layers.Layer):
+        def build(self, _):
+            self.scale = self.add_weight(shape=(), initializer="zeros")
+
+        def call(self, x):
+            return x + ops.sqrt(self.scale)
+
+    model = make_model(Rooted(name="rooted"))
+    model.layers[1].scale.assign(1.0)
+    fit(model, tmp_path)
+    model.layers[1].scale.assign(0.0)
+    path = tmp_path / "own.weights.h5"
+    model.save_weights(path)
+    run = kt.TrainingRun.from_weights([path], 0.1)
+    message = (
+        r"(training|query) examples with ids \[0, 1, .*'.*rooted' at check"
+    )
+    with refused(model, tmp_path, message):
+        score(model, run)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        (None, "no learning rates"),
+        (-0.1, "rate of -0.1"),
+        (np.nan, "rate of nan"),
+        (np.inf, "rate of inf"),
+    ],
+)
+def test_a_learning_rate_that_cannot_be_one(copied, rates, message):
+    model, directory = copied
+    path = sorted(Path(directory).glob("steps/*"))[-1]
+    arrays = {"other": np.zeros(3)}
+    if rates is not None:
+        arrays = {"learning_rate": np.array([0.1, rates, 0.1])}
+    np.savez(path, **arrays)
+    entry = {"size": path.stat().st_size, "sha256": digest(path)}
+    edit_manifest(directory, lambda m: m["segments"][-1].update(entry))
+    with refused(model, directory, message):
+        kt.TracIn(model, TRAIN, directory)
+
+
+def test_a_learning_rate_of_zero_is_skipped_with_a_warning(tmp_path):
+    warm_up = keras.callbacks.LearningRateScheduler(lambda e: 0.1 * (e > 0))
+    model = make_model()
+    callbacks = [warm_up, kt.TracInCheckpoint(tmp_path)]
+    model.fit(*TRAIN, epochs=2, verbose=0, callbacks=callbacks)
+    before = state(model, tmp_path)
+    with pytest.warns(UserWarning, match=r"Skipping checkpoint.*rate is 0"):
+        scores = score(model, tmp_path).scores
+    last = kt.TrainingRun(tmp_path)[1].path
+    second = kt.TrainingRun.from_weights([last], 0.1)
+    np.testing.assert_allclose(scores, score(model, second).scores, rtol=1e-6)
+    assert state(model, tmp_path) == before
+
+
+# --- The request
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, NUM_TRAIN + 1])
+def test_k_that_cannot_be(trained, k):
+    model, directory = trained
+    with refused(model, directory, rf"`k` should.*Received: (k=)?{k}"):
+        kt.TracIn(model, TRAIN, directory).top_k(TEST, k, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "median"}, r"'mean' or 'sum'.*'median'"),
+        ({"query_loss": 3}, r"`query_loss` should be.*3"),
+    ],
+)
+def test_options_that_do_not_exist(trained, options, message):
+    model, directory = trained
+    with refused(model, directory, message):
+        kt.TracIn(model, TRAIN, directory, **options)
+
+
+# --- Recording a run
+
+
+def test_a_run_of_another_model_is_not_overwritten(trained):
+    model, other = make_model(units=7), trained[1]
+    with refused(model, other, r"a different model.*overwrite=True"):
+        fit(model, other)
+
+
+# The size a file may have stands for the room that is left on the disk. With
+# 100 bytes nothing can be written, with 8,000 all but the weights. HDF5 would
+# end the process over it, so this has one of its own.
+FULL_DISK = """
+import resource, sys
+from keras_tracin import TrainingRun
+from tests.bad_input_test import fit, make_model, state
+
+directory = sys.argv[1]
+model = fit(make_model(), directory)
+_, before = state(model, directory)
+last = TrainingRun(directory)[-1].path
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+for room in (100, 8000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+    try:
+        fit(model, directory)
+    except OSError as error:
+        print("refused:", error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    _, after = state(model, directory)
+    assert before.items() <= after.items()
+    run = TrainingRun(directory)
+    run.verify()
+    assert len(run) == 2
+    model.load_weights(last)
+fit(model, directory)
+assert len(TrainingRun(directory)) == 4
+print("went on")
+"""
+
+
+def test_a_full_disk_stops_training_and_costs_nothing_saved(tmp_path):
+    environment = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    finished = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    out = finished.stdout
+    assert finished.returncode == 0, out + finished.stderr
+    assert out.count("refused:") == 2, out
+    assert out.count("Pass a directory that can be written to") == 1, out
+    assert out.count("Make room, then go on with model.load_weights") == 1, out
+    assert out.endswith("went on\n"), finished.stderr
+
+
+@contextlib.contextmanager
+def read_only(directory):
+    """Takes away the right to write to a directory, also from root."""
+    is_root = os.geteuid() == 0
+    directory.chmod(0o555)
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        directory.chmod(0o755)
+
+
+@pytest.fixture
+def public():
+    """A directory that every user of the machine can reach."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_a_read_only_directory_is_refused_before_the_first_step(public):
+    model = make_model()
+    message = r"could not write to .*Permission denied.*can be written to"
+    with (
+        refused(model, public, message, OSError),
+        read_only(public),
+    ):
+        fit(model, public)
+
+
+def test_a_run_that_became_read_only_is_not_continued(public):
+    model = fit(make_model(), public)
+    with (
+        refused(model, public, "could not write to .*Permission", OSError),
+        read_only(public),
+    ):
+        fit(model, public)
