@@ -63,6 +63,7 @@ class _PerExample:
                 "another loss as `loss=`."
             )
         masks = [getattr(y_pred, "_keras_mask", None)]
+        y_pred = _as_for_keras(y_pred, loss.dtype)
         # As `Loss.__call__` does it: where the dtype fits already the tensor
         # stays the same object and keeps the logits Keras noted on it.
         y_true, y_pred = keras.tree.map_structure(
@@ -84,6 +85,17 @@ class _PerExample:
         if outside is not None:
             values = outside.marked(values, weights)
         return _reduce_positions(values, weights, masks, loss.reduction)
+
+
+def _as_for_keras(y_pred, dtype):
+    """`y_pred` without logits that Keras would have lost in a cast.
+
+    Outputs in half precision come here in float32 already.
+    """
+    logits = getattr(y_pred, "_keras_logits", None)
+    if logits is not None and logits.dtype != dtype:
+        return tf.identity(y_pred)
+    return y_pred
 
 
 def _weights(sample_weight, masks, values) -> tf.Tensor:

@@ -27,6 +27,7 @@ IMPORT_ORDER = (
     "gradients.lookup",
     "gradients.factors",
     "gradients.flat",
+    "gradients.precision",
     "gradients.rules.*",
     "gradients.interaction",
     "gradients.capture",

@@ -30,6 +30,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients import precision
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.rules import LayerUse, Rule, rule_for
 from keras_tracin.gradients.rules.fallback import layer_local
@@ -182,39 +183,57 @@ def capture(
     """
     sites = find_sites(model, layers)
     x, y, sample_weight = batch
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    scaled = precision.computes_in_float16(model)
+    with tf.GradientTape(
+        persistent=scaled, watch_accessed_variables=False
+    ) as tape:
         with _recorded(sites, tape) as calls:
             y_pred = model(x, training=False)
-        losses = loss(y, y_pred, sample_weight)
-    grads = tape.gradient(
-        losses,
-        [call.watched for call in calls],
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+        if scaled:
+            y_pred = precision.widen(y_pred)
+        losses = precision.widen(loss(y, y_pred, sample_weight))
+    watched = [call.watched for call in calls]
+    if scaled:
+        grads = precision.scaled_gradients(tape, losses, y_pred, watched)
+    else:
+        grads = tape.gradient(
+            losses,
+            watched,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
     parts: list[tuple[str, Part]] = []
     for call, found in zip(calls, grads, strict=True):
         use = LayerUse(call.args, call.kwargs, tuple(found), call.watched)
         for part in _parts_of(call.site, use):
-            parts.append((call.site.name, _widened(part)))
+            parts.append((call.site.name, part))
     names, factors, positions = _by_variable(parts, sites)
     return Captured(names, losses, factors, positions)
 
 
 def _parts_of(site: Site, use: LayerUse) -> list[Part]:
+    """The factors of one use, in float32 or wider, as they are summed."""
     if site.rule is not None:
-        return site.rule.factors(site.layer, use)
-    return [(site.variables, layer_local(site.layer, use, site.variables))]
+        parts = use.args, use.kwargs, use.grads, use.outputs
+        return site.rule.factors(site.layer, LayerUse(*precision.widen(parts)))
+    if precision.computes_in_float16(site.layer):
+        return [(site.variables, _layer_local_scaled(site, use))]
+    found = layer_local(site.layer, use, site.variables)
+    return [(site.variables, precision.widen(found))]
 
 
-def _widened(part: Part) -> Part:
-    """The same in float32 or wider, in which products are accumulated."""
+def _layer_local_scaled(site: Site, use: LayerUse) -> algebra.DenseGradients:
+    """The fallback for a layer that computes in float16."""
 
-    def widen(tensor):
-        narrow = tensor.dtype.is_floating and tensor.dtype.size < 4
-        return tf.cast(tensor, tf.float32) if narrow else tensor
+    def attempt(scale):
+        grads = [
+            tf.cast(precision.scaled(grad, scale), output.dtype)
+            for grad, output in zip(use.grads, use.outputs, strict=True)
+        ]
+        within = dataclasses.replace(use, grads=tuple(grads))
+        return layer_local(site.layer, within, site.variables).parts
 
-    variables, factors = part
-    return variables, tf.nest.map_structure(widen, factors)
+    parts = precision.in_range(attempt, 1.0, list(use.grads))
+    return algebra.DenseGradients(tuple(parts))
 
 
 def _by_variable(
@@ -289,9 +308,7 @@ def _recording_call(site, name, tape, calls, accesses):
             if not tf.is_tensor(tensor) or not tensor.dtype.is_floating:
                 return tensor
             probe = tf.identity(tensor)
-            for note in ("_keras_mask", "_keras_logits"):
-                if hasattr(tensor, note):
-                    setattr(probe, note, getattr(tensor, note))
+            precision.copy_notes(tensor, probe)
             tape.watch(probe)
             watched.append(probe)
             return probe
