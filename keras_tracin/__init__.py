@@ -30,15 +30,22 @@ from keras_tracin.attribution import (
 )
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.check import CheckReport, Finding, check
+from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.datasets import with_ids
+from keras_tracin.influence import InfluenceFunctions
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.tracin import TracIn
 
 __all__ = [
+    "CG",
+    "Arnoldi",
     "Attribution",
     "CheckReport",
     "Checkpoint",
+    "Exact",
     "Finding",
+    "InfluenceFunctions",
+    "LiSSA",
     "Ranking",
     "SelfInfluence",
     "TopK",

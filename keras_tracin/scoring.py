@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -110,6 +110,8 @@ class Scorer:
     Attributes:
         model: the model.
         train: the opened training examples.
+        loss: the per-example loss of training.
+        strategy: what each step is spread over.
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
@@ -129,12 +131,12 @@ class Scorer:
         strategy: Strategy | None = None,
     ):
         self.model = model
-        self._strategy = strategy
+        self.strategy = strategy
         self.train = open_examples(train, "train")
         self._layers = layers
         self._memory_limit = memory_limit
         self._strict = loss is None
-        self._loss = per_example_loss(model, loss, class_weight)
+        self.loss = per_example_loss(model, loss, class_weight)
         self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
         self._like = self.train.first(_FIRST)
@@ -154,11 +156,20 @@ class Scorer:
         """The compiled steps for training examples."""
         return self._steps_like(self._like).train
 
-    def blocks(self, test: Any) -> Iterator[Queries]:
-        """Queries in blocks whose factors take no more than their share."""
+    def blocks(
+        self, test: Any, bytes_per_query: int | None = None
+    ) -> Iterator[Queries]:
+        """Queries in blocks that take no more than their share.
+
+        Args:
+            test: the queries.
+            bytes_per_query: what is held of one; by default its factors.
+        """
         examples, steps = self._open_queries(test)
+        if bytes_per_query is None:
+            bytes_per_query = steps.query.factor_bytes
         # Twice the factors exist for a moment, while batches are joined.
-        room = self.memory_limit // (8 * max(1, steps.query.factor_bytes))
+        room = self.memory_limit // (8 * max(1, bytes_per_query))
         batches = examples.batches(max(1, min(room, _QUERY_BATCH)))
         for block in in_chunks(batches, room):
             yield Queries(tuple(block), steps)
@@ -184,6 +195,7 @@ class Scorer:
         title: str,
         queries: Queries | None = None,
         prepare: Callable[[], Any] = lambda: None,
+        finish: Callable[[Any], Any] = lambda found: found,
         verbose: int = 1,
     ) -> None:
         """Sums a compiled step over weights, for all training examples.
@@ -197,6 +209,7 @@ class Scorer:
             queries: those that are scored, if any.
             prepare: called once the weights are in the model; what it returns
                 is given to `function`, unless it is None.
+            finish: makes `[..., n]` of what the step returns for a batch.
             verbose: 0 for silence.
 
         Raises:
@@ -209,7 +222,7 @@ class Scorer:
             rate = np.float32(rates[checkpoint])
             suspects = self._suspects(queries, batch)
             with explaining(suspects):
-                found = function(batch.data, *extra, rate).numpy()
+                found = finish(function(batch.data, *extra, rate)).numpy()
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
             return found
@@ -259,14 +272,19 @@ class Scorer:
                     self._layers,
                     queries=queries,
                     strict=self._strict,
-                    strategy=self._strategy,
+                    strategy=self.strategy,
                 )
 
             query = functions(self._query_value, batch)
             same = self._same_loss and kind == kind_of(self._like.data)
-            train = query if same else functions(self._loss, self._like, query)
+            train = query if same else functions(self.loss, self._like, query)
             self._steps[kind] = Steps(train, query)
         return self._steps[kind]
+
+    def raise_not_finite(self, queries: Queries) -> NoReturn:
+        """Raises ValueError naming the layer and ids of a bad query."""
+        suspects = self._suspects(queries, queries.batches[0])
+        raise not_finite(self.model, suspects, name_of(None))
 
     def _suspects(self, queries: Queries | None, batch: Batch) -> list[Suspect]:
         """The batches to look into when something fails, queries first."""
@@ -288,7 +306,7 @@ class Scorer:
         if self._checked:
             return
         with explaining(self._suspects(None, self._like)):
-            found = find_interaction(self.model, self._loss, self._like.data)
+            found = find_interaction(self.model, self.loss, self._like.data)
         if found is not None and found.is_random:
             warnings.warn(str(found), stacklevel=2)
         elif found is not None:

@@ -117,12 +117,13 @@ class GradientFunctions:
 
     @functools.cached_property
     def rows(self):
-        """`data -> [n, p]`, each example's whole gradient."""
+        """`(data, rate) -> rate · [n, p]`, each example's whole gradient."""
 
-        def step(data):
-            return flat.rows(self._capture(data).factors)
+        def step(data, rate):
+            rows = flat.rows(self._capture(data).factors)
+            return tf.cast(rate, rows.dtype) * rows
 
-        return self._traced(step, axis=0)
+        return self._traced(step, _RATE, axis=0)
 
     @functools.cached_property
     def products(self):

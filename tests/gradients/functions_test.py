@@ -79,7 +79,7 @@ def test_contractions_are_one_query_for_all(functions, rows):
 
 
 def test_products_along_vectors_are_those_with_the_rows(functions, rows):
-    vectors = functions.rows(data(3, 1))
+    vectors = functions.rows(data(3, 1), tf.constant(1.0))
     directions = flat.directions(vectors, functions.variables)
     found = functions.along(data(7), directions, RATE)
     assert_products_close(found / RATE, rows[1], rows[0], "float32")

@@ -1,0 +1,360 @@
+"""Influence functions: what the minimum does when an example counts less.
+
+    score(z, z') = ∇ℓ(ŵ, z')ᵀ (H + λI)⁻¹ ∇ℓ(ŵ, z)
+
+H is the curvature of the training objective at the trained weights ŵ (section
+A.1; Koh & Liang 2017). Positive scores are proponents: this is the *negative*
+of eq. 2. Divided by the number of training examples, it is to first order by
+how much the query's loss rises when z is left out and training starts again.
+
+Synopsis:
+
+    method = kt.InfluenceFunctions(model, train, damping=0.01)
+    method.influence(test)       # Attribution [num_test, num_train]
+    method.top_k(test, k=10)     # TopK
+    method.self_influence()      # SelfInfluence
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin import scoring
+from keras_tracin.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.curvature.objective import GaussNewton, Hessian
+from keras_tracin.curvature.operators import Damped, check_damping
+from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
+from keras_tracin.distribution import Strategy
+from keras_tracin.gradients import flat
+from keras_tracin.losses import penalty_weight
+from keras_tracin.scoring import PRESENT_WEIGHTS, Consume, Queries, Scorer
+
+_CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
+_RELATIVE = (None, "loss", "parameters")
+
+# Of the typical length of one example's gradient: above this the objective's
+# own gradient is no noise of the last steps.
+_AT_REST = 0.1
+
+
+class InfluenceFunctions:
+    """Influence of training examples at the minimum of the objective.
+
+    Example:
+        method = kt.InfluenceFunctions(model, train, damping=0.01)
+        scores = method.influence(test).scores / num_train
+        # about: loss of each query without the example - loss with it
+
+    The weights are taken to minimise the objective; a warning gives the length
+    of its gradient where they do not. The objective is the mean loss plus
+    weight regularisers as Keras adds them: with their full weight beside a
+    mean over the batch, with `1 / batch_size` of it beside a sum. The model
+    runs in inference mode and is not changed.
+
+    `self_influence` and `relative` solve once for *each training example*:
+    with `CG` or `LiSSA` this takes about as many passes over the data as
+    there are batches, times their steps. `Arnoldi` and `RandomizedSketch`
+    (and `Exact`, for small networks) do all but two products beforehand.
+
+    Args:
+        model: the trained model, compiled with its loss.
+        train: what `model.fit` took, as in `TracIn`.
+        solver: `CG()` (the default), `Exact()`, `LiSSA()`, `Arnoldi()` or
+            `RandomizedSketch(dim)`.
+        damping: λ, added to every eigenvalue of the curvature. A larger one
+            makes solving easier, and is needed where the Hessian has negative
+            eigenvalues; then let it exceed the smallest one's size.
+        curvature: `"hessian"`, or `"gauss_newton"`, which has no negative
+            eigenvalues (Martens 2020).
+        relative: `"loss"` divides each score by the square root of the
+            example's self-influence, `"parameters"` by the length of
+            `(H + λI)⁻¹ ∇ℓ(z)` (RelatIF; Barshan et al. 2020, sec. 3): what
+            is rare everywhere then no longer leads every ranking.
+        loss: used in place of the compiled loss; anything `compile` takes.
+        query_loss: what a query's influence is measured on, as in `TracIn`.
+        layers: names or layers to restrict gradients and curvature to.
+        batch_size: that of training; only needed for a loss that is summed
+            over the batch in a model with regularisers.
+        strategy: a `tf.distribute.Strategy` under which the model was built.
+        memory_limit: bytes the computation may use, beside the data; half of
+            what is free by default.
+
+    Raises:
+        ValueError: if `damping` is negative, an option is unknown, the model
+            is not compiled and no `loss` is given, or it computes in half
+            precision.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        train: Any,
+        *,
+        damping: float,
+        solver: Solver | None = None,
+        curvature: str = "hessian",
+        relative: str | None = None,
+        loss: Any = None,
+        query_loss: Any = None,
+        layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
+        batch_size: int | None = None,
+        strategy: Strategy | None = None,
+        memory_limit: int | None = None,
+    ):
+        check_damping(damping)
+        _check_one_of("curvature", curvature, tuple(_CURVATURES))
+        _check_one_of("relative", relative, _RELATIVE)
+        self._damping = damping
+        self._solver = CG() if solver is None else solver
+        self._curvature = curvature
+        self._relative = relative
+        self._penalty = penalty_weight(model, loss, batch_size)
+        self._scorer = Scorer(
+            model,
+            train,
+            loss=loss,
+            query_loss=query_loss,
+            layers=layers,
+            strategy=strategy,
+            memory_limit=memory_limit,
+        )
+
+    def influence(self, test: Any, *, verbose: int = 1) -> Attribution:
+        """The score of every training example for every query.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            verbose: 0 for silence; else long work has a progress bar.
+
+        Returns:
+            An `Attribution` with `scores [num_test, num_train]`.
+
+        Raises:
+            ValueError: if a gradient is NaN or infinite, naming layer and
+                ids, if something cannot be differentiated, or if `test` does
+                not fit the model.
+        """
+        return scoring.influence(self._blocks(test), self._stream(verbose))
+
+    def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
+        """The `k` strongest proponents and opponents of every query.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            k: how many on each side.
+            verbose: 0 for silence.
+
+        Raises:
+            ValueError: if `k` is below 1 or above the number of training
+                examples; and as `influence`.
+        """
+        stream = self._stream(verbose)
+        size = self._scorer.train.size
+        return scoring.top_k(self._blocks(test), stream, k, size)
+
+    def self_influence(self, *, verbose: int = 1) -> SelfInfluence:
+        """Each training example's influence on itself, `gᵀ(H + λI)⁻¹g`.
+
+        One solution per training example; see the class. `query_loss` and
+        `relative` play no part.
+
+        Args:
+            verbose: 0 for silence.
+        """
+        return self._of_each("loss", verbose)
+
+    def group_influence(
+        self,
+        test: Any,
+        groups: Iterable[Any] | Mapping[str, Iterable[Any]],
+        *,
+        verbose: int = 1,
+    ) -> Attribution:
+        """The summed scores of sets of training examples.
+
+        Divided by the number of training examples, this is to first order by
+        how much a query's loss rises when the whole set is left out; larger
+        sets are underestimated more (Koh et al. 2019).
+
+        Args:
+            test: the queries, in the same form as `train`.
+            groups: the ids of one set, or a dict of sets by name.
+            verbose: 0 for silence.
+
+        Returns:
+            An `Attribution` with a column for each set, `train_ids` their
+            names ("group" for one without).
+
+        Raises:
+            ValueError: if an id is not among the training examples.
+        """
+        named = groups if isinstance(groups, Mapping) else {"group": groups}
+        members = {name: set(ids) for name, ids in named.items()}
+        return scoring.influence(
+            self._blocks(test), _summed(self._stream(verbose), members)
+        )
+
+    @functools.cached_property
+    def inverse(self) -> Inverse:
+        """The solver, made ready for this curvature; for a sketch, the sketch.
+
+        Called with rows `[m, p]` it returns a `Solution`.
+        """
+        self._warn_unless_at_rest()
+        return self._solver.prepare(Damped(self._operator, self._damping))
+
+    @functools.cached_property
+    def _operator(self) -> Hessian | GaussNewton:
+        scorer = self._scorer
+        groups = scorer.train_steps.variables
+        return _CURVATURES[self._curvature](
+            scorer.model,
+            scorer.loss,
+            scorer.train,
+            tuple(variable for group in groups for variable in group),
+            self._penalty,
+            scorer.memory_limit,
+            scorer.strategy,
+        )
+
+    def _warn_unless_at_rest(self) -> None:
+        squares: list[np.ndarray] = []
+        self._scorer.sweep(
+            self._scorer.train_steps.squared_norms,
+            PRESENT_WEIGHTS,
+            lambda ids, found: squares.append(found),
+            title="Influence functions",
+            verbose=0,
+        )
+        typical = float(np.sqrt(np.concatenate(squares).mean()))
+        length = float(tf.norm(self._operator.gradient()))
+        if length > _AT_REST * typical:
+            warnings.warn(
+                "The model has not converged: the gradient of its objective "
+                f"has length {length:.2g}, {length / typical:.0%} of that of "
+                "one example's loss. Influence functions describe a minimum; "
+                "train on, or use `TracIn`, which does not need one.",
+                stacklevel=2,
+            )
+
+    def _blocks(self, test: Any):
+        operator = self._operator
+        # The solvers hold a few vectors for each query.
+        return self._scorer.blocks(
+            test, 2 * operator.size * operator.dtype.size
+        )
+
+    def _solved(self, rows: tf.Tensor) -> tf.Tensor:
+        solution = self.inverse(tf.cast(rows, self._operator.dtype))
+        report(solution, type(self._solver).__name__)
+        return tf.cast(solution.value, rows.dtype)
+
+    def _stream(self, verbose: int) -> scoring.Stream:
+        """Streams the scores of one block of queries."""
+
+        def stream(queries: Queries, consume: Consume) -> None:
+            query, one = queries.steps.query, np.float32(1)
+            found = [query.rows(batch.data, one) for batch in queries.batches]
+            rows = tf.concat(found, axis=0)
+            if not np.isfinite(rows).all():
+                self._scorer.raise_not_finite(queries)
+            solved = self._solved(rows)
+            directions = flat.directions(solved, query.variables)
+            self._scorer.sweep(
+                queries.steps.train.along,
+                PRESENT_WEIGHTS,
+                self._divided(consume),
+                title="Influence functions",
+                queries=queries,
+                prepare=lambda: directions,
+                verbose=verbose,
+            )
+
+        return stream
+
+    def _divided(self, consume: Consume) -> Consume:
+        """Divides the columns by what `relative` asks for, as they come."""
+        if self._relative is None:
+            return consume
+        seen = 0
+
+        def divide(ids: np.ndarray, scores: np.ndarray) -> None:
+            nonlocal seen
+            lengths = self._lengths[seen : seen + len(ids)]
+            seen += len(ids)
+            scores = np.divide(
+                scores, lengths, out=np.zeros_like(scores), where=lengths > 0
+            )
+            consume(ids, scores)
+
+        return divide
+
+    @functools.cached_property
+    def _lengths(self) -> np.ndarray:
+        """What `relative` divides by, `[n]` in reading order."""
+        assert self._relative is not None
+        found = self._of_each(self._relative, verbose=0).scores
+        if self._relative == "loss":
+            return np.sqrt(np.maximum(found, 0))
+        return found
+
+    def _of_each(self, kind: str, verbose: int) -> SelfInfluence:
+        """`gᵀ(H + λI)⁻¹g` ("loss") or `‖(H + λI)⁻¹g‖` of each example."""
+
+        def measure(rows):
+            solved = self._solved(rows)
+            if kind == "loss":
+                return tf.reduce_sum(rows * solved, axis=1)
+            return tf.norm(solved, axis=1)
+
+        return scoring.self_influence(
+            lambda consume: self._scorer.sweep(
+                self._scorer.train_steps.rows,
+                PRESENT_WEIGHTS,
+                consume,
+                title="Influence functions",
+                finish=measure,
+                verbose=verbose,
+            )
+        )
+
+
+def _summed(stream: scoring.Stream, members: Mapping[str, set]):
+    """Streams one column for each group instead of one for each example."""
+    names = np.array(list(members))
+
+    def stream_groups(queries: Queries, consume: Consume) -> None:
+        sums = np.zeros((len(queries.ids), len(names)))
+        missing = {name: set(ids) for name, ids in members.items()}
+
+        def add(ids: np.ndarray, scores: np.ndarray) -> None:
+            known = ids.tolist()
+            for column, name in enumerate(members):
+                inside = [one in members[name] for one in known]
+                sums[:, column] += scores[:, inside].sum(axis=1)
+                missing[name].difference_update(known)
+
+        stream(queries, add)
+        lost = {name: sorted(ids)[:5] for name, ids in missing.items() if ids}
+        if lost:
+            raise ValueError(
+                "`groups` should hold ids of training examples. Received ids "
+                f"that are not among them: {lost}."
+            )
+        consume(names, sums)
+
+    return stream_groups
+
+
+def _check_one_of(name: str, value: Any, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"`{name}` should be one of {list(allowed)}. Received: {value!r}."
+        )
