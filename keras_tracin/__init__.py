@@ -30,6 +30,7 @@ from keras_tracin.attribution import (
 )
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.check import CheckReport, Finding, check
+from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.datasets import with_ids
 from keras_tracin.influence import InfluenceFunctions
@@ -45,7 +46,9 @@ __all__ = [
     "Exact",
     "Finding",
     "InfluenceFunctions",
+    "InverseSketch",
     "LiSSA",
+    "RandomizedSketch",
     "Ranking",
     "SelfInfluence",
     "TopK",

@@ -36,7 +36,10 @@ from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
 from keras_tracin.scoring import PRESENT_WEIGHTS, Consume, Queries, Scorer
 
-_CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
+_CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {
+    "hessian": Hessian,
+    "gauss_newton": GaussNewton,
+}
 _RELATIVE = (None, "loss", "parameters")
 
 # Of the typical length of one example's gradient: above this the objective's

@@ -11,6 +11,7 @@ from keras import layers
 import keras_tracin as kt
 from keras_tracin import scoring as scoring_module
 from keras_tracin import sweep as sweep_module
+from keras_tracin.curvature.sketch import gaussian_rows
 from keras_tracin.losses import per_example_loss
 from tests.curvature import oracle
 from tests.gradients.oracle import jacobian, precision, sequential
@@ -88,6 +89,30 @@ def test_scores_are_products_under_the_inverse(model, truth, solver, tol):
     assert scores.train_ids.tolist() == list(range(NUM_TRAIN))
     own = method.self_influence(verbose=0).scores
     close(own, np.einsum("np,pq,nq->n", train, inverse, train), tol)
+
+
+def test_a_sketch_serves_the_three_calls_and_again_from_a_file(
+    model, truth, tmp_path
+):
+    inverse, train, test = truth
+    solver = kt.RandomizedSketch(20, seed=1, method="cg")
+    made = kt.InfluenceFunctions(model, TRAIN, damping=DAMPING, solver=solver)
+    scores = made.influence(TEST, verbose=0).scores
+    projection = gaussian_rows(20, len(inverse), 1, tf.float64).numpy()
+    expected = test @ projection.T @ (projection @ inverse) @ train.T
+    close(scores, expected, 1e-2)
+    made.inverse.save(tmp_path / "inverse.npz")
+    again = kt.InfluenceFunctions(
+        model,
+        TRAIN,
+        damping=DAMPING,
+        solver=kt.InverseSketch.load(tmp_path / "inverse.npz"),
+    )
+    close(again.influence(TEST, verbose=0).scores, scores)
+    close(
+        again.self_influence(verbose=0).scores,
+        np.diag(made.influence(TRAIN, verbose=0).scores),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +299,8 @@ def test_negative_curvature_is_warned_of():
     method = kt.InfluenceFunctions(
         model, (TRAIN[0], 5.0 * TRAIN[1]), damping=0, solver=kt.Exact()
     )
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="gauss_newton"):
         method.self_influence(verbose=0)
-    assert any("gauss_newton" in str(warning.message) for warning in said)
 
 
 @pytest.mark.parametrize(

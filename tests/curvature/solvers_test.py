@@ -43,7 +43,8 @@ class Noisy:
         return Matrix(self.parts.mean(axis=0)).matmat(vectors)
 
     def sample(self, rng, batch_size):
-        chosen = rng.choice(len(self.parts), batch_size, replace=False)
+        count = min(batch_size, len(self.parts))
+        chosen = rng.choice(len(self.parts), count, replace=False)
         return Noisy(self.parts[chosen])
 
 
