@@ -154,7 +154,7 @@ def test_a_saved_sketch_serves_as_a_solver(tmp_path):
 
 def test_a_sketch_of_another_size_is_refused():
     made = RandomizedSketch(3, method="cg").prepare(noisy())
-    with pytest.raises(ValueError, match="made for 30 numbers.* has 4"):
+    with pytest.raises(ValueError, match=r"made for 30 numbers.* has 4"):
         solve(Matrix(np.eye(4)), np.ones((1, 4)), made)
 
 
