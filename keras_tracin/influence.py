@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from keras_tracin import scoring
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.curvature.ekfac import fit_ekfac
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, check_damping
 from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
@@ -39,6 +40,7 @@ from keras_tracin.scoring import PRESENT_WEIGHTS, Consume, Queries, Scorer
 _CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {
     "hessian": Hessian,
     "gauss_newton": GaussNewton,
+    "ekfac": GaussNewton,
 }
 _RELATIVE = (None, "loss", "parameters")
 
@@ -63,19 +65,21 @@ class InfluenceFunctions:
 
     `self_influence` and `relative` solve once for *each training example*:
     with `CG` or `LiSSA` this takes about as many passes over the data as
-    there are batches, times their steps. `Arnoldi` and `RandomizedSketch`
-    (and `Exact`, for small networks) do all but two products beforehand.
+    there are batches, times their steps. `Arnoldi`, `RandomizedSketch` and
+    `curvature="ekfac"` (and `Exact`, for small networks) do all but a few
+    products beforehand.
 
     Args:
         model: the trained model, compiled with its loss.
         train: what `model.fit` took, as in `TracIn`.
         solver: `CG()` (the default), `Exact()`, `LiSSA()`, `Arnoldi()` or
-            `RandomizedSketch(dim)`.
+            `RandomizedSketch(dim)`; none for `"ekfac"`.
         damping: λ, added to every eigenvalue of the curvature. A larger one
             makes solving easier, and is needed where the Hessian has negative
             eigenvalues; then let it exceed the smallest one's size.
-        curvature: `"hessian"`, or `"gauss_newton"`, which has no negative
-            eigenvalues (Martens 2020).
+        curvature: `"hessian"`; `"gauss_newton"`, which has no negative
+            eigenvalues (Martens 2020); or `"ekfac"`, which approximates it
+            layer by layer and is solved at once (Grosse et al. 2023).
         relative: `"loss"` divides each score by the square root of the
             example's self-influence, `"parameters"` by the length of
             `(H + λI)⁻¹ ∇ℓ(z)` (RelatIF; Barshan et al. 2020, sec. 3): what
@@ -114,7 +118,14 @@ class InfluenceFunctions:
         check_damping(damping)
         _check_one_of("curvature", curvature, tuple(_CURVATURES))
         _check_one_of("relative", relative, _RELATIVE)
+        if curvature == "ekfac" and solver is not None:
+            raise ValueError(
+                "curvature='ekfac' has an inverse of its own and takes no "
+                f"solver. Received: solver={solver!r}. Leave it out, or choose "
+                "curvature='gauss_newton'."
+            )
         self._damping = damping
+        self._layers = layers
         self._solver = CG() if solver is None else solver
         self._curvature = curvature
         self._relative = relative
@@ -211,6 +222,10 @@ class InfluenceFunctions:
         Called with rows `[m, p]` it returns a `Solution`.
         """
         self._warn_unless_at_rest()
+        if self._curvature == "ekfac":
+            groups = self._scorer.train_steps.variables
+            operator = self._operator
+            return fit_ekfac(operator, groups, self._layers, self._damping)
         return self._solver.prepare(Damped(self._operator, self._damping))
 
     @functools.cached_property

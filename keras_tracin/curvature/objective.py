@@ -86,23 +86,31 @@ class _OverExamples:
         vectors = tf.convert_to_tensor(vectors, self.dtype)
         total = tf.zeros_like(vectors)
         count = 0
-        for data in self._held.batches(self._batch_size):
+        for data in self.held.batches(self._batch_size):
             total += self._sums(data, vectors)
             count += len(tf.nest.flatten(data)[0])
         return total / count + self._penalty.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         """The same over `batch_size` random examples instead of all."""
-        return _OverBatch(self, self._held.draw(rng, batch_size))
+        return _OverBatch(self, self.held.draw(rng, batch_size))
 
     def gradient(self) -> tf.Tensor:
         """The gradient of the objective, `[p]`; zero at its minimum."""
         total = tf.zeros([self.size], self.dtype)
         count = 0
-        for data in self._held.batches(self._batch_size):
+        for data in self.held.batches(self._batch_size):
             total += self._gradient(data)
             count += len(tf.nest.flatten(data)[0])
         return total / count + self._penalty.gradient()
+
+    def penalty_diagonal(self) -> tf.Tensor:
+        """The regularisers' second derivatives `[p]`, if these are diagonal.
+
+        They are for every penalty that is a sum over weights, as L2.
+        """
+        ones = tf.ones([1, self.size], self.dtype)
+        return tf.reshape(self._penalty.products(ones) * ones, [-1])
 
     def _linearize(self, data, real) -> Callable[[Parts], Parts]:
         """Runs the model once; returns what multiplies a vector, in parts."""
@@ -162,7 +170,7 @@ class _OverExamples:
         return tf.function(
             spread_sum(step, self.strategy),
             autograph=False,
-            input_signature=(self._spec, spec),
+            input_signature=(self.spec, spec),
         )
 
     @functools.cached_property
@@ -176,7 +184,7 @@ class _OverExamples:
         return tf.function(
             spread_sum(step, self.strategy),
             autograph=False,
-            input_signature=(self._spec,),
+            input_signature=(self.spec,),
         )
 
     @property
@@ -192,11 +200,13 @@ class _OverExamples:
         return Penalty(self._layout, self.penalty)
 
     @functools.cached_property
-    def _spec(self):
+    def spec(self):
+        """The types of a batch's parts, of any number of examples."""
         return batch_spec(self.examples.first(1).data)
 
     @functools.cached_property
-    def _held(self) -> HeldExamples:
+    def held(self) -> HeldExamples:
+        """The training data, in memory as far as it fits."""
         return HeldExamples(self.examples, self._limit // 4)
 
     @property

@@ -1,0 +1,166 @@
+"""EK-FAC against the Gauss-Newton matrix written out."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_tracin as kt
+from keras_tracin.curvature.ekfac import fit_ekfac
+from keras_tracin.curvature.objective import GaussNewton
+from keras_tracin.curvature.solvers.exact import as_matrix
+from keras_tracin.datasets import open_examples
+from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.losses import per_example_loss
+from tests.gradients.oracle import precision, randomize, sequential
+
+COUNT, CLASSES, DAMPING = 30, 3, 0.1
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with precision("float64"):
+        yield
+
+
+def fitted(model, loss="mse", tokens=0, damping=DAMPING):
+    """EK-FAC's inverse and the Gauss-Newton matrix of the same variables."""
+    keras.utils.set_random_seed(0)
+    model.compile(loss=loss)
+    randomize(model)
+    rng = np.random.default_rng(0)
+    shape = (COUNT, *model.input_shape[1:])
+    x = rng.integers(tokens, size=shape) if tokens else rng.normal(size=shape)
+    y = rng.integers(CLASSES, size=COUNT)
+    if loss == "mse":
+        y = rng.normal(size=(COUNT, *model.output_shape[1:]))
+    examples, per_example = open_examples((x, y)), per_example_loss(model)
+    functions = GradientFunctions(model, per_example, examples.first(2).data)
+    groups = functions.variables
+    flat = [variable for group in groups for variable in group]
+    operator = GaussNewton(model, per_example, examples, flat)
+    return fit_ekfac(operator, groups, None, damping), as_matrix(operator)
+
+
+def everything(inverse, size):
+    return inverse(tf.eye(size, dtype=tf.float64)).value.numpy()
+
+
+def test_a_linear_model_under_squared_error_is_inverted_exactly():
+    model = sequential(
+        (4,),
+        layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.2)),
+    )
+    inverse, matrix = fitted(model)
+    # The bias is not regularised, which no Kronecker product can tell.
+    plain = matrix - np.diag([0.4] * 8 + [0.0] * 2)
+    model = sequential((4,), layers.Dense(2))
+    inverse, matrix = fitted(model)
+    np.testing.assert_allclose(matrix, plain)
+    expected = np.linalg.inv(matrix + DAMPING * np.eye(10))
+    np.testing.assert_allclose(everything(inverse, 10), expected, atol=1e-8)
+
+
+def test_a_regularised_kernel_adds_to_its_eigenvalues():
+    layer = layers.Dense(
+        2, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.2)
+    )
+    inverse, matrix = fitted(sequential((4,), layer))
+    expected = np.linalg.inv(matrix + DAMPING * np.eye(8))
+    np.testing.assert_allclose(everything(inverse, 8), expected, atol=1e-8)
+
+
+def softmax():
+    return layers.Dense(CLASSES, activation="softmax")
+
+
+CASES = {
+    "dense": (lambda: sequential((4,), layers.Dense(3, "tanh"), softmax()), 0),
+    "narrow convolution": (
+        lambda: sequential(
+            (6, 6, 1),
+            layers.Conv2D(2, 3, activation="tanh"),
+            layers.Flatten(),
+            softmax(),
+        ),
+        0,
+    ),
+    "sequence": (
+        lambda: sequential(
+            (2, 6),
+            layers.EinsumDense("btc,cd->btd", (None, 5), bias_axes="d"),
+            layers.Activation("tanh"),
+            layers.GlobalAveragePooling1D(),
+            softmax(),
+        ),
+        0,
+    ),
+    "embedding and normalisation": (
+        lambda: sequential(
+            (3,),
+            layers.Embedding(5, 4),
+            layers.LayerNormalization(),
+            layers.Flatten(),
+            softmax(),
+            dtype="int32",
+        ),
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "tokens"), CASES.values(), ids=CASES)
+def test_it_has_the_trace_of_gauss_newton_and_nearly_its_scores(build, tokens):
+    loss = "sparse_categorical_crossentropy"
+    inverse, matrix = fitted(build(), loss, tokens, damping=0.0)
+    # An orthonormal basis leaves the sum of all eigenvalues as it was: every
+    # pass of one output each gives the second moments exactly.
+    eigenvalues = sum(np.sum(values) for values in inverse.eigenvalues)
+    np.testing.assert_allclose(eigenvalues, np.trace(matrix), rtol=1e-6)
+    inverse, _ = fitted(build(), loss, tokens)
+    size = len(matrix)
+    found = everything(inverse, size)
+    np.testing.assert_allclose(found, found.T, atol=1e-8)
+    exact = np.linalg.inv(matrix + DAMPING * np.eye(size))
+    pairs = np.random.default_rng(1).normal(size=(2, 40, size)) @ matrix
+    scores = [pairs[0] @ of @ pairs[1].T for of in (found, exact)]
+    assert np.corrcoef(*map(np.ravel, scores))[0, 1] > 0.8
+
+
+def test_it_serves_the_three_calls():
+    model = CASES["dense"][0]()
+    model.compile(loss="sparse_categorical_crossentropy")
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(COUNT, 4)), rng.integers(CLASSES, size=COUNT)
+
+    def scores(curvature, solver=None):
+        method = kt.InfluenceFunctions(
+            model, data, damping=0.1, curvature=curvature, solver=solver
+        )
+        with pytest.warns(UserWarning, match="not converged"):
+            everything = method.influence(data, verbose=0).scores
+        own = method.self_influence(verbose=0).scores
+        np.testing.assert_allclose(own, np.diag(everything), rtol=1e-6)
+        return everything
+
+    pair = scores("ekfac"), scores("gauss_newton", kt.Exact())
+    assert np.corrcoef(*map(np.ravel, pair))[0, 1] > 0.9
+
+
+def test_a_solver_beside_it_is_refused():
+    model = CASES["dense"][0]()
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match="takes no solver"):
+        kt.InfluenceFunctions(
+            model,
+            (np.ones((2, 4)), np.ones((2, 3))),
+            damping=0.1,
+            curvature="ekfac",
+            solver=kt.CG(),
+        )
+
+
+def test_too_many_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"up to 512 outputs.* 600"):
+        fitted(sequential((2,), layers.Dense(600)))
