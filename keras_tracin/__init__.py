@@ -20,7 +20,7 @@ if _keras.config.backend() != "tensorflow":
         "importing keras."
     )
 
-from keras_tracin import plots
+from keras_tracin import evaluation, plots
 from keras_tracin._version import __version__
 from keras_tracin.attribution import (
     Attribution,
@@ -57,6 +57,7 @@ __all__ = [
     "TrainingRun",
     "__version__",
     "check",
+    "evaluation",
     "plots",
     "with_ids",
 ]

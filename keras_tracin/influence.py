@@ -58,10 +58,12 @@ class InfluenceFunctions:
         # about: loss of each query without the example - loss with it
 
     The weights are taken to minimise the objective; a warning gives the length
-    of its gradient where they do not. The objective is the mean loss plus
-    weight regularisers as Keras adds them: with their full weight beside a
-    mean over the batch, with `1 / batch_size` of it beside a sum. The model
-    runs in inference mode and is not changed.
+    of its gradient where they do not. What the solver prepares is kept from
+    the first call on: after training further, make another object.
+
+    The objective is the mean loss plus weight regularisers as Keras adds them:
+    with their full weight beside a mean over the batch, with `1 / batch_size`
+    of it beside a sum. The model runs in inference mode and is not changed.
 
     `self_influence` and `relative` solve once for *each training example*:
     with `CG` or `LiSSA` this takes about as many passes over the data as

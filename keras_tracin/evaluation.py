@@ -1,0 +1,188 @@
+"""Whether scores tell what happens: training again without an example.
+
+Synopsis:
+
+    def fit(train):                    # trains from the start
+        model = build()
+        model.fit(*train, epochs=10, verbose=0)
+        return model
+
+    report = kt.evaluation.leave_one_out(scores, train, test, fit, ids=[3, 8])
+    report.pearson, report.spearman    # [num_test]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import scipy.stats
+import tensorflow as tf
+
+from keras_tracin.attribution import Attribution
+from keras_tracin.datasets import Examples, open_examples
+from keras_tracin.losses import query_value
+
+_BATCH = 1024  # examples read or evaluated at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut:
+    """What scores predicted beside what happened.
+
+    Attributes:
+        train_ids: `[k]`, the examples left out, one at a time.
+        query_ids: `[m]`.
+        predicted: `[m, k]`, the scores. Those of influence functions, divided
+            by the number of training examples, predict `actual` itself.
+        actual: `[m, k]`, the query's loss without the example minus its loss
+            with it: positive for a proponent.
+    """
+
+    train_ids: np.ndarray
+    query_ids: np.ndarray
+    predicted: np.ndarray
+    actual: np.ndarray
+
+    @property
+    def pearson(self) -> np.ndarray:
+        """Correlation over the examples left out, for each query `[m]`.
+
+        NaN where a side does not vary.
+        """
+        return self._each(scipy.stats.pearsonr)
+
+    @property
+    def spearman(self) -> np.ndarray:
+        """Rank correlation, for each query `[m]`; NaN as `pearson`."""
+        return self._each(scipy.stats.spearmanr)
+
+    def _each(self, correlation: Callable) -> np.ndarray:
+        with warnings.catch_warnings():
+            # A constant side has no correlation, and NaN says so.
+            warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+            return np.array(
+                [
+                    correlation(*pair).statistic
+                    for pair in zip(self.predicted, self.actual, strict=True)
+                ]
+            )
+
+
+def leave_one_out(
+    scores: Attribution,
+    train: Any,
+    test: Any,
+    fit: Callable[[Any], keras.Model],
+    *,
+    ids: Iterable[Any] | None = None,
+    count: int = 20,
+    loss: Any = None,
+    query_loss: Any = "loss",
+) -> LeaveOneOut:
+    """Trains again without each of some examples and compares with scores.
+
+    Training must be the same each time but for the example (initial weights,
+    order, seeds), or reach the same minimum; otherwise chance moves the losses
+    more than any example does.
+
+    Args:
+        scores: of these queries (the rows) and training examples.
+        train: what the scores were made with. It is read into memory.
+        test: the queries.
+        fit: takes `(x, y[, sample_weight])` of the examples that are left,
+            as arrays in reading order, and returns a trained model. It is
+            called once with all of them and once for each that is left out.
+        ids: the examples to leave out; by default the `count` of largest
+            summed size of scores.
+        count: how many, if `ids` is None.
+        loss: used in place of the models' compiled loss.
+        query_loss: what to measure on the queries, as in `TracIn`.
+
+    Returns:
+        A `LeaveOneOut`.
+
+    Raises:
+        ValueError: if fewer than two examples are to be left out, if an id is
+            unknown, or if the scores are not of these examples and queries.
+    """
+    train_ids, arrays = _in_memory(open_examples(train, "train"))
+    queries = open_examples(test, "test")
+    query_ids, _ = _in_memory(queries)
+    _check_same("training examples", scores.train_ids, train_ids)
+    _check_same("queries", scores.query_ids, query_ids)
+    columns = _columns(scores, ids, count)
+
+    def values(keep: np.ndarray) -> np.ndarray:
+        kept = tf.nest.map_structure(lambda leaf: leaf[keep], arrays)
+        model = fit(kept)
+        measure = query_value(model, query_loss, loss)
+        found = [
+            measure(
+                batch.y, model(batch.x, training=False), batch.sample_weight
+            )
+            for batch in queries.batches(_BATCH)
+        ]
+        return np.concatenate(found).astype(np.float64)
+
+    everything = np.ones(len(train_ids), bool)
+    whole = values(everything)
+    changes = []
+    for column in columns:
+        keep = everything.copy()
+        keep[column] = False
+        changes.append(values(keep) - whole)
+    return LeaveOneOut(
+        train_ids=scores.train_ids[columns],
+        query_ids=query_ids,
+        predicted=scores.scores[:, columns],
+        actual=np.stack(changes, axis=1),
+    )
+
+
+def _in_memory(examples: Examples) -> tuple[np.ndarray, Any]:
+    """All ids `[n]`, and `(x, y[, sample_weight])` as arrays."""
+    batches = list(examples.batches(_BATCH))
+    data = tf.nest.map_structure(
+        lambda *leaves: np.concatenate(leaves),
+        *(batch.data for batch in batches),
+    )
+    return np.concatenate([batch.ids for batch in batches]), data
+
+
+def _columns(
+    scores: Attribution, ids: Iterable[Any] | None, count: int
+) -> list[int]:
+    """Where the examples to leave out are among the scores' columns."""
+    if ids is None:
+        size = np.abs(scores.scores).sum(axis=0)
+        columns = np.argsort(-size, kind="stable")[:count].tolist()
+    else:
+        known = {one: at for at, one in enumerate(scores.train_ids.tolist())}
+        wanted = np.asarray(list(ids)).tolist()
+        unknown = [one for one in wanted if one not in known]
+        if unknown:
+            raise ValueError(
+                "`ids` should be ids of training examples. Received ids that "
+                f"are not among them: {unknown[:5]}."
+            )
+        columns = [known[one] for one in wanted]
+    if len(columns) < 2:
+        raise ValueError(
+            "A correlation needs two examples or more to leave out. Received: "
+            f"{len(columns)}."
+        )
+    return columns
+
+
+def _check_same(what: str, scored: np.ndarray, given: np.ndarray) -> None:
+    if not np.array_equal(scored, given):
+        raise ValueError(
+            f"`scores` should be of these {what}, in the same order. Received "
+            f"scores of {len(scored)} and data of {len(given)}, whose ids "
+            "differ. Score the data that is given here."
+        )
