@@ -14,6 +14,7 @@ from keras.src.trainers.data_adapters.data_adapter_utils import (
 from keras_tracin.losses import (
     activation_losses,
     check_no_activation_losses,
+    penalty_weight,
     per_example_loss,
     query_value,
 )
@@ -485,3 +486,32 @@ def test_logits_need_one_output(measure):
     y = {"left": np.zeros((2, 2)), "right": np.zeros((2, 1))}
     with pytest.raises(ValueError, match=r"one output.*2 outputs"):
         query_value(model, measure)(y, model(np.zeros((2, 3))), None)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "batch_size", "weight"),
+    [
+        ("sum_over_batch_size", None, 1.0),
+        ("sum_over_batch_size", 8, 1.0),
+        ("sum", 8, 1 / 8),
+        (None, 8, 1 / 8),
+    ],
+)
+def test_a_penalty_weighs_what_it_does_beside_the_mean_loss(
+    reduction, batch_size, weight
+):
+    layer = layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.1))
+    model = sequential((2,), layer)
+    loss = keras.losses.MeanSquaredError(reduction=reduction)
+    model.compile(loss=loss)
+    assert penalty_weight(model, batch_size=batch_size) == weight
+    assert penalty_weight(model, loss, batch_size) == weight
+
+
+def test_a_sum_without_its_batch_size_has_no_weight_for_a_penalty():
+    layer = layers.Dense(1, kernel_regularizer="l2")
+    model = sequential((2,), layer)
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    with pytest.raises(ValueError, match="batch_size="):
+        penalty_weight(model, loss)
+    assert penalty_weight(sequential((2,), layers.Dense(1)), loss) == 1.0
