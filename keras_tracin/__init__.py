@@ -34,6 +34,11 @@ from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.datasets import with_ids
 from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.projection import (
+    FactoredProjection,
+    GaussianProjection,
+    TensorSketch,
+)
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.tracin import TracIn
 
@@ -44,13 +49,16 @@ __all__ = [
     "CheckReport",
     "Checkpoint",
     "Exact",
+    "FactoredProjection",
     "Finding",
+    "GaussianProjection",
     "InfluenceFunctions",
     "InverseSketch",
     "LiSSA",
     "RandomizedSketch",
     "Ranking",
     "SelfInfluence",
+    "TensorSketch",
     "TopK",
     "TracIn",
     "TracInCheckpoint",

@@ -105,9 +105,17 @@ class LookupFactors(_Nest):
 
 @dataclasses.dataclass(frozen=True)
 class DenseGradients(_Nest):
-    """Materialised gradients, `[n, p]` for each variable."""
+    """Materialised gradients, `[n, p]` for each variable.
+
+    Attributes:
+        parts: one for each variable.
+        outputs: `o` if the first of them is a kernel's, `[n, i·o]`.
+    """
 
     parts: tuple[tf.Tensor, ...]
+    outputs: int | None = None
+
+    static = ("outputs",)
 
 
 Factors = OuterFactors | LookupFactors | DenseGradients
@@ -120,7 +128,16 @@ def materialize(factors: OuterFactors) -> DenseGradients:
     parts = [tf.reshape(kernel, [-1, i * o])]
     if factors.bias:
         parts.append(tf.reduce_sum(factors.grads, axis=1))
-    return DenseGradients(tuple(parts))
+    return DenseGradients(tuple(parts), outputs=o)
+
+
+def with_ones(factors: OuterFactors) -> OuterFactors:
+    """The same with the bias as the weight of one more input, always 1."""
+    if not factors.bias:
+        return factors
+    ones = tf.ones_like(factors.inputs[:, :, :1])
+    inputs = tf.concat([factors.inputs, ones], axis=-1)
+    return OuterFactors(inputs, factors.grads)
 
 
 def compact(factors: Factors) -> Factors:
@@ -349,7 +366,8 @@ def merge(uses: list[Factors]) -> Factors:
     if isinstance(first, DenseGradients):
         parts = [use.parts for use in uses if isinstance(use, DenseGradients)]
         columns = zip(*parts, strict=True)
-        return DenseGradients(tuple(tf.add_n(column) for column in columns))
+        summed = tuple(tf.add_n(column) for column in columns)
+        return dataclasses.replace(first, parts=summed)
     side = "inputs" if isinstance(first, OuterFactors) else "ids"
     joined = {
         name: tf.concat([getattr(use, name) for use in uses], axis=1)

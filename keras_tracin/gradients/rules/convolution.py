@@ -60,9 +60,10 @@ def convolution(layer, use: LayerUse) -> list[Part]:
 
 def _with_bias(kernel: tf.Tensor, grads: tf.Tensor, layer) -> DenseGradients:
     """The kernel's gradients `[n, p]`, and the bias's from `[n, t, o]`."""
+    outputs = grads.shape[-1]
     if not layer.use_bias:
-        return DenseGradients((kernel,))
-    return DenseGradients((kernel, tf.reduce_sum(grads, axis=1)))
+        return DenseGradients((kernel,), outputs)
+    return DenseGradients((kernel, tf.reduce_sum(grads, axis=1)), outputs)
 
 
 def _channels_last(tensor: tf.Tensor) -> tf.Tensor:
