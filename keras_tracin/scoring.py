@@ -42,10 +42,10 @@ from keras_tracin.diagnosis import (
 )
 from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.capture import find_sites
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
+from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import per_example_loss, query_value
 from keras_tracin.runs import Checkpoint
 from keras_tracin.sweep import (

@@ -30,6 +30,8 @@ IMPORT_ORDER = (
     "gradients.precision",
     "gradients.rules.*",
     "gradients.interaction",
+    "gradients.sites",
+    "gradients.placement",
     "gradients.capture",
     "projection.*",
     "gradients.footprint",

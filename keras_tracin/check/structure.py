@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_tracin.check.report import Finding, LayerReport
-from keras_tracin.gradients.capture import Site, find_sites
+from keras_tracin.gradients.sites import Site, find_sites
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")

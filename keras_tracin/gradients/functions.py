@@ -29,9 +29,8 @@ from keras_tracin.gradients.capture import (
     Captured,
     PerExampleLoss,
     capture,
-    find_sites,
-    site_variables,
 )
+from keras_tracin.gradients.placement import place
 from keras_tracin.losses import check_no_activation_losses
 
 
@@ -62,15 +61,16 @@ class GradientFunctions:
         strategy: Strategy | None = None,
     ):
         self._queries = queries or self
-        self._model, self._loss, self._layers = model, loss, layers
+        self._model, self._loss = model, loss
         self._strict = strict
         self._strategy = strategy
         self._spec = batch_spec(like)
+        self._placement = place(model, self._spec[0], layers)
 
     def _capture(self, data) -> Captured:
         x, y, *weight = data
         batch = (x, y, weight[0] if weight else None)
-        captured = capture(self._model, self._loss, batch, self._layers)
+        captured = capture(self._model, self._loss, batch, self._placement)
         if self._strict:
             check_no_activation_losses(self._model)
         return captured
@@ -108,7 +108,7 @@ class GradientFunctions:
         A variable that the model does not use has no gradient and is left
         out.
         """
-        known = site_variables(find_sites(self._model, self._layers))
+        known = self._placement.variables
         found = self.captured.get_concrete_function().structured_outputs
         return tuple(
             tuple(known[position] for position in group)

@@ -24,7 +24,8 @@ def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
     `[2, 3, i]` and grads `[2, 3, units]`; a batch of two vectors, `x [2, i]`,
     is the same with one position: `[2, 1, i]` and `[2, 1, units]`.
     """
-    inputs, grads = by_position(use.inputs), by_position(use.grad)
+    inputs = by_position(tf.cast(use.inputs, use.grad.dtype))  # may be whole
+    grads = by_position(use.grad)
     variables = (layer.kernel, layer.bias)[: 1 + layer.use_bias]
     return [(variables, OuterFactors(inputs, grads, layer.use_bias))]
 

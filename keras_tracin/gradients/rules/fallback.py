@@ -9,6 +9,7 @@ LSTM, GRU, a user's own layer, and whatever else treats examples one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -33,13 +34,14 @@ def layer_local(
             input has an open batch size.
     """
     leaves = tf.nest.flatten((use.args, use.kwargs))
-    batched = [_has_examples(leaf) for leaf in leaves]
-    per_example = [
-        tf.convert_to_tensor(leaf)
-        for leaf, moves in zip(leaves, batched, strict=True)
-        if moves
-    ]
-    if not per_example:
+    moving = {
+        place: _with_mask(leaf, mask)
+        for place, (leaf, mask) in enumerate(
+            zip(leaves, use.masks, strict=True)
+        )
+        if _has_examples(leaf)
+    }
+    if not moving:
         raise ValueError(
             f"The gradient of layer '{layer.name}' ({type(layer).__name__}) "
             "is taken one example at a time, which needs an open batch size "
@@ -47,30 +49,35 @@ def layer_local(
             f"{[getattr(leaf, 'shape', leaf) for leaf in leaves]}. Capture "
             "inside a `tf.function` whose input signature has None first."
         )
+    used = [k for k, grad in enumerate(use.grads) if grad is not None]
     values = [variable.value for variable in variables]
 
-    def gradient(inputs):
-        moving, grads = inputs
-        feed = iter([tf.expand_dims(leaf, 0) for leaf in moving])
+    def gradient(example):
+        inputs, grads = example
         args, kwargs = tf.nest.pack_sequence_as(
             (use.args, use.kwargs),
             [
-                next(feed) if moves else leaf
-                for leaf, moves in zip(leaves, batched, strict=True)
+                _batch_of_one(inputs[place]) if place in moving else leaf
+                for place, leaf in enumerate(leaves)
             ],
         )
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            outputs = tf.nest.flatten(layer(*args, **kwargs))
-        return tape.gradient(
-            outputs,
+            # Layers in this one take the `training` of the layer around them.
+            outputs = layer(*args, **{"training": False, **kwargs})
+        outputs = [t for t in tf.nest.flatten(outputs) if is_differentiable(t)]
+        found = tape.gradient(
+            [outputs[k] for k in used],
             values,
             output_gradients=[tf.expand_dims(grad, 0) for grad in grads],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        return [tf.convert_to_tensor(grad) for grad in found]
 
     try:
-        found = tf.vectorized_map(gradient, (per_example, list(use.grads)))
+        found = tf.vectorized_map(
+            gradient, (moving, [use.grads[k] for k in used])
+        )
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
             f"The gradient of layer '{layer.name}' "
@@ -86,6 +93,15 @@ def layer_local(
     )
 
 
+def is_differentiable(tensor: Any) -> bool:
+    """Whether a loss can have a gradient at it."""
+    return (
+        tf.is_tensor(tensor)
+        and not isinstance(tensor, tf.__internal__.CompositeTensor)
+        and tf.as_dtype(tensor.dtype).is_floating
+    )
+
+
 def _has_examples(leaf) -> bool:
     """Whether the first axis is the batch: the one size a trace leaves open."""
     return (
@@ -94,3 +110,17 @@ def _has_examples(leaf) -> bool:
         and leaf.shape.rank > 0
         and leaf.shape[0] is None
     )
+
+
+def _with_mask(leaf, mask) -> tuple[tf.Tensor, ...]:
+    """The tensor and, if its mask has examples as well, the mask."""
+    tensor = tf.convert_to_tensor(leaf)
+    return (tensor, mask) if _has_examples(mask) else (tensor,)
+
+
+def _batch_of_one(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    tensor, *mask = (tf.expand_dims(t, 0) for t in tensors)
+    if mask:
+        # The layers in this one find the mask where Keras put it.
+        (tensor._keras_mask,) = mask
+    return tensor

@@ -37,12 +37,15 @@ class LayerUse:
             tensors: those the rule's `watching` chose, else every tensor the
             layer returned.
         outputs: the watched tensors, in the same order.
+        masks: the Keras masks of the flattened arguments, None where there
+            is none.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    grads: tuple[tf.Tensor, ...]
+    grads: tuple[Any, ...]
     outputs: tuple[tf.Tensor, ...]
+    masks: tuple[tf.Tensor | None, ...] = ()
 
     @property
     def inputs(self) -> Any:

@@ -1,0 +1,137 @@
+"""The layers whose calls are recorded, and the variables they answer for.
+
+Synopsis:
+
+    sites = find_sites(model, layers=["head"])
+    sites[0].name  # "model/head"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import keras
+
+from keras_tracin.gradients.rules import Rule, rule_for
+from keras_tracin.gradients.rules.registry import own_variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A layer whose calls are recorded, and the variables it answers for."""
+
+    layer: keras.Layer
+    variables: tuple[keras.Variable, ...]
+    rule: Rule | None  # None: the layer-local fallback
+
+    @property
+    def name(self) -> str:
+        """The layer's path in the model, which is unique."""
+        return self.layer.path or self.layer.name
+
+
+def find_sites(
+    model: keras.Model, layers: Sequence[str | keras.Layer] | None = None
+) -> list[Site]:
+    """The layers to record so that their trainable variables are covered.
+
+    Args:
+        model: a built model.
+        layers: names, paths or layer objects to restrict the gradients to; a
+            layer stands for all layers in it. None means the whole model.
+
+    Raises:
+        ValueError: if a layer is not in the model or has nothing to train.
+    """
+    roots = [model] if layers is None else _named_layers(model, layers)
+    sites: dict[int, Site] = {}
+    for root in roots:
+        found = list(_sites_within(root))
+        if not found:
+            raise ValueError(
+                f"Layer '{root.name}' has no trainable variables, so examples "
+                "have no gradient there. Name layers with weights in "
+                "`layers=`, or set `trainable = True` on this one."
+            )
+        sites.update({id(site.layer): site for site in found})
+    return list(sites.values())
+
+
+def site_variables(sites: Iterable[Site]) -> list[keras.Variable]:
+    """The variables that the sites answer for, each once."""
+    found = {id(v): v for site in sites for v in site.variables}
+    return list(found.values())
+
+
+def _named_layers(model, layers) -> list[keras.Layer]:
+    if isinstance(layers, str | keras.Layer):
+        layers = [layers]
+    if not layers:
+        raise ValueError(
+            f"`layers=` names no layer. Received {layers!r}, expected names "
+            "or layers of the model; leave it out for all of them."
+        )
+    known = model._flatten_layers()
+    chosen = []
+    for wanted in layers:
+        matches = [
+            layer
+            for layer in known
+            if layer is wanted or wanted in (layer.name, layer.path)
+        ]
+        if len(matches) != 1:
+            what = "no layer" if not matches else f"{len(matches)} layers"
+            names = [layer.name for layer in known if layer is not model]
+            raise ValueError(
+                f"`layers=` should name layers of the model '{model.name}'. "
+                f"Received {wanted!r}, which fits {what}. "
+                f"The model's layers are: {names}."
+            )
+        chosen += matches
+    return chosen
+
+
+def _sites_within(layer: keras.Layer) -> Iterator[Site]:
+    """Yields the sites of `layer` and of all layers in it."""
+    if _calls_many_times(layer):
+        if layer.trainable_variables:
+            yield Site(layer, tuple(layer.trainable_variables), None)
+        return
+    own = own_variables(layer)
+    if own:
+        yield Site(layer, tuple(own), rule_for(layer))
+    for inside in layer._layers:
+        yield from _sites_within(inside)
+
+
+def _calls_many_times(layer: keras.Layer) -> bool:
+    """Whether it calls what is in it many times over, or in its own loop.
+
+    No single call of a layer in it is then worth watching.
+    """
+    return isinstance(layer, keras.layers.RNN | keras.layers.Wrapper)
+
+
+def layers_called(
+    model: keras.Model, sites: Iterable[Site]
+) -> list[keras.Layer]:
+    """The layers of `sites` and all that might call them."""
+    found: dict[int, keras.Layer] = {}
+
+    def visit(layer: keras.Layer) -> None:
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            if not _calls_many_times(layer):
+                for inside in layer._layers:
+                    visit(inside)
+
+    for layer in (model, *(site.layer for site in sites)):
+        visit(layer)
+    return list(found.values())
+
+
+def called_method(layer: keras.Layer) -> str:
+    """What `layer(...)` ends up in; quantized layers have another method."""
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    return "quantized_call" if quantized else "call"
