@@ -198,6 +198,27 @@ class Examples:
         return next(self.batches(count))
 
 
+def chosen(examples: Examples, ids: np.ndarray) -> Examples:
+    """Those examples that have one of these ids, in reading order."""
+    return _ChosenExamples(examples, ids)
+
+
+class _ChosenExamples(Examples):
+    def __init__(self, examples: Examples, ids: np.ndarray):
+        self._examples, self._ids = examples, ids
+        self.name, self.size = examples.name, len(ids)
+        self.bytes_read_per_example = examples.bytes_read_per_example
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for batch in self._examples.batches(batch_size):
+            rows = np.flatnonzero(np.isin(batch.ids, self._ids))
+            if len(rows):
+                data = tf.nest.map_structure(
+                    lambda leaf, rows=rows: np.asarray(leaf)[rows], batch.data
+                )
+                yield Batch(batch.ids[rows], *data)
+
+
 class _ArrayExamples(Examples):
     carries_ids = False
     bytes_read_per_example = 0  # slices of the caller's arrays

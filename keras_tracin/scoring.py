@@ -18,6 +18,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from keras_tracin.attribution import (
     TopK,
     TopKMerger,
 )
-from keras_tracin.datasets import Batch, Examples, open_examples
+from keras_tracin.datasets import Batch, Examples, chosen, open_examples
 from keras_tracin.diagnosis import (
     Suspect,
     check_fits,
@@ -47,6 +48,7 @@ from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import per_example_loss, query_value
+from keras_tracin.projection import Projection, check_projection
 from keras_tracin.runs import Checkpoint
 from keras_tracin.sweep import (
     Plan,
@@ -87,10 +89,14 @@ class Queries:
         """The queries' ids, in reading order."""
         return np.concatenate([batch.ids for batch in self.batches])
 
-    def factors(self) -> tuple:
-        """The compact factors of all the queries, layer by layer."""
-        found = [self.steps.query.captured(b.data) for b in self.batches]
-        return algebra.concat([batch.factors for batch in found])
+    def factors(self, *position) -> tuple:
+        """The compact factors of all the queries, layer by layer.
+
+        Args:
+            *position: the checkpoint's, where there is a projection.
+        """
+        step = self.steps.query.query_factors
+        return algebra.concat([step(b.data, *position) for b in self.batches])
 
 
 class Scorer:
@@ -106,12 +112,15 @@ class Scorer:
         memory_limit: bytes the computation may use, beside the data; half of
             what is free by default.
         strategy: a `tf.distribute.Strategy` to spread each step over.
+        projection: scores sketches in place of gradients.
 
     Attributes:
         model: the model.
         train: the opened training examples.
         loss: the per-example loss of training.
         strategy: what each step is spread over.
+        projection: what makes the sketches, or None.
+        layers: what the gradients are restricted to.
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
@@ -129,11 +138,15 @@ class Scorer:
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
         memory_limit: int | None = None,
         strategy: Strategy | None = None,
+        projection: Projection | None = None,
     ):
         self.model = model
+        if projection is not None:
+            check_projection(projection)
+        self.projection = projection
         self.strategy = strategy
         self.train = open_examples(train, "train")
-        self._layers = layers
+        self.layers = layers
         self._memory_limit = memory_limit
         self._strict = loss is None
         self.loss = per_example_loss(model, loss, class_weight)
@@ -154,7 +167,7 @@ class Scorer:
     @property
     def train_steps(self) -> GradientFunctions:
         """The compiled steps for training examples."""
-        return self._steps_like(self._like).train
+        return self.steps_like(self._like).train
 
     def blocks(
         self, test: Any, bytes_per_query: int | None = None
@@ -184,7 +197,7 @@ class Scorer:
         like = examples.first(1)
         if kind_of(like.data) not in self._steps:
             check_fits(self.model, like, "test")
-        return examples, self._steps_like(like)
+        return examples, self.steps_like(like)
 
     def sweep(
         self,
@@ -194,21 +207,23 @@ class Scorer:
         *,
         title: str,
         queries: Queries | None = None,
-        prepare: Callable[[], Any] = lambda: None,
+        prepare: Callable[..., Any] = lambda *position: None,
         finish: Callable[[Any], Any] = lambda found: found,
         verbose: int = 1,
     ) -> None:
         """Sums a compiled step over weights, for all training examples.
 
         Args:
-            function: `(data, [prepared,] rate) -> [..., n]`.
+            function: `(data, [prepared,] rate[, position]) -> [..., n]`, the
+                last where there is a projection.
             rates: the checkpoints to visit, and what each counts;
                 `PRESENT_WEIGHTS` for the model as it is.
             consume: takes ids `[c]` and sums `[..., c]`, chunk by chunk.
             title: the method's name, for the line that announces long work.
             queries: those that are scored, if any.
-            prepare: called once the weights are in the model; what it returns
-                is given to `function`, unless it is None.
+            prepare: called once the weights are in the model, with their
+                position where there is a projection; what it returns is given
+                to `function`, unless it is None.
             finish: makes `[..., n]` of what the step returns for a batch.
             verbose: 0 for silence.
 
@@ -216,21 +231,28 @@ class Scorer:
             ValueError: if a score is NaN or infinite, naming the weights, the
                 layer and the ids.
         """
+        places = {each: np.int32(at) for at, each in enumerate(rates)}
+
+        def position(checkpoint: Checkpoint | None) -> tuple:
+            return () if self.projection is None else (places[checkpoint],)
 
         def step(checkpoint: Checkpoint | None, batch: Batch, prepared):
             extra = () if prepared is None else (prepared,)
             rate = np.float32(rates[checkpoint])
             suspects = self._suspects(queries, batch)
             with explaining(suspects):
-                found = finish(function(batch.data, *extra, rate)).numpy()
+                found = function(
+                    batch.data, *extra, rate, *position(checkpoint)
+                )
+                found = finish(found).numpy()
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
             return found
 
-        def checked():
+        def checked(checkpoint: Checkpoint | None):
             self.check_interaction()
             with explaining(self._suspects(queries, self._like)):
-                return prepare()
+                return prepare(*position(checkpoint))
 
         plan = self.plan(function, rates, queries)
         sweep(
@@ -259,7 +281,7 @@ class Scorer:
             memory_limit=self.memory_limit,
         )
 
-    def _steps_like(self, batch: Batch) -> Steps:
+    def steps_like(self, batch: Batch) -> Steps:
         """The compiled steps for queries of the same kind as `batch`."""
         kind = kind_of(batch.data)
         if kind not in self._steps:
@@ -269,10 +291,11 @@ class Scorer:
                     self.model,
                     loss,
                     like.data,
-                    self._layers,
+                    self.layers,
                     queries=queries,
                     strict=self._strict,
                     strategy=self.strategy,
+                    projection=self.projection,
                 )
 
             query = functions(self._query_value, batch)
@@ -285,6 +308,19 @@ class Scorer:
         """Raises ValueError naming the layer and ids of a bad query."""
         suspects = self._suspects(queries, queries.batches[0])
         raise not_finite(self.model, suspects, name_of(None))
+
+    def raise_bad_training(
+        self, batch: Batch, checkpoint: Checkpoint
+    ) -> NoReturn:
+        """Raises ValueError naming the layer and ids of bad examples."""
+        suspects = self._suspects(None, batch)
+        raise not_finite(self.model, suspects, name_of(checkpoint))
+
+    def among(self, ids: np.ndarray) -> Scorer:
+        """The same with only those training examples that have these ids."""
+        found = copy.copy(self)
+        found.train = chosen(self.train, ids)
+        return found
 
     def _suspects(self, queries: Queries | None, batch: Batch) -> list[Suspect]:
         """The batches to look into when something fails, queries first."""

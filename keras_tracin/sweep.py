@@ -131,7 +131,7 @@ def sweep(
     train: Examples,
     plan: Plan,
     *,
-    prepare: Callable[[], Any],
+    prepare: Callable[[Checkpoint | None], Any],
     step: Callable[[Checkpoint | None, Batch, Any], np.ndarray],
     consume: Callable[[np.ndarray, np.ndarray], None],
     progress: Progress,
@@ -146,8 +146,8 @@ def sweep(
             model has.
         train: the training examples.
         plan: batch and chunk sizes.
-        prepare: called once a checkpoint's weights are in the model; returns
-            whatever `step` wants to know of the queries there.
+        prepare: called with a checkpoint once its weights are in the model;
+            returns whatever `step` wants to know of the queries there.
         step: `(checkpoint, batch, prepared) -> [..., len(batch)]`.
         consume: takes each chunk's ids `[c]` and sums `[..., c]`.
         progress: told of every step.
@@ -159,7 +159,7 @@ def sweep(
             for visit, checkpoint in enumerate(checkpoints):
                 if checkpoint is not None:
                     load(checkpoint)
-                prepared = prepare()
+                prepared = prepare(checkpoint)
                 stop = 0
                 for batch in chunk:
                     found = step(checkpoint, batch, prepared)

@@ -16,6 +16,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from keras_tracin.attribution import (
     TopK,
 )
 from keras_tracin.distribution import Strategy
+from keras_tracin.projection import Projection
 from keras_tracin.runs import Checkpoint, TrainingRun, check_checkpoint
 from keras_tracin.scoring import Consume, Queries, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
@@ -69,6 +71,10 @@ class TracIn:
         class_weight: the `class_weight` given to `fit`.
         layers: names or layers to restrict the gradients to; by default all
             trainable variables count.
+        projection: scores sketches of the gradients in place of these
+            (sections E and F): `kt.TensorSketch(dim=1024)` and the others.
+            Scores are then unbiased estimates; the sketch of a query takes
+            `dim` numbers, whatever the size of the model.
         strategy: a `tf.distribute.Strategy` under which the model was built;
             each of its replicas scores a share of every batch. Scores do not
             depend on it.
@@ -92,12 +98,15 @@ class TracIn:
         query_loss: Any = None,
         class_weight: Mapping[int, float] | None = None,
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
+        projection: Projection | None = None,
         strategy: Strategy | None = None,
         memory_limit: int | None = None,
     ):
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         self._rates = checkpoint_rates(run, weights)
+        self.loss_name = "compiled" if loss is None else repr(loss)
+        self.query_loss_name = str(query_loss or "loss")
         self._scorer = Scorer(
             model,
             train,
@@ -105,6 +114,7 @@ class TracIn:
             query_loss=query_loss,
             class_weight=class_weight,
             layers=layers,
+            projection=projection,
             strategy=strategy,
             memory_limit=memory_limit,
         )
@@ -112,6 +122,22 @@ class TracIn:
         for checkpoint in run:
             if checkpoint in self._rates:
                 check_checkpoint(model, checkpoint)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model, its training data and their compiled steps."""
+        return self._scorer
+
+    @property
+    def rates(self) -> Rates:
+        """The checkpoints that count, and what each counts."""
+        return self._rates
+
+    def among(self, ids: np.ndarray) -> TracIn:
+        """The same for only those training examples that have these ids."""
+        found = copy.copy(self)
+        found._scorer = self._scorer.among(ids)
+        return found
 
     def influence(
         self, test: Any, *, aggregate: bool = False, verbose: int = 1
@@ -193,9 +219,9 @@ class TracIn:
         """One row: every query's gradients are summed before they meet any."""
         queries = self._scorer.all_queries(test)
 
-        def sum_up():
+        def sum_up(*position):
             totals = [
-                queries.steps.query.totals(batch.data)
+                queries.steps.query.totals(batch.data, *position)
                 for batch in queries.batches
             ]
             return tf.nest.map_structure(
@@ -217,7 +243,12 @@ class TracIn:
         return stream
 
     def _sweep(
-        self, step, consume, queries=None, prepare=lambda: None, verbose=1
+        self,
+        step,
+        consume,
+        queries=None,
+        prepare=lambda *position: None,
+        verbose=1,
     ) -> None:
         self._scorer.sweep(
             step,

@@ -8,6 +8,7 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin import scoring as scoring_module
 from keras_tracin import sweep as sweep_module
+from keras_tracin.gradients import flat
 
 NUM_TRAIN, NUM_TEST, CLASSES = 37, 5, 3
 
@@ -431,3 +432,62 @@ def test_the_plan_tells_what_scoring_takes(trained):
     )
     assert plan.memory > 0
     assert tracin.plan().num_queries == 0
+
+
+PROJECTIONS = (
+    kt.TensorSketch(256),
+    kt.GaussianProjection(256),
+    kt.FactoredProjection(256),
+    kt.FactoredProjection(256, joint=False),
+)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=repr)
+def test_projected_scores_are_near_the_exact_ones(trained, projection):
+    expected, scale, own = oracle(trained)
+    tracin = kt.TracIn(trained[0], TRAIN, trained[1], projection=projection)
+    scores = tracin.influence(TEST, verbose=0).scores
+    errors = (scores - expected) / scale
+    # A Gaussian's standard error is between 1/16 and √2/16 of the scale.
+    assert 0.001 < np.sqrt(np.mean(errors**2)) < 0.2
+    top = tracin.top_k(TEST, 3, verbose=0).proponents
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(top.ids, order)
+    summed = tracin.influence(TEST, aggregate=True, verbose=0).scores
+    atol = 1e-4 * np.abs(scores).max()
+    np.testing.assert_allclose(summed[0], scores.sum(axis=0), atol=atol)
+    found = tracin.self_influence(verbose=0).scores
+    full = tracin.influence(TRAIN, verbose=0).scores
+    np.testing.assert_allclose(found, np.diag(full), rtol=1e-3)
+    assert np.corrcoef(found, own)[0, 1] > 0.9
+
+
+class Rotation:
+    """A test double: an orthonormal square matrix, which loses nothing."""
+
+    def __init__(self, size):
+        rng = np.random.default_rng(0)
+        self.dim = size
+        self.matrix = np.linalg.qr(rng.normal(size=(size, size)))[0]
+
+    def sketch(self, factors, position=0):
+        """`[n, p]` in other coordinates, the same at all checkpoints."""
+        rows = flat.rows(factors)
+        return rows @ tf.constant(self.matrix, rows.dtype)
+
+
+def test_an_orthonormal_projection_changes_nothing(trained):
+    model, run = trained
+    expected = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
+    rotation = Rotation(
+        sum(v.value.shape.num_elements() for v in model.trainable_variables)
+    )
+    tracin = kt.TracIn(model, TRAIN, run, projection=rotation)
+    found = tracin.influence(TEST, verbose=0)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_what_is_no_projection_is_refused(trained):
+    model, run = trained
+    with pytest.raises(TypeError, match=r"`projection` should be .* 'tall'"):
+        kt.TracIn(model, TRAIN, run, projection="tall")

@@ -32,6 +32,7 @@ from keras_tracin.gradients.capture import (
 )
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses import check_no_activation_losses
+from keras_tracin.projection import Projection, project
 
 
 class GradientFunctions:
@@ -48,6 +49,9 @@ class GradientFunctions:
             `contractions` are given; these by default.
         strict: refuse losses that layers add from their inputs.
         strategy: where to run; each replica works on a share of a batch.
+        projection: replaces gradients by sketches of them, in all steps but
+            `captured`, `rows` and `along`. These steps then take one more
+            argument at their end: the checkpoint's position.
     """
 
     def __init__(
@@ -59,11 +63,13 @@ class GradientFunctions:
         queries: GradientFunctions | None = None,
         strict: bool = True,
         strategy: Strategy | None = None,
+        projection: Projection | None = None,
     ):
         self._queries = queries or self
         self._model, self._loss = model, loss
         self._strict = strict
         self._strategy = strategy
+        self._projection = projection
         self._spec = batch_spec(like)
         self._placement = place(model, self._spec[0], layers)
 
@@ -74,6 +80,18 @@ class GradientFunctions:
         if self._strict:
             check_no_activation_losses(self._model)
         return captured
+
+    def _factors(self, data, position: tuple) -> tuple:
+        """The gradients' factors, or those of their sketches."""
+        found = self._capture(data).factors
+        if self._projection is None:
+            return found
+        return project(self._projection, found, *position)
+
+    @property
+    def _position(self) -> tuple:
+        """The type of the last argument of steps that project."""
+        return () if self._projection is None else (_POSITION,)
 
     def _traced(self, step: Callable, *more_specs, axis: int | None):
         """Compiles a step, spread over the strategy's replicas.
@@ -100,6 +118,29 @@ class GradientFunctions:
             return dataclasses.replace(found, factors=compact)
 
         return self._traced(step, axis=0)
+
+    @functools.cached_property
+    def sketched(self):
+        """`(data, position) -> factors`, those of the sketches."""
+        return self._traced(
+            lambda data, position: self._factors(data, (position,)),
+            _POSITION,
+            axis=0,
+        )
+
+    def query_factors(self, data, *position) -> tuple:
+        """What `products` wants to know of queries."""
+        if self._projection is None:
+            return self.captured(data).factors
+        return self.sketched(data, *position)
+
+    def sketches(self, projection: Projection):
+        """A step `(data, position) -> [n, dim]` by any projection."""
+
+        def step(data, position):
+            return projection.sketch(self._capture(data).factors, position)
+
+        return self._traced(step, _POSITION, axis=0)
 
     @functools.cached_property
     def variables(self) -> tuple[tuple[keras.Variable, ...], ...]:
@@ -132,8 +173,8 @@ class GradientFunctions:
         `queries` are the compact factors of `m` examples.
         """
 
-        def step(data, queries, rate):
-            found = self._capture(data).factors
+        def step(data, queries, rate, *position):
+            found = self._factors(data, position)
             shares = [
                 algebra.inner(query, algebra.compact(factors))
                 for query, factors in zip(queries, found, strict=True)
@@ -141,7 +182,7 @@ class GradientFunctions:
             return _scaled_sum(rate, shares)
 
         specs = self._queries.factor_specs
-        return self._traced(step, specs, _RATE, axis=-1)
+        return self._traced(step, specs, _RATE, *self._position, axis=-1)
 
     @functools.cached_property
     def along(self):
@@ -167,8 +208,8 @@ class GradientFunctions:
     def contractions(self):
         """`(data, directions, rate) -> rate · [1, n]`, one query for all."""
 
-        def step(data, directions, rate):
-            found = self._capture(data).factors
+        def step(data, directions, rate, *position):
+            found = self._factors(data, position)
             shares = [
                 algebra.contract(factors, direction)
                 for factors, direction in zip(found, directions, strict=True)
@@ -177,31 +218,34 @@ class GradientFunctions:
 
         totals = self._queries.totals.get_concrete_function()
         specs = _specs(totals.structured_outputs)
-        return self._traced(step, specs, _RATE, axis=-1)
+        return self._traced(step, specs, _RATE, *self._position, axis=-1)
 
     @functools.cached_property
     def totals(self):
         """`data -> directions`, the examples' summed gradients."""
 
-        def step(data):
-            found = self._capture(data).factors
+        def step(data, *position):
+            found = self._factors(data, position)
             return tuple(algebra.total(factors) for factors in found)
 
-        return self._traced(step, axis=None)
+        return self._traced(step, *self._position, axis=None)
 
     @functools.cached_property
     def squared_norms(self):
         """`(data, rate) -> rate · [n]` squared lengths of the gradients."""
 
-        def step(data, rate):
-            found = self._capture(data).factors
+        def step(data, rate, *position):
+            found = self._factors(data, position)
             return _scaled_sum(rate, [algebra.squared_norm(f) for f in found])
 
-        return self._traced(step, _RATE, axis=-1)
+        return self._traced(step, _RATE, *self._position, axis=-1)
 
     @property
     def factor_specs(self) -> tuple:
         """The shapes and dtypes of compact factors, `[None, ...]`."""
+        if self._projection is not None:
+            concrete = self.sketched.get_concrete_function()
+            return _specs(concrete.structured_outputs)
         concrete = self.captured.get_concrete_function()
         return _specs(concrete.structured_outputs.factors)
 
@@ -248,6 +292,7 @@ def batch_spec(data: Any) -> Any:
 
 
 _RATE = tf.TensorSpec([], tf.float32)
+_POSITION = tf.TensorSpec([], tf.int32)
 
 
 def _scaled_sum(rate: tf.Tensor, shares: list[tf.Tensor]) -> tf.Tensor:
