@@ -40,6 +40,7 @@ from keras_tracin.projection import (
     TensorSketch,
 )
 from keras_tracin.runs import Checkpoint, TrainingRun
+from keras_tracin.trace import StepTable, TrainingTrace, trace_training
 from keras_tracin.tracin import TracIn
 
 __all__ = [
@@ -58,14 +59,17 @@ __all__ = [
     "RandomizedSketch",
     "Ranking",
     "SelfInfluence",
+    "StepTable",
     "TensorSketch",
     "TopK",
     "TracIn",
     "TracInCheckpoint",
     "TrainingRun",
+    "TrainingTrace",
     "__version__",
     "check",
     "evaluation",
     "plots",
+    "trace_training",
     "with_ids",
 ]

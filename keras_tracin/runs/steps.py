@@ -159,6 +159,21 @@ def stop_recording(model: keras.Model, log: StepLog) -> None:
             model.train_function = function.train_function
 
 
+def next_rate(model: keras.Model) -> float:
+    """The learning rate of the update that the next batch makes."""
+    optimizer = _updating_optimizer(model)
+    source = _rate_source(optimizer)
+    if isinstance(source, float):
+        return source
+    return _number(source(_count(optimizer)))
+
+
+def num_updates(model: keras.Model) -> int:
+    """How many updates the model's optimizer has made."""
+    optimizer = _updating_optimizer(model)
+    return _count(optimizer) // (optimizer.gradient_accumulation_steps or 1)
+
+
 def _updating_optimizer(model: keras.Model) -> Any:
     """The optimizer whose counter advances with each update."""
     optimizer = model.optimizer

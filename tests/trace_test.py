@@ -1,0 +1,140 @@
+"""Tracing held against what training did, by its own definition."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_tracin as kt
+from keras_tracin.trace import trace_training
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(24, 4)).astype("float32")
+Y = RANDOM.integers(0, 3, 24)
+QUERIES = (
+    RANDOM.normal(size=(5, 4)).astype("float32"),
+    RANDOM.integers(0, 3, 5),
+)
+
+
+def make_model(optimizer, *, batch_norm=False, decay=None):
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(6, "tanh", kernel_regularizer=decay)]
+    if batch_norm:
+        layers.append(keras.layers.BatchNormalization())
+    model = keras.Sequential(
+        [keras.Input((4,)), *layers, keras.layers.Dense(3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    return model
+
+
+def losses(model):
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=None
+    )
+    return np.asarray(loss(QUERIES[1], model(QUERIES[0], training=False)))
+
+
+def trace(model, **options):
+    settings = {"epochs": 2, "batch_size": 7, **options}
+    return trace_training(model, (X, Y), QUERIES, **settings)
+
+
+CASES = {
+    "sgd": lambda: make_model(keras.optimizers.SGD(0.1)),
+    "momentum": lambda: make_model(keras.optimizers.SGD(0.1, momentum=0.9)),
+    "adam": lambda: make_model(keras.optimizers.Adam(0.01)),
+    "batch_norm": lambda: make_model(
+        keras.optimizers.SGD(0.1), batch_norm=True
+    ),
+    "regularised": lambda: make_model(
+        keras.optimizers.SGD(0.1), decay=keras.regularizers.L2(0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attributed_and_unattributed_make_up_the_loss_drop(case):
+    model = CASES[case]()
+    start = losses(model)
+    found = trace(model)
+    drop = start - losses(model)
+    assert np.abs(drop).max() > 1e-3
+    total = found.scores.sum(axis=1) + found.unattributed
+    np.testing.assert_allclose(total, drop, atol=2e-6)
+    np.testing.assert_allclose(found.loss_drop, drop, atol=2e-6)
+    if case == "sgd":
+        assert not found.unattributed.any()
+    else:
+        assert np.abs(found.unattributed).min() > 1e-6
+
+
+def test_plain_sgd_measured_the_long_way_leaves_nothing_unattributed(
+    monkeypatch,
+):
+    monkeypatch.setattr("keras_tracin.trace._is_plain", lambda model: False)
+    found = trace(CASES["sgd"]())
+    np.testing.assert_allclose(found.steps.unattributed, 0, atol=1e-6)
+    np.testing.assert_allclose(
+        found.steps.along_step, found.steps.first_order, atol=1e-6
+    )
+
+
+def test_training_is_that_of_fit_on_the_same_batches():
+    found_by, plain = CASES["adam"](), CASES["adam"]()
+    found = trace(found_by)
+    for ids in found.steps.ids:
+        plain.train_on_batch(X[ids], Y[ids])
+    for one, other in zip(
+        found_by.get_weights(), plain.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert sorted(np.concatenate(found.steps.ids[:4])) == list(range(24))
+    assert not np.array_equal(found.steps.ids[0], found.steps.ids[4])
+
+
+def test_first_order_gap_shrinks_linearly_with_the_learning_rate():
+    gaps = []
+    for rate in (0.1, 0.05):
+        steps = trace(make_model(keras.optimizers.SGD(rate)), epochs=1).steps
+        gap = np.abs(steps.real[0] - steps.first_order[0]).mean()
+        gaps.append(gap / np.abs(steps.real[0]).mean())
+    assert gaps[1] / gaps[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_schedule_gives_the_rate_applied_and_dataset_ids_are_kept(tmp_path):
+    rates = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    model = make_model(keras.optimizers.SGD(rates))
+    data = kt.with_ids((X, Y), ids=np.arange(24) + 100)
+    start = losses(model)
+    found = trace_training(
+        model,
+        data.shuffle(24, seed=3).batch(8),
+        QUERIES,
+        epochs=1,
+        directory=tmp_path,
+    )
+    np.testing.assert_allclose(found.steps.learning_rate, [0.1, 0.05, 0.025])
+    np.testing.assert_array_equal(found.train_ids, np.arange(24) + 100)
+    np.testing.assert_allclose(
+        found.scores.sum(axis=1), start - losses(model), atol=2e-6
+    )
+    saved = np.load(tmp_path / "steps-00001.npz", allow_pickle=False)
+    np.testing.assert_array_equal(saved["real"], found.steps.real)
+    np.testing.assert_array_equal(saved["batch_sizes"], [8, 8, 8])
+
+
+def test_what_cannot_be_traced_is_refused_with_a_remedy():
+    model = CASES["sgd"]()
+    without_ids = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    with pytest.raises(TypeError, match="with_ids"):
+        trace_training(model, without_ids, QUERIES, epochs=1)
+    model = make_model(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2"):
+        trace(model)
+    model = CASES["sgd"]()
+    model.compile("sgd", "mse", steps_per_execution=2)
+    with pytest.raises(ValueError, match="steps_per_execution=1"):
+        trace(model)
