@@ -33,6 +33,7 @@ from keras_tracin.check import CheckReport, Finding, check
 from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.datasets import with_ids
+from keras_tracin.index import InfluenceIndex
 from keras_tracin.influence import InfluenceFunctions
 from keras_tracin.projection import (
     FactoredProjection,
@@ -54,6 +55,7 @@ __all__ = [
     "Finding",
     "GaussianProjection",
     "InfluenceFunctions",
+    "InfluenceIndex",
     "InverseSketch",
     "LiSSA",
     "RandomizedSketch",

@@ -57,7 +57,7 @@ IMPORT_ORDER = (
     "trace",
     "unrolled",
     "trak",
-    "index",
+    "index.*",
     "check.*",
     "evaluation",
     "plots",

@@ -1,0 +1,291 @@
+"""The index against TracIn, and against kills, damage and wrong company."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_tracin as kt
+from keras_tracin import _files
+from keras_tracin.gradients import flat
+from keras_tracin.index import index as index_module
+
+NUM_TRAIN, NUM_TEST, DIM = 700, 4, 64
+PROJECTION = kt.TensorSketch(DIM, seed=2)
+
+
+def build(units=5):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(units, activation="tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    return model
+
+
+def examples(count, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 6)).astype("float32")
+    return x, rng.integers(0, 3, count)
+
+
+TRAIN, TEST = examples(NUM_TRAIN, 0), examples(NUM_TEST, 1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    model = build()
+    callback = kt.TracInCheckpoint(directory)
+    model.fit(*TRAIN, epochs=2, callbacks=[callback], verbose=0)
+    return model, directory
+
+
+@pytest.fixture(scope="module")
+def tracin(trained):
+    return kt.TracIn(trained[0], TRAIN, trained[1])
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(index_module, "_SHARD", 1)  # a batch of 256 each
+
+
+@pytest.fixture(scope="module")
+def whole(tracin, tmp_path_factory):
+    """A finished index of three shards; tests copy it to do it harm."""
+    directory = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_SHARD", 1)
+        kt.InfluenceIndex.build(tracin, directory, projection=PROJECTION)
+    return directory
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def same(found, expected, rtol=1e-4):
+    for side in ("proponents", "opponents"):
+        a, b = getattr(found, side), getattr(expected, side)
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_allclose(a.scores, b.scores, rtol=rtol)
+
+
+def test_a_query_gives_what_projected_tracin_gives(trained, whole):
+    model, run = trained
+    projected = kt.TracIn(model, TRAIN, run, projection=PROJECTION)
+    before = [np.array(weight) for weight in model.get_weights()]
+    index = kt.InfluenceIndex(whole, model)
+    assert len(index) == NUM_TRAIN
+    same(index.query(TEST, k=7), projected.top_k(TEST, 7, verbose=0))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_reranked_candidates_have_exact_scores(trained, tracin, whole):
+    index = kt.InfluenceIndex(whole, trained[0], method=tracin)
+    exact = tracin.top_k(TEST, 5, verbose=0)
+    same(index.query(TEST, k=5, rerank=NUM_TRAIN), exact)
+    found = index.query(TEST, k=5, rerank=100)
+    scores = tracin.influence(TEST, verbose=0).scores
+    for row, ids in enumerate(found.proponents.ids):
+        np.testing.assert_allclose(
+            found.proponents.scores[row], scores[row, ids], rtol=1e-4
+        )
+
+
+class Rotation:
+    """A test double: an orthonormal square matrix, which loses nothing."""
+
+    def __init__(self, size):
+        self.dim = size
+        normal = np.random.default_rng(0).normal(size=(size, size))
+        self.matrix = np.linalg.qr(normal)[0]
+
+    def sketch(self, factors, position=0):
+        rows = flat.rows(factors)
+        return rows @ tf.constant(self.matrix, rows.dtype)
+
+
+def test_with_an_orthonormal_projection_the_index_is_exact(tracin, tmp_path):
+    rotation = Rotation(tracin.scorer.model.count_params())
+    index = kt.InfluenceIndex.build(tracin, tmp_path, projection=rotation)
+    same(index.query(TEST, 6), tracin.top_k(TEST, 6, verbose=0), rtol=1e-3)
+    with pytest.raises(ValueError, match="`projection=`"):
+        kt.InfluenceIndex(tmp_path, tracin.scorer.model)
+
+
+def test_half_precision_rows_are_half_the_size(tracin, whole, tmp_path):
+    index = kt.InfluenceIndex.build(
+        tracin, tmp_path, projection=PROJECTION, dtype="float16"
+    )
+    full = kt.InfluenceIndex(whole, tracin.scorer.model).query(TEST, 5)
+    half = index.query(TEST, 5)
+    np.testing.assert_allclose(
+        half.proponents.scores, full.proponents.scores, rtol=0.02
+    )
+    small, large = (
+        (path / "rows" / "00000000.npy").stat().st_size
+        for path in (tmp_path, whole)
+    )
+    assert small < 0.51 * large
+
+
+CHILD = """
+import os, signal, sys
+import keras_tracin as kt
+from keras_tracin import _files
+from tests import index_test
+
+index_test.index_module._SHARD = 1
+model = index_test.build()
+tracin = kt.TracIn(model, index_test.TRAIN, sys.argv[1])
+describe, calls = _files.describe, []
+
+def killed(path):
+    calls.append(path)
+    if len(calls) == 3:  # the second shard's rows are there, not yet listed
+        os.kill(os.getpid(), signal.SIGKILL)
+    return describe(path)
+
+_files.describe = killed
+kt.InfluenceIndex.build(
+    tracin, sys.argv[2], projection=index_test.PROJECTION
+)
+"""
+
+
+def test_a_killed_build_is_resumed_with_the_same_bits(
+    trained, tracin, whole, tmp_path
+):
+    child = [sys.executable, "-c", CHILD, str(trained[1]), str(tmp_path)]
+    assert subprocess.run(child).returncode == -signal.SIGKILL
+    listed = json.loads((tmp_path / "index.json").read_text())
+    assert len(listed["shards"]) == 1
+    with pytest.raises(ValueError, match="interrupted: 256 rows"):
+        kt.InfluenceIndex(tmp_path, trained[0])
+    kt.InfluenceIndex.build(tracin, tmp_path, projection=PROJECTION)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_full_disk_keeps_what_was_written(
+    tracin, whole, tmp_path, monkeypatch
+):
+    flush, calls = _files._flush_to_disk, []
+
+    def full(path):
+        calls.append(path)
+        if path.name.startswith("unfinished-00000001"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "_flush_to_disk", full)
+        with pytest.raises(OSError, match=r"disk is full.*256 rows are kept"):
+            kt.InfluenceIndex.build(tracin, tmp_path, projection=PROJECTION)
+    kt.InfluenceIndex.build(tracin, tmp_path, projection=PROJECTION)
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("harm", ["cut", "altered", "missing"])
+def test_a_damaged_shard_is_named(trained, copied, harm):
+    path = copied / "rows" / "00000001.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-8] if harm == "cut" else content)
+    what = "missing" if harm == "missing" else "damaged"
+    with pytest.raises(ValueError, match=rf"00000001\.npy is {what}"):
+        kt.InfluenceIndex(copied, trained[0])
+
+
+def test_another_model_is_refused(whole):
+    with pytest.raises(ValueError, match="is not the one whose index"):
+        kt.InfluenceIndex(whole, build(units=4))
+
+
+def test_what_does_not_match_is_refused(trained, tracin, copied):
+    def again(method=tracin, projection=PROJECTION, **options):
+        kt.InfluenceIndex.build(
+            method, copied, projection=projection, **options
+        )
+
+    with pytest.raises(ValueError, match="another projection"):
+        again(projection=kt.TensorSketch(DIM, seed=3))
+    with pytest.raises(ValueError, match="another dtype"):
+        again(dtype="float16")
+    run = kt.TrainingRun(trained[1])[1:]
+    with pytest.raises(ValueError, match="another checkpoints"):
+        again(kt.TracIn(trained[0], TRAIN, run))
+    with pytest.raises(ValueError, match="holds an index already"):
+        again(resume=False)
+    manifest = json.loads((copied / "index.json").read_text())
+    (copied / "index.json").write_text(
+        json.dumps({**manifest, "complete": False})
+    )
+    other = examples(NUM_TRAIN, 9)
+    with pytest.raises(ValueError, match="other training examples"):
+        again(kt.TracIn(trained[0], other, trained[1]))
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, NUM_TRAIN + 1])
+def test_bad_k_is_refused(trained, whole, k):
+    with pytest.raises(ValueError, match="`k` should"):
+        kt.InfluenceIndex(whole, trained[0]).query(TEST, k)
+
+
+def test_bad_rerank_is_refused(trained, tracin, whole):
+    with pytest.raises(ValueError, match="method=tracin"):
+        kt.InfluenceIndex(whole, trained[0]).query(TEST, 3, rerank=10)
+    index = kt.InfluenceIndex(whole, trained[0], method=tracin)
+    with pytest.raises(ValueError, match="at least k"):
+        index.query(TEST, 3, rerank=2)
+
+
+def test_bad_options_are_refused(tracin, trained, tmp_path):
+    with pytest.raises(ValueError, match="'float32' or 'float16'"):
+        kt.InfluenceIndex.build(tracin, tmp_path, dtype="int8")
+    apart = kt.FactoredProjection(DIM, joint=False)
+    with pytest.raises(ValueError, match="joint=False"):
+        kt.InfluenceIndex.build(tracin, tmp_path, projection=apart)
+    projected = kt.TracIn(*(trained[0], TRAIN, trained[1]), projection=apart)
+    with pytest.raises(ValueError, match="give it to `build`"):
+        kt.InfluenceIndex.build(projected, tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        kt.InfluenceIndex(tmp_path, trained[0])
+
+
+def test_a_nan_is_named_by_id(trained, tmp_path, whole):
+    x = TRAIN[0].copy()
+    x[300] = np.nan
+    broken = kt.TracIn(trained[0], (x, TRAIN[1]), trained[1])
+    with pytest.raises(ValueError, match=r"\[300\]"):
+        kt.InfluenceIndex.build(broken, tmp_path, projection=PROJECTION)
+    bad = TEST[0].copy()
+    bad[2] = np.inf
+    with pytest.raises(ValueError, match=r"\[2\]"):
+        kt.InfluenceIndex(whole, trained[0]).query((bad, TEST[1]), 3)
