@@ -205,7 +205,7 @@ def _layer_local_scaled(
         return layer_local(layer, within, variables).parts
 
     known = [grad for grad in use.grads if grad is not None]
-    parts = precision.in_range(attempt, 1.0, known)
+    parts = precision.in_range(attempt, 16.0, known)
     return algebra.DenseGradients(tuple(parts))
 
 

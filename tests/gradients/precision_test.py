@@ -35,8 +35,8 @@ ROUNDING = {
 UNEVEN = np.array([1.0, 1e-4, 1e-9, 1e4, 0.0])
 
 
-class Patches(keras.Layer):
-    """A user's layer, which the fallback splits into examples."""
+class Slopes(keras.Layer):
+    """A user's layer, which takes the layer-local fallback."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(shape=input_shape[-1:], name="scale")
@@ -51,7 +51,7 @@ def mixed_model(last="float32"):
         layers.Conv2D(4, 3, activation="tanh"),
         layers.BatchNormalization(),
         layers.Reshape((16, 4)),
-        Patches(),
+        Slopes(),
         layers.LayerNormalization(),
         layers.Flatten(),
         layers.Dense(3, dtype=last),
@@ -220,7 +220,7 @@ def test_what_is_broken_already_stays_so_and_is_named(bad):
     batch = data([1.0, 1.0, 1.0], (4,))
     with precision("float32"):
         keras.config.set_dtype_policy("mixed_float16")
-        model = small_model(Patches(name="patches"))
+        model = small_model(Slopes(name="slopes"))
         functions = GradientFunctions(model, loss, like=batch)
     good = functions.squared_norms(batch, RATE)
     batch[0][1] = bad
@@ -231,17 +231,18 @@ def test_what_is_broken_already_stays_so_and_is_named(bad):
     np.testing.assert_array_equal(rows, [1])
 
 
-def test_weights_that_overflow_are_named_with_their_layer():
-    batch = data([1.0, 1.0], (4,))
+def test_an_infinite_gradient_names_its_layer():
     with precision("float32"):
         keras.config.set_dtype_policy("mixed_float16")
-        model = small_model(Patches(name="patches"))
-        functions = GradientFunctions(model, loss, like=batch)
-    slopes = model.layers[1].scale
-    slopes.assign(np.full(8, np.nan))
+        # The root's slope is infinite at zero, where its value is not.
+        root = layers.Dense(1, name="root", activation=keras.ops.sqrt)
+        model = sequential((1,), root)
+    root.set_weights([np.ones((1, 1)), np.zeros(1)])
+    batch = np.array([[1.0], [0.0], [4.0]], "float32"), np.ones(3, "float32")
+    functions = GradientFunctions(model, uneven_loss, like=batch)
     name, rows = functions.first_not_finite(batch)
-    assert name == "the loss"  # nothing is known of what came before it
-    np.testing.assert_array_equal(rows, [0, 1])
+    assert name.endswith("root")
+    np.testing.assert_array_equal(rows, [1])
 
 
 @pytest.mark.parametrize(
