@@ -40,7 +40,12 @@ from keras_tracin.projection import (
     GaussianProjection,
     TensorSketch,
 )
-from keras_tracin.runs import Checkpoint, TrainingRun
+from keras_tracin.runs import (
+    Checkpoint,
+    TrainingRun,
+    WhenLossDrops,
+    select_checkpoints,
+)
 from keras_tracin.trace import StepTable, TrainingTrace, trace_training
 from keras_tracin.tracin import TracIn
 
@@ -68,10 +73,12 @@ __all__ = [
     "TracInCheckpoint",
     "TrainingRun",
     "TrainingTrace",
+    "WhenLossDrops",
     "__version__",
     "check",
     "evaluation",
     "plots",
+    "select_checkpoints",
     "trace_training",
     "with_ids",
 ]

@@ -1,6 +1,7 @@
 """Training runs: their checkpoints, on the disk and put into a model."""
 
 from keras_tracin.runs.run import Checkpoint, TrainingRun
+from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
 from keras_tracin.runs.weights import check_checkpoint, run_weights
 from keras_tracin.runs.writer import RunWriter
 
@@ -8,6 +9,8 @@ __all__ = [
     "Checkpoint",
     "RunWriter",
     "TrainingRun",
+    "WhenLossDrops",
     "check_checkpoint",
     "run_weights",
+    "select_checkpoints",
 ]
