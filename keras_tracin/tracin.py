@@ -105,6 +105,7 @@ class TracIn:
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         self._rates = checkpoint_rates(run, weights)
+        _warn_of_final_only(run)
         self.loss_name = "compiled" if loss is None else repr(loss)
         self.query_loss_name = str(query_loss or "loss")
         self._scorer = Scorer(
@@ -259,6 +260,22 @@ class TracIn:
             prepare=prepare,
             verbose=verbose,
         )
+
+
+def _warn_of_final_only(run: TrainingRun) -> None:
+    """Section D: the final model alone gives noisy scores."""
+    if len(run) != 1 or run[0].epoch == 1:
+        return
+    if run.epochs and run[0].epoch < run.epochs[-1]:
+        return
+    warnings.warn(
+        f"TracIn was given the final checkpoint only (epoch {run[0].epoch}). "
+        "Once training has converged gradients are tiny, and scores from "
+        "them are noisy. Save checkpoints while the loss falls, "
+        "TracInCheckpoint(epochs=kt.WhenLossDrops(0.1)) for example, and "
+        "choose among them with kt.select_checkpoints.",
+        stacklevel=3,
+    )
 
 
 def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:

@@ -491,3 +491,12 @@ def test_what_is_no_projection_is_refused(trained):
     model, run = trained
     with pytest.raises(TypeError, match=r"`projection` should be .* 'tall'"):
         kt.TracIn(model, TRAIN, run, projection="tall")
+
+
+def test_the_final_checkpoint_alone_is_warned_of(trained, recwarn):
+    model, run = trained
+    kt.TracIn(model, TRAIN, run[:1])
+    kt.TracIn(model, TRAIN, run)
+    assert not [w for w in recwarn if "final checkpoint" in str(w.message)]
+    with pytest.warns(UserWarning, match="final checkpoint only .epoch 3"):
+        kt.TracIn(model, TRAIN, run[-1:])
