@@ -40,6 +40,12 @@ from keras_tracin.projection import (
     GaussianProjection,
     TensorSketch,
 )
+from keras_tracin.representer import (
+    Faithfulness,
+    L2Sweep,
+    RepresenterPoints,
+    sweep_l2,
+)
 from keras_tracin.runs import (
     Checkpoint,
     TrainingRun,
@@ -57,14 +63,17 @@ __all__ = [
     "Checkpoint",
     "Exact",
     "FactoredProjection",
+    "Faithfulness",
     "Finding",
     "GaussianProjection",
     "InfluenceFunctions",
     "InfluenceIndex",
     "InverseSketch",
+    "L2Sweep",
     "LiSSA",
     "RandomizedSketch",
     "Ranking",
+    "RepresenterPoints",
     "SelfInfluence",
     "StepTable",
     "TensorSketch",
@@ -79,6 +88,7 @@ __all__ = [
     "evaluation",
     "plots",
     "select_checkpoints",
+    "sweep_l2",
     "trace_training",
     "with_ids",
 ]

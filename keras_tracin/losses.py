@@ -39,10 +39,16 @@ class _PerExampleCompileLoss(CompileLoss):
 
     _flat_losses: Any
 
+    def __init__(self, *args, dtype: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._wanted_dtype = dtype
+        if dtype is not None:
+            self._dtype = dtype
+
     def build(self, y_true, y_pred):
         super().build(y_true, y_pred)
         self._flat_losses = [
-            entry._replace(loss=_PerExample(entry.loss))
+            entry._replace(loss=_PerExample(entry.loss, self._wanted_dtype))
             for entry in self._flat_losses
         ]
         self._metrics = [None] * len(self._flat_losses)
@@ -51,8 +57,9 @@ class _PerExampleCompileLoss(CompileLoss):
 class _PerExample:
     """One Keras loss, evaluated to a value per example."""
 
-    def __init__(self, loss: keras.losses.Loss):
+    def __init__(self, loss: keras.losses.Loss, dtype: str | None = None):
         self._loss = loss
+        self._dtype = dtype or loss.dtype
 
     def __call__(self, y_true, y_pred, sample_weight=None) -> tf.Tensor:
         loss = self._loss
@@ -63,11 +70,11 @@ class _PerExample:
                 "another loss as `loss=`."
             )
         masks = [getattr(y_pred, "_keras_mask", None)]
-        y_pred = _as_for_keras(y_pred, loss.dtype)
+        y_pred = _as_for_keras(y_pred, self._dtype)
         # As `Loss.__call__` does it: where the dtype fits already the tensor
         # stays the same object and keeps the logits Keras noted on it.
         y_true, y_pred = keras.tree.map_structure(
-            lambda t: keras.ops.convert_to_tensor(t, dtype=loss.dtype),
+            lambda t: keras.ops.convert_to_tensor(t, dtype=self._dtype),
             (y_true, y_pred),
         )
         y_true, outside = separate(loss, y_true, y_pred)
@@ -133,6 +140,7 @@ def per_example_loss(
     model: keras.Model,
     loss: Any = None,
     class_weight: Mapping[int, float] | None = None,
+    dtype: str | None = None,
 ) -> PerExampleLoss:
     """The per-example loss of a compiled model.
 
@@ -143,6 +151,7 @@ def per_example_loss(
             one value per example.
         class_weight: as in `model.fit`: a weight for each class index by
             which the losses of its examples are scaled.
+        dtype: what to compute in; by default the loss's own dtype.
 
     Returns:
         A function `(y, y_pred, sample_weight) -> [n]`.
@@ -171,7 +180,7 @@ def per_example_loss(
                 "expected `(x, y)` or `(x, y, sample_weight)`."
             )
         reduced = _PerExampleCompileLoss(
-            loss, loss_weights=weights, output_names=names
+            loss, loss_weights=weights, output_names=names, dtype=dtype
         )
         return reduced.call(y, y_pred, sample_weight)
 

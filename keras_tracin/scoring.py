@@ -22,7 +22,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import keras
 import numpy as np
@@ -357,10 +357,19 @@ def name_of(checkpoint: Checkpoint | None) -> str:
     return f"checkpoint '{checkpoint.path}' (epoch {checkpoint.epoch})"
 
 
-Stream = Callable[[Queries, Consume], None]
+class HasIds(Protocol):
+    """A block of queries, as far as collecting its scores goes."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The queries' ids, in reading order."""
 
 
-def influence(blocks: Iterable[Queries], stream: Stream) -> Attribution:
+Block = TypeVar("Block", bound=HasIds)
+Stream = Callable[[Block, Consume], None]
+
+
+def influence(blocks: Iterable[Block], stream: Stream[Block]) -> Attribution:
     """All scores, from a function that streams those of one block."""
     rows = []
     for queries in blocks:
@@ -375,7 +384,10 @@ def influence(blocks: Iterable[Queries], stream: Stream) -> Attribution:
 
 
 def top_k(
-    blocks: Iterable[Queries], stream: Stream, k: int, available: int | None
+    blocks: Iterable[Block],
+    stream: Stream[Block],
+    k: int,
+    available: int | None,
 ) -> TopK:
     """The strongest of both sides, without ever holding all scores."""
     found = []

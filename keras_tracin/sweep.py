@@ -17,8 +17,8 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -32,6 +32,8 @@ from keras_tracin.runs import Checkpoint, run_weights
 _LARGEST_TENSOR = 64 * 2**20
 _BATCH_SIZES = (16, 1024)
 _PATIENCE = 2.0  # seconds of work from which on it is announced
+
+Some = TypeVar("Some", bound=Sized)  # a batch, of whatever kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +174,9 @@ def sweep(
             consume(ids, sums)
 
 
-def in_chunks(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def in_chunks(batches: Iterable[Some], size: int) -> Iterator[list[Some]]:
     """Groups batches until they hold `size` examples or more."""
-    chunk: list[Batch] = []
+    chunk: list[Some] = []
     for batch in batches:
         chunk.append(batch)
         if sum(map(len, chunk)) >= size:

@@ -53,7 +53,7 @@ IMPORT_ORDER = (
     "curvature",
     "tracin",
     "influence",
-    "representer",
+    "representer.*",
     "trace",
     "unrolled",
     "trak",

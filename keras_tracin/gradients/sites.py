@@ -8,13 +8,15 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 
 from keras_tracin.gradients.rules import Rule, rule_for
-from keras_tracin.gradients.rules.registry import own_variables
+from keras_tracin.gradients.rules.registry import attributes, own_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def find_sites(
     Raises:
         ValueError: if a layer is not in the model or has nothing to train.
     """
-    roots = [model] if layers is None else _named_layers(model, layers)
+    roots = [model] if layers is None else named_layers(model, layers)
     sites: dict[int, Site] = {}
     for root in roots:
         found = list(_sites_within(root))
@@ -64,13 +66,27 @@ def site_variables(sites: Iterable[Site]) -> list[keras.Variable]:
     return list(found.values())
 
 
-def _named_layers(model, layers) -> list[keras.Layer]:
+def named_layers(
+    model: keras.Model,
+    layers: str | keras.Layer | Sequence[str | keras.Layer],
+    argument: str = "layers",
+) -> list[keras.Layer]:
+    """The layers of a model that names, paths or layer objects stand for.
+
+    Args:
+        model: a built model.
+        layers: one or more of them.
+        argument: what errors call `layers`.
+
+    Raises:
+        ValueError: if one of them fits no layer, or more than one.
+    """
     if isinstance(layers, str | keras.Layer):
         layers = [layers]
     if not layers:
         raise ValueError(
-            f"`layers=` names no layer. Received {layers!r}, expected names "
-            "or layers of the model; leave it out for all of them."
+            f"`{argument}=` names no layer. Received {layers!r}, expected "
+            "names or layers of the model; leave it out for all of them."
         )
     known = model._flatten_layers()
     chosen = []
@@ -84,7 +100,8 @@ def _named_layers(model, layers) -> list[keras.Layer]:
             what = "no layer" if not matches else f"{len(matches)} layers"
             names = [layer.name for layer in known if layer is not model]
             raise ValueError(
-                f"`layers=` should name layers of the model '{model.name}'. "
+                f"`{argument}=` should name layers of the model "
+                f"'{model.name}'. "
                 f"Received {wanted!r}, which fits {what}. "
                 f"The model's layers are: {names}."
             )
@@ -135,3 +152,22 @@ def called_method(layer: keras.Layer) -> str:
     """What `layer(...)` ends up in; quantized layers have another method."""
     quantized = getattr(layer, "quantization_mode", None) is not None
     return "quantized_call" if quantized else "call"
+
+
+@contextlib.contextmanager
+def intercepted(layer: keras.Layer, instead: Callable[..., Any]):
+    """For a `with` block, `layer(...)` computes what `instead` returns.
+
+    Args:
+        layer: the layer object; others of its class are left alone.
+        instead: `(original, *args, **kwargs)`, where `original` is what the
+            layer would have called with these arguments.
+    """
+    name = called_method(layer)
+    original = getattr(layer, name)
+
+    def call(*args, **kwargs):
+        return instead(original, *args, **kwargs)
+
+    with attributes(layer, {name: call}):
+        yield

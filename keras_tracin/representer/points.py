@@ -1,0 +1,321 @@
+"""Representer points: a prediction as a sum over training examples.
+
+    φ_c(z') = Σ_z α_c(z) f(z)·f(z'),  α(z) = −1/(2λn) ∂ℓ/∂φ(z)
+
+f is what goes into the model's last layer, φ the logits that come out of it
+once its weights w2 minimise (1/n) Σ ℓ + λ‖w2‖² (appendix A.2; Yeh et al. 2018).
+Equation 4 of the appendix differentiates at the query z'; the sum is only
+right with the gradient at the *training* example z, as it is here.
+
+Positive scores push the query's logit towards the target class. They explain
+the prediction, not its loss, and through the last layer alone.
+
+Synopsis:
+
+    points = kt.RepresenterPoints(model, train, l2=1e-3)
+    print(points.faithfulness())
+    points.influence(test)                          # Attribution
+    points.top_k(test, k=10, target="predicted")    # TopK
+    points.self_influence()                         # SelfInfluence
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tracin import scoring
+from keras_tracin.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.datasets import open_examples
+from keras_tracin.representer.decomposition import L2Points, LocalExpansion
+from keras_tracin.representer.faithfulness import Faithfulness, compare
+from keras_tracin.representer.features import Representations
+from keras_tracin.representer.head import RetunedModel
+from keras_tracin.representer.problem import Problem
+from keras_tracin.representer.retune import retune
+from keras_tracin.representer.targets import Target
+from keras_tracin.scoring import Consume
+
+_QUERY_BLOCK = 1024  # queries that are scored together, at most
+
+
+class RepresenterPoints:
+    """Influence of training examples by representer points.
+
+    Example:
+        model.fit(train, epochs=10)
+        points = kt.RepresenterPoints(model, train, l2=1e-3)
+        top = points.top_k(test, k=5, target="predicted")
+        top.proponents.ids          # [num_test, 5]
+
+    The last Dense layer is retuned on cached representations when the object
+    is made; the model keeps its weights, and later calls expect it to have
+    them still. Bias and kernel are regularised alike, as one matrix whose last
+    input is a constant 1. The layer's own weight regularisers play no part: λ
+    stands in for them. The model runs in inference mode, and the loss is the
+    compiled one, times each example's sample weight. Memory grows with the
+    number of training examples times the width of the representation.
+
+    Args:
+        model: the trained model, compiled with its loss. It ends in a Dense
+            layer that reads one vector per example, with no more than a known
+            activation after it.
+        train: what `model.fit` took: a batched `tf.data.Dataset` or a tuple
+            of arrays, `(x, y)` or `(x, y, sample_weight)`.
+        l2: λ. The smaller, the closer the retuned layer fits the labels; the
+            larger, the smaller its weights. `kt.sweep_l2` shows how faithful
+            it stays to the model. With `method="lje"`, 2λ damps the Hessian.
+        layer: the Dense layer that makes the logits, by name or object; by
+            default the one that is called last.
+        method: `"l2"`, or `"lje"` for Local Jacobian Expansion (Sui et al.
+            2021), which decomposes the last layer as it is and retunes
+            nothing; see `keras_tracin.representer.decomposition`.
+        loss: used in place of the compiled loss; anything `compile` takes.
+        memory_limit: bytes the computation may use, beside the data and the
+            representations; half of what is free by default.
+        verbose: 0 for silence; else a pass over the training examples of more
+            than two seconds has a progress bar.
+
+    Attributes:
+        weights: the explained layer's weights `[f, k]`, its bias as last row:
+            retuned, or those of the model with `method="lje"`.
+        values: the representer values α, `[num_train, num_outputs]`, in
+            reading order. With `method="lje"` they score each example on
+            itself, and on others approximately.
+        train_ids: the training examples' ids, `[num_train]`.
+
+    Raises:
+        ValueError: if λ is not above zero, if the model has no such layer, if
+            the loss has no gradient at the logits, or if data and model do
+            not fit one another. A layer that retuning leaves short of a
+            stationary point is a warning.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        train: Any,
+        *,
+        l2: float = 1e-3,
+        layer: str | keras.Layer | None = None,
+        method: str = "l2",
+        loss: Any = None,
+        memory_limit: int | None = None,
+        verbose: int = 1,
+    ):
+        if method not in ("l2", "lje"):
+            raise ValueError(
+                f"`method` should be 'l2' or 'lje'. Received: {method!r}."
+            )
+        self._problem = Problem.read(
+            model,
+            train,
+            layer=layer,
+            loss=loss,
+            memory_limit=memory_limit,
+            verbose=verbose,
+        )
+        self._model, self._retuned = model, None
+        objective = self._problem.objective(l2)
+        self.weights = self._problem.head.weights
+        self._points: L2Points | LocalExpansion
+        if method == "l2":
+            self._retuned = retune(objective, self.weights)
+            self.weights = self._retuned.weights
+            self._points = L2Points(objective, self.weights)
+        else:
+            self._points = LocalExpansion(
+                objective, self.weights, self._problem.memory_limit
+            )
+
+    @property
+    def train_ids(self) -> np.ndarray:
+        """The training examples' ids, `[num_train]`."""
+        return self._problem.train.ids
+
+    @property
+    def values(self) -> np.ndarray:
+        """The representer values α, `[num_train, num_outputs]`."""
+        return self._points.values
+
+    @property
+    def retuned_model(self) -> keras.Model:
+        """The model with the retuned layer in the place of its own.
+
+        Its other layers are the user's, not copies.
+
+        Raises:
+            ValueError: with `method="lje"`, which retunes nothing.
+        """
+        if self._retuned is None:
+            raise ValueError(
+                "`method='lje'` explains the model as it is and retunes "
+                "nothing. Use `method='l2'` for a retuned model."
+            )
+        return RetunedModel(self._model, self._problem.head, self.weights)
+
+    def influence(
+        self, test: Any, *, target: Target = "label", verbose: int = 1
+    ) -> Attribution:
+        """The score of every training example for every query's target.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            target: the class that scores push towards: `"label"`, the query's
+                own; `"predicted"`, the one the user's model predicts; or a
+                class index for all queries. For a single sigmoid, classes 0
+                and 1 are its sides. In a regression positive scores raise the
+                output, whose index may be given.
+            verbose: 0 for silence.
+
+        Returns:
+            An `Attribution` with `scores [num_test, num_train]`, float32; a
+            row adds up to the target's logit (for class 0 of a single sigmoid
+            to its negative).
+
+        Raises:
+            ValueError: if the queries have no such target.
+        """
+        return scoring.influence(
+            self._blocks(test, target, verbose), self._stream(target)
+        )
+
+    def top_k(
+        self,
+        test: Any,
+        k: int = 10,
+        *,
+        target: Target = "label",
+        verbose: int = 1,
+    ) -> TopK:
+        """The `k` strongest proponents and opponents of every query's target.
+
+        The same as `influence(test).top_k(k)` without ever holding all the
+        scores.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            k: how many on each side.
+            target: as in `influence`.
+            verbose: 0 for silence.
+
+        Raises:
+            ValueError: if `k` is below 1 or above the number of training
+                examples; and as `influence`.
+        """
+        return scoring.top_k(
+            self._blocks(test, target, verbose),
+            self._stream(target),
+            k,
+            len(self._problem.train),
+        )
+
+    def class_scores(self, test: Any, *, verbose: int = 1) -> np.ndarray:
+        """The scores for every output, `[num_test, num_train, num_outputs]`.
+
+        Positive raises the output's logit, of which the scores are the parts.
+        All are held, in float32: for many queries, `top_k` is the way.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            verbose: 0 for silence.
+        """
+        outputs = self.weights.shape[1]
+        found = []
+        for queries in self._problem.blocks(test, self._block(), verbose):
+            prepared = self._points.prepared_for_all(queries.features)
+            scores = np.empty(
+                (len(queries), len(self.train_ids), outputs), np.float32
+            )
+            for rows in self._chunks(len(queries) * outputs):
+                scores[:, rows] = self._points.class_scores(prepared, rows)
+            found.append(scores)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def logits(self, test: Any, *, verbose: int = 1) -> np.ndarray:
+        """The sums of the scores over the training examples, `[m, k]`.
+
+        Without making the scores: the sum of the points comes first.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            verbose: 0 for silence.
+        """
+        blocks = self._problem.blocks(test, _QUERY_BLOCK, verbose)
+        return np.concatenate(
+            [queries.features @ self._points.total for queries in blocks]
+        )
+
+    def self_influence(self, *, verbose: int = 1) -> SelfInfluence:
+        """The global importance of each training example.
+
+        The length of its representer values over the outputs, ‖α(z)‖: large
+        where the retuned layer does not fit the label, so for mislabelled and
+        unusual examples. It is not the example's score on itself, and never
+        negative. With `method="lje"` it is the length of the example's scores
+        on itself, as in Sui et al. 2021.
+
+        Args:
+            verbose: taken as by the other methods; this one reads no data.
+        """
+        return SelfInfluence(scores=self._points.importance, ids=self.train_ids)
+
+    def faithfulness(
+        self, data: Any = None, *, verbose: int = 1
+    ) -> Faithfulness:
+        """How well the points add up, and how close they are to the model.
+
+        Args:
+            data: examples to compare logits on; the training examples by
+                default.
+            verbose: 0 for silence.
+        """
+        problem = self._problem
+        examples = problem.train
+        if data is not None:
+            examples = problem.reader.read(open_examples(data, "data"), verbose)
+        return compare(
+            examples.features,
+            original=problem.head.weights,
+            explained=self.weights,
+            points=self._points.total,
+            gradient_ratio=(
+                None if self._retuned is None else self._retuned.gradient_ratio
+            ),
+        )
+
+    def _blocks(
+        self, test: Any, target: Target, verbose: int
+    ) -> Iterator[Representations]:
+        self._problem.meaning.check(target)
+        return self._problem.blocks(test, self._block(), verbose)
+
+    def _stream(self, target: Target) -> scoring.Stream[Representations]:
+        """Streams the scores of one block of queries."""
+
+        def stream(queries: Representations, consume: Consume) -> None:
+            logits = queries.features @ self._problem.head.weights
+            targets = self._problem.meaning.targets(target, queries, logits)
+            prepared = self._points.prepared(queries.features, targets.outputs)
+            for rows in self._chunks(len(queries)):
+                scores = self._points.scores(prepared, rows)
+                scores *= targets.signs[:, np.newaxis]
+                consume(self.train_ids[rows], scores.astype(np.float32))
+
+        return stream
+
+    def _block(self) -> int:
+        """Queries that are scored together."""
+        room = self._problem.memory_limit // 8
+        # Of each its features, and under `lje` one solution for each output.
+        per_query = 8 * 3 * self.weights.size * self.weights.shape[1]
+        return int(min(max(1, room // per_query), _QUERY_BLOCK))
+
+    def _chunks(self, columns: int) -> Iterator[slice]:
+        """Training examples in pieces that fit memory, by scores of each."""
+        size = max(1, self._problem.memory_limit // (8 * 8 * columns))
+        for start in range(0, len(self.train_ids), size):
+            yield slice(start, start + size)

@@ -1,0 +1,102 @@
+"""What representer points start from: a head, its inputs, and the loss.
+
+Synopsis:
+
+    problem = Problem.read(model, train, layer=None, loss=None,
+                           memory_limit=None, verbose=0)
+    problem.objective(l2=1e-3)          # what the head is retuned on
+    problem.blocks(test, 1024)          # queries, represented
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_tracin.datasets import open_examples
+from keras_tracin.representer.features import FeatureReader, Representations
+from keras_tracin.representer.head import Head, find_head
+from keras_tracin.representer.objective import Objective
+from keras_tracin.representer.targets import Meaning, meaning_of
+from keras_tracin.sweep import default_memory_limit
+
+_SAMPLE = 32  # examples on which the head is looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The last layer of a model over its training examples.
+
+    Attributes:
+        head: the last layer.
+        reader: computes representations.
+        train: those of the training examples.
+        meaning: what the logits stand for.
+    """
+
+    head: Head
+    reader: FeatureReader
+    train: Representations
+    meaning: Meaning
+    _unregularised: Objective
+    _memory_limit: int | None
+
+    @classmethod
+    def read(
+        cls,
+        model: keras.Model,
+        train: Any,
+        *,
+        layer: str | keras.Layer | None,
+        loss: Any,
+        memory_limit: int | None,
+        verbose: int,
+    ) -> Problem:
+        """Finds the head and reads the training examples.
+
+        The arguments are those of `RepresenterPoints`.
+        """
+        examples = open_examples(train, "train")
+        x = examples.first(_SAMPLE).x
+        if not model.built:
+            model(x, training=False)
+        head = find_head(model, x, layer)
+        limit = memory_limit or default_memory_limit()
+        reader = FeatureReader(model, head, limit, strict=loss is None)
+        represented = reader.read(examples, verbose)
+        objective = Objective(head, represented, model, loss)
+        meaning = meaning_of(head, model, loss, represented.y)
+        return cls(head, reader, represented, meaning, objective, memory_limit)
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that may be used now."""
+        return self._memory_limit or default_memory_limit()
+
+    def objective(self, l2: float) -> Objective:
+        """The head's objective with this λ."""
+        return self._unregularised.with_l2(checked_l2(l2))
+
+    def blocks(
+        self, test: Any, size: int, verbose: int = 0
+    ) -> Iterator[Representations]:
+        """Queries in blocks of about `size`."""
+        examples = open_examples(test, "test")
+        return self.reader.blocks(examples, size, verbose)
+
+
+def checked_l2(l2: Any) -> float:
+    """λ as a float; ValueError if it is not a number above zero."""
+    known = isinstance(l2, numbers.Real) and not isinstance(l2, bool)
+    if not known or not math.isfinite(l2) or l2 <= 0:
+        raise ValueError(
+            "`l2` should be a number above zero: without the penalty the last "
+            "layer has no representer decomposition. Received: "
+            f"l2={l2!r}. Start from 1e-3; `kt.sweep_l2` compares several."
+        )
+    return float(l2)
