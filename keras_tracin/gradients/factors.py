@@ -5,10 +5,11 @@ positions of outer products, `Σ_t x_t δ_tᵀ` (section F). Inner products of s
 gradients need only the `x` and the `δ`, so the gradients themselves are made
 only where that is cheaper.
 
-Three kinds of factors cover every layer:
+Four kinds of factors cover every layer:
 
 * `OuterFactors`: inputs `x [n, t, i]` and output gradients `δ [n, t, o]`;
 * `LookupFactors`: token ids `[n, t]` and output gradients `[n, t, o]`;
+* `TableFactors`: both, of a table that is looked up and multiplied by;
 * `DenseGradients`: the gradients themselves, one `[n, p]` per variable.
 
 Nothing here knows about Keras: these are the algebra's own objects. They
@@ -104,6 +105,22 @@ class LookupFactors(_Nest):
 
 
 @dataclasses.dataclass(frozen=True)
+class TableFactors(_Nest):
+    """Gradients of a table whose rows were looked up and multiplied by.
+
+    A language model whose output projection is its embedding has such a
+    table: the gradient is the sum of the two uses'.
+
+    Attributes:
+        looked_up: the rows that were taken.
+        outer: the product's factors, its inputs `[n, t, vocabulary]`.
+    """
+
+    looked_up: LookupFactors
+    outer: OuterFactors
+
+
+@dataclasses.dataclass(frozen=True)
 class DenseGradients(_Nest):
     """Materialised gradients, `[n, p]` for each variable.
 
@@ -118,17 +135,44 @@ class DenseGradients(_Nest):
     static = ("outputs",)
 
 
-Factors = OuterFactors | LookupFactors | DenseGradients
+Factors = OuterFactors | LookupFactors | TableFactors | DenseGradients
 
 
-def materialize(factors: OuterFactors) -> DenseGradients:
-    """The gradients `[n, i·o]` (and `[n, o]` for a bias) of outer factors."""
-    _, i, o = factors.sizes
-    kernel = tf.matmul(factors.inputs, factors.grads, transpose_a=True)
-    parts = [tf.reshape(kernel, [-1, i * o])]
-    if factors.bias:
-        parts.append(tf.reduce_sum(factors.grads, axis=1))
-    return DenseGradients(tuple(parts), outputs=o)
+def materialize(factors: Factors) -> DenseGradients:
+    """The gradients themselves: `[n, i·o]`, and `[n, o]` for a bias.
+
+    Of a table, these have all its rows.
+    """
+    if isinstance(factors, OuterFactors):
+        _, i, o = factors.sizes
+        kernel = tf.matmul(factors.inputs, factors.grads, transpose_a=True)
+        parts = [tf.reshape(kernel, [-1, i * o])]
+        if factors.bias:
+            parts.append(tf.reduce_sum(factors.grads, axis=1))
+        return DenseGradients(tuple(parts), outputs=o)
+    if isinstance(factors, LookupFactors):
+        return DenseGradients((_table(factors),))
+    if isinstance(factors, TableFactors):
+        (outer,) = materialize(factors.outer).parts
+        return DenseGradients((_table(factors.looked_up) + outer,))
+    if isinstance(factors, DenseGradients):
+        return factors
+    raise TypeError(
+        f"Expected factors of gradients, received: {type(factors)}."
+    )
+
+
+def _table(factors: LookupFactors) -> tf.Tensor:
+    """The table's gradients, `[n, vocabulary · o]`."""
+    n = tf.shape(factors.ids)[0]
+    size, width = factors.vocabulary, factors.grads.shape[-1]
+    first_rows = tf.range(n)[:, tf.newaxis] * size
+    tables = tf.math.unsorted_segment_sum(
+        tf.reshape(factors.grads, [-1, width]),
+        tf.reshape(first_rows + factors.ids, [-1]),
+        n * size,
+    )
+    return tf.reshape(tables, [n, size * width])
 
 
 def with_ones(factors: OuterFactors) -> OuterFactors:
@@ -144,12 +188,20 @@ def compact(factors: Factors) -> Factors:
     """The form in which inner products with many others are cheapest.
 
     Position pairs cost `t² (i + o)` a pair of examples, materialised gradients
-    `i·o` a pair (and `t·i·o` once an example). The choice depends on static
+    `i·o` a pair (and `t·i·o` once an example); a table's lookups add pairs of
+    `s` positions with the `t` of its product. The choice depends on static
     shapes alone, so both sides of a product make the same one.
     """
     if isinstance(factors, OuterFactors):
         t, i, o = factors.sizes
         if t is None or (t > 1 and t * t * (i + o) >= i * o):
+            return materialize(factors)
+    if isinstance(factors, TableFactors):
+        t, i, o = factors.outer.sizes
+        s = factors.looked_up.ids.shape[1]
+        if t is None or s is None:
+            return materialize(factors)
+        if t * t * (i + o) + 2 * s * t * (o + 1) >= i * o:
             return materialize(factors)
     return factors
 
@@ -228,6 +280,24 @@ def _(left: LookupFactors, right: Any) -> tf.Tensor:
 
 
 @inner.register
+def _(left: TableFactors, right: Any) -> tf.Tensor:
+    if isinstance(right, DenseGradients):
+        return inner(materialize(left), right)
+    return (
+        inner(left.looked_up, right.looked_up)
+        + inner(left.outer, right.outer)
+        + _inner_crossed(left.looked_up, right.outer)
+        + tf.transpose(_inner_crossed(right.looked_up, left.outer))
+    )
+
+
+def _inner_crossed(left: LookupFactors, right: OuterFactors) -> tf.Tensor:
+    return lookup.crossed_products(
+        left.ids, left.grads, right.inputs, right.grads
+    )
+
+
+@inner.register
 def _(left: DenseGradients, right: Any) -> tf.Tensor:
     if not isinstance(right, DenseGradients):
         return tf.transpose(inner(right, left))
@@ -267,6 +337,15 @@ def _(factors: LookupFactors) -> tf.Tensor:
 
 
 @squared_norm.register
+def _(factors: TableFactors) -> tf.Tensor:
+    rows, outer = factors.looked_up, factors.outer
+    crossed = lookup.paired_products(
+        rows.ids, rows.grads, outer.inputs, outer.grads
+    )
+    return squared_norm(rows) + squared_norm(outer) + 2.0 * crossed
+
+
+@squared_norm.register
 def _(factors: DenseGradients) -> tf.Tensor:
     return tf.add_n(
         [tf.reduce_sum(tf.square(part), axis=1) for part in factors.parts]
@@ -297,6 +376,12 @@ def _(factors: LookupFactors) -> Direction:
         factors.grads, factors.ids, factors.vocabulary
     )
     return (tf.reshape(table, [-1]),)
+
+
+@total.register
+def _(factors: TableFactors) -> Direction:
+    (rows,), (outer,) = total(factors.looked_up), total(factors.outer)
+    return (rows + outer,)
 
 
 @total.register
@@ -341,6 +426,13 @@ def _(factors: LookupFactors, direction: Direction) -> tf.Tensor:
 
 
 @contract.register
+def _(factors: TableFactors, direction: Direction) -> tf.Tensor:
+    return contract(factors.looked_up, direction) + contract(
+        factors.outer, direction
+    )
+
+
+@contract.register
 def _(factors: DenseGradients, direction: Direction) -> tf.Tensor:
     return tf.add_n(
         [
@@ -354,38 +446,34 @@ def merge(uses: list[Factors]) -> Factors:
     """One set of factors for variables that were used several times.
 
     The gradient of a variable is the sum over its uses: positions of one use
-    are set beside those of the next. Uses of different kinds (an embedding
-    whose table is a projection's kernel too) have only the gradients
-    themselves in common.
+    are set beside those of the next. Where one use's gradients are
+    materialised, all are.
     """
-    first = uses[0]
     if len(uses) == 1:
-        return first
-    if any(type(use) is not type(first) for use in uses):
-        return merge([_in_full(use) for use in uses])
-    if isinstance(first, DenseGradients):
-        parts = [use.parts for use in uses if isinstance(use, DenseGradients)]
-        columns = zip(*parts, strict=True)
-        summed = tuple(tf.add_n(column) for column in columns)
-        return dataclasses.replace(first, parts=summed)
-    side = "inputs" if isinstance(first, OuterFactors) else "ids"
+        return uses[0]
+    outer = [use for use in uses if isinstance(use, OuterFactors)]
+    looked_up = [use for use in uses if isinstance(use, LookupFactors)]
+    if len(outer) == len(uses):
+        return _side_by_side(outer, "inputs")
+    if len(looked_up) == len(uses):
+        return _side_by_side(looked_up, "ids")
+    if len(outer) + len(looked_up) == len(uses):
+        return TableFactors(
+            _side_by_side(looked_up, "ids"), _side_by_side(outer, "inputs")
+        )
+    full = [materialize(use) for use in uses]
+    columns = zip(*(use.parts for use in full), strict=True)
+    summed = tuple(tf.add_n(column) for column in columns)
+    return dataclasses.replace(full[0], parts=summed)
+
+
+def _side_by_side(uses: list[Any], side: str) -> Any:
+    """The positions of several uses of one kind as those of one."""
     joined = {
         name: tf.concat([getattr(use, name) for use in uses], axis=1)
         for name in (side, "grads")
     }
-    return dataclasses.replace(first, **joined)
-
-
-def _in_full(factors: Factors) -> DenseGradients:
-    """Any factors as gradients; of a table, this has all its rows."""
-    if isinstance(factors, LookupFactors):
-        hot = tf.one_hot(
-            factors.ids, factors.vocabulary, dtype=factors.grads.dtype
-        )
-        factors = OuterFactors(hot, factors.grads)
-    if isinstance(factors, OuterFactors):
-        factors = materialize(factors)
-    return factors
+    return dataclasses.replace(uses[0], **joined)
 
 
 def split(factors: Factors) -> list[Factors]:

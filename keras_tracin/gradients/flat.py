@@ -11,7 +11,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,52 +18,15 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.factors import (
-    DenseGradients,
-    Factors,
-    LookupFactors,
-    OuterFactors,
-)
+from keras_tracin.gradients.factors import DenseGradients, Factors
 
 Groups = Sequence[Sequence[keras.Variable]]
 
 
 def rows(factors: Sequence[Factors]) -> tf.Tensor:
     """The gradients of `n` examples in full, `[n, p]`."""
-    parts = [part for group in factors for part in _in_full(group).parts]
+    parts = [p for group in factors for p in algebra.materialize(group).parts]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
-
-
-@functools.singledispatch
-def _in_full(factors: Factors) -> DenseGradients:
-    raise TypeError(
-        f"Expected factors of gradients, received: {type(factors)}."
-    )
-
-
-@_in_full.register
-def _(factors: OuterFactors) -> DenseGradients:
-    return algebra.materialize(factors)
-
-
-@_in_full.register
-def _(factors: LookupFactors) -> DenseGradients:
-    ids, grads = factors.ids, factors.grads
-    n, width = tf.shape(ids)[0], grads.shape[-1]
-    # Each example has a table of its own.
-    tables = tf.math.unsorted_segment_sum(
-        tf.reshape(grads, [-1, width]),
-        tf.reshape(tf.range(n)[:, None] * factors.vocabulary + ids, [-1]),
-        n * factors.vocabulary,
-    )
-    return DenseGradients(
-        (tf.reshape(tables, [-1, factors.vocabulary * width]),)
-    )
-
-
-@_in_full.register
-def _(factors: DenseGradients) -> DenseGradients:
-    return factors
 
 
 def directions(vectors: tf.Tensor, variables: Groups) -> tuple[Any, ...]:

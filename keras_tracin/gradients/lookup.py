@@ -46,6 +46,46 @@ def shared_products(
     return by_token + _meeting_pairs(ids, grads, other_ids, other, frequent)
 
 
+def crossed_products(
+    ids: tf.Tensor, grads: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor
+) -> tf.Tensor:
+    """Inner products of looked-up with outer-product gradients of a table.
+
+    A row looked up meets the outer product in that row alone:
+    `(e_id gᵀ) · (x δᵀ) = x[id] (g · δ)`. Of each `x`, as long as the
+    vocabulary, only the ids of the other side are read.
+
+    Args:
+        ids: `[n, s]` token ids.
+        grads: `[n, s, o]` output gradients.
+        inputs: `x [m, t, vocabulary]`.
+        outputs: `δ [m, t, o]`.
+
+    Returns:
+        `[n, m]`.
+    """
+    n, s = tf.unstack(tf.shape(ids))
+    m, t, _ = tf.unstack(tf.shape(outputs))
+    width = grads.shape[-1]
+    products = tf.matmul(
+        tf.reshape(outputs, [-1, width]),
+        tf.reshape(grads, [-1, width]),
+        transpose_b=True,
+    )
+    read = tf.gather(inputs, tf.reshape(ids, [-1]), axis=2)
+    terms = tf.reshape(products, [m, t, n, s]) * tf.reshape(read, [m, t, n, s])
+    return tf.transpose(tf.reduce_sum(terms, axis=[1, 3]))
+
+
+def paired_products(
+    ids: tf.Tensor, grads: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor
+) -> tf.Tensor:
+    """`crossed_products` of each example with itself alone, `[n]`."""
+    products = tf.matmul(outputs, grads, transpose_b=True)  # [n, t, s]
+    read = tf.gather(inputs, ids, axis=2, batch_dims=1)
+    return tf.reduce_sum(products * read, axis=[1, 2])
+
+
 def _frequent_tokens(ids: tf.Tensor) -> tf.Tensor:
     """Sorted ids `[f]` of the tokens that many of `[m, t]` examples have."""
     tokens, _, counts = tf.unique_with_counts(tf.reshape(ids, [-1]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from keras_tracin.gradients.precision import computes_in_float16
 from keras_tracin.gradients.rules import Rule, rule_for
 from keras_tracin.gradients.rules.registry import attributes, own_variables
 
@@ -113,7 +114,9 @@ def _sites_within(layer: keras.Layer) -> Iterator[Site]:
     """Yields the sites of `layer` and of all layers in it."""
     if _calls_many_times(layer):
         if layer.trainable_variables:
-            yield Site(layer, tuple(layer.trainable_variables), None)
+            # The fallback alone scales what a cell sums up in float16.
+            rule = None if computes_in_float16(layer) else rule_for(layer)
+            yield Site(layer, tuple(layer.trainable_variables), rule)
         return
     own = own_variables(layer)
     if own:
@@ -125,8 +128,11 @@ def _sites_within(layer: keras.Layer) -> Iterator[Site]:
 def _calls_many_times(layer: keras.Layer) -> bool:
     """Whether it calls what is in it many times over, or in its own loop.
 
-    No single call of a layer in it is then worth watching.
+    No single call of a layer in it is then worth watching. A Bidirectional
+    layer does not: it calls its two once each.
     """
+    if isinstance(layer, keras.layers.Bidirectional):
+        return False
     return isinstance(layer, keras.layers.RNN | keras.layers.Wrapper)
 
 

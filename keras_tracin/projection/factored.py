@@ -20,6 +20,7 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
+    TableFactors,
 )
 from keras_tracin.projection import random
 from keras_tracin.projection.gaussian import gaussian_sketch
@@ -88,6 +89,8 @@ class FactoredProjection:
         found: list[Any] = []
         for at, group in enumerate(factors):
             below = random.fold(key, at)
+            if isinstance(group, TableFactors):
+                group = algebra.materialize(group)
             if isinstance(group, DenseGradients):
                 found.append(
                     DenseGradients((self._sketch_group(group, below),))
@@ -97,6 +100,8 @@ class FactoredProjection:
         return tuple(found)
 
     def _sketch_group(self, group: Factors, key: tf.Tensor) -> tf.Tensor:
+        if isinstance(group, TableFactors):
+            group = algebra.materialize(group)
         if isinstance(group, DenseGradients):
             if group.outputs is None:
                 return gaussian_sketch(group, self.dim, key)

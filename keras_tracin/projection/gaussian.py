@@ -21,6 +21,7 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
+    TableFactors,
 )
 from keras_tracin.projection import random
 
@@ -72,6 +73,8 @@ def gaussian_sketch(factors: Factors, dim: int, key: tf.Tensor) -> tf.Tensor:
     a gradient comes does not matter, but for rows of tables, which are blocks
     each.
     """
+    if isinstance(factors, TableFactors):
+        factors = algebra.materialize(factors)
     pieces = [
         _sketch_variable(piece, dim, random.fold(key, at))
         for at, piece in enumerate(algebra.split(factors))

@@ -23,6 +23,7 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
+    TableFactors,
 )
 from keras_tracin.projection import random
 
@@ -69,6 +70,8 @@ class TensorSketch:
         spectra: list[tf.Tensor] = []
         for at, group in enumerate(factors):
             below = random.fold(key, at)
+            if isinstance(group, TableFactors):
+                group = algebra.materialize(group)
             if isinstance(group, OuterFactors):
                 group = algebra.with_ones(group)
                 if self._is_convolved(group):

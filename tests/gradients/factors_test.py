@@ -8,6 +8,7 @@ from keras_tracin.gradients.factors import (
     DenseGradients,
     LookupFactors,
     OuterFactors,
+    TableFactors,
     compact,
     concat,
     contract,
@@ -42,8 +43,16 @@ def dense(n, *widths, seed=0):
     return DenseGradients(tuple(normal(rng, n, p) for p in widths))
 
 
+def tied(n, s, t, o, seed=0):
+    return TableFactors(
+        looked_up(n, s, o, seed), outer(n, t, VOCABULARY, o, False, seed + 9)
+    )
+
+
 def rows(factors) -> np.ndarray:
     """The gradients `[n, p]`, built one position at a time."""
+    if isinstance(factors, TableFactors):
+        return rows(factors.looked_up) + rows(factors.outer)
     if isinstance(factors, DenseGradients):
         return np.concatenate([part.numpy() for part in factors.parts], axis=1)
     grads = factors.grads.numpy()
@@ -93,6 +102,17 @@ PAIRS = {
     ),
     "lookup": (looked_up(4, 5, 2), looked_up(3, 5, 2, 1)),
     "lookup, other lengths": (looked_up(4, 5, 2), looked_up(3, 1, 2, 1)),
+    "table": (tied(4, 5, 2, 40), tied(3, 5, 2, 40, 1)),
+    "table, other lengths": (tied(4, 5, 1, 40), tied(3, 2, 2, 40, 1)),
+    "table, many positions": (tied(4, 5, 4, 2), tied(3, 5, 4, 2, 1)),
+    "table beside materialized": (
+        tied(4, 5, 2, 3),
+        materialize(tied(3, 5, 2, 3, 1)),
+    ),
+    "materialized beside table": (
+        materialize(tied(4, 5, 2, 3)),
+        tied(3, 5, 2, 3, 1),
+    ),
     "dense": (dense(4, 5), dense(3, 5, seed=1)),
     "dense, several variables": (dense(4, 5, 1, 2), dense(3, 5, 1, 2, seed=1)),
     "outer beside materialized": (
@@ -195,6 +215,18 @@ def test_compact_takes_the_cheaper_form(sizes, kind):
     assert isinstance(compact(factors), kind)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "kind"),
+    [
+        ((2, 1, 60), TableFactors),  # 66 + 2·2·61 < 6·60
+        ((3, 1, 2), DenseGradients),
+        ((3, 9, 60), DenseGradients),
+    ],
+)
+def test_compact_takes_the_cheaper_form_of_a_table(sizes, kind):
+    assert isinstance(compact(tied(4, *sizes)), kind)
+
+
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (2, 30, 40), (20, 3, 2)])
 def test_compact_is_the_same_form_for_any_number_of_examples(sizes):
     few, many = outer(1, *sizes, True), outer(50, *sizes, True)
@@ -224,10 +256,32 @@ def test_open_number_of_positions_is_materialized():
         [looked_up(4, 5, 2), looked_up(4, 1, 2, 1), looked_up(4, 2, 2, 2)],
         [dense(4, 5, 2), dense(4, 5, 2, seed=1)],
         [outer(4, 2, 3, 2, False), dense(4, 6)],
+        [outer(4, 2, VOCABULARY, 2, False), looked_up(4, 3, 2)],
+        [
+            looked_up(4, 3, 2),
+            outer(4, 2, VOCABULARY, 2, False),
+            looked_up(4, 1, 2, 1),
+            outer(4, 1, VOCABULARY, 2, False, 1),
+        ],
+        [
+            looked_up(4, 3, 2),
+            outer(4, 2, VOCABULARY, 2, False),
+            dense(4, 2 * VOCABULARY),
+        ],
         [looked_up(4, 3, 2), dense(4, 2 * VOCABULARY)],
         [dense(4, 2 * VOCABULARY), looked_up(4, 3, 2), looked_up(4, 1, 2, 1)],
     ],
-    ids=["outer", "lookup", "dense", "outer, dense", "lookup, dense", "three"],
+    ids=[
+        "outer",
+        "lookup",
+        "dense",
+        "outer, dense",
+        "outer, lookup",
+        "outer and lookup, twice",
+        "lookup, outer, dense",
+        "lookup, dense",
+        "dense, lookup twice",
+    ],
 )
 def test_merge_adds_the_gradients_of_all_uses(uses):
     np.testing.assert_allclose(

@@ -7,9 +7,11 @@ a layer. A layer without a rule of its own is covered by `fallback`.
 from keras_tracin.gradients.rules import (
     convolution,
     dense,
+    depthwise,
     einsum_dense,
     embedding,
     normalization,
+    recurrent,
 )
 from keras_tracin.gradients.rules.registry import LayerUse, Rule, rule_for
 
@@ -18,8 +20,10 @@ __all__ = [
     "Rule",
     "convolution",
     "dense",
+    "depthwise",
     "einsum_dense",
     "embedding",
     "normalization",
+    "recurrent",
     "rule_for",
 ]

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import OuterFactors
+from keras_tracin.gradients.rules import low_rank
 from keras_tracin.gradients.rules.registry import (
     LayerUse,
     Part,
@@ -16,7 +17,11 @@ from keras_tracin.gradients.rules.registry import (
 )
 
 
-@register(keras.layers.Dense, watching=watch_before_activation)
+@register(
+    keras.layers.Dense,
+    variables=low_rank.KERNEL,
+    watching=watch_before_activation,
+)
 def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.Dense`, on inputs of rank two or more.
 
@@ -25,9 +30,8 @@ def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
     is the same with one position: `[2, 1, i]` and `[2, 1, units]`.
     """
     inputs = by_position(tf.cast(use.inputs, use.grad.dtype))  # may be whole
-    grads = by_position(use.grad)
-    variables = (layer.kernel, layer.bias)[: 1 + layer.use_bias]
-    return [(variables, OuterFactors(inputs, grads, layer.use_bias))]
+    factors = OuterFactors(inputs, by_position(use.grad), layer.use_bias)
+    return low_rank.of_kernel(layer, factors)
 
 
 def by_position(tensor: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import DenseGradients, OuterFactors
+from keras_tracin.gradients.rules import low_rank
 from keras_tracin.gradients.rules.registry import (
     LayerUse,
     Part,
@@ -22,7 +23,11 @@ from keras_tracin.gradients.rules.registry import (
 )
 
 
-@register(keras.layers.EinsumDense, watching=watch_before_activation)
+@register(
+    keras.layers.EinsumDense,
+    variables=low_rank.KERNEL,
+    watching=watch_before_activation,
+)
 def einsum_dense(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.EinsumDense`."""
     inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
@@ -31,8 +36,8 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
     contracted = [c for c in of_w if c in of_x]
     produced = [c for c in of_w if c in of_y]
     if contracted + produced != list(of_w):
+        kernel: OuterFactors | DenseGradients
         kernel = _kernel_gradients(inputs, grads, of_x, of_w, of_y)
-        parts: list[Part] = [((layer.kernel,), kernel)]
         bias_joins = False
     else:
         positions = [c for c in of_y if c in of_x]
@@ -41,8 +46,8 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         bias_joins = layer.bias is not None and _bias_letters(
             layer, of_y
         ) == set(produced)
-        variables = (layer.kernel, layer.bias)[: 1 + bias_joins]
-        parts = [(variables, OuterFactors(x, delta, bias_joins))]
+        kernel = OuterFactors(x, delta, bias_joins)
+    parts = low_rank.of_kernel(layer, kernel)
     if layer.bias is not None and not bias_joins:
         kept = [c for c in of_y if c in _bias_letters(layer, of_y)]
         summed = [k for k, c in enumerate(of_y) if k > 0 and c not in kept]

@@ -1,25 +1,146 @@
-"""Embeddings: the gradient of the table is `δ` at the rows looked up."""
+"""Embeddings: the gradient of the table is `δ` at the rows looked up.
+
+An embedding that also projects back, by its table transposed, has the outer
+products of that use beside the rows of the other.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import inspect
+import weakref
+
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_tracin.gradients.factors import LookupFactors
+from keras_tracin.gradients.factors import LookupFactors, OuterFactors
+from keras_tracin.gradients.rules import low_rank
 from keras_tracin.gradients.rules.dense import by_position
-from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+from keras_tracin.gradients.rules.registry import (
+    LayerUse,
+    Part,
+    present,
+    register,
+)
 
 
-@register(keras.layers.Embedding, variables=("embeddings",))
+def _projects_back(layer: keras.layers.Embedding) -> bool:
+    """Whether a stranger's embedding computes what the rule below describes.
+
+    Found out by trying a small twin of it, with weights of its own: once for
+    each layer.
+    """
+    if layer not in _VERDICTS:
+        # This may be the middle of a trace, of which another thread knows
+        # nothing: there, TensorFlow is eager and takes gradients.
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            tried = executor.submit(_twin_agrees, layer)
+        # What goes wrong in code that is not ours says that it is no match.
+        _VERDICTS[layer] = tried.exception() is None and tried.result()
+    return _VERDICTS[layer]
+
+
+_VERDICTS: weakref.WeakKeyDictionary[keras.Layer, bool] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@register(
+    keras.layers.Embedding,
+    *present("ReversibleEmbedding"),
+    variables=(*low_rank.EMBEDDINGS, "reverse_embeddings"),
+    fits=_projects_back,
+)
 def embedding(layer: keras.layers.Embedding, use: LayerUse) -> list[Part]:
-    """The rule of `keras.layers.Embedding`.
+    """The rule of `keras.layers.Embedding` and `ReversibleEmbedding`.
 
     Ids of any rank: `[n]`, `[n, t]`, `[n, a, b]` become `[n, t]`. A masked
     position has a zero `δ` already where the model heeds the mask.
     """
+    if _is_reverse(use):
+        return _projection(layer, use)
     grads = by_position(use.grad)
     ids = tf.cast(use.inputs, tf.int32)
     ids = tf.reshape(ids, tf.shape(grads)[:2])
-    return [
-        ((layer.embeddings,), LookupFactors(ids, grads, layer.input_dim)),
-    ]
+    found = LookupFactors(ids, grads, layer.input_dim)
+    return low_rank.of_table(layer, found)
+
+
+def _is_reverse(use: LayerUse) -> bool:
+    if "reverse" in use.kwargs:
+        return bool(use.kwargs["reverse"])
+    return len(use.args) > 1 and bool(use.args[1])
+
+
+def _projection(layer, use: LayerUse) -> list[Part]:
+    """The parts of a call with `reverse=True`.
+
+    Vectors `x [n, t, o]` become logits `[n, t, vocabulary]`. The tied table is
+    that product's kernel transposed, so the two sides change places: the
+    gradients at the logits are the table's inputs.
+    """
+    if layer.quantization_mode is not None:
+        return []  # all that this way round multiplies by is held fixed
+    inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
+    soft_cap = getattr(layer, "logit_soft_cap", None)
+    if soft_cap is not None:
+        # c tanh(z/c) has the derivative 1 - tanh²(z/c) at the logits z.
+        (logits,) = use.outputs
+        grads *= 1.0 - tf.square(logits / soft_cap)
+    dtype = max(inputs.dtype, grads.dtype, key=lambda dtype: dtype.size)
+    inputs, grads = (
+        by_position(tf.cast(side, dtype)) for side in (inputs, grads)
+    )
+    if getattr(layer, "tie_weights", True):
+        return low_rank.of_table(layer, OuterFactors(grads, inputs))
+    return [((layer.reverse_embeddings,), OuterFactors(inputs, grads))]
+
+
+def _twin_agrees(layer: keras.layers.Embedding) -> bool:
+    if "reverse" not in inspect.signature(layer.call).parameters:
+        return False
+    if layer.lora_enabled or layer.quantization_mode is not None:
+        return False
+    config = layer.get_config()
+    small = {"input_dim": 5, "output_dim": 3, "dtype": "float32"}
+    if "reverse_dtype" in config:
+        small["reverse_dtype"] = None
+    # The default draws from the user's random numbers.
+    small["embeddings_initializer"] = "zeros"
+    twin = type(layer).from_config(config | small)
+    twin.build((None, None))
+    rng = np.random.default_rng(0)
+    for weight in twin.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    ids, x = tf.constant([[0, 3, 3]]), rng.normal(size=(2, 4, 3))
+    x = tf.constant(x, tf.float32)
+
+    def expected():
+        table = tf.convert_to_tensor(twin.embeddings)
+        back = tf.transpose(table)
+        if not getattr(twin, "tie_weights", True):
+            back = tf.convert_to_tensor(twin.reverse_embeddings)
+        logits = x @ back
+        soft_cap = getattr(twin, "logit_soft_cap", None)
+        if soft_cap is not None:
+            logits = tf.tanh(logits / soft_cap) * soft_cap
+        return tf.gather(table, ids), logits
+
+    def actual():
+        return twin(ids), twin(x, reverse=True)
+
+    values = [variable.value for variable in twin.trainable_variables]
+    found = [_with_gradients(f, values) for f in (expected, actual)]
+    return all(
+        np.allclose(a, b, rtol=1e-4, atol=1e-5)
+        for a, b in zip(*found, strict=True)
+    )
+
+
+def _with_gradients(function, values) -> list[tf.Tensor]:
+    """What a function returns, and the gradients of its squared length."""
+    with tf.GradientTape() as tape:
+        outputs = function()
+        length = tf.add_n([tf.reduce_sum(tf.square(y)) for y in outputs])
+    return [*outputs, *map(tf.convert_to_tensor, tape.gradient(length, values))]

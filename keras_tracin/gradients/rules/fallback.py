@@ -8,7 +8,7 @@ LSTM, GRU, a user's own layer, and whatever else treats examples one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -50,10 +50,8 @@ def layer_local(
             "inside a `tf.function` whose input signature has None first."
         )
     used = [k for k, grad in enumerate(use.grads) if grad is not None]
-    values = [variable.value for variable in variables]
 
-    def gradient(example):
-        inputs, grads = example
+    def one_example(inputs):
         args, kwargs = tf.nest.pack_sequence_as(
             (use.args, use.kwargs),
             [
@@ -61,23 +59,54 @@ def layer_local(
                 for place, leaf in enumerate(leaves)
             ],
         )
+        # Layers in this one take the `training` of the layer around them.
+        outputs = layer(*args, **{"training": False, **kwargs})
+        outputs = [t for t in tf.nest.flatten(outputs) if is_differentiable(t)]
+        return [outputs[k] for k in used]
+
+    grads = [tf.expand_dims(use.grads[k], 1) for k in used]
+    return gradients_by_example(layer, one_example, moving, grads, variables)
+
+
+def gradients_by_example(
+    layer: keras.Layer,
+    function: Callable[[Any], Any],
+    inputs: Any,
+    grads: Sequence[tf.Tensor],
+    variables: Sequence[keras.Variable],
+) -> DenseGradients:
+    """Gradients `[n, p]` of `variables` from a function of one example.
+
+    Args:
+        layer: named where the function cannot be repeated.
+        function: computes one example's outputs from its inputs.
+        inputs: a nest of tensors of `n` examples, `[n, ...]` each.
+        grads: the gradients at the function's outputs, `[n, ...]` each.
+        variables: those to differentiate by.
+
+    Raises:
+        ValueError: if `tf.vectorized_map` cannot repeat the function.
+    """
+    values = [variable.value for variable in variables]
+
+    def gradient(example):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            # Layers in this one take the `training` of the layer around them.
-            outputs = layer(*args, **{"training": False, **kwargs})
-        outputs = [t for t in tf.nest.flatten(outputs) if is_differentiable(t)]
+            outputs = tf.nest.flatten(function(example[0]))
+            outputs = [t for t in outputs if is_differentiable(t)]
         found = tape.gradient(
-            [outputs[k] for k in used],
+            outputs,
             values,
-            output_gradients=[tf.expand_dims(grad, 0) for grad in grads],
+            output_gradients=[
+                tf.cast(grad, output.dtype)
+                for grad, output in zip(example[1], outputs, strict=True)
+            ],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return [tf.convert_to_tensor(grad) for grad in found]
 
     try:
-        found = tf.vectorized_map(
-            gradient, (moving, [use.grads[k] for k in used])
-        )
+        found = tf.vectorized_map(gradient, (inputs, list(grads)))
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
             f"The gradient of layer '{layer.name}' "

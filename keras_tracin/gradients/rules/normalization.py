@@ -10,19 +10,27 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import DenseGradients
-from keras_tracin.gradients.rules.registry import LayerUse, Part, register
+from keras_tracin.gradients.rules.registry import (
+    LayerUse,
+    Part,
+    present,
+    register,
+)
 
 
-@register(keras.layers.LayerNormalization)
+@register(keras.layers.LayerNormalization, variables=("gamma", "beta"))
 def layer_normalization(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.LayerNormalization`."""
     normalized = keras.ops.layer_normalization(
-        use.inputs, axis=layer.axis, epsilon=layer.epsilon
+        use.inputs,
+        axis=layer.axis,
+        epsilon=layer.epsilon,
+        rms_scaling=layer.rms_scaling,
     )
     return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
 
 
-@register(keras.layers.BatchNormalization)
+@register(keras.layers.BatchNormalization, variables=("gamma", "beta"))
 def batch_normalization(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.BatchNormalization` in inference mode.
 
@@ -49,6 +57,44 @@ def batch_normalization(layer, use: LayerUse) -> list[Part]:
         variables.append(layer.beta)
         parts.append(offset)
     return [(tuple(variables), DenseGradients(tuple(parts)))] if parts else []
+
+
+@register(keras.layers.GroupNormalization, variables=("gamma", "beta"))
+def group_normalization(layer, use: LayerUse) -> list[Part]:
+    """The rule of `keras.layers.GroupNormalization`."""
+    inputs = tf.convert_to_tensor(use.inputs)
+    axis = layer.axis % inputs.shape.rank
+    sizes = tf.shape(inputs)
+    split = [layer.groups, inputs.shape[axis] // layer.groups]
+    grouped = tf.reshape(
+        inputs, tf.concat([sizes[:axis], split, sizes[axis + 1 :]], axis=0)
+    )
+    each = [k for k in range(1, 1 + inputs.shape.rank) if k != axis]
+    mean, variance = tf.nn.moments(grouped, each, keepdims=True)
+    scale = tf.math.rsqrt(variance + layer.epsilon)
+    normalized = tf.reshape((grouped - mean) * scale, sizes)
+    normalized = tf.ensure_shape(normalized, inputs.shape)
+    return _scale_and_offset(layer, use, normalized, [axis])
+
+
+@register(*present("RMSNormalization"), variables=("scale",))
+def rms_normalization(layer, use: LayerUse) -> list[Part]:
+    """The rule of `keras.layers.RMSNormalization`.
+
+    Its scale is laid along the last axes, whichever it normalizes over.
+    """
+    inputs = tf.convert_to_tensor(use.inputs)
+    square = tf.reduce_mean(
+        tf.square(inputs), axis=_axes(layer.axis), keepdims=True
+    )
+    normalized = inputs * tf.math.rsqrt(square + layer.epsilon)
+    rank, sizes = inputs.shape.rank, layer.scale.shape
+    stretched = [
+        rank - len(sizes) + k for k, size in enumerate(sizes) if size == 1
+    ]
+    shared = [*range(1, rank - len(sizes)), *stretched]
+    found = _sum_to_rows(use.grad * normalized, shared)
+    return [((layer.scale,), DenseGradients((found,)))]
 
 
 def _axes(axis) -> list[int]:

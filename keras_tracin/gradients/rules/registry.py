@@ -100,16 +100,19 @@ _BESIDE_CALL = frozenset(
 )
 
 
+def present(*names: str) -> tuple[type[keras.Layer], ...]:
+    """Those of `keras.layers` that this release of Keras has."""
+    found = (getattr(keras.layers, name, None) for name in names)
+    return tuple(layer_class for layer_class in found if layer_class)
+
+
 def register(
     *layer_classes: type[keras.Layer],
-    variables: tuple[str, ...] = ("kernel", "bias", "gamma", "beta"),
+    variables: tuple[str, ...] = ("kernel", "bias"),
     watching: Watching | None = None,
-    before_activation: bool = False,
     fits: Callable[[keras.Layer], bool] | None = None,
 ):
     """Registers the decorated function as the rule of `layer_classes`."""
-    if before_activation:
-        watching = watch_before_activation
 
     def decorate(function):
         for layer_class in layer_classes:

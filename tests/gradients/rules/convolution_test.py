@@ -1,4 +1,6 @@
-"""The rule of Conv1D, Conv2D and Conv3D."""
+"""The rules of convolutions and transposed convolutions."""
+
+import functools
 
 import keras
 import numpy as np
@@ -6,9 +8,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
-from keras_tracin.gradients.rules import LayerUse
-from keras_tracin.gradients.rules.convolution import convolution
+from keras_tracin.gradients.rules import LayerUse, rule_for
 from tests.gradients.oracle import (
     Case,
     check,
@@ -30,6 +32,16 @@ def small_network():
         layers.Conv2D(4, 2, strides=2, use_bias=False),
         layers.Flatten(),
         layers.Dense(2),
+    )
+
+
+def generator():
+    return sequential(
+        (3,),
+        layers.Dense(8, activation="tanh"),
+        layers.Reshape((2, 2, 2)),
+        layers.Conv2DTranspose(3, 3, strides=2, activation="relu"),
+        layers.Conv2DTranspose(1, 2, padding="same", use_bias=False),
     )
 
 
@@ -117,29 +129,117 @@ CASES = {
 }
 
 
+T1, T2, T3 = (
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+)
+TRANSPOSED = {
+    "1-D, valid": Case(conv((4, 2), T1, 3, 3)),
+    "1-D, same": Case(conv((4, 2), T1, 3, 3, padding="same")),
+    "1-D, strided": Case(conv((4, 2), T1, 3, 3, strides=2)),
+    "1-D, same, strided": Case(
+        conv((4, 2), T1, 3, 4, strides=3, padding="same")
+    ),
+    "1-D, stride beyond the kernel": Case(conv((3, 2), T1, 3, 2, strides=4)),
+    "1-D, kernel of one": Case(conv((4, 3), T1, 2, 1)),
+    "2-D, valid": Case(conv((3, 4, 2), T2, 3, (3, 2))),
+    "2-D, same": Case(conv((3, 4, 2), T2, 3, 3, padding="same")),
+    "2-D, strided": Case(conv((3, 2, 2), T2, 2, 3, strides=(2, 3))),
+    "2-D, same, strided": Case(
+        conv((3, 4, 2), T2, 2, 3, strides=2, padding="same")
+    ),
+    "2-D, output padding": Case(
+        conv((3, 2, 2), T2, 2, 3, strides=2, output_padding=1)
+    ),
+    "2-D, same, output padding": Case(
+        conv(
+            (3, 2, 2),
+            T2,
+            2,
+            (3, 2),
+            strides=(2, 3),
+            padding="same",
+            output_padding=(0, 2),
+        )
+    ),
+    "2-D, no bias": Case(conv((3, 3, 2), T2, 2, 2, use_bias=False)),
+    "2-D, activation": Case(conv((3, 3, 2), T2, 2, 2, activation="tanh")),
+    "2-D, few positions, many filters": Case(conv((2, 2, 12), T2, 8, 3)),
+    "3-D, valid": Case(conv((2, 3, 2, 2), T3, 2, 2)),
+    "3-D, same, strided": Case(
+        conv((2, 3, 2, 2), T3, 2, (2, 3, 2), strides=2, padding="same")
+    ),
+    "a generator": Case(generator),
+}
+
+
+@pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_factors_of_transposed_convolutions_match_the_jacobian(case):
+    check(case)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_factors_match_the_jacobian(case):
     check(case)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_channels_first_gives_the_factors_of_channels_last(groups):
-    # TensorFlow cannot run the layer itself this way round on a CPU.
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_dilated_transposed_convolution_has_the_taps_of_a_wider_kernel(padding):
+    # TensorFlow cannot run the dilated layer on a CPU; a kernel of 3×3 taps,
+    # every second of them used, computes the same.
     rng = np.random.default_rng(0)
-    x, delta = rng.normal(size=(3, 5, 6, 4)), rng.normal(size=(3, 4, 4, 2))
+    x = tf.constant(rng.normal(size=(3, 4, 5, 2)).astype("float32"))
+    gradients = []
+    for size, dilation in ((2, 2), (3, 1)):
+        layer = layers.Conv2DTranspose(
+            4, size, dilation_rate=dilation, padding=padding, use_bias=False
+        )
+        layer.build(x.shape)
+        shape = layer.compute_output_shape(x.shape)
+        places = tf.range(np.prod(shape), dtype="float32")
+        delta = tf.reshape(tf.sin(places), shape)
+        ((_, factors),) = rule_for(layer).factors(
+            layer, LayerUse((x,), {}, (delta,), ())
+        )
+        if isinstance(factors, algebra.OuterFactors):
+            factors = algebra.materialize(factors)
+        found = tf.reshape(factors.parts[0], (3, size, size, 4, 2))
+        gradients.append(found[:, :: 3 - dilation, :: 3 - dilation])
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(layers.Conv2D, 2, (2, 3)),
+        functools.partial(layers.Conv2D, 2, (2, 3), groups=2),
+        functools.partial(layers.Conv2DTranspose, 2, (2, 3)),
+        functools.partial(layers.DepthwiseConv2D, (2, 3)),
+        functools.partial(layers.SeparableConv2D, 2, (2, 3)),
+    ],
+    ids=["plain", "groups", "transposed", "depthwise", "separable"],
+)
+def test_channels_first_gives_the_factors_of_channels_last(make):
+    # TensorFlow cannot run most of these layers this way round on a CPU.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 5, 6, 4)).astype("float32")
+    built = make()
+    delta = rng.normal(size=built.compute_output_shape(x.shape))
+    delta = delta.astype("float32")
+    built.build(x.shape)
     found = []
     for data_format in ("channels_last", "channels_first"):
-        layer = layers.Conv2D(2, (2, 3), groups=groups, data_format=data_format)
+        layer = make(data_format=data_format)
         first = data_format == "channels_first"
         inputs, grads = (
             tf.constant(np.moveaxis(a, -1, 1) if first else a)
             for a in (x, delta)
         )
         layer.build(inputs.shape)
-        ((_, factors),) = convolution(
-            layer, LayerUse((inputs,), {}, (grads,), ())
-        )
-        found.append(factors)
+        layer.set_weights(built.get_weights())
+        use = LayerUse((inputs,), {}, (grads,), ())
+        found.append([f for _, f in rule_for(layer).factors(layer, use)])
     last, first = (tf.nest.flatten(factors) for factors in found)
     for a, b in zip(last, first, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,9 +1,20 @@
 """The rule of Embedding."""
 
+import keras
 import pytest
 from keras import layers
 
-from tests.gradients.oracle import Case, check, functional, sequential
+from keras_tracin.gradients.factors import TableFactors
+from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.gradients.rules import rule_for
+from tests.gradients.oracle import (
+    Case,
+    check,
+    examples,
+    functional,
+    sequential,
+    uneven_loss,
+)
 
 
 def embedding(shape, tokens, width=3, **kwargs):
@@ -35,16 +46,70 @@ def used_twice():
     return functional((5,), call, dtype="int32")
 
 
-def tied_output():
-    shared = layers.ReversibleEmbedding(8, 3)
+class Tied(layers.Embedding):
+    """A stranger's embedding that projects back by its table transposed."""
+
+    def compute_output_spec(self, inputs, reverse=False):
+        if not reverse:
+            return super().compute_output_spec(inputs)
+        shape = (*inputs.shape[:-1], self.input_dim)
+        return keras.KerasTensor(shape, self.compute_dtype)
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            table = keras.ops.transpose(self.embeddings)
+            return keras.ops.matmul(inputs, table)
+        return super().call(inputs)
+
+
+class Halved(Tied):
+    """One that does so with a factor."""
+
+    def call(self, inputs, reverse=False):
+        return super().call(inputs, reverse) * (0.5 if reverse else 1.0)
+
+
+def language_model(layer_class, length=4, tokens=8, width=3, **kwargs):
+    def build():
+        shared = layer_class(tokens, width, **kwargs)
+
+        def call(ids):
+            hidden = layers.Dense(width, activation="tanh")(shared(ids))
+            return shared(hidden, reverse=True)
+
+        return functional((length,), call, dtype="int32")
+
+    return build
+
+
+def next_token(length=3, tokens=40, width=12):
+    """Predicts one token, so that pairs of positions are cheaper."""
+
+    def build():
+        shared = REVERSIBLE(tokens, width)
+
+        def call(ids):
+            hidden = layers.GlobalAveragePooling1D()(shared(ids))
+            return shared(hidden, reverse=True)
+
+        return functional((length,), call, dtype="int32")
+
+    return build
+
+
+def looked_up_and_projected_twice():
+    shared = REVERSIBLE(30, 9)
 
     def call(ids):
-        hidden = layers.Dense(3, activation="tanh")(shared(ids))
-        return shared(hidden, reverse=True)
+        hidden = shared(ids) * shared(ids[:, ::-1])
+        hidden = layers.GlobalAveragePooling1D()(hidden)
+        logits = shared(hidden, reverse=True)
+        return logits + shared(keras.ops.tanh(hidden), reverse=True)
 
-    return functional((4,), call, dtype="int32")
+    return functional((3,), call, dtype="int32")
 
 
+REVERSIBLE = layers.ReversibleEmbedding
 CASES = {
     "one id": Case(embedding((), 5), tokens=5),
     "a few ids": Case(embedding((4,), 7), tokens=7),
@@ -78,10 +143,59 @@ CASES = {
         classifier(embeddings_regularizer="l2"), tokens=9
     ),
     "called twice": Case(used_twice, tokens=8),
-    "tied output projection": Case(tied_output, tokens=8),
+    "tied": Case(language_model(REVERSIBLE), tokens=8),
+    "tied, masked": Case(language_model(REVERSIBLE, mask_zero=True), tokens=8),
+    "tied, soft cap": Case(
+        language_model(REVERSIBLE, logit_soft_cap=1.5), tokens=8
+    ),
+    "tied, one token to predict": Case(next_token(), tokens=40),
+    "tied, several uses": Case(looked_up_and_projected_twice, tokens=30),
+    "tied, a stranger's": Case(language_model(Tied), tokens=8),
+    "tied, a stranger's with a factor": Case(language_model(Halved), tokens=8),
+    "untied": Case(language_model(REVERSIBLE, tie_weights=False), tokens=8),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_factors_match_the_jacobian(case):
     check(case)
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "fits"), [(REVERSIBLE, True), (Tied, True), (Halved, False)]
+)
+def test_a_stranger_is_known_by_what_it_computes(layer_class, fits):
+    layer = layer_class(6, 2)
+    layer.build((None,))
+    table = layer.get_weights()
+    assert (rule_for(layer) is not None) == fits
+    assert (layer.get_weights()[0] == table[0]).all()
+
+
+def test_a_layer_that_cannot_be_tried_out_has_no_rule():
+    class Secretive(Tied):
+        def get_config(self):
+            raise NotImplementedError
+
+    layer = Secretive(6, 2)
+    layer.build((None,))
+    assert rule_for(layer) is None
+
+
+def test_no_table_is_made_for_each_example_where_that_costs_more():
+    case = Case(next_token(tokens=500, width=16), tokens=500)
+    model = case.build()
+    data = examples(case, model, 4, seed=0)
+    functions = GradientFunctions(model, uneven_loss, like=data)
+    (table,) = functions.captured(data).factors
+    assert isinstance(table, TableFactors)
+    one_table = 500 * 16
+    steps = functions.products, functions.squared_norms, functions.contractions
+    sizes = [
+        tensor.shape[1:].num_elements() or 0
+        for step in steps
+        for operation in step.get_concrete_function().graph.get_operations()
+        for tensor in operation.outputs
+        if tensor.shape.rank and tensor.shape[0] is None
+    ]
+    assert 0 < max(sizes) < one_table

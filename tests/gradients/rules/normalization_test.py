@@ -1,4 +1,4 @@
-"""The rules of LayerNormalization and BatchNormalization."""
+"""The rules of the normalization layers."""
 
 import pytest
 from keras import layers
@@ -17,6 +17,7 @@ def normalized(shape, layer_class, **kwargs):
 
 
 LAYER, BATCH = layers.LayerNormalization, layers.BatchNormalization
+GROUP, RMS = layers.GroupNormalization, layers.RMSNormalization
 CASES = {
     "layer, vectors": Case(normalized((4,), LAYER)),
     "layer, sequences": Case(normalized((3, 4), LAYER)),
@@ -29,6 +30,31 @@ CASES = {
     "layer, no offset": Case(normalized((3, 4), LAYER, center=False)),
     "layer, neither": Case(
         normalized((3, 4), LAYER, scale=False, center=False)
+    ),
+    "layer, scaled by the variance": Case(
+        normalized((3, 4), LAYER, rms_scaling=True)
+    ),
+    "layer, several axes, scaled by the variance": Case(
+        normalized((3, 4), LAYER, axis=[1, 2], rms_scaling=True)
+    ),
+    "group, vectors": Case(normalized((4,), GROUP, groups=2)),
+    "group, sequences": Case(normalized((3, 4), GROUP, groups=2)),
+    "group, images": Case(normalized((3, 2, 6), GROUP, groups=3)),
+    "group, an inner axis": Case(normalized((4, 3), GROUP, groups=2, axis=1)),
+    "group, an axis from the end": Case(
+        normalized((3, 4, 2), GROUP, groups=2, axis=-2)
+    ),
+    "group, one channel each": Case(normalized((3, 4), GROUP, groups=-1)),
+    "group, no scale": Case(normalized((3, 4), GROUP, groups=2, scale=False)),
+    "group, no offset": Case(normalized((3, 4), GROUP, groups=2, center=False)),
+    "root mean square, vectors": Case(normalized((4,), RMS)),
+    "root mean square, sequences": Case(normalized((3, 4), RMS)),
+    "root mean square, several axes": Case(
+        normalized((3, 2), RMS, axis=[1, 2])
+    ),
+    "root mean square, an inner axis": Case(normalized((4, 4), RMS, axis=1)),
+    "root mean square, an inner axis of one": Case(
+        normalized((1, 4), RMS, axis=1)
     ),
     "batch, vectors": Case(normalized((4,), BATCH)),
     "batch, images": Case(normalized((3, 2, 4), BATCH)),
@@ -45,6 +71,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_factors_match_the_jacobian(case):
     check(case)

@@ -45,9 +45,18 @@ class Tempered(layers.Dense):
         (layers.Conv1D(2, 2), (None, 4, 3)),
         (layers.Conv2D(2, 2), (None, 4, 4, 3)),
         (layers.Conv3D(2, 2), (None, 4, 4, 4, 3)),
+        (layers.Conv1DTranspose(2, 2), (None, 4, 3)),
+        (layers.Conv2DTranspose(2, 2), (None, 4, 4, 3)),
+        (layers.Conv3DTranspose(2, 2), (None, 4, 4, 4, 3)),
+        (layers.DepthwiseConv1D(2), (None, 4, 3)),
+        (layers.DepthwiseConv2D(2), (None, 4, 4, 3)),
+        (layers.SeparableConv1D(2, 2), (None, 4, 3)),
+        (layers.SeparableConv2D(2, 2), (None, 4, 4, 3)),
         (layers.Embedding(4, 2), (None, 3)),
         (layers.LayerNormalization(), (None, 3)),
         (layers.BatchNormalization(), (None, 3)),
+        (layers.GroupNormalization(3), (None, 3)),
+        (layers.RMSNormalization(), (None, 3)),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -83,10 +92,11 @@ def test_a_subclass_that_redefines_a_step_of_call_has_no_rule():
     assert rule_for(built(Standardized(2, 2), (None, 4, 4, 3))) is None
 
 
-def test_a_dense_layer_with_lora_has_no_rule():
+def test_a_layer_with_adapters_keeps_the_rule():
     layer = built(layers.Dense(2))
+    rule = rule_for(layer)
     layer.enable_lora(1)
-    assert rule_for(layer) is None
+    assert rule_for(layer) is rule
 
 
 def test_a_call_replaced_on_the_instance_has_no_rule():
@@ -96,7 +106,7 @@ def test_a_call_replaced_on_the_instance_has_no_rule():
 
 
 def test_a_layer_of_no_known_family_has_no_rule():
-    assert rule_for(built(layers.LSTM(2), (None, 4, 3))) is None
+    assert rule_for(built(layers.PReLU(), (None, 4))) is None
 
 
 def test_a_registered_function_becomes_the_rule_of_its_layers(monkeypatch):
