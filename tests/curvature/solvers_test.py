@@ -143,6 +143,14 @@ def test_arnoldi_divides_the_rest_by_the_damping():
     assert np.all(inside < 0.5 * np.linalg.norm(expected, axis=1))
 
 
+def test_arnoldi_sees_a_floor_that_regularisers_put_under_the_rest():
+    values = np.concatenate([np.full(SIZE - 5, 0.5), np.arange(2.0, 7)])
+    a, b = matrix(values), right_hand_sides()
+    expected = np.linalg.solve(a + 1e-3 * np.eye(SIZE), b.T).T
+    found = solve(Damped(Matrix(a), 1e-3), b, Arnoldi(rank=5))
+    np.testing.assert_allclose(found.value, expected, atol=1e-8)
+
+
 def test_exact_refuses_what_is_too_large_and_says_how_large():
     with pytest.raises(ValueError, match=r"take .* GB.*CG\(\)"):
         solve(Matrix(matrix(SPREAD)), right_hand_sides(), Exact(max_size=29))

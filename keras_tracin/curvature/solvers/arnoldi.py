@@ -11,6 +11,8 @@ from keras_tracin.curvature.operators import Damped, Operator
 from keras_tracin.curvature.solvers.solution import Solution
 from keras_tracin.curvature.spectrum import Ritz, lanczos
 
+_PROBES = 8  # random vectors that the rest of the space is judged by
+
 
 @dataclasses.dataclass(frozen=True)
 class Arnoldi:
@@ -23,9 +25,10 @@ class Arnoldi:
         rank: how many eigenpairs are kept, those of largest magnitude.
         steps: dimension of the Krylov space, one pass over the data each; by
             default the rank and a tenth more.
-        complement: what is not within the kept space is divided by the
-            damping λ alone, which is right where the curvature there is far
-            below λ. False leaves it out, as Schioppa et al. do; so does λ = 0.
+        complement: what is not within the kept space is divided by the mean
+            curvature there, λ included, estimated with a few random vectors.
+            With regularisers this is far above λ. False leaves it out, as
+            Schioppa et al. do; so does a mean that is not positive.
         seed: of the space's first vector.
     """
 
@@ -53,12 +56,28 @@ class Arnoldi:
         raised = ritz.values[kept] + damping
         usable = np.abs(raised) > 1e-7 * np.abs(raised).max()
         kept = kept[usable]
+        vectors = tf.gather(ritz.vectors, kept)
+        outside = 0.0
+        if self.complement and len(kept) < operator.size:
+            mean = _mean_outside(inner, vectors, self.seed) + damping
+            outside = 1 / mean if mean > 0 else 0.0
         return ArnoldiInverse(
-            Ritz(raised[usable], tf.gather(ritz.vectors, kept)),
-            1 / damping if damping and self.complement else 0.0,
-            steps,
-            negative,
+            Ritz(raised[usable], vectors), outside, steps, negative
         )
+
+
+def _mean_outside(operator: Operator, vectors: tf.Tensor, seed: int) -> float:
+    """The mean eigenvalue where the space of `vectors [k, p]` does not reach.
+
+    The Rayleigh quotient of random vectors with that space taken out.
+    """
+    probes = tf.random.stateless_normal(
+        [_PROBES, operator.size], [seed, 2], dtype=operator.dtype, alg="philox"
+    )
+    shares = tf.matmul(probes, vectors, transpose_b=True)
+    probes -= tf.matmul(shares, vectors)
+    bent = tf.reduce_sum(probes * operator.matmat(probes))
+    return float(bent / tf.reduce_sum(probes * probes))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
