@@ -46,7 +46,10 @@ class _PerExampleCompileLoss(CompileLoss):
             self._dtype = dtype
 
     def build(self, y_true, y_pred):
-        super().build(y_true, y_pred)
+        # For several outputs Keras makes metrics here, whose variables a
+        # compiled step must not create; nothing uses them.
+        with tf.Graph().as_default():
+            super().build(y_true, y_pred)
         self._flat_losses = [
             entry._replace(loss=_PerExample(entry.loss, self._wanted_dtype))
             for entry in self._flat_losses

@@ -148,6 +148,27 @@ def test_recurrent_text_classifier_with_masks():
     one_by_one.check(model, token_ids(), np.array([[0.0], [1.0], [1.0]]))
 
 
+def test_two_inputs_and_two_outputs_with_loss_weights():
+    ids = keras.Input((LENGTH,), dtype="int32", name="ids")
+    numbers = keras.Input((3,), name="numbers")
+    text = layers.GlobalMaxPooling1D()(layers.Embedding(TOKENS, 4)(ids))
+    joined = layers.Dense(5, "tanh")(layers.Concatenate()([text, numbers]))
+    model = keras.Model(
+        {"ids": ids, "numbers": numbers},
+        {
+            "kind": layers.Dense(3, name="kind")(joined),
+            "size": layers.Dense(1, name="size")(joined),
+        },
+    )
+    model.compile(
+        loss={"kind": sparse(), "size": "mse"},
+        loss_weights={"kind": 0.3, "size": 2.0},
+    )
+    x = {"ids": token_ids(), "numbers": vectors(3, 3)}
+    y = {"kind": np.array([0, 2, 1]), "size": vectors(3, 1)}
+    one_by_one.check(model, x, y)
+
+
 def test_subclassed_model_with_a_call_of_its_own():
     model = Branching()
     x = vectors(3, 4)
@@ -202,6 +223,22 @@ def test_nested_model_called_twice():
     model = keras.Model(inputs, layers.Dense(3)(inner(inner(inputs))))
     model.compile(loss=sparse())
     one_by_one.check(model, vectors(3, 4), np.array([0, 1, 2]))
+
+
+def test_attention_scores_among_the_outputs():
+    ids = keras.Input((LENGTH,), dtype="int32")
+    hidden = layers.Embedding(TOKENS, 4)(ids)
+    found, scores = layers.MultiHeadAttention(2, 2)(
+        hidden, hidden, return_attention_scores=True
+    )
+    outputs = {
+        "found": layers.Dense(1, name="found")(layers.Flatten()(found)),
+        "scores": layers.Flatten(name="scores")(scores),
+    }
+    model = keras.Model(ids, outputs)
+    model.compile(loss={"found": "mse", "scores": "mse"})
+    y = {"found": vectors(3, 1), "scores": vectors(3, 2 * LENGTH * LENGTH)}
+    one_by_one.check(model, token_ids(), y)
 
 
 def test_whole_numbers_into_a_dense_layer():
