@@ -42,11 +42,11 @@ class TiedLanguageModel(keras.Model):
         super().__init__()
         self.tokens = layers.Embedding(6, 4, name="tokens")
         self.places = layers.Embedding(5, 4, name="places")
-        self.mix = layers.Dense(4, activation="tanh")
+        self.attention = layers.MultiHeadAttention(2, 2)
 
     def call(self, ids):
         hidden = self.tokens(ids) + self.places(ops.arange(ops.shape(ids)[1]))
-        hidden += self.mix(hidden)
+        hidden += self.attention(hidden, hidden, use_causal_mask=True)
         return ops.matmul(hidden, ops.transpose(self.tokens.embeddings))
 
 

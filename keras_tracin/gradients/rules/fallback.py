@@ -106,7 +106,7 @@ def gradients_by_example(
         return [tf.convert_to_tensor(grad) for grad in found]
 
     try:
-        found = tf.vectorized_map(gradient, (inputs, list(grads)))
+        found = _repeated(layer, gradient, (inputs, list(grads)), variables)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
             f"The gradient of layer '{layer.name}' "
@@ -120,6 +120,30 @@ def gradients_by_example(
             for part in found
         )
     )
+
+
+def _repeated(
+    layer: keras.Layer,
+    gradient: Callable[[Any], list[tf.Tensor]],
+    examples: Any,
+    variables: Sequence[keras.Variable],
+) -> list[tf.Tensor]:
+    """`gradient` of each example, at the same time where that is safe."""
+    attention = (
+        keras.layers.MultiHeadAttention,
+        keras.layers.GroupQueryAttention,
+    )
+    if any(isinstance(x, attention) for x in layer._flatten_layers()):
+        # Vectorized, attention's products in float32 corrupt memory in
+        # oneDNN's kernels (TensorFlow 2.21): one example after another.
+        return tf.map_fn(
+            gradient,
+            examples,
+            fn_output_signature=[
+                tf.TensorSpec(v.shape, v.value.dtype) for v in variables
+            ],
+        )
+    return tf.vectorized_map(gradient, examples)
 
 
 def is_differentiable(tensor: Any) -> bool:
