@@ -5,7 +5,9 @@ reduction is undone here: `ℓ_i` is what the batch's loss would be if example i
 were alone in it, times its sample weight. Without masks, a mean reduction of
 the batch is then the mean of the `ℓ_i`, and a sum reduction their sum. With a
 mask, `ℓ_i` is the mean over i's own unmasked positions, so that it does not
-depend on the rest of the batch.
+depend on the rest of the batch. Where real training is replayed, the batch
+counts after all: `batch_weights` are the `b_i` with which the batch's loss is
+`Σ_i b_i ℓ_i`, and `batch_shares` the `b_i ℓ_i`.
 
 Weight regularisers belong to the objective, not to an example: they are not
 part of `ℓ_i`. Losses that layers add from their inputs have no per-example
@@ -19,6 +21,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,13 +32,15 @@ import tensorflow as tf
 # following it here is what keeps the two in step.
 from keras.src.trainers.compile_utils import CompileLoss
 
-from keras_tracin.labels import Outside, inside, separate
+from keras_tracin import loss_terms
+from keras_tracin.labels import Outside, inside
+from keras_tracin.loss_terms import Terms
 
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 
 
-class _PerExampleCompileLoss(CompileLoss):
-    """The compiled loss with every reduction over examples undone."""
+class _TermsOfOutputs(CompileLoss):
+    """The compiled loss, as the terms of each output and what they count."""
 
     _flat_losses: Any
 
@@ -51,92 +56,28 @@ class _PerExampleCompileLoss(CompileLoss):
         with tf.Graph().as_default():
             super().build(y_true, y_pred)
         self._flat_losses = [
-            entry._replace(loss=_PerExample(entry.loss, self._wanted_dtype))
+            entry._replace(loss=self._noting(entry))
             for entry in self._flat_losses
         ]
         self._metrics = [None] * len(self._flat_losses)
 
+    def _noting(self, entry):
+        count = 1.0 if entry.loss_weights is None else entry.loss_weights
 
-class _PerExample:
-    """One Keras loss, evaluated to a value per example."""
-
-    def __init__(self, loss: keras.losses.Loss, dtype: str | None = None):
-        self._loss = loss
-        self._dtype = dtype or loss.dtype
-
-    def __call__(self, y_true, y_pred, sample_weight=None) -> tf.Tensor:
-        loss = self._loss
-        if getattr(loss, "fn", None) is keras.losses.circle:
-            raise ValueError(
-                f"The loss '{loss.name}' compares the examples of a batch "
-                "with each other, so examples cannot be told apart. Pass "
-                "another loss as `loss=`."
+        def note(y_true, y_pred, sample_weight):
+            terms = loss_terms.terms_of(
+                entry.loss, y_true, y_pred, sample_weight, self._wanted_dtype
             )
-        masks = [getattr(y_pred, "_keras_mask", None)]
-        y_pred = _as_for_keras(y_pred, self._dtype)
-        # As `Loss.__call__` does it: where the dtype fits already the tensor
-        # stays the same object and keeps the logits Keras noted on it.
-        y_true, y_pred = keras.tree.map_structure(
-            lambda t: keras.ops.convert_to_tensor(t, dtype=self._dtype),
-            (y_true, y_pred),
-        )
-        y_true, outside = separate(loss, y_true, y_pred)
-        values = tf.convert_to_tensor(loss.call(y_true, y_pred))
-        masks.append(getattr(values, "_keras_mask", None))
-        if values.shape.rank == 0:
-            raise ValueError(
-                f"The loss '{loss.name}' returns a scalar: it has already "
-                "reduced the batch, so examples cannot be told apart. Return "
-                "one value per example (leave out the mean or the sum; Keras "
-                "reduces what `compile` was given), or pass such a loss as "
-                "`loss=`."
-            )
-        weights = _weights(sample_weight, masks, values)
-        if outside is not None:
-            values = outside.marked(values, weights)
-        return _reduce_positions(values, weights, masks, loss.reduction)
+            self._found.append((terms, count))
+            return 0.0
 
+        return note
 
-def _as_for_keras(y_pred, dtype):
-    """`y_pred` without logits that Keras would have lost in a cast.
-
-    Outputs in half precision come here in float32 already.
-    """
-    logits = getattr(y_pred, "_keras_logits", None)
-    if logits is not None and logits.dtype != dtype:
-        return tf.identity(y_pred)
-    return y_pred
-
-
-def _weights(sample_weight, masks, values) -> tf.Tensor:
-    """Sample weights times masks, broadcast over the positions of `values`."""
-    weights = tf.ones_like(values)
-    for factor in (*masks, sample_weight):
-        if factor is None:
-            continue
-        factor = tf.cast(factor, values.dtype)
-        if factor.shape.rank > values.shape.rank and factor.shape[-1] == 1:
-            factor = tf.squeeze(factor, -1)
-        while factor.shape.rank < values.shape.rank:
-            factor = factor[..., None]
-        weights *= factor
-    return weights
-
-
-def _reduce_positions(values, weights, masks, reduction) -> tf.Tensor:
-    """The weighted mean (or sum) over each example's own positions, `[n]`."""
-    axes = list(range(1, values.shape.rank))
-    if not axes:
-        return values * weights
-    if reduction == "sum":
-        return tf.reduce_sum(values * weights, axis=axes)
-    if all(mask is None for mask in masks):
-        return tf.reduce_mean(values * weights, axis=axes)
-    seen = _weights(None, masks, values)
-    return tf.math.divide_no_nan(
-        tf.reduce_sum(values * weights, axis=axes),
-        tf.reduce_sum(seen, axis=axes),
-    )
+    def terms(self, y_true, y_pred, sample_weight) -> list[tuple[Terms, float]]:
+        """The terms of each output that has a loss, and its loss weight."""
+        self._found: list[tuple[Terms, float]] = []
+        self.call(y_true, y_pred, sample_weight)
+        return self._found
 
 
 def per_example_loss(
@@ -157,37 +98,163 @@ def per_example_loss(
         dtype: what to compute in; by default the loss's own dtype.
 
     Returns:
-        A function `(y, y_pred, sample_weight) -> [n]`.
+        A function `(y, y_pred, sample_weight) -> [n]`, in float32 or wider.
 
     Raises:
-        ValueError: if the model is not compiled and no `loss` is given, or
-            (when called) if the loss is reduced already.
+        ValueError: if no `loss` is given and the model is not compiled, or
+            computes its loss by a `compute_loss` of its own; or (when called)
+            if the loss is reduced already or its examples interact.
     """
+    terms_of_outputs = _terms_of_outputs(model, loss, class_weight, dtype)
+
+    def evaluate(y, y_pred, sample_weight=None):
+        found = terms_of_outputs(y, y_pred, sample_weight)
+        return _sum((loss_terms.per_example(t), count) for t, count in found)
+
+    return evaluate
+
+
+def batch_shares(
+    model: keras.Model,
+    loss: Any = None,
+    class_weight: Mapping[int, float] | None = None,
+) -> PerExampleLoss:
+    """What each example contributes to the loss that Keras trains on.
+
+    The shares of a batch add up to its loss, weight regularisers aside, with
+    `"none"` as reduction to the sum of its values: Keras differentiates that.
+    Unlike `per_example_loss`, they depend on the batch: on its size, and with
+    masks on how many positions the others have.
+
+    Args:
+        model: a Keras model.
+        loss: as in `per_example_loss`.
+        class_weight: as in `per_example_loss`.
+
+    Returns:
+        A function `(y, y_pred, sample_weight) -> [n]`, `b_i ℓ_i` for each
+        example, for a whole batch of one device.
+
+    Raises:
+        ValueError: as `per_example_loss`.
+    """
+    terms_of_outputs = _terms_of_outputs(model, loss, class_weight)
+
+    def evaluate(y, y_pred, sample_weight=None):
+        found = terms_of_outputs(y, y_pred, sample_weight)
+        return _sum(
+            (loss_terms.batch_weights(t) * loss_terms.per_example(t), count)
+            for t, count in found
+        )
+
+    return evaluate
+
+
+def batch_weights(
+    model: keras.Model,
+    loss: Any = None,
+    class_weight: Mapping[int, float] | None = None,
+) -> PerExampleLoss:
+    """What the loss that Keras trains on multiplies each `ℓ_i` with.
+
+    Args:
+        model: a Keras model.
+        loss: as in `per_example_loss`.
+        class_weight: as in `per_example_loss`.
+
+    Returns:
+        A function `(y, y_pred, sample_weight) -> [n]`: the `b_i` with which
+        `Σ_i b_i ℓ_i` is the loss of a whole batch of one device, and
+        `Σ_i b_i ∇ℓ_i` its gradient.
+
+    Raises:
+        ValueError: as `per_example_loss`; or (when called) if outputs have
+            weights of their own, so that no single one relates the two:
+            `batch_shares` serves there.
+    """
+    terms_of_outputs = _terms_of_outputs(model, loss, class_weight)
+
+    def evaluate(y, y_pred, sample_weight=None):
+        found = [t for t, _ in terms_of_outputs(y, y_pred, sample_weight)]
+        kinds = {_kind_of_weights(terms) for terms in found}
+        if len(found) > 1 and (len(kinds) > 1 or None in kinds):
+            raise ValueError(
+                "The batch's loss weighs the outputs of an example "
+                "differently. Received reductions "
+                f"{[terms.reduction for terms in found]} and masks "
+                f"{[terms.seen is not None for terms in found]}; expected "
+                "means or sums without masks, which have one weight for an "
+                "example. Use `batch_shares`."
+            )
+        return loss_terms.batch_weights(found[0])
+
+    return evaluate
+
+
+def _kind_of_weights(terms: Terms) -> str | None:
+    """What the weights of a batch are, if they are that for any values."""
+    if terms.reduction in ("mean", "sum") and terms.seen is None:
+        return terms.reduction
+    return None
+
+
+def _terms_of_outputs(model, loss, class_weight, dtype=None):
+    """`(y, y_pred, sample_weight) -> [(terms, loss weight), ...]`."""
     weights = None
     if loss is None:
-        compiled = getattr(model, "_compile_loss", None)
-        if compiled is None:
-            raise ValueError(
-                f"The model '{model.name}' has no compiled loss. Call "
-                "`model.compile(loss=...)` as for training, or pass `loss=`."
-            )
+        compiled = _compiled_loss(model)
         loss, weights = compiled._user_loss, compiled._user_loss_weights
     names = getattr(model, "output_names", None)
 
     def evaluate(y, y_pred, sample_weight=None):
-        if class_weight:
-            sample_weight = _class_weighted(y, sample_weight, class_weight)
         if y is None:
             raise ValueError(
                 "The data holds no labels. Received batches of `x` alone; "
                 "expected `(x, y)` or `(x, y, sample_weight)`."
             )
-        reduced = _PerExampleCompileLoss(
+        if class_weight:
+            sample_weight = _class_weighted(y, sample_weight, class_weight)
+        outputs = _TermsOfOutputs(
             loss, loss_weights=weights, output_names=names, dtype=dtype
         )
-        return reduced.call(y, y_pred, sample_weight)
+        return outputs.terms(y, y_pred, sample_weight)
 
     return evaluate
+
+
+def _compiled_loss(model: keras.Model) -> CompileLoss:
+    if _redefines(model, "compute_loss"):
+        raise ValueError(
+            f"The model '{model.name}' computes its loss by a `compute_loss` "
+            "of its own, which has no value for each example. Pass the same "
+            "loss as `loss=`."
+        )
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None:
+        raise ValueError(
+            f"The model '{model.name}' has no compiled loss. Call "
+            "`model.compile(loss=...)` as for training, or pass `loss=`."
+        )
+    if _redefines(model, "train_step"):
+        warnings.warn(
+            f"The model '{model.name}' has a `train_step` of its own. Its "
+            "compiled loss is taken for the one it trains on; pass `loss=` if "
+            "that is another.",
+            stacklevel=4,
+        )
+    return compiled
+
+
+def _redefines(model: keras.Model, method: str) -> bool:
+    own = getattr(type(model), method) is not getattr(keras.Model, method)
+    return own or method in vars(model)
+
+
+def _sum(parts) -> tf.Tensor:
+    """`Σ count · values`, in the widest of the values' types."""
+    scaled = [values * count for values, count in parts]
+    dtype = max((t.dtype for t in scaled), key=lambda dtype: dtype.size)
+    return tf.add_n([tf.cast(values, dtype) for values in scaled])
 
 
 def penalty_weight(
@@ -299,6 +366,10 @@ def check_no_activation_losses(model: keras.Model) -> None:
 
 
 def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
+    """Sample weights times those of the labels' classes, as `fit` reads them.
+
+    Labels with a last axis longer than one are one-hot, all others indices.
+    """
     if tf.nest.is_nested(y):
         raise ValueError(
             "`class_weight` needs a single output. Received labels of "
@@ -306,10 +377,11 @@ def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
             "`sample_weight` with the data instead."
         )
     y = tf.convert_to_tensor(y)
-    if y.shape.rank > 1 and y.shape[-1] > 1:
+    if y.shape.rank > 1 and y.shape[-1] != 1:
         labels = tf.argmax(y, axis=-1, output_type=tf.int64)
     else:
-        labels = tf.cast(tf.round(tf.reshape(y, [tf.shape(y)[0]])), tf.int64)
+        labels = y if y.shape.rank == 1 else tf.squeeze(y, axis=-1)
+        labels = tf.cast(tf.round(labels), tf.int64)
     size = max(class_weight) + 1
     table = [float(class_weight.get(label, 1.0)) for label in range(size)]
     # Classes without an entry weigh 1, as they do in `fit`.
@@ -319,7 +391,13 @@ def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
     )
     if sample_weight is None:
         return weights
-    return tf.cast(tf.reshape(sample_weight, [-1]), weights.dtype) * weights
+    sample_weight = tf.cast(sample_weight, weights.dtype)
+    rank = max(weights.shape.rank, sample_weight.shape.rank)
+    if weights.shape.rank == 1 and sample_weight.shape[1:] == [1]:
+        rank = 1
+    return loss_terms.expand(sample_weight, rank) * loss_terms.expand(
+        weights, rank
+    )
 
 
 def _logits(y_pred) -> tf.Tensor:

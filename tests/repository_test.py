@@ -22,6 +22,7 @@ IMPORT_ORDER = (
     "example_ids",
     "datasets",
     "labels",
+    "loss_terms",
     "losses",
     "runs.*",
     "gradients.lookup",
