@@ -296,7 +296,13 @@ def _identity(method: TracIn, projection: Projection, dtype: str) -> dict:
     sites = find_sites(model, scorer.layers)
     return {
         "method": type(method).__name__,
-        "model": architecture(model)["weights"],
+        # Numbered, not named: Keras counts layers anew in each process.
+        "model": [
+            [f"weight {at}", shape, dtype]
+            for at, (_, shape, dtype) in enumerate(
+                architecture(model)["weights"]
+            )
+        ],
         "layers": [
             next(at for at, layer in enumerate(known) if layer is site.layer)
             for site in sites
