@@ -218,13 +218,14 @@ def _check_shape(loss, evaluate: Callable[[Any, Any], Any], y_true, y_pred):
     shapes = [tf.convert_to_tensor(leaf).shape for leaf in leaves]
     lengths = {length for shape in shapes for length in shape[1:]}
     count = next(n for n in itertools.count(61) if n not in lengths)
-    specs = tf.nest.map_structure(
-        lambda leaf: tf.TensorSpec([count, *leaf.shape[1:]], leaf.dtype),
-        (y_true, y_pred),
-    )
-    traced = tf.function(evaluate, autograph=False)
-    found = traced.get_concrete_function(*specs).structured_outputs
-    shape = found.shape
+    try:
+        shape = _traced_shape(evaluate, (y_true, y_pred), count)
+    except ValueError:
+        # Its broadcasting needs another number of examples; a scalar is then
+        # still to be named as such.
+        shape = _traced_shape(evaluate, (y_true, y_pred), None)
+        if shape.rank != 0:
+            raise
     if shape.rank == 0:
         raise ValueError(
             f"The loss '{loss.name}' returns a scalar: it has already reduced "
@@ -237,10 +238,21 @@ def _check_shape(loss, evaluate: Callable[[Any, Any], Any], y_true, y_pred):
             f"The loss '{loss.name}' should return one value, or one for each "
             "position, of each example, in the examples' order. Received "
             f"values of {shown} for {count} examples, with labels and "
-            f"predictions of shapes {[spec.shape for spec in specs]}. Check "
+            f"predictions of shapes {shapes}. Check "
             "its `axis` and what it broadcasts, and let masked positions be "
             "zero rather than drop them; or pass another loss as `loss=`."
         )
+
+
+def _traced_shape(
+    evaluate: Callable[[Any, Any], Any], data: Any, count: int | None
+) -> tf.TensorShape:
+    """The shape of a loss's values for this number of examples."""
+    specs = tf.nest.map_structure(
+        lambda leaf: tf.TensorSpec([count, *leaf.shape[1:]], leaf.dtype), data
+    )
+    traced = tf.function(evaluate, autograph=False)
+    return traced.get_concrete_function(*specs).structured_outputs.shape
 
 
 def _remedy_of_scalar(loss) -> str:
