@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
 from keras_tracin.datasets import Examples, open_examples
-from keras_tracin.losses import query_value
+from keras_tracin.query_losses import query_value
 
 _BATCH = 1024  # examples read or evaluated at a time
 

@@ -21,7 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_tracin.labels import separate
+from keras_tracin.labels import Outside, separate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,16 @@ class Terms:
         """How many positions of each example count, `[n]`."""
         counted = tf.ones_like(self.weights) if self.seen is None else self.seen
         return _over_positions(counted)
+
+    def marked(self, outside: Outside) -> Terms:
+        """The same, but NaN where a label outside of the classes counts.
+
+        Raises:
+            LabelsOutsideClasses: in its place, where tensors have values.
+        """
+        return dataclasses.replace(
+            self, weighted=outside.marked(self.weighted, self.weights)
+        )
 
 
 def terms_of(
@@ -86,10 +96,7 @@ def terms_of(
     values = _wide(tf.convert_to_tensor(evaluate(y_true, y_pred)))
     masks.append(getattr(values, "_keras_mask", None))
     terms = weigh(values, sample_weight, masks, reduction)
-    if outside is not None:
-        values = outside.marked(values, terms.weights)
-        terms = weigh(values, sample_weight, masks, reduction)
-    return terms
+    return terms if outside is None else terms.marked(outside)
 
 
 def weigh(values, sample_weight, masks, reduction="mean") -> Terms:

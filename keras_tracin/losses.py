@@ -33,7 +33,6 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
 
 from keras_tracin import loss_terms
-from keras_tracin.labels import Outside, inside
 from keras_tracin.loss_terms import Terms
 
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
@@ -299,45 +298,6 @@ def penalty_weight(
     return 1.0 / batch_size
 
 
-def query_value(
-    model: keras.Model, query_loss: Any = "loss", loss: Any = None
-) -> PerExampleLoss:
-    """The function of a query whose decrease counts as help.
-
-    Args:
-        model: a Keras model.
-        query_loss: `"loss"`, the model's own; `"logit"`, minus the label's
-            logit; `"margin"`, minus the label's logit over the log-sum-exp of
-            the other classes' (Park et al. 2023, sec. 3.3); or a Keras loss
-            or a function `(y_true, y_pred) -> [n]` that is lower where the
-            prediction is better.
-        loss: what `"loss"` stands for; the compiled loss by default.
-
-    Returns:
-        A function `(y, y_pred, sample_weight) -> [n]`, lower is better.
-    """
-    if query_loss == "loss":
-        return per_example_loss(model, loss)
-    if query_loss in ("logit", "margin"):
-        measure = _label_logit if query_loss == "logit" else _label_margin
-
-        def evaluate(y, y_pred, sample_weight=None):
-            values = -measure(y, y_pred)
-            if sample_weight is None:
-                return values
-            return values * tf.cast(
-                tf.reshape(sample_weight, [-1]), values.dtype
-            )
-
-        return evaluate
-    if isinstance(query_loss, str | keras.losses.Loss) or callable(query_loss):
-        return per_example_loss(model, query_loss)
-    raise ValueError(
-        "`query_loss` should be 'loss', 'logit', 'margin', a Keras loss or a "
-        f"function of (y_true, y_pred). Received: {query_loss!r}."
-    )
-
-
 def activation_losses(model: keras.Model) -> list[str]:
     """Layers that added a loss computed from their inputs in the last call."""
     return [
@@ -398,45 +358,3 @@ def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
     return loss_terms.expand(sample_weight, rank) * loss_terms.expand(
         weights, rank
     )
-
-
-def _logits(y_pred) -> tf.Tensor:
-    """What went into the last softmax or sigmoid, if there is one."""
-    if tf.nest.is_nested(y_pred):
-        raise ValueError(
-            "'logit' and 'margin' need a model with one output. Received "
-            f"{len(tf.nest.flatten(y_pred))} outputs; pass a function of "
-            "(y_true, y_pred) as `query_loss`."
-        )
-    return getattr(y_pred, "_keras_logits", y_pred)
-
-
-def _labels_and_logits(y, y_pred) -> tuple[tf.Tensor, tf.Tensor, Outside]:
-    """Labels `[n]` and logits `[n, classes]`; one sigmoid becomes two."""
-    logits = tf.convert_to_tensor(_logits(y_pred))
-    logits = tf.reshape(logits, [-1, logits.shape[-1]])
-    if logits.shape[-1] == 1:
-        # σ(φ) is the softmax of (0, φ).
-        logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
-    y = tf.convert_to_tensor(y)
-    if y.shape.rank == 2 and y.shape[-1] == logits.shape[-1]:
-        labels = tf.argmax(y, axis=-1)
-    else:
-        labels = tf.cast(tf.round(tf.reshape(y, [-1])), tf.int64)
-    labels, outside = inside(labels, logits.shape[-1])
-    return labels, logits, outside
-
-
-def _label_logit(y, y_pred) -> tf.Tensor:
-    labels, logits, outside = _labels_and_logits(y, y_pred)
-    return outside.marked(tf.gather(logits, labels, axis=1, batch_dims=1))
-
-
-def _label_margin(y, y_pred) -> tf.Tensor:
-    labels, logits, outside = _labels_and_logits(y, y_pred)
-    chosen = tf.one_hot(
-        labels, logits.shape[-1], dtype=tf.bool, on_value=True, off_value=False
-    )
-    others = tf.where(chosen, logits.dtype.min, logits)
-    chosen_logit = tf.gather(logits, labels, axis=1, batch_dims=1)
-    return outside.marked(chosen_logit - tf.reduce_logsumexp(others, axis=1))

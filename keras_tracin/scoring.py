@@ -47,8 +47,9 @@ from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
-from keras_tracin.losses import per_example_loss, query_value
+from keras_tracin.losses import per_example_loss
 from keras_tracin.projection import Projection, check_projection
+from keras_tracin.query_losses import query_value
 from keras_tracin.runs import Checkpoint
 from keras_tracin.sweep import (
     Plan,

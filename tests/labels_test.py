@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from keras_tracin.labels import LabelsOutsideClasses, separate
-from keras_tracin.losses import per_example_loss, query_value
+from keras_tracin.losses import per_example_loss
+from keras_tracin.query_losses import query_value
 
 L = keras.losses
 INDICES = [0, 2, 3, 1, -1]  # of three classes

@@ -16,7 +16,6 @@ from keras_tracin.losses import (
     check_no_activation_losses,
     penalty_weight,
     per_example_loss,
-    query_value,
 )
 from tests.gradients.oracle import functional, sequential
 
@@ -221,6 +220,15 @@ def listed_outputs():
     )
 
 
+def nested_outputs():
+    def call(x):
+        left = layers.Dense(2, name="left")(x)
+        right = layers.Dense(1, name="right")(x)
+        return {"both": [left, right], "left": layers.Dense(2)(left)}
+
+    return functional((3,), call)
+
+
 @pytest.mark.parametrize(
     ("make_model", "loss", "loss_weights"),
     [
@@ -234,8 +242,23 @@ def listed_outputs():
         (two_outputs, {"left": "mse", "right": None}, None),
         (listed_outputs, ["mse", "mae"], [0.3, 2.0]),
         (listed_outputs, {"left": "mse", "right": "mae"}, None),
+        (nested_outputs, "mse", None),
+        (
+            nested_outputs,
+            {"both": ["mse", "mae"], "left": None},
+            {"both": [0.3, 2.0], "left": 1.0},
+        ),
     ],
-    ids=["one", "dict", "weights", "one unused", "list", "dict for a list"],
+    ids=[
+        "one",
+        "dict",
+        "weights",
+        "one unused",
+        "list",
+        "dict for a list",
+        "nested",
+        "nested weights",
+    ],
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_outputs_are_added_as_keras_adds_them(
@@ -251,6 +274,8 @@ def test_outputs_are_added_as_keras_adds_them(
     }
     if make_model is listed_outputs:
         y = list(y.values())
+    if make_model is nested_outputs:
+        y = {"both": list(y.values()), "left": y["left"]}
     sample_weight = WEIGHTS if weighted else None
     y_pred = model(x)
     values = per_example_loss(model)(y, y_pred, sample_weight)
@@ -319,6 +344,15 @@ def test_sequence_of_padding_alone_has_no_loss():
     values = per_example_loss(model)(np.ones_like(ids), model(ids), None)
     assert values[0] > 0
     assert values[1] == 0
+
+
+def test_mask_of_frames_does_not_fit_a_loss_of_sequences():
+    # Keras cannot train on this either: CTC has one value for a sequence.
+    model = masked_model()
+    loss = per_example_loss(model, keras.losses.CTC())
+    y = np.array([[1, 2], [3, 1], [2, 0]])
+    with pytest.raises(ValueError, match=r"mask.*no more axes.*\(3, 4\)"):
+        loss(y, model(PADDED), None)
 
 
 def test_loss_reduced_to_a_scalar_is_refused_with_its_remedy():
@@ -413,106 +447,6 @@ def test_weight_regularizers_are_not_losses_on_activations():
     model(tf.ones((3, 2)))
     check_no_activation_losses(model)
     assert activation_losses(model) == []
-
-
-LOGITS = np.random.default_rng(0).normal(size=(COUNT, CLASSES)) * 2
-LABELS = np.array([0, 2, 1, 3, 2])
-
-
-def expected_query(measure, logits, labels):
-    chosen = logits[np.arange(len(labels)), labels]
-    if measure == "logit":
-        return -chosen
-    others = np.ma.array(logits, mask=np.eye(logits.shape[1])[labels] > 0)
-    return np.log(np.exp(others).sum(axis=1)) - chosen
-
-
-@pytest.mark.parametrize("measure", ["logit", "margin"])
-@pytest.mark.parametrize("activation", ["linear", "softmax"])
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_logit_and_margin_of_the_label(measure, activation, one_hot):
-    model = sequential((CLASSES,), layers.Activation(activation))
-    y = np.eye(CLASSES)[LABELS] if one_hot else LABELS
-    values = query_value(model, measure)(
-        y, model(LOGITS.astype("float32")), None
-    )
-    np.testing.assert_allclose(
-        values, expected_query(measure, LOGITS, LABELS), rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize("measure", ["logit", "margin"])
-@pytest.mark.parametrize("activation", ["linear", "sigmoid"])
-@pytest.mark.parametrize("column", [False, True])
-def test_one_sigmoid_is_a_choice_of_two(measure, activation, column):
-    model = sequential((1,), layers.Activation(activation))
-    logits, labels = LOGITS[:, :1], np.array([0, 1, 1, 0, 1])
-    y = labels[:, None] if column else labels
-    values = query_value(model, measure)(
-        y, model(logits.astype("float32")), None
-    )
-    both = np.hstack([np.zeros_like(logits), logits])
-    np.testing.assert_allclose(
-        values, expected_query(measure, both, labels), rtol=1e-5, atol=1e-7
-    )
-
-
-@pytest.mark.parametrize("query_loss", ["loss", "logit", "margin", "mse"])
-def test_query_values_are_lower_where_the_prediction_is_better(query_loss):
-    model = identity_model(
-        keras.losses.CategoricalCrossentropy(from_logits=True)
-    )
-    y = np.array([[1.0, 0.0, 0.0, 0.0]], "float32")
-    value = query_value(model, query_loss)
-    good, bad = tf.constant(y), tf.constant(y[:, ::-1])
-    assert value(y, good, None)[0] < value(y, bad, None)[0]
-
-
-@pytest.mark.parametrize("weight", [WEIGHTS, WEIGHTS[:, None]])
-def test_sample_weights_scale_logits(weight):
-    model = identity_model()
-    value = query_value(model, "logit")
-    y_pred = tf.constant(LOGITS, tf.float32)
-    np.testing.assert_allclose(
-        value(LABELS, y_pred, weight),
-        WEIGHTS * value(LABELS, y_pred, None),
-        rtol=1e-6,
-    )
-
-
-def test_query_loss_is_given_in_several_forms():
-    model = identity_model("mae")
-    y, y_pred = suitable_data("")
-    y_pred = tf.constant(y_pred)
-    expected = per_example_loss(model, "mse")(y, y_pred, None)
-    for form in ("mse", keras.losses.MeanSquaredError(), squared):
-        found = query_value(model, form)(y, y_pred, None)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-    for found in (
-        query_value(model)(y, y_pred, None),
-        query_value(model, "loss")(y, y_pred, None),
-    ):
-        np.testing.assert_array_equal(
-            found, per_example_loss(model)(y, y_pred, None)
-        )
-    replaced = query_value(model, "loss", loss="mse")(y, y_pred, None)
-    np.testing.assert_allclose(replaced, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("bad", [None, 3, ["loss"], "no such loss"])
-def test_bad_query_loss_is_refused(bad):
-    model = identity_model()
-    y, y_pred = suitable_data("")
-    with pytest.raises(ValueError, match=r"query_loss|no such loss"):
-        query_value(model, bad)(y, tf.constant(y_pred), None)
-
-
-@pytest.mark.parametrize("measure", ["logit", "margin"])
-def test_logits_need_one_output(measure):
-    model = two_outputs()
-    y = {"left": np.zeros((2, 2)), "right": np.zeros((2, 1))}
-    with pytest.raises(ValueError, match=r"one output.*2 outputs"):
-        query_value(model, measure)(y, model(np.zeros((2, 3))), None)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ IMPORT_ORDER = (
     "labels",
     "loss_terms",
     "losses",
+    "query_losses",
     "runs.*",
     "gradients.lookup",
     "gradients.factors",

@@ -33,7 +33,6 @@ from keras_tracin.datasets import Batch, open_examples
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.index.store import Store
-from keras_tracin.losses import query_value
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
@@ -42,6 +41,7 @@ from keras_tracin.projection import (
     check_projection,
     describe,
 )
+from keras_tracin.query_losses import query_value
 from keras_tracin.runs import run_weights
 from keras_tracin.runs.manifest import architecture, first_mismatch
 from keras_tracin.sweep import in_chunks
