@@ -56,7 +56,7 @@ IMPORT_ORDER = (
     "tracin",
     "influence",
     "representer.*",
-    "trace",
+    "trace.*",
     "unrolled",
     "trak",
     "index.*",

@@ -67,12 +67,14 @@ def capture(
     loss: PerExampleLoss,
     batch: Batch,
     layers: Sequence[str | keras.Layer] | Placement | None = None,
+    training: bool = False,
 ) -> Captured:
     """Per-example gradients of `loss` for one batch, layer by layer.
 
-    The model runs in inference mode and is left as it was. Call it inside a
-    `tf.function` whose trace leaves the batch size open (`None`): that is how
-    the layer-local fallback tells examples from other axes.
+    The model, in inference mode unless told otherwise, is left as it was.
+    Call it inside a `tf.function` whose trace leaves the batch size open
+    (`None`): that is how the layer-local fallback tells examples from other
+    axes.
 
     Args:
         model: a built model whose examples do not interact.
@@ -81,6 +83,9 @@ def capture(
         batch: `(x, y, sample_weight)`.
         layers: restricts the gradients, as in `find_sites`; or what `place`
             found for this model, which spares its dry run.
+        training: run the model in training mode. Layers whose gradients the
+            rules take in inference mode, or that mix examples in training,
+            have to be kept out of it by the caller.
 
     Returns:
         A `Captured` whose factors cover each trainable variable once,
@@ -99,7 +104,7 @@ def capture(
         persistent=True, watch_accessed_variables=False
     ) as tape:
         with _recorded(placement.sites, tape) as calls:
-            y_pred = model(x, training=False)
+            y_pred = model(x, training=training)
         if scaled:
             y_pred = precision.widen(y_pred)
         losses = precision.widen(loss(y, y_pred, sample_weight))

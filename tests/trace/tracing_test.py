@@ -7,34 +7,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.trace import trace_training
-
-RANDOM = np.random.default_rng(0)
-X = RANDOM.normal(size=(24, 4)).astype("float32")
-Y = RANDOM.integers(0, 3, 24)
-QUERIES = (
-    RANDOM.normal(size=(5, 4)).astype("float32"),
-    RANDOM.integers(0, 3, 5),
-)
-
-
-def make_model(optimizer, *, batch_norm=False, decay=None):
-    keras.utils.set_random_seed(1)
-    layers = [keras.layers.Dense(6, "tanh", kernel_regularizer=decay)]
-    if batch_norm:
-        layers.append(keras.layers.BatchNormalization())
-    model = keras.Sequential(
-        [keras.Input((4,)), *layers, keras.layers.Dense(3)]
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss)
-    return model
-
-
-def losses(model):
-    loss = keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, reduction=None
-    )
-    return np.asarray(loss(QUERIES[1], model(QUERIES[0], training=False)))
+from tests.trace.helpers import LOSS, QUERIES, X, Y, losses, make_model
 
 
 def trace(model, **options):
@@ -46,8 +19,11 @@ CASES = {
     "sgd": lambda: make_model(keras.optimizers.SGD(0.1)),
     "momentum": lambda: make_model(keras.optimizers.SGD(0.1, momentum=0.9)),
     "adam": lambda: make_model(keras.optimizers.Adam(0.01)),
+    "dropout": lambda: make_model(
+        keras.optimizers.SGD(0.1), keras.layers.Dropout(0.5, seed=1)
+    ),
     "batch_norm": lambda: make_model(
-        keras.optimizers.SGD(0.1), batch_norm=True
+        keras.optimizers.SGD(0.1), keras.layers.BatchNormalization()
     ),
     "regularised": lambda: make_model(
         keras.optimizers.SGD(0.1), decay=keras.regularizers.L2(0.1)
@@ -65,17 +41,20 @@ def test_attributed_and_unattributed_make_up_the_loss_drop(case):
     total = found.scores.sum(axis=1) + found.unattributed
     np.testing.assert_allclose(total, drop, atol=2e-6)
     np.testing.assert_allclose(found.loss_drop, drop, atol=2e-6)
-    if case == "sgd":
+    if case in ("sgd", "dropout"):
         assert not found.unattributed.any()
     else:
         assert np.abs(found.unattributed).min() > 1e-6
 
 
+@pytest.mark.parametrize("dropout", [None, keras.layers.Dropout(0.5, seed=1)])
 def test_plain_sgd_measured_the_long_way_leaves_nothing_unattributed(
-    monkeypatch,
+    monkeypatch, dropout
 ):
-    monkeypatch.setattr("keras_tracin.trace._is_plain", lambda model: False)
-    found = trace(CASES["sgd"]())
+    monkeypatch.setattr(
+        "keras_tracin.trace.measures.is_plain", lambda model: False
+    )
+    found = trace(make_model(keras.optimizers.SGD(0.1), dropout))
     np.testing.assert_allclose(found.steps.unattributed, 0, atol=1e-6)
     np.testing.assert_allclose(
         found.steps.along_step, found.steps.first_order, atol=1e-6
@@ -95,13 +74,57 @@ def test_training_is_that_of_fit_on_the_same_batches():
     assert not np.array_equal(found.steps.ids[0], found.steps.ids[4])
 
 
-def test_first_order_gap_shrinks_linearly_with_the_learning_rate():
+@pytest.mark.parametrize(
+    "layer", [None, keras.layers.Dropout(0.5, seed=1)], ids=["", "dropout"]
+)
+def test_first_order_gap_shrinks_linearly_with_the_learning_rate(layer):
     gaps = []
     for rate in (0.1, 0.05):
-        steps = trace(make_model(keras.optimizers.SGD(rate)), epochs=1).steps
+        steps = trace(
+            make_model(keras.optimizers.SGD(rate), layer), epochs=1
+        ).steps
         gap = np.abs(steps.real[0] - steps.first_order[0]).mean()
         gaps.append(gap / np.abs(steps.real[0]).mean())
     assert gaps[1] / gaps[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_masks_and_weights_count_as_they_do_in_the_real_step():
+    """Plain SGD, so the sum of first-order shares is the step's gradient."""
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential(
+        [
+            keras.Input((5, 4)),
+            keras.layers.Masking(),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(1e-3), LOSS)
+    x = np.random.default_rng(3).normal(size=(12, 5, 4)).astype("float32")
+    x[:4, 2:] = 0  # masked positions, not as many in each batch
+    y = np.random.default_rng(4).integers(0, 3, (12, 5))
+    weight = np.linspace(0.5, 2, 12, dtype="float32")[:, np.newaxis]
+    found = trace_training(
+        model, (x, y, weight), (x[:3], y[:3]), epochs=1, batch_size=4
+    )
+    steps = found.steps
+    assert np.abs(steps.real).max() > 1e-6
+    np.testing.assert_allclose(steps.first_order, steps.real, rtol=0.05)
+
+
+def test_class_weights_scale_the_shares_of_their_classes():
+    model, other = CASES["sgd"](), CASES["sgd"]()
+    weights = {0: 1.0, 1: 0.0, 2: 3.0}
+    found = trace(model, epochs=1, class_weight=weights)
+    np.testing.assert_allclose(
+        found.scores.sum(axis=1), found.loss_drop, atol=2e-6
+    )
+    for ids in found.steps.ids:
+        weight = np.array([weights[label] for label in Y[ids].tolist()])
+        other.train_on_batch(X[ids], Y[ids], weight)
+    for one, same in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(one, same, atol=1e-6)
+    long_way = np.abs(found.steps.real - found.steps.first_order)
+    assert long_way.max() < 0.5 * np.abs(found.steps.real).max()
 
 
 def test_schedule_gives_the_rate_applied_and_dataset_ids_are_kept(tmp_path):
@@ -121,9 +144,10 @@ def test_schedule_gives_the_rate_applied_and_dataset_ids_are_kept(tmp_path):
     np.testing.assert_allclose(
         found.scores.sum(axis=1), start - losses(model), atol=2e-6
     )
-    saved = np.load(tmp_path / "steps-00001.npz", allow_pickle=False)
-    np.testing.assert_array_equal(saved["real"], found.steps.real)
-    np.testing.assert_array_equal(saved["batch_sizes"], [8, 8, 8])
+    saved = kt.TrainingTrace.load(tmp_path)
+    np.testing.assert_array_equal(saved.steps.real, found.steps.real)
+    np.testing.assert_array_equal(saved.scores, found.scores)
+    assert [len(ids) for ids in saved.steps.ids] == [8, 8, 8]
 
 
 def test_what_cannot_be_traced_is_refused_with_a_remedy():

@@ -1,0 +1,210 @@
+"""The rows of a watched training, epoch by epoch, in memory or on disk.
+
+On disk it is a run directory as `TracInCheckpoint` writes it, with more arrays
+beside the learning rates of each epoch, and the weights at the end of every
+epoch. A training that was killed goes on from the last of them.
+
+Synopsis:
+
+    recording = Recording.open(directory, model, settings, resume=True)
+    recording.done                      # epochs that need not be trained
+    recording.append(arrays, epoch, logs)
+    recording.segments()
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tracin import _files
+from keras_tracin.runs import RunWriter, TrainingRun
+from keras_tracin.runs import manifest as run_manifest
+
+_SETTINGS = "settings"
+
+
+class Recording:
+    """Segments of arrays, one for each epoch.
+
+    Attributes:
+        done: how many epochs were recorded when it was opened.
+    """
+
+    def __init__(self, model: keras.Model, settings: Mapping[str, Any]):
+        self.done = 0
+        self._model, self._settings = model, json.dumps(settings)
+        self._writer: RunWriter | None = None
+        self._directory: Path | None = None
+        self._kept: list[dict[str, np.ndarray]] = []
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | None,
+        model: keras.Model,
+        settings: Mapping[str, Any],
+        resume: bool,
+    ) -> Recording:
+        """Begins a recording, or goes on with the one in the directory.
+
+        Where it goes on, the model has the weights and its optimizer the state
+        that were recorded last.
+
+        Args:
+            directory: where to write; None keeps all in memory.
+            model: a built and compiled model.
+            settings: what must be the same to go on, as JSON takes it.
+            resume: whether to go on with what is there, or replace it.
+
+        Raises:
+            ValueError: if the directory holds something else than a recording
+                with these settings.
+        """
+        recording = cls(model, settings)
+        if directory is None:
+            return recording
+        recording._directory = directory
+        # So that its state is in the files, from the first of them on.
+        model.optimizer.build(model.trainable_variables)
+        if resume and run_manifest.exists(directory):
+            recording._resume()
+        if recording._writer is None:
+            recording._writer = RunWriter.create(directory, model)
+        return recording
+
+    def append(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        epoch: int,
+        logs: Mapping[str, float],
+    ) -> None:
+        """Records an epoch, counted from 1."""
+        if self._writer is None:
+            self._kept.append(dict(arrays))
+            return
+        self._writer.append(
+            self._model,
+            {
+                **arrays,
+                **_states(self._model),
+                _SETTINGS: np.array(self._settings),
+            },
+            epoch=epoch,
+            logs=logs,
+            epoch_end=True,
+            save_weights=True,
+        )
+
+    def segments(self) -> list[dict[str, np.ndarray]]:
+        """The arrays of all epochs, those recorded earlier as well."""
+        if self._directory is None:
+            return self._kept
+        return read_segments(self._directory)
+
+    def _resume(self) -> None:
+        assert self._directory is not None
+        manifest = run_manifest.read(self._directory)
+        if not manifest["segments"]:
+            if manifest["checkpoints"]:
+                raise ValueError(_not_a_recording(self._directory))
+            return  # It was killed in the first epoch.
+        first = _read(self._directory, manifest["segments"][0])
+        if _SETTINGS not in first:
+            raise ValueError(_not_a_recording(self._directory))
+        self._check_settings(json.loads(str(first[_SETTINGS])))
+        mismatch = run_manifest.first_mismatch(
+            manifest["model"]["weights"], self._model
+        )
+        if mismatch:
+            raise ValueError(
+                f"{self._directory} holds the trace of another model: "
+                f"{mismatch}. Pass resume=False to replace it, or choose "
+                "another directory."
+            )
+        last = manifest["checkpoints"][-1]
+        _files.check_digest(self._directory / last["file"], last["sha256"])
+        self._model.load_weights(self._directory / last["file"])
+        self._writer = RunWriter.reopen(self._directory, self._model)
+        _set_states(
+            self._model, _read(self._directory, manifest["segments"][-1])
+        )
+        self.done = self._writer.last_epoch
+
+    def _check_settings(self, recorded: Mapping[str, Any]) -> None:
+        given = json.loads(self._settings)
+        differ = {
+            name: (given.get(name), recorded.get(name))
+            for name in sorted({*given, *recorded})
+            if given.get(name) != recorded.get(name)
+        }
+        if differ:
+            name, (received, expected) = next(iter(differ.items()))
+            raise ValueError(
+                f"{self._directory} holds a trace that was made otherwise: "
+                f"received {name} {received!r}, expected {expected!r}. Pass "
+                "the same to go on with it, resume=False to replace it, or "
+                "another directory."
+            )
+
+
+def read_segments(directory: Path) -> list[dict[str, np.ndarray]]:
+    """The arrays of all epochs that a directory's recording has.
+
+    Raises:
+        ValueError: if there is no recording, or a file of it is damaged.
+    """
+    manifest = run_manifest.read(directory)
+    found = [_read(directory, entry) for entry in manifest["segments"]]
+    if not found or _SETTINGS not in found[0]:
+        raise ValueError(_not_a_recording(directory))
+    return found
+
+
+def recorded_history(directory: Path) -> keras.callbacks.History:
+    """The metrics of all epochs, in the form that `model.fit` returns."""
+    run = TrainingRun(directory)
+    history = keras.callbacks.History()
+    history.history = dict(run.history)
+    history.epoch = [epoch - 1 for epoch in run.epochs]
+    return history
+
+
+def _seeds(model: keras.Model) -> dict[str, keras.Variable]:
+    """The states of random numbers, which a weights file leaves out."""
+    weights = {id(v) for v in model.weights}
+    others = [v for v in model.variables if id(v) not in weights]
+    return {f"seed_{at}": v for at, v in enumerate(others)}
+
+
+def _states(model: keras.Model) -> dict[str, np.ndarray]:
+    return {
+        name: keras.ops.convert_to_numpy(v) for name, v in _seeds(model).items()
+    }
+
+
+def _set_states(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, variable in _seeds(model).items():
+        if name in arrays:
+            variable.assign(arrays[name])
+
+
+def _read(directory: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    path = directory / entry["file"]
+    _files.check_digest(path, entry["sha256"])
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        return dict(file)
+
+
+def _not_a_recording(directory: Path) -> str:
+    return (
+        f"{directory} holds a training run that was not traced, or no epoch of "
+        "one. Expected the directory of a trace; choose another one, or pass "
+        "resume=False to `trace_training` to replace what is there."
+    )
