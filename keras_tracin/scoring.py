@@ -209,6 +209,7 @@ class Scorer:
         title: str,
         queries: Queries | None = None,
         prepare: Callable[..., Any] = lambda *position: None,
+        prepare_for: Callable[[Checkpoint | None], Any] | None = None,
         finish: Callable[[Any], Any] = lambda found: found,
         verbose: int = 1,
     ) -> None:
@@ -225,6 +226,7 @@ class Scorer:
             prepare: called once the weights are in the model, with their
                 position where there is a projection; what it returns is given
                 to `function`, unless it is None.
+            prepare_for: called in its place, with the checkpoint itself.
             finish: makes `[..., n]` of what the step returns for a batch.
             verbose: 0 for silence.
 
@@ -253,6 +255,8 @@ class Scorer:
         def checked(checkpoint: Checkpoint | None):
             self.check_interaction()
             with explaining(self._suspects(queries, self._like)):
+                if prepare_for is not None:
+                    return prepare_for(checkpoint)
                 return prepare(*position(checkpoint))
 
         plan = self.plan(function, rates, queries)

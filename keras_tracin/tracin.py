@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -34,6 +34,9 @@ from keras_tracin.attribution import (
     TopK,
 )
 from keras_tracin.distribution import Strategy
+from keras_tracin.gradients import flat
+from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.preconditioner import Preconditioner
 from keras_tracin.projection import Projection
 from keras_tracin.runs import Checkpoint, TrainingRun, check_checkpoint
 from keras_tracin.scoring import Consume, Queries, Rates, Scorer, name_of
@@ -75,6 +78,15 @@ class TracIn:
             (sections E and F): `kt.TensorSketch(dim=1024)` and the others.
             Scores are then unbiased estimates; the sketch of a query takes
             `dim` numbers, whatever the size of the model.
+        optimizer_aware: score what the optimizer makes of a gradient,
+
+                Σ_k η_k ∇ℓ(w_k, z)ᵀ D_k ∇ℓ(w_k, z'),
+
+            with D_k the diagonal of Adam's or RMSprop's state at checkpoint
+            k, 1 / (√(v_k / (1 - β₂ᵗ)) + ε) for Adam, and 1 / (1 - μ) for SGD
+            with momentum μ: see `keras_tracin.preconditioner`. The plain form
+            is what a step of plain SGD would do. Queries' gradients are made
+            in full, so it takes longer and more memory.
         strategy: a `tf.distribute.Strategy` under which the model was built;
             each of its replicas scores a share of every batch. Scores do not
             depend on it.
@@ -83,8 +95,9 @@ class TracIn:
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
-            `layers` names no layer with weights, or if data, run and model
-            do not fit one another.
+            `layers` names no layer with weights, if data, run and model do
+            not fit one another, or if `optimizer_aware` is given with a
+            projection, or for an optimizer that is not known.
     """
 
     def __init__(
@@ -99,9 +112,15 @@ class TracIn:
         class_weight: Mapping[int, float] | None = None,
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
         projection: Projection | None = None,
+        optimizer_aware: bool = False,
         strategy: Strategy | None = None,
         memory_limit: int | None = None,
     ):
+        if optimizer_aware and projection is not None:
+            raise ValueError(
+                "`optimizer_aware=True` scores whole gradients. Received "
+                f"projection={projection!r} as well; leave one of them out."
+            )
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         self._rates = checkpoint_rates(run, weights)
@@ -119,6 +138,9 @@ class TracIn:
             strategy=strategy,
             memory_limit=memory_limit,
         )
+        self._preconditioner = (
+            Preconditioner(model) if optimizer_aware else None
+        )
         # All of them now: the last is loaded when most of the work is done.
         for checkpoint in run:
             if checkpoint in self._rates:
@@ -133,6 +155,11 @@ class TracIn:
     def rates(self) -> Rates:
         """The checkpoints that count, and what each counts."""
         return self._rates
+
+    @property
+    def optimizer_aware(self) -> bool:
+        """Whether gradients count as the optimizer uses them."""
+        return self._preconditioner is not None
 
     def among(self, ids: np.ndarray) -> TracIn:
         """The same for only those training examples that have these ids."""
@@ -164,9 +191,7 @@ class TracIn:
         """
         if aggregate:
             return self._influence_on_sum(test, verbose)
-        return scoring.influence(
-            self._scorer.blocks(test), self._stream(verbose)
-        )
+        return scoring.influence(self._blocks(test), self._stream(verbose))
 
     def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
         """The `k` strongest proponents and opponents of every query.
@@ -184,7 +209,7 @@ class TracIn:
                 examples; and as `influence`.
         """
         return scoring.top_k(
-            self._scorer.blocks(test),
+            self._blocks(test),
             self._stream(verbose),
             k,
             self._scorer.train.size,
@@ -199,9 +224,20 @@ class TracIn:
         Args:
             verbose: 0 for silence.
         """
-        step = self._scorer.train_steps.squared_norms
+        steps = self._scorer.train_steps
+        if self._preconditioner is not None:
+            return scoring.self_influence(
+                lambda consume: self._sweep(
+                    steps.weighted_norms,
+                    consume,
+                    prepare_for=self._diagonals(steps),
+                    verbose=verbose,
+                )
+            )
         return scoring.self_influence(
-            lambda consume: self._sweep(step, consume, verbose=verbose)
+            lambda consume: self._sweep(
+                steps.squared_norms, consume, verbose=verbose
+            )
         )
 
     def plan(self, test: Any = None) -> Plan:
@@ -209,11 +245,14 @@ class TracIn:
 
         Print it for examples, checkpoints and estimated memory.
         """
+        aware = self.optimizer_aware
         if test is None:
-            step = self._scorer.train_steps.squared_norms
+            steps = self._scorer.train_steps
+            step = steps.weighted_norms if aware else steps.squared_norms
             return self._scorer.plan(step, self._rates)
-        queries = next(self._scorer.blocks(test))
-        step = queries.steps.train.products
+        queries = next(self._blocks(test))
+        steps = queries.steps.train
+        step = steps.along if aware else steps.products
         return self._scorer.plan(step, self._rates, queries)
 
     def _influence_on_sum(self, test: Any, verbose: int) -> Attribution:
@@ -229,10 +268,30 @@ class TracIn:
                 lambda *parts: tf.add_n(parts), *totals
             )
 
+        weighed = None
+        if self._preconditioner is not None:
+            diagonals = self._diagonals(queries.steps.query)
+
+            def weighed(checkpoint):
+                return tf.nest.map_structure(
+                    lambda total, d: total * tf.cast(d, total.dtype),
+                    sum_up(),
+                    diagonals(checkpoint),
+                )
+
         columns = ScoreColumns()
         step = queries.steps.train.contractions
-        self._sweep(step, columns.add, queries, sum_up, verbose)
+        self._sweep(
+            step, columns.add, queries, sum_up, verbose, prepare_for=weighed
+        )
         return Attribution(columns.scores, np.array(["sum"]), columns.ids)
+
+    def _blocks(self, test: Any) -> Iterator[Queries]:
+        if self._preconditioner is None:
+            return self._scorer.blocks(test)
+        numbers = sum(map(flat.size_of, self._scorer.model.trainable_variables))
+        # Whole gradients, and the same once more with their weights.
+        return self._scorer.blocks(test, 2 * 4 * numbers)
 
     def _stream(self, verbose: int) -> scoring.Stream:
         """Streams the scores of one block of queries."""
@@ -241,7 +300,36 @@ class TracIn:
             step = queries.steps.train.products
             self._sweep(step, consume, queries, queries.factors, verbose)
 
-        return stream
+        def aware(queries: Queries, consume: Consume) -> None:
+            self._sweep(
+                queries.steps.train.along,
+                consume,
+                queries,
+                prepare_for=self._weighed(queries),
+                verbose=verbose,
+            )
+
+        return stream if self._preconditioner is None else aware
+
+    def _diagonals(self, steps: GradientFunctions):
+        """Of a checkpoint, what its optimizer makes of each entry."""
+        assert self._preconditioner is not None
+        at = self._preconditioner.at
+        return lambda checkpoint: at(checkpoint, steps.variables)
+
+    def _weighed(self, queries: Queries):
+        """Of a checkpoint, D times the queries' whole gradients."""
+        query, one = queries.steps.query, np.float32(1)
+        diagonals = self._diagonals(query)
+
+        def weighed(checkpoint):
+            found = [query.rows(batch.data, one) for batch in queries.batches]
+            rows = tf.concat(found, axis=0)
+            weights = tf.concat(tf.nest.flatten(diagonals(checkpoint)), axis=0)
+            rows *= tf.cast(weights, rows.dtype)
+            return flat.directions(rows, query.variables)
+
+        return weighed
 
     def _sweep(
         self,
@@ -250,6 +338,7 @@ class TracIn:
         queries=None,
         prepare=lambda *position: None,
         verbose=1,
+        prepare_for=None,
     ) -> None:
         self._scorer.sweep(
             step,
@@ -258,6 +347,7 @@ class TracIn:
             title="TracIn",
             queries=queries,
             prepare=prepare,
+            prepare_for=prepare_for,
             verbose=verbose,
         )
 

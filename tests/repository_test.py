@@ -39,6 +39,7 @@ IMPORT_ORDER = (
     "gradients.footprint",
     "gradients.functions",
     "gradients",
+    "preconditioner",
     "callbacks",
     "attribution",
     "sweep",

@@ -442,6 +442,24 @@ def _(factors: DenseGradients, direction: Direction) -> tf.Tensor:
     )
 
 
+def weighted_norm(factors: Factors, weights: Direction) -> tf.Tensor:
+    """Each gradient's squared length with a weight for every entry, `[n]`.
+
+    Args:
+        factors: factors of `n` examples.
+        weights: a flat vector per variable, as `total` returns.
+    """
+    if isinstance(factors, OuterFactors) and factors.sizes[0] == 1:
+        # The entries x δ of a single position have squares x² δ².
+        squares = OuterFactors(
+            tf.square(factors.inputs), tf.square(factors.grads), factors.bias
+        )
+        return contract(squares, weights)
+    full = materialize(factors)
+    squared = tuple(tf.square(part) for part in full.parts)
+    return contract(DenseGradients(squared), weights)
+
+
 def merge(uses: list[Factors]) -> Factors:
     """One set of factors for variables that were used several times.
 

@@ -52,6 +52,14 @@ def direction_specs(
     )
 
 
+def vector_specs(variables: Groups, factors: Sequence[Factors]) -> tuple:
+    """The types of one direction for factors of these types, `[size]` each."""
+    return tuple(
+        tuple(tf.TensorSpec([size_of(v)], _dtype(found)) for v in group)
+        for group, found in zip(variables, factors, strict=True)
+    )
+
+
 def size_of(variable: keras.Variable) -> int:
     """How many numbers a variable holds."""
     return int(tf.TensorShape(variable.shape).num_elements())

@@ -240,6 +240,26 @@ class GradientFunctions:
 
         return self._traced(step, _RATE, *self._position, axis=-1)
 
+    @functools.cached_property
+    def weighted_norms(self):
+        """`(data, weights, rate) -> rate · [n]` lengths under a diagonal.
+
+        `weights` are a flat vector for each variable, in the groups of
+        `variables`.
+        """
+
+        def step(data, weights, rate):
+            found = self._capture(data).factors
+            shares = [
+                algebra.weighted_norm(factors, vectors)
+                for factors, vectors in zip(found, weights, strict=True)
+            ]
+            return _scaled_sum(rate, shares)
+
+        found = self.captured.get_concrete_function().structured_outputs
+        specs = flat.vector_specs(self.variables, found.factors)
+        return self._traced(step, specs, _RATE, axis=-1)
+
     @property
     def factor_specs(self) -> tuple:
         """The shapes and dtypes of compact factors, `[None, ...]`."""

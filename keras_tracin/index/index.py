@@ -291,6 +291,11 @@ def _identity(method: TracIn, projection: Projection, dtype: str) -> dict:
             f"projection={scorer.projection!r}: leave it out there and give "
             "it to `build`."
         )
+    if getattr(method, "optimizer_aware", False):
+        raise ValueError(
+            "An index holds plain gradients. Received a TracIn with "
+            "optimizer_aware=True; leave it out."
+        )
     model = scorer.model
     known = model._flatten_layers()
     sites = find_sites(model, scorer.layers)
