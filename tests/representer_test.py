@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin.representer import points as points_module
 from keras_tracin.representer import retune as retune_module
+from keras_tracin.representer.decomposition import L2Points
 
 NUM_TRAIN, NUM_TEST, WIDTH = 40, 6, 5
 
@@ -206,6 +208,47 @@ def test_top_k_in_small_pieces_agrees_with_all_scores(classes):
         np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4)
 
 
+def test_pieces_are_of_bounded_size_however_much_memory_there_is(
+    classes, monkeypatch
+):
+    made = []
+
+    def scores(self, prepared, rows):
+        found = original(self, prepared, rows)
+        made.append(found.size)
+        return found
+
+    original = L2Points.scores
+    expected = classes.points.top_k(classes.test, 4, verbose=0)
+    monkeypatch.setattr(L2Points, "scores", scores)
+    monkeypatch.setattr(points_module, "_CHUNK", 10 * NUM_TEST)
+    found = classes.points.top_k(classes.test, 4, verbose=0)
+    assert made == [10 * NUM_TEST] * (NUM_TRAIN // 10)
+    np.testing.assert_array_equal(found.opponents.ids, expected.opponents.ids)
+
+
+def test_replicas_do_not_matter(classes):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = build(classes.case)
+    model.set_weights(classes.model.get_weights())
+    points = kt.RepresenterPoints(
+        model, classes.train, l2=0.01, strategy=strategy, verbose=0
+    )
+    np.testing.assert_allclose(
+        points.influence(classes.test, verbose=0).scores,
+        classes.points.influence(classes.test, verbose=0).scores,
+        rtol=1e-3,
+        atol=1e-5,
+    )
+    sweep = kt.sweep_l2(
+        model, classes.train, [0.01], strategy=strategy, verbose=0
+    )
+    own = classes.points.faithfulness(verbose=0)
+    assert sweep.rows[0].correlation == pytest.approx(own.correlation, rel=1e-4)
+    refused(classes.model, classes.train, "not built under", strategy=strategy)
+
+
 def lje_twin(model, train, test, l2):
     """Scores `[m, n, k]` by the formula, one training example at a time."""
     f, t = features(model, train[0]), features(model, test[0])
@@ -348,6 +391,8 @@ def test_no_stationary_point_is_a_warning_with_the_remedy(classes, monkeypatch):
 def test_l2_must_be_above_zero(classes, l2):
     with pytest.raises(ValueError, match=r"`l2` should be .*above zero"):
         kt.RepresenterPoints(classes.model, classes.train, l2=l2, verbose=0)
+    with pytest.raises(ValueError, match=r"`l2` should be .*above zero"):
+        kt.sweep_l2(classes.model, classes.train, [0.1, l2], verbose=0)
 
 
 def refused(model, train, message, **options):

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_tracin.distribution import Strategy
 from keras_tracin.representer.decomposition import L2Points
 from keras_tracin.representer.problem import Problem, checked_l2
 from keras_tracin.representer.retune import retune
@@ -138,6 +139,7 @@ def sweep_l2(
     *,
     layer: str | keras.Layer | None = None,
     loss: Any = None,
+    strategy: Strategy | None = None,
     memory_limit: int | None = None,
     verbose: int = 1,
 ) -> L2Sweep:
@@ -152,6 +154,7 @@ def sweep_l2(
         l2: the values of λ to try, each above zero.
         layer: the Dense layer that makes the logits.
         loss: used in place of the compiled loss.
+        strategy: a `tf.distribute.Strategy` under which the model was built.
         memory_limit: bytes the computation may use.
         verbose: 0 for silence.
 
@@ -166,6 +169,7 @@ def sweep_l2(
         train,
         layer=layer,
         loss=loss,
+        strategy=strategy,
         memory_limit=memory_limit,
         verbose=verbose,
     )

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Examples
+from keras_tracin.distribution import Strategy, spread
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import batch_spec, kind_of
 from keras_tracin.gradients.sites import intercepted
@@ -75,6 +76,7 @@ class FeatureReader:
         head: its last layer.
         memory_limit: bytes that a step may use.
         strict: refuse losses that layers add from their inputs.
+        strategy: where to run; each replica works on a share of a batch.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class FeatureReader:
         head: Head,
         memory_limit: int,
         strict: bool = True,
+        strategy: Strategy | None = None,
     ):
         self._model, self._head = model, head
         self._memory_limit, self._strict = memory_limit, strict
+        self._strategy = strategy
         self._steps: dict[str, Any] = {}
 
     def read(self, examples: Examples, verbose: int = 0) -> Representations:
@@ -139,7 +143,7 @@ class FeatureReader:
         kind = kind_of(x)
         if kind not in self._steps:
             self._steps[kind] = tf.function(
-                self._step,
+                spread(self._step, self._strategy, axis=0),
                 autograph=False,
                 input_signature=[batch_spec(x)],
             )

@@ -30,6 +30,7 @@ import numpy as np
 from keras_tracin import scoring
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.datasets import open_examples
+from keras_tracin.distribution import Strategy
 from keras_tracin.representer.decomposition import L2Points, LocalExpansion
 from keras_tracin.representer.faithfulness import Faithfulness, compare
 from keras_tracin.representer.features import Representations
@@ -40,6 +41,7 @@ from keras_tracin.representer.targets import Target
 from keras_tracin.scoring import Consume
 
 _QUERY_BLOCK = 1024  # queries that are scored together, at most
+_CHUNK = 2**22  # scores that are made at a time, at most: more saves no time
 
 
 class RepresenterPoints:
@@ -74,6 +76,8 @@ class RepresenterPoints:
             2021), which decomposes the last layer as it is and retunes
             nothing; see `keras_tracin.representer.decomposition`.
         loss: used in place of the compiled loss; anything `compile` takes.
+        strategy: a `tf.distribute.Strategy` under which the model was built,
+            to spread the pass over the data over.
         memory_limit: bytes the computation may use, beside the data and the
             representations; half of what is free by default.
         verbose: 0 for silence; else a pass over the training examples of more
@@ -89,9 +93,10 @@ class RepresenterPoints:
 
     Raises:
         ValueError: if λ is not above zero, if the model has no such layer, if
-            the loss has no gradient at the logits, or if data and model do
-            not fit one another. A layer that retuning leaves short of a
-            stationary point is a warning.
+            the loss has no gradient at the logits, if data and model do not
+            fit one another, or if the model was not built under `strategy`. A
+            layer that retuning leaves short of a stationary point is a
+            warning.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class RepresenterPoints:
         layer: str | keras.Layer | None = None,
         method: str = "l2",
         loss: Any = None,
+        strategy: Strategy | None = None,
         memory_limit: int | None = None,
         verbose: int = 1,
     ):
@@ -115,6 +121,7 @@ class RepresenterPoints:
             train,
             layer=layer,
             loss=loss,
+            strategy=strategy,
             memory_limit=memory_limit,
             verbose=verbose,
         )
@@ -316,6 +323,7 @@ class RepresenterPoints:
 
     def _chunks(self, columns: int) -> Iterator[slice]:
         """Training examples in pieces that fit memory, by scores of each."""
-        size = max(1, self._problem.memory_limit // (8 * 8 * columns))
+        room = min(self._problem.memory_limit // (8 * 8), _CHUNK)
+        size = max(1, room // columns)
         for start in range(0, len(self.train_ids), size):
             yield slice(start, start + size)

@@ -3,7 +3,7 @@
 Synopsis:
 
     problem = Problem.read(model, train, layer=None, loss=None,
-                           memory_limit=None, verbose=0)
+                           strategy=None, memory_limit=None, verbose=0)
     problem.objective(l2=1e-3)          # what the head is retuned on
     problem.blocks(test, 1024)          # queries, represented
 """
@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from keras_tracin.datasets import open_examples
+from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective
@@ -54,6 +55,7 @@ class Problem:
         *,
         layer: str | keras.Layer | None,
         loss: Any,
+        strategy: Strategy | None,
         memory_limit: int | None,
         verbose: int,
     ) -> Problem:
@@ -65,9 +67,10 @@ class Problem:
         x = examples.first(_SAMPLE).x
         if not model.built:
             model(x, training=False)
+        check_built_under(strategy, model)
         head = find_head(model, x, layer)
         limit = memory_limit or default_memory_limit()
-        reader = FeatureReader(model, head, limit, strict=loss is None)
+        reader = FeatureReader(model, head, limit, loss is None, strategy)
         represented = reader.read(examples, verbose)
         objective = Objective(head, represented, model, loss)
         meaning = meaning_of(head, model, loss, represented.y)
