@@ -11,6 +11,7 @@ from keras import layers
 import keras_tracin as kt
 from keras_tracin import scoring as scoring_module
 from keras_tracin import sweep as sweep_module
+from keras_tracin.curvature import sketch as sketch_module
 from keras_tracin.curvature.sketch import gaussian_rows
 from keras_tracin.losses import per_example_loss
 from tests.curvature import oracle
@@ -315,6 +316,42 @@ def test_negative_curvature_is_warned_of():
 def test_bad_options_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         kt.InfluenceFunctions(model, TRAIN, **options)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton", "ekfac"])
+def test_what_cannot_be_differentiated_is_refused_by_its_name(curvature):
+    model = sequential(
+        (5,),
+        layers.Dense(3, name="lost"),
+        layers.Lambda(tf.round),
+        layers.Dense(CLASSES, "softmax", name="head"),
+    )
+    model.compile(loss="sparse_categorical_crossentropy")
+    options = {"damping": 1.0, "curvature": curvature}
+    refused = kt.InfluenceFunctions(model, TRAIN, **options)
+    with pytest.raises(ValueError, match=r"lost.*layers="):
+        refused.influence(TEST, verbose=0)
+    served = kt.InfluenceFunctions(model, TRAIN, **options, layers=["head"])
+    with pytest.warns(UserWarning, match="not converged"):
+        scores = served.influence(TEST, verbose=0).scores
+    assert np.abs(scores).min() > 0
+
+
+def test_too_many_weights_are_refused_with_the_memory_they_take(
+    model, monkeypatch
+):
+    options = {"damping": 0.5}
+    exact = kt.InfluenceFunctions(
+        model, TRAIN, solver=kt.Exact(max_size=38), **options
+    )
+    with pytest.raises(ValueError, match=r"39 × 39 numbers take .* GB"):
+        exact.influence(TEST, verbose=0)
+    monkeypatch.setattr(sketch_module, "default_memory_limit", lambda: 1000)
+    sketched = kt.InfluenceFunctions(
+        model, TRAIN, solver=kt.RandomizedSketch(9), **options
+    )
+    with pytest.raises(ValueError, match=r"takes .* GB.*fewer `layers=`"):
+        sketched.top_k(TEST, 3, verbose=0)
 
 
 def test_nan_in_a_query_names_it(method):

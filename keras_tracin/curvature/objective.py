@@ -15,309 +15,39 @@ Synopsis:
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_tracin.curvature.examples import HeldExamples
-from keras_tracin.curvature.operators import Operator
-from keras_tracin.curvature.penalty import ZEROS, Layout, Parts, Penalty
-from keras_tracin.datasets import Examples
-from keras_tracin.distribution import Strategy, spread_sum
-from keras_tracin.gradients.footprint import footprint
-from keras_tracin.gradients.functions import batch_spec
-from keras_tracin.losses import PerExampleLoss
-from keras_tracin.sweep import default_memory_limit, make_plan
-
-# Examples × variables up to which vectors are worked on side by side: all of
-# an operation's shares are then small, and calling it takes longer than doing
-# it. Beyond, one vector at a time moves less memory.
-_SIDE_BY_SIDE = 2**21
-_SIDE_BY_SIDE_AT_ONCE = 2**26  # the same × vectors
+from keras_tracin.curvature.mean_loss import MeanLossCurvature
+from keras_tracin.curvature.penalty import ZEROS, Parts
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _OverExamples:
-    """What the curvatures of a mean loss have in common.
-
-    Attributes:
-        model: a built model; it runs in inference mode.
-        loss: `(y, y_pred, sample_weight) -> [n]`.
-        examples: the training data.
-        variables: those that the vectors are laid out by, in this order.
-        penalty: `ρ`, what the weight regularisers count beside the mean loss;
-            see `keras_tracin.losses.penalty_weight`.
-        memory_limit: bytes that may be used; half of what is free by default.
-        strategy: where to run; each replica works on a share of a batch.
-    """
-
-    model: keras.Model
-    loss: PerExampleLoss
-    examples: Examples
-    variables: Sequence[keras.Variable]
-    penalty: float = 1.0
-    memory_limit: int | None = None
-    strategy: Strategy | None = None
-
-    def __post_init__(self):
-        _check_precision(self.model, self.variables)
-
-    @property
-    def size(self) -> int:
-        """p, how many numbers the variables hold."""
-        return self._layout.size
-
-    @property
-    def dtype(self) -> tf.DType:
-        """The type of the vectors: the widest of the variables'."""
-        return self._layout.dtype
-
-    def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
-        """The product with each row of `vectors [m, p]`.
-
-        One pass over the data; the work on each batch's losses and gradients
-        is shared by all rows.
-        """
-        vectors = tf.convert_to_tensor(vectors, self.dtype)
-        total = tf.zeros_like(vectors)
-        count = 0
-        for data in self.held.batches(self._batch_size):
-            total += self._sums(data, vectors)
-            count += len(tf.nest.flatten(data)[0])
-        return total / count + self._penalty.products(vectors)
-
-    def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
-        """The same over `batch_size` random examples instead of all."""
-        return _OverBatch(self, self.held.draw(rng, batch_size))
-
-    def gradient(self) -> tf.Tensor:
-        """The gradient of the objective, `[p]`; zero at its minimum."""
-        total = tf.zeros([self.size], self.dtype)
-        count = 0
-        for data in self.held.batches(self._batch_size):
-            total += self._gradient(data)
-            count += len(tf.nest.flatten(data)[0])
-        return total / count + self._penalty.gradient()
-
-    def penalty_diagonal(self) -> tf.Tensor:
-        """The regularisers' second derivatives `[p]`, if these are diagonal.
-
-        They are for every penalty that is a sum over weights, as L2.
-        """
-        ones = tf.ones([1, self.size], self.dtype)
-        return tf.reshape(self._penalty.products(ones) * ones, [-1])
-
-    def _linearize(self, data, real) -> Callable[[Parts], Parts]:
-        """Runs the model once; returns what multiplies a vector, in parts."""
-        raise NotImplementedError
-
-    def _sums(self, data: Any, vectors: tf.Tensor) -> tf.Tensor:
-        """The products `[m, p]` summed over the examples of a batch."""
-        rows, examples = len(vectors), len(tf.nest.flatten(data)[0])
-        if rows == 1:
-            return self._alone(data, vectors)
-        width = examples * self.size
-        if width > _SIDE_BY_SIDE or self._has_loops:
-            return self._in_turn(data, vectors)
-        block = max(1, _SIDE_BY_SIDE_AT_ONCE // width)
-        found = [
-            self._side_by_side(data, vectors[start : start + block])
-            for start in range(0, rows, block)
-        ]
-        return found[0] if len(found) == 1 else tf.concat(found, axis=0)
-
-    @functools.cached_property
-    def _has_loops(self) -> bool:
-        """Whether something in the model loops, as recurrent layers do.
-
-        `tf.vectorized_map` cannot take second derivatives of a loop.
-        """
-        graph = self._gradient.get_concrete_function().graph
-        return any(op.type.endswith("While") for op in graph.get_operations())
-
-    @functools.cached_property
-    def _alone(self):
-        return self._traced(lambda f, vectors: f(vectors[0])[tf.newaxis])
-
-    @functools.cached_property
-    def _in_turn(self):
-        return self._traced(tf.map_fn)
-
-    @functools.cached_property
-    def _side_by_side(self):
-        return self._traced(tf.vectorized_map)
-
-    def _traced(self, over: Callable):
-        """`(data, vectors [m, p]) -> [m, p]`, compiled.
-
-        Args:
-            over: `(function, vectors)`, calls the function on each vector.
-        """
-
-        def step(data, real, vectors):
-            product, layout = self._linearize(data, real), self._layout
-            return over(
-                lambda vector: layout.joined(product(layout.split(vector))),
-                vectors,
-            )
-
-        spec = tf.TensorSpec([None, self.size], self.dtype)
-        return tf.function(
-            spread_sum(step, self.strategy),
-            autograph=False,
-            input_signature=(self.spec, spec),
-        )
-
-    @functools.cached_property
-    def _gradient(self):
-        def step(data, real):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(self._values)
-                total = self._total_loss(data, real)[0]
-            return self._layout.joined(self._gradients(tape, total))
-
-        return tf.function(
-            spread_sum(step, self.strategy),
-            autograph=False,
-            input_signature=(self.spec,),
-        )
-
-    @property
-    def _values(self) -> list[tf.Variable]:
-        return self._layout.values
-
-    @functools.cached_property
-    def _layout(self) -> Layout:
-        return Layout(tuple(self.variables))
-
-    @functools.cached_property
-    def _penalty(self) -> Penalty:
-        return Penalty(self._layout, self.penalty)
-
-    @functools.cached_property
-    def spec(self):
-        """The types of a batch's parts, of any number of examples."""
-        return batch_spec(self.examples.first(1).data)
-
-    @functools.cached_property
-    def held(self) -> HeldExamples:
-        """The training data, in memory as far as it fits."""
-        return HeldExamples(self.examples, self._limit // 4)
-
-    @property
-    def _limit(self) -> int:
-        return self.memory_limit or default_memory_limit()
-
-    @functools.cached_property
-    def _batch_size(self) -> int:
-        plan = make_plan(
-            self.examples,
-            num_queries=0,
-            num_checkpoints=1,
-            footprint=footprint(self._alone),
-            bytes_per_query=0,
-            memory_limit=self._limit,
-        )
-        return plan.batch_size
-
-    def _total_loss(self, data, real) -> tuple[tf.Tensor, Any]:
-        """The sum of the real examples' losses, and the model's outputs."""
-        x, y, *weight = data
-        outputs = self.model(x, training=False)
-        losses = self.loss(y, outputs, weight[0] if weight else None)
-        return tf.reduce_sum(tf.where(real, losses, 0)), outputs
-
-    def _gradients(self, tape: tf.GradientTape, target) -> Parts:
-        """First derivatives by the variables, none of which may be missing."""
-        found = tape.gradient(target, self._values)
-        missing = [
-            variable.path
-            for variable, grad in zip(self.variables, found, strict=True)
-            if grad is None
-        ]
-        if missing:
-            raise ValueError(
-                f"The loss has no gradient for the variables {missing}: "
-                "something after them cannot be differentiated (rounding, "
-                "argmax, a conversion to integers), or does not reach the "
-                "loss. Leave their layers out by naming the others in "
-                "`layers=`."
-            )
-        return [tf.convert_to_tensor(grad) for grad in found]
-
-
-def _check_precision(model: keras.Model, variables) -> None:
-    narrow = [v.path for v in variables if tf.as_dtype(v.dtype).size < 4]
-    narrow += [
-        layer.name
-        for layer in model._flatten_layers()
-        if layer.compute_dtype in ("float16", "bfloat16")
-    ]
-    if narrow:
-        raise ValueError(
-            "Second derivatives need float32 or wider. Received a model that "
-            f"computes in half precision ({sorted(set(narrow))[:5]}). Build "
-            "it with dtype='float32' and `set_weights` with these weights."
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _OverBatch:
-    """The curvature of the mean loss over one batch."""
-
-    whole: _OverExamples
-    data: Any
-
-    @property
-    def size(self) -> int:
-        return self.whole.size
-
-    @property
-    def dtype(self) -> tf.DType:
-        return self.whole.dtype
-
-    def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
-        vectors = tf.convert_to_tensor(vectors, self.dtype)
-        count = len(tf.nest.flatten(self.data)[0])
-        sums = self.whole._sums(self.data, vectors)
-        return sums / count + self.whole._penalty.products(vectors)
-
-    def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
-        return self.whole.sample(rng, batch_size)
-
-
-class Hessian(_OverExamples):
+class Hessian(MeanLossCurvature):
     """The Hessian of the objective: `∇²J v` for any vector `v`.
 
     Not positive definite unless the objective is convex; see `Damped` and
     `GaussNewton`. The second derivative of a ReLU counts as zero.
     """
 
-    def _linearize(self, data, real):
+    def linearize(self, data, real):
         with tf.GradientTape(
             persistent=True, watch_accessed_variables=False
         ) as outer:
-            outer.watch(self._values)
+            outer.watch(self.values)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
-                inner.watch(self._values)
-                total = self._total_loss(data, real)[0]
-            grads = self._gradients(inner, total)
+                inner.watch(self.values)
+                total = self.total_loss(data, real)[0]
+            grads = self.gradients(inner, total)
 
         def product(vector: Parts) -> Parts:
             found = outer.gradient(
-                grads, self._values, output_gradients=vector, **ZEROS
+                grads, self.values, output_gradients=vector, **ZEROS
             )
             return [tf.convert_to_tensor(part) for part in found]
 
         return product
 
 
-class GaussNewton(_OverExamples):
+class GaussNewton(MeanLossCurvature):
     """`(1/n) Σ Jᵀ (∂²ℓ/∂z²) J` with `J` the Jacobian of the outputs z.
 
     Where the loss is convex in the outputs it is positive semi-definite, and
@@ -326,13 +56,13 @@ class GaussNewton(_OverExamples):
     where Keras knows them (a softmax or sigmoid at the end of the model).
     """
 
-    def _linearize(self, data, real):
+    def linearize(self, data, real):
         options = {"persistent": True, "watch_accessed_variables": False}
         with tf.GradientTape(**options) as outer:
-            outer.watch(self._values)
+            outer.watch(self.values)
             with tf.GradientTape(**options) as inner:
-                inner.watch(self._values)
-                total, outputs = self._total_loss(data, real)
+                inner.watch(self.values)
+                total, outputs = self.total_loss(data, real)
                 logits = [
                     getattr(output, "_keras_logits", output)
                     for output in tf.nest.flatten(outputs)
@@ -342,10 +72,10 @@ class GaussNewton(_OverExamples):
             probes = [tf.ones_like(output) for output in logits]
             outer.watch(probes)
             pulled = inner.gradient(
-                logits, self._values, output_gradients=probes, **ZEROS
+                logits, self.values, output_gradients=probes, **ZEROS
             )
             pulled = [tf.convert_to_tensor(part) for part in pulled]
-        self._gradients(inner, total)  # refuses what has none
+        self.gradients(inner, total)  # refuses what has none
 
         def product(vector: Parts) -> Parts:
             pushed = outer.gradient(
@@ -355,7 +85,7 @@ class GaussNewton(_OverExamples):
                 slopes, logits, output_gradients=pushed, **ZEROS
             )
             found = inner.gradient(
-                logits, self._values, output_gradients=curved, **ZEROS
+                logits, self.values, output_gradients=curved, **ZEROS
             )
             return [tf.convert_to_tensor(part) for part in found]
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_tracin.curvature import objective
+from keras_tracin.curvature import mean_loss
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, matvec
 from keras_tracin.datasets import open_examples
@@ -157,9 +157,9 @@ def test_vectors_side_by_side_or_in_turn_are_the_same(kind, monkeypatch):
     model, loss, data = dense_case()
     vectors = np.random.default_rng(1).normal(size=(5, 27))
     beside = operator(kind, model, loss, data).matmat(vectors)
-    monkeypatch.setattr(objective, "_SIDE_BY_SIDE_AT_ONCE", 2 * COUNT * 27)
+    monkeypatch.setattr(mean_loss, "_SIDE_BY_SIDE_AT_ONCE", 2 * COUNT * 27)
     pairs = operator(kind, model, loss, data).matmat(vectors)
-    monkeypatch.setattr(objective, "_SIDE_BY_SIDE", 0)
+    monkeypatch.setattr(mean_loss, "_SIDE_BY_SIDE", 0)
     in_turn = operator(kind, model, loss, data).matmat(vectors)
     np.testing.assert_allclose(pairs, beside, rtol=1e-10)
     np.testing.assert_allclose(in_turn, beside, rtol=1e-10)

@@ -1,5 +1,7 @@
 """The randomized sketch: unbiased twice over, and equal to its equation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,6 +15,7 @@ from keras_tracin.curvature.sketch import (
     stochastic_gradient,
 )
 from keras_tracin.curvature.solvers import Exact, solve
+from keras_tracin.curvature.solvers.exact import as_matrix
 from tests.curvature.solvers_test import SIZE, noisy
 
 
@@ -97,6 +100,25 @@ def test_the_error_falls_as_the_theory_of_random_projections_says():
         assert 0.8 < error / expected < 1.25
 
 
+def test_scores_have_the_variance_that_is_predicted():
+    operator = noisy()
+    inverse = np.linalg.inv(as_matrix(operator))
+    train, queries = vectors(6), vectors(3, 2)
+    exact = queries @ inverse @ train.T
+    lengths = [np.square(v).sum(axis=1) for v in (queries, train @ inverse)]
+    predicted = np.outer(*lengths) + exact**2  # (‖q‖²‖u‖² + (q·u)²), over d
+    for dim in (4, 64):
+        draws = []
+        for seed in range(400):
+            rows = gaussian_rows(dim, SIZE, seed, tf.float64) @ inverse
+            made = InverseSketch(rows, seed, np.zeros((1, 2)), 1.0)
+            draws.append(made(queries).value.numpy() @ train.T)
+        assert within_confidence(draws, exact).all()
+        ratio = np.var(draws, axis=0) * dim / predicted
+        assert 0.85 < ratio.mean() < 1.15
+        assert np.all((ratio > 0.6) & (ratio < 1.5))
+
+
 @pytest.mark.parametrize("method", ["sgd", "cg"])
 def test_both_methods_solve_the_equation_for_the_same_projection(method):
     operator = noisy()
@@ -120,6 +142,21 @@ def test_the_residual_is_tracked_and_falls():
     assert steps[-1] == 400
     assert np.all(np.diff(steps) > 0)
     assert residuals[-1] < residuals[0]
+
+
+def test_the_residual_of_all_examples_is_that_of_the_equation(monkeypatch):
+    operator = noisy()
+    everything = len(operator.operator.parts)
+    solver = RandomizedSketch(8, steps=20, batch_size=everything)
+    made = solver.prepare(operator)
+    rows = gaussian_rows(8, SIZE, 0, tf.float64)
+    left = tf.norm(operator.matmat(made.rows) - rows) / tf.norm(rows)
+    assert made.residual == pytest.approx(float(left))
+    # Measuring it takes no minibatch from the descent.
+    monkeypatch.setattr(sketch_module, "_CHECKS", 1)
+    again = solver.prepare(operator)
+    assert len(again.history) < len(made.history)
+    np.testing.assert_array_equal(again.rows, made.rows)
 
 
 def test_a_sketch_that_did_not_converge_says_so():
@@ -164,6 +201,14 @@ def test_other_files_are_refused(tmp_path):
     for name in ("text", "other.npz"):
         with pytest.raises(ValueError, match="no sketch of an inverse"):
             InverseSketch.load(tmp_path / name)
+
+
+def test_pickled_objects_are_not_read(tmp_path):
+    made = RandomizedSketch(3, method="cg").prepare(noisy())
+    fields = dataclasses.asdict(made) | {"tol": np.array([{}], dtype=object)}
+    np.savez(tmp_path / "sketch.npz", **fields)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        InverseSketch.load(tmp_path / "sketch.npz")
 
 
 def test_too_much_memory_is_refused_with_its_size(monkeypatch):

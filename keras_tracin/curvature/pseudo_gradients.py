@@ -1,0 +1,111 @@
+"""Losses whose gradients have the Gauss-Newton curvature as second moments.
+
+Labels drawn from the model would do for a likelihood. Here the gradient by the
+outputs z is drawn with the covariance `∂²ℓ/∂z²`, which is what they give in
+expectation, for any loss that is convex in z.
+
+Synopsis:
+
+    def surrogate(y, y_pred, weight):        # in place of the loss
+        return pseudo_loss(loss, y, y_pred, weight, seed, outputs)
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+EACH_OUTPUT = 16  # outputs up to which each has a pass of its own
+_MOST_OUTPUTS = 512  # whose curvature is written out for each example
+
+
+def pseudo_loss(loss, y, y_pred, weight, seed, outputs: list[int]):
+    """`v·z` per example, with `E[v vᵀ] = ∂²ℓ/∂z²` and v taken as given."""
+    leaves = tf.nest.flatten(y_pred)
+    found = None
+    if any(hasattr(leaf, "_keras_logits") for leaf in leaves):
+        logits = [getattr(leaf, "_keras_logits", leaf) for leaf in leaves]
+        found = _curvatures(loss, y, y_pred, leaves, logits, weight, True)
+    if found is None:
+        logits = leaves
+        found = _curvatures(loss, y, y_pred, leaves, logits, weight, False)
+    if found is None:
+        raise ValueError(
+            "The loss has no gradient by the model's outputs. EK-FAC needs "
+            "one that can be differentiated twice."
+        )
+    outputs[:] = [curvature.shape[-1] for curvature in found]
+    total, alone = 0.0, len(found) == 1
+    for at, (z, curvature) in enumerate(zip(logits, found, strict=True)):
+        draw = _draw(curvature, seed + tf.constant([0, 7919 * at]), alone)
+        product = tf.stop_gradient(draw) * z
+        total += tf.reduce_sum(tf.reshape(product, [tf.shape(z)[0], -1]), 1)
+    return total
+
+
+def _curvatures(loss, y, y_pred, leaves, logits, weight, by_logits: bool):
+    """`∂²ℓ/∂z² [n, ..., K, K]` by each output; None without a gradient."""
+    options = {"persistent": True, "watch_accessed_variables": False}
+    with tf.GradientTape(**options) as outer:
+        probes = [tf.identity(tf.stop_gradient(z)) for z in logits]
+        outer.watch(probes)
+        with tf.GradientTape(**options) as inner:
+            inner.watch(probes)
+            shown = []
+            for leaf, probe in zip(leaves, probes, strict=True):
+                value = tf.identity(leaf) if by_logits else probe
+                if by_logits and hasattr(leaf, "_keras_logits"):
+                    value._keras_logits = probe
+                if hasattr(leaf, "_keras_mask"):
+                    value._keras_mask = leaf._keras_mask
+                shown.append(value)
+            outputs = tf.nest.pack_sequence_as(y_pred, shown)
+            total = tf.reduce_sum(loss(y, outputs, weight))
+        slopes = inner.gradient(total, probes)
+    if any(slope is None for slope in slopes):
+        return None
+    found = []
+    for probe, slope in zip(probes, slopes, strict=True):
+        width = probe.shape[-1]
+        if width > _MOST_OUTPUTS:
+            raise ValueError(
+                f"EK-FAC writes out the loss's curvature by up to "
+                f"{_MOST_OUTPUTS} outputs. Received a model with {width}. Use "
+                "curvature='gauss_newton' with `Arnoldi()` or `CG()`."
+            )
+        rows = [
+            outer.gradient(
+                slope,
+                probe,
+                output_gradients=tf.ones_like(probe)
+                * tf.one_hot(at, width, dtype=probe.dtype),
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            for at in range(width)
+        ]
+        found.append(tf.stack(rows, axis=-2))
+    return found
+
+
+def _draw(curvature: tf.Tensor, seed: tf.Tensor, alone: bool) -> tf.Tensor:
+    """A random v of covariance `curvature [..., K, K]`, `[..., K]`.
+
+    With few outputs v is √K times one column of the root, a different one in
+    each of K passes, which together give the covariance exactly.
+    """
+    width = curvature.shape[-1]
+    values, vectors = tf.linalg.eigh(
+        (curvature + tf.linalg.matrix_transpose(curvature)) / 2
+    )
+    root = vectors * tf.sqrt(tf.maximum(values, 0))[..., tf.newaxis, :]
+    if alone and width <= EACH_OUTPUT:
+        signs = tf.random.stateless_uniform(
+            tf.shape(root)[:-2], seed, 0, 2, tf.int32
+        )
+        signs = tf.cast(2 * signs - 1, root.dtype)[..., tf.newaxis]
+        return math.sqrt(width) * signs * tf.gather(root, seed[0], axis=-1)
+    noise = tf.random.stateless_normal(
+        tf.shape(root)[:-1], seed, dtype=root.dtype
+    )
+    return tf.linalg.matvec(root, noise)
