@@ -80,6 +80,19 @@ def memory(case: str, name: str, num_train: int) -> Memory:
     return Memory(_measure.resident_bytes(peak=True) - inputs, before)
 
 
+def representer_memory(num_train: int, num_queries: int) -> Memory:
+    """Weighs `top_k` of representer points, in this process, which is new."""
+    workload = _models.WORKLOADS["cnn"]
+    model = workload.compiled()
+    train = _models.random_examples(workload, num_train, seed=0)
+    test = _models.random_examples(workload, num_queries, seed=1)
+    inputs = sum(array.nbytes for array in (*train, *test))
+    before = _measure.resident_bytes() - inputs
+    points = kt.RepresenterPoints(model, train, l2=1e-3, verbose=0)
+    points.top_k(test, k=10, verbose=0)
+    return Memory(_measure.resident_bytes(peak=True) - inputs, before)
+
+
 def _score(method: kt.TracIn, case: str, test: _models.Arrays) -> None:
     if case == "influence":
         method.influence(test, verbose=0)

@@ -1,6 +1,7 @@
 """The four networks that are measured, and the data that they are fed."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import keras
@@ -135,6 +136,12 @@ WORKLOADS = {
         transformer, (SEQUENCE,), 100, 8, reads_tokens=True
     ),
 }
+
+
+def mnist_in(data_dir: str) -> str | None:
+    """The TFDS folder that holds MNIST, or None where there is none."""
+    folder = pathlib.Path(data_dir, "tfds")
+    return str(folder) if (folder / "mnist").is_dir() else None
 
 
 def load_examples(

@@ -1,68 +1,66 @@
 """Influence functions: how close each solver comes, and what it costs.
 
-    python -m benchmarks.curvature --sections=digits,sketch
+    python -m benchmarks.curvature --sections=digits,sketch,dims,mnist
 
 `digits`: a network 64-25-10 on scikit-learn's digits, every solver against
 `Exact` at the same damping, beside the time of one epoch of `model.fit`.
 `sketch`: the paper's randomized sketch on the same network, against S made
-exactly for the same G, and against `Exact`.
+exactly for the same G, and against `Exact`. `dims`: the error of that sketch
+against its size, beside what the theory predicts. `mnist`: softmax regression,
+against training again without each of the 100 most influential examples.
+`--peer=dattri` or `kronfluence` scores the digits, and MNIST with a network
+784-256-128-10, in both libraries.
 """
 
-import time
+import dataclasses
+import os
 import warnings
-from collections.abc import Callable
 
-import keras
 import numpy as np
-import scipy.stats
-import sklearn.datasets
 import tensorflow as tf
 from absl import app, flags
 
 import keras_tracin as kt
+from benchmarks import _curvature, _models, _softmax
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped
 from keras_tracin.curvature.sketch import gaussian_rows
 from keras_tracin.curvature.solvers import solve
 from keras_tracin.curvature.solvers.exact import as_matrix
-from keras_tracin.datasets import open_examples
-from keras_tracin.losses import per_example_loss
 
 _SECTIONS = flags.DEFINE_list(
-    "sections", ["digits", "sketch"], "What to measure."
+    "sections", ["digits", "sketch", "dims", "mnist"], "What to measure."
 )
-_DAMPING = flags.DEFINE_float("damping", 0.1, "λ of the digits network.")
+_PEER = flags.DEFINE_enum(
+    "peer",
+    "none",
+    ["none", "dattri", "kronfluence"],
+    "Library to compare with.",
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "Runs of which the median is taken.", lower_bound=1
+)
+_DAMPING = flags.DEFINE_float("damping", 0.1, "λ of the networks.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    os.environ.get("KERAS_TRACIN_DATA", "../shared/data"),
+    "Folder that holds tfds/mnist. Without it the input is random.",
+)
 
-_QUERIES = 50
-
-
-def _digits_network():
-    """A network of 1,885 numbers, trained, with its data and queries."""
-    x, y = sklearn.datasets.load_digits(return_X_y=True)
-    x = (x / 16).astype("float32")
-    train, test = (x[:1500], y[:1500]), (x[1500:], y[1500:])
-    test = tuple(part[:_QUERIES] for part in test)
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((64,)),
-            keras.layers.Dense(25, activation="tanh"),
-            keras.layers.Dense(10),
-        ]
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.003), loss)
-    model.fit(*train, epochs=60, batch_size=32, verbose=0)
-    return model, train, test
+_DIMS = (50, 100, 200, 400, 942, 1885)
+_SEEDS = 5  # sketches of each size
+_MNIST_TRAIN = 5_000
+_LEFT_OUT = 100
+_PEER_QUERIES = 20
 
 
 def digits() -> None:
     """Every solver against `Exact`."""
-    model, train, test = _digits_network()
-    epoch = _fit_epoch(model, train)
+    model, train, test = _curvature.digits_network()
+    epoch = _curvature.fit_epoch(model, train)
     damping = _DAMPING.value
     hessian, newton = (
-        _operator(k, model, train) for k in (Hessian, GaussNewton)
+        _curvature.operator_of(k, model, train) for k in (Hessian, GaussNewton)
     )
     smallest = np.linalg.eigvalsh(as_matrix(hessian))[0]
     print(
@@ -75,7 +73,9 @@ def digits() -> None:
         method = kt.InfluenceFunctions(
             model, train, damping=damping, solver=solver, curvature=curvature
         )
-        return _timed(lambda: method.influence(test, verbose=0).scores)
+        return _curvature.timed(
+            lambda: method.influence(test, verbose=0).scores
+        )
 
     exact, _ = scores(kt.Exact())
     for name, solver in {
@@ -96,10 +96,10 @@ def digits() -> None:
 
 def sketch() -> None:
     """The sketch against a perfect one of the same G, and `Exact`."""
-    model, train, test = _digits_network()
-    epoch = _fit_epoch(model, train)
+    model, train, test = _curvature.digits_network()
+    epoch = _curvature.fit_epoch(model, train)
     damping = _DAMPING.value
-    operator = Damped(_operator(Hessian, model, train), damping)
+    operator = Damped(_curvature.operator_of(Hessian, model, train), damping)
     size = operator.size
     exact = (
         kt.InfluenceFunctions(model, train, damping=damping, solver=kt.Exact())
@@ -108,7 +108,9 @@ def sketch() -> None:
     )
     for dim, method in ((200, "sgd"), (200, "cg"), (size // 2, "cg")):
         solver = kt.RandomizedSketch(dim, method=method)
-        made, seconds = _timed(lambda solver=solver: solver.prepare(operator))
+        made, seconds = _curvature.timed(
+            lambda solver=solver: solver.prepare(operator)
+        )
         rows = gaussian_rows(dim, size, 0, tf.float32)
         perfect = solve(operator, rows, kt.Exact()).value
         error = np.linalg.norm(made.rows - perfect) / np.linalg.norm(perfect)
@@ -123,9 +125,105 @@ def sketch() -> None:
             f"sketch dim {dim} by {method}: {int(made.history[-1, 0])} steps, "
             f"{seconds:.1f} s ({seconds / epoch:.0f} epochs), S off by "
             f"{error:.3f}, residual {made.residual:.3f}; Spearman with the "
-            f"perfect S {_spearman(*pair):.3f}, with Exact "
-            f"{_spearman(pair[0], exact):.3f} (a perfect S "
-            f"{_spearman(pair[1], exact):.3f})",
+            f"perfect S {_curvature.spearman(*pair):.3f}, with Exact "
+            f"{_curvature.spearman(pair[0], exact):.3f} (a perfect S "
+            f"{_curvature.spearman(pair[1], exact):.3f})",
+            flush=True,
+        )
+
+
+def dims() -> None:
+    """What random projections of each size lose, with a perfect S."""
+    model, train, test = _curvature.digits_network()
+    operator = Damped(
+        _curvature.operator_of(Hessian, model, train), _DAMPING.value
+    )
+    inverse = kt.Exact().prepare(operator)
+    gradients, queries = (
+        _curvature.gradients_of(model, part) for part in (train, test)
+    )
+    solved = inverse(gradients).value.numpy()  # u = (H + λI)⁻¹ g
+    exact = queries @ solved.T
+    print("| dim | error | predicted | Spearman | predicted |")
+    for dim in _DIMS:
+        found, noisy = [], []
+        for seed in range(_SEEDS):
+            rows = gaussian_rows(dim, operator.size, seed, tf.float32)
+            history = np.zeros((1, 2))
+            made = kt.InverseSketch(inverse(rows).value, seed, history, 1.0)
+            found.append(made(queries).value.numpy() @ gradients.T)
+            noise = _predicted_noise(queries, dim, seed)
+            noisy.append(exact + noise @ solved.T)
+        figures = (
+            _relative([scores - exact for scores in found], exact),
+            np.sqrt(_predicted_squares(queries, solved, dim).sum())
+            / np.linalg.norm(exact),
+            np.mean([_curvature.spearman(scores, exact) for scores in found]),
+            np.mean([_curvature.spearman(scores, exact) for scores in noisy]),
+        )
+        print(f"| {dim} | " + " | ".join(f"{f:.3f}" for f in figures) + " |")
+
+
+def _predicted_squares(queries, solved, dim: int) -> np.ndarray:
+    """The variance of each score `[m, n]`: (‖q‖²‖u‖² + (q·u)²) / d."""
+    lengths = [np.square(part).sum(axis=1) for part in (queries, solved)]
+    return (np.outer(*lengths) + np.square(queries @ solved.T)) / dim
+
+
+def _predicted_noise(queries, dim: int, seed: int) -> np.ndarray:
+    """Gaussian, of the covariance (‖q‖² I + q qᵀ) / d that GᵀGq - q has."""
+    rng = np.random.default_rng(seed)
+    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+    noise = lengths * rng.normal(size=queries.shape)
+    noise += queries * rng.normal(size=(len(queries), 1))
+    return noise / np.sqrt(dim)
+
+
+def _relative(errors, exact) -> float:
+    squares = [np.square(error).sum() for error in errors]
+    return float(np.sqrt(np.mean(squares)) / np.linalg.norm(exact))
+
+
+def mnist() -> None:
+    """Softmax regression: training again without an example, and costs."""
+    train, test = _softmax.examples(
+        _MNIST_TRAIN, _curvature.QUERIES, _models.mnist_in(_DATA_DIR.value)
+    )
+    whole = _softmax.at_minimum(train)
+    epoch = _curvature.fit_epoch(whole, train)
+    print(
+        f"{_MNIST_TRAIN:,} examples, L2 {_softmax.L2}; one epoch {epoch:.2f} s"
+    )
+    scores, seconds = {}, {}
+    for name, solver in {
+        "CG": kt.CG(),
+        "LiSSA": kt.LiSSA(),
+        "Arnoldi(200)": kt.Arnoldi(200),
+    }.items():
+        # The regularisers make the Hessian positive definite.
+        method = kt.InfluenceFunctions(whole, train, damping=0, solver=solver)
+        scores[name], seconds[name] = _curvature.timed(
+            lambda method=method: method.influence(test, verbose=0)
+        )
+    report, taken = _curvature.timed(
+        lambda: kt.evaluation.leave_one_out(
+            scores["CG"],
+            train,
+            test,
+            lambda fewer: _softmax.at_minimum(fewer, whole, _MNIST_TRAIN),
+            count=_LEFT_OUT,
+        )
+    )
+    print(f"training again {_LEFT_OUT} times: {taken:.0f} s")
+    for name, found in scores.items():
+        each = dataclasses.replace(
+            report, predicted=found.scores[:, report.train_ids]
+        )
+        print(
+            f"{name}: Pearson {np.median(each.pearson):.4f} (least "
+            f"{each.pearson.min():.4f}), Spearman "
+            f"{np.median(each.spearman):.4f}; {seconds[name]:.1f} s "
+            f"({seconds[name] / epoch:.0f} epochs)",
             flush=True,
         )
 
@@ -148,7 +246,7 @@ def _block_diagonal(model, train, test, damping):
             for layer in model.layers
         )
 
-    return _timed(scores)
+    return _curvature.timed(scores)
 
 
 def _products(hessian, newton, model, train) -> None:
@@ -163,42 +261,15 @@ def _products(hessian, newton, model, train) -> None:
     seconds = {}
     for name, call in calls.items():
         call()
-        seconds[name] = min(_timed(call)[1] for _ in range(5))
+        seconds[name] = min(_curvature.timed(call)[1] for _ in range(5))
     for name, value in seconds.items():
         print(f"{name}: {value / seconds['gradient']:.2f} gradients")
 
 
-def _operator(kind, model, train):
-    variables = model.trainable_variables
-    examples = open_examples(train)
-    return kind(model, per_example_loss(model), examples, variables)
-
-
-def _fit_epoch(model, train) -> float:
-    twin = keras.models.clone_model(model)
-    twin.compile("sgd", model.loss)
-    twin.fit(*train, batch_size=32, verbose=0)
-    return _timed(lambda: twin.fit(*train, batch_size=32, verbose=0))[1]
-
-
-def _timed(call: Callable):
-    start = time.perf_counter()
-    return call(), time.perf_counter() - start
-
-
-def _spearman(a, b) -> float:
-    """The median over queries of the rank correlation of two scores."""
-    each = [
-        scipy.stats.spearmanr(*pair).statistic
-        for pair in zip(a, b, strict=True)
-    ]
-    return float(np.median(each))
-
-
 def _say(name, found, exact, seconds, epoch) -> None:
     print(
-        f"{name}: Spearman {_spearman(found, exact):.4f}, {seconds:.1f} s "
-        f"({seconds / epoch:.0f} epochs)",
+        f"{name}: Spearman {_curvature.spearman(found, exact):.4f}, "
+        f"{seconds:.1f} s ({seconds / epoch:.0f} epochs)",
         flush=True,
     )
 
@@ -207,7 +278,25 @@ def main(_) -> None:
     """Runs the sections that were asked for."""
     warnings.simplefilter("once")
     for name in _SECTIONS.value:
-        {"digits": digits, "sketch": sketch}[name]()
+        SECTIONS[name]()
+    if _PEER.value != "none":
+        from benchmarks import _curvature_peers  # Needs PyTorch.
+
+        model, train, test = _curvature.digits_network()
+        queries = tuple(part[:_PEER_QUERIES] for part in test)
+        mnist = _curvature.mnist_network(
+            _MNIST_TRAIN, _PEER_QUERIES, _models.mnist_in(_DATA_DIR.value)
+        )
+        for name, problem in {
+            "digits": (model, train, queries),
+            "mnist": mnist,
+        }.items():
+            _curvature_peers.compare(
+                _PEER.value, name, problem, _DAMPING.value, _REPEATS.value
+            )
+
+
+SECTIONS = {"digits": digits, "sketch": sketch, "dims": dims, "mnist": mnist}
 
 
 if __name__ == "__main__":

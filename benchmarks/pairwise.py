@@ -255,8 +255,7 @@ def _setting() -> dict[str, str | int]:
 
 
 def _digits() -> str | None:
-    folder = pathlib.Path(_DATA_DIR.value, "tfds")
-    return str(folder) if (folder / "mnist").is_dir() else None
+    return _models.mnist_in(_DATA_DIR.value)
 
 
 def _write(path: pathlib.Path, results: dict[str, Results], text: str) -> None:

@@ -1,0 +1,110 @@
+"""The same scores by dattri, on PyTorch twins of the networks.
+
+Needs `pip install torch dattri`, which nothing else here does.
+"""
+
+from collections.abc import Callable
+
+# TensorFlow first: loaded after PyTorch, the two can clash over OpenMP.
+import keras
+import numpy as np
+import tensorflow as tf  # noqa: F401
+import torch
+from dattri.algorithm.influence_function import IFAttributorCG
+from dattri.algorithm.rps import RPSAttributor
+from dattri.task import AttributionTask
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks import _models, _torch
+
+
+class Representer:
+    """dattri's representer points on given representations.
+
+    Its labels are the network's own probabilities before retuning.
+
+    Args:
+        weights: of the last layer before it is retuned, `[f, k]`.
+        features: `[n, f]`, of the training examples.
+        l2: λ.
+    """
+
+    def __init__(self, weights: np.ndarray, features: np.ndarray, l2: float):
+        self._start, self._l2 = weights, l2
+        # The labels beside them are not read.
+        labels = np.zeros(len(features))
+        self._loader = _loader(*_torch.tensors((features, labels)))
+        self._attributor = self._new()
+
+    def _new(self) -> RPSAttributor:
+        network = nn.Sequential()
+        network.add_module("head", nn.Linear(*self._start.shape, bias=False))
+        start = torch.tensor(self._start.T, dtype=torch.float32)
+        task = AttributionTask(
+            nn.functional.cross_entropy, network, {"head.weight": start}
+        )
+        return RPSAttributor(task, "head", l2_strength=self._l2)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The retuned layer's, `[f, k]`."""
+        return self._attributor.finetuned_theta.numpy().T
+
+    def retuned(self) -> "Representer":
+        """Itself, retuned from the first weights."""
+        self._attributor = self._new()
+        self._attributor.cache(self._loader)
+        return self
+
+    def with_weights(self, weights: np.ndarray) -> "Representer":
+        """Itself, with weights that something else has retuned."""
+        self._attributor.finetuned_theta = torch.tensor(
+            weights.T, dtype=torch.float32
+        )
+        return self
+
+    def scores(self, queries: _models.Arrays) -> np.ndarray:
+        """Scores for the queries' labels, `[m, n]`; queries are features."""
+        asked = _loader(*_torch.tensors(queries))
+        return self._attributor.attribute(self._loader, asked).numpy().T
+
+
+def conjugate_gradients(
+    model: keras.Model,
+    train: _models.Arrays,
+    test: _models.Arrays,
+    damping: float,
+    steps: int,
+) -> Callable[[], np.ndarray]:
+    """A call for dattri's influence functions by CG, `[m, n]`.
+
+    Args:
+        model: Keras model whose layers and weights are copied.
+        train: Training examples.
+        test: Queries.
+        damping: λ.
+        steps: of each query's conjugate gradients; there is no tolerance.
+    """
+    network = _torch.twin(model).eval()
+
+    def loss(parameters, data):
+        x, y = data
+        logits = torch.func.functional_call(network, parameters, (x,))
+        return nn.functional.cross_entropy(logits, y)
+
+    task = AttributionTask(loss, network, network.state_dict())
+    attributor = IFAttributorCG(task, max_iter=steps, regularization=damping)
+    # In one batch each: it solves again for every batch of training examples,
+    # and adds up the solutions for those that the curvature is made of.
+    loaders = [_loader(*_torch.tensors(part)) for part in (train, test)]
+
+    def scores() -> np.ndarray:
+        attributor.cache(loaders[0])
+        return attributor.attribute(*loaders).detach().numpy().T
+
+    return scores
+
+
+def _loader(x: torch.Tensor, y: torch.Tensor) -> DataLoader:
+    return DataLoader(TensorDataset(x, y), batch_size=len(x))
