@@ -273,8 +273,33 @@ class TopKMerger:
 
     def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
         """Takes `ids [c]` and `scores [m, c]` of the next training examples."""
-        self._seen += len(ids)
+        self.add_best(**self.best_of(ids, scores))
+
+    def best_of(
+        self, ids: np.ndarray, scores: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What counts of the next training examples, for `add_best`."""
         best = [_best(scores, ids, self._k, side) for side in _SIDES]
+        (up, up_ids), (down, down_ids) = best
+        return {
+            "seen": np.array(len(ids)),
+            "proponents": up,
+            "proponent_ids": up_ids,
+            "opponents": down,
+            "opponent_ids": down_ids,
+        }
+
+    def add_best(
+        self,
+        seen: np.ndarray,
+        proponents: np.ndarray,
+        proponent_ids: np.ndarray,
+        opponents: np.ndarray,
+        opponent_ids: np.ndarray,
+    ) -> None:
+        """Takes the best of the next `seen` training examples."""
+        self._seen += int(seen)
+        best = [(proponents, proponent_ids), (opponents, opponent_ids)]
         if self._sides:
             both = zip(_SIDES, self._sides, best, strict=True)
             best = [_joined(*kept, *new, self._k, s) for s, kept, new in both]

@@ -3,7 +3,8 @@
 The only module that names `tf.distribute`. A compiled step takes a batch and
 returns something for each of its examples; spread over a strategy it takes and
 returns the same, but each replica has worked on a share of the batch. Results
-do not depend on the number of replicas.
+do not depend on the number of replicas. Processes of one cluster do not talk to
+each other in a step: each has parts of the work of its own (`worker_of`).
 
 Synopsis:
 
@@ -56,6 +57,37 @@ def check_built_under(strategy: Strategy | None, model: keras.Model) -> None:
         )
 
 
+def worker_of(strategy: Strategy | None) -> tuple[int, int]:
+    """The index of this process in its cluster, and how many it has.
+
+    The cluster is that of the strategy or, without one, of `TF_CONFIG`.
+    """
+    resolver: Any = getattr(strategy, "cluster_resolver", None)
+    if strategy is None:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    cluster = None if resolver is None else resolver.cluster_spec()
+    if not cluster or not cluster.jobs:
+        return 0, 1
+    # The chief comes first: it has the parts that all others wait for.
+    jobs = [name for name in ("chief", "worker") if name in cluster.jobs]
+    order = [
+        (name, task) for name in jobs for task in cluster.task_indices(name)
+    ]
+    here = (resolver.task_type, resolver.task_id)
+    return (order.index(here), len(order)) if here in order else (0, 1)
+
+
+def check_alone(strategy: Strategy | None) -> None:
+    """Raises ValueError if the strategy has work for other processes too."""
+    _, workers = (0, 1) if strategy is None else worker_of(strategy)
+    if workers > 1:
+        raise ValueError(
+            f"{workers} processes have the strategy "
+            f"{type(strategy).__name__} in common, and need a place for what "
+            "each has done. Pass `directory=`, the same for all of them."
+        )
+
+
 def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
     """A step each of whose replicas works on a share of the batch.
 
@@ -71,7 +103,7 @@ def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
     """
     if strategy is None:
         return step
-    replicas = strategy.num_replicas_in_sync
+    replicas = _local_replicas(strategy)
 
     def whole(data, *others):
         examples = tf.shape(tf.nest.flatten(data)[0])[0]
@@ -79,8 +111,7 @@ def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
         like: list[Any] = []  # what a step returns, of any replica
 
         def on_replica(data, *others):
-            context = tf.distribute.get_replica_context()
-            first = share * context.replica_id_in_sync_group
+            first = share * _local_replica(replicas)
             # All shares are of one size: the last example stands in for
             # those that are missing.
             rows = tf.minimum(first + tf.range(share), examples - 1)
@@ -120,23 +151,32 @@ def spread_sum(step: Callable, strategy: Strategy | None) -> Callable:
             return step(data, tf.fill([examples], True), *others)
 
         return alone
-    replicas = strategy.num_replicas_in_sync
+    replicas = _local_replicas(strategy)
 
     def whole(data, *others):
         examples = tf.shape(tf.nest.flatten(data)[0])[0]
         share = -(-examples // replicas)
 
         def on_replica(data, *others):
-            context = tf.distribute.get_replica_context()
-            rows = share * context.replica_id_in_sync_group + tf.range(share)
+            rows = share * _local_replica(replicas) + tf.range(share)
             real = rows < examples
             rows = tf.minimum(rows, examples - 1)
             return step(_rows_of(data, rows), real, *others)
 
         sums = strategy.run(on_replica, args=(data, *others))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+        return tf.add_n(strategy.experimental_local_results(sums))
 
     return whole
+
+
+def _local_replicas(strategy: Strategy) -> int:
+    """How many replicas this process has: each process sees the whole batch."""
+    return len(strategy.extended.worker_devices)
+
+
+def _local_replica(replicas: int) -> Any:
+    context = tf.distribute.get_replica_context()
+    return context.replica_id_in_sync_group % replicas
 
 
 def _rows_of(data: Any, rows: tf.Tensor) -> Any:

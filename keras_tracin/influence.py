@@ -18,6 +18,7 @@ Synopsis:
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,16 +27,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin import scoring
+from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.collecting import Stream
 from keras_tracin.curvature.ekfac import fit_ekfac
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, check_damping
 from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
-from keras_tracin.distribution import Strategy
+from keras_tracin.distribution import Strategy, check_alone
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
-from keras_tracin.scoring import PRESENT_WEIGHTS, Consume, Queries, Scorer
+from keras_tracin.runs.manifest import weights_digest
+from keras_tracin.scoring import PRESENT_WEIGHTS, Queries, Scorer
+from keras_tracin.sweep import Chunk, Sink
 
 _CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {
     "hessian": Hessian,
@@ -142,11 +146,19 @@ class InfluenceFunctions:
             memory_limit=memory_limit,
         )
 
-    def influence(self, test: Any, *, verbose: int = 1) -> Attribution:
+    def influence(
+        self,
+        test: Any,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> Attribution:
         """The score of every training example for every query.
 
         Args:
             test: the queries, in the same form as `train`.
+            directory: where finished parts are kept, as in `TracIn`; the
+                inverse is made, and queries are solved, again.
             verbose: 0 for silence; else long work has a progress bar.
 
         Returns:
@@ -157,34 +169,59 @@ class InfluenceFunctions:
                 ids, if something cannot be differentiated, or if `test` does
                 not fit the model.
         """
-        return scoring.influence(self._blocks(test), self._stream(verbose))
+        scorer = self._kept(directory, "influence")
+        return collecting.influence(
+            self._blocks(scorer, test),
+            self._stream(scorer, verbose),
+            scorer.parts,
+        )
 
-    def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
+    def top_k(
+        self,
+        test: Any,
+        k: int = 10,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> TopK:
         """The `k` strongest proponents and opponents of every query.
 
         Args:
             test: the queries, in the same form as `train`.
             k: how many on each side.
+            directory: as in `influence`.
             verbose: 0 for silence.
 
         Raises:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        stream = self._stream(verbose)
-        size = self._scorer.train.size
-        return scoring.top_k(self._blocks(test), stream, k, size)
+        scorer = self._kept(directory, "top_k", k=k)
+        return collecting.top_k(
+            self._blocks(scorer, test),
+            self._stream(scorer, verbose),
+            k,
+            scorer.train.size,
+            scorer.parts,
+        )
 
-    def self_influence(self, *, verbose: int = 1) -> SelfInfluence:
+    def self_influence(
+        self,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> SelfInfluence:
         """Each training example's influence on itself, `gᵀ(H + λI)⁻¹g`.
 
         One solution per training example; see the class. `query_loss` and
         `relative` play no part.
 
         Args:
+            directory: as in `influence`.
             verbose: 0 for silence.
         """
-        return self._of_each("loss", verbose)
+        scorer = self._kept(directory, "self_influence")
+        return self._of_each(scorer, "loss", verbose)
 
     def group_influence(
         self,
@@ -213,8 +250,9 @@ class InfluenceFunctions:
         """
         named = groups if isinstance(groups, Mapping) else {"group": groups}
         members = {name: set(ids) for name, ids in named.items()}
-        return scoring.influence(
-            self._blocks(test), _summed(self._stream(verbose), members)
+        return collecting.influence(
+            self._blocks(self._scorer, test),
+            _summed(self._stream(self._scorer, verbose), members),
         )
 
     @functools.cached_property
@@ -249,7 +287,7 @@ class InfluenceFunctions:
         self._scorer.sweep(
             self._scorer.train_steps.squared_norms,
             PRESENT_WEIGHTS,
-            lambda ids, found: squares.append(found),
+            Sink(lambda ids, found: squares.append(found)),
             title="Influence functions",
             verbose=0,
         )
@@ -264,33 +302,54 @@ class InfluenceFunctions:
                 stacklevel=2,
             )
 
-    def _blocks(self, test: Any):
+    def _kept(
+        self, directory: str | os.PathLike | None, call: str, **options: Any
+    ) -> Scorer:
+        """The scorer of a call, which keeps what is finished of it, if wanted.
+
+        Raises:
+            ValueError: if several processes are to share the work and have no
+                directory to share.
+        """
+        if directory is None:
+            check_alone(self._scorer.strategy)
+            return self._scorer
+        job = {
+            "method": "InfluenceFunctions",
+            "call": call,
+            "weights": weights_digest(self._scorer.model),
+            "solver": repr(self._solver),
+            "curvature": self._curvature,
+            "damping": self._damping,
+            "relative": self._relative,
+        }
+        return self._scorer.keeping(directory, {**job, **options})
+
+    def _blocks(self, scorer: Scorer, test: Any):
         operator = self._operator
         # The solvers hold a few vectors for each query.
-        return self._scorer.blocks(
-            test, 2 * operator.size * operator.dtype.size
-        )
+        return scorer.blocks(test, 2 * operator.size * operator.dtype.size)
 
     def _solved(self, rows: tf.Tensor) -> tf.Tensor:
         solution = self.inverse(tf.cast(rows, self._operator.dtype))
         report(solution, type(self._solver).__name__)
         return tf.cast(solution.value, rows.dtype)
 
-    def _stream(self, verbose: int) -> scoring.Stream:
+    def _stream(self, scorer: Scorer, verbose: int) -> Stream:
         """Streams the scores of one block of queries."""
 
-        def stream(queries: Queries, consume: Consume) -> None:
+        def stream(queries: Queries, sink: Sink) -> None:
             query, one = queries.steps.query, np.float32(1)
             found = [query.rows(batch.data, one) for batch in queries.batches]
             rows = tf.concat(found, axis=0)
             if not np.isfinite(rows).all():
-                self._scorer.raise_not_finite(queries)
+                scorer.raise_not_finite(queries)
             solved = self._solved(rows)
             directions = flat.directions(solved, query.variables)
-            self._scorer.sweep(
+            scorer.sweep(
                 queries.steps.train.along,
                 PRESENT_WEIGHTS,
-                self._divided(consume),
+                self._divided(sink),
                 title="Influence functions",
                 queries=queries,
                 prepare=lambda: directions,
@@ -299,33 +358,37 @@ class InfluenceFunctions:
 
         return stream
 
-    def _divided(self, consume: Consume) -> Consume:
+    def _divided(self, sink: Sink) -> Sink:
         """Divides the columns by what `relative` asks for, as they come."""
         if self._relative is None:
-            return consume
-        seen = 0
+            return sink
+        lengths = np.zeros(0)
+
+        def wants(chunk: Chunk) -> bool:
+            nonlocal lengths
+            lengths = self._lengths[chunk.start : chunk.start + len(chunk)]
+            return sink.wants(chunk)
 
         def divide(ids: np.ndarray, scores: np.ndarray) -> None:
-            nonlocal seen
-            lengths = self._lengths[seen : seen + len(ids)]
-            seen += len(ids)
             scores = np.divide(
                 scores, lengths, out=np.zeros_like(scores), where=lengths > 0
             )
-            consume(ids, scores)
+            sink.add(ids, scores)
 
-        return divide
+        return Sink(divide, wants)
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
         """What `relative` divides by, `[n]` in reading order."""
         assert self._relative is not None
-        found = self._of_each(self._relative, verbose=0).scores
+        found = self._of_each(self._scorer, self._relative, verbose=0).scores
         if self._relative == "loss":
             return np.sqrt(np.maximum(found, 0))
         return found
 
-    def _of_each(self, kind: str, verbose: int) -> SelfInfluence:
+    def _of_each(
+        self, scorer: Scorer, kind: str, verbose: int
+    ) -> SelfInfluence:
         """`gᵀ(H + λI)⁻¹g` ("loss") or `‖(H + λI)⁻¹g‖` of each example."""
 
         def measure(rows):
@@ -334,23 +397,24 @@ class InfluenceFunctions:
                 return tf.reduce_sum(rows * solved, axis=1)
             return tf.norm(solved, axis=1)
 
-        return scoring.self_influence(
-            lambda consume: self._scorer.sweep(
-                self._scorer.train_steps.rows,
+        return collecting.self_influence(
+            lambda sink: scorer.sweep(
+                scorer.train_steps.rows,
                 PRESENT_WEIGHTS,
-                consume,
+                sink,
                 title="Influence functions",
                 finish=measure,
                 verbose=verbose,
-            )
+            ),
+            scorer.parts,
         )
 
 
-def _summed(stream: scoring.Stream, members: Mapping[str, set]):
+def _summed(stream: Stream, members: Mapping[str, set]):
     """Streams one column for each group instead of one for each example."""
     names = np.array(list(members))
 
-    def stream_groups(queries: Queries, consume: Consume) -> None:
+    def stream_groups(queries: Queries, sink: Sink) -> None:
         sums = np.zeros((len(queries.ids), len(names)))
         missing = {name: set(ids) for name, ids in members.items()}
 
@@ -361,14 +425,14 @@ def _summed(stream: scoring.Stream, members: Mapping[str, set]):
                 sums[:, column] += scores[:, inside].sum(axis=1)
                 missing[name].difference_update(known)
 
-        stream(queries, add)
+        stream(queries, Sink(add))
         lost = {name: sorted(ids)[:5] for name, ids in missing.items() if ids}
         if lost:
             raise ValueError(
                 "`groups` should hold ids of training examples. Received ids "
                 f"that are not among them: {lost}."
             )
-        consume(names, sums)
+        sink.add(names, sums)
 
     return stream_groups
 

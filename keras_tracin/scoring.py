@@ -8,32 +8,24 @@ Synopsis:
 
     scorer = Scorer(model, train, loss=None, layers=None)
 
-    def stream(queries, consume):
+    for queries in scorer.blocks(test):
         step = queries.steps.train.products
-        scorer.sweep(step, rates, consume, queries=queries, prepare=...)
-
-    influence(scorer.blocks(test), stream)              # Attribution
-    top_k(scorer.blocks(test), stream, k, scorer.train.size)    # TopK
+        scorer.sweep(step, rates, sink, queries=queries, prepare=...)
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_tracin.attribution import (
-    Attribution,
-    ScoreColumns,
-    SelfInfluence,
-    TopK,
-    TopKMerger,
-)
 from keras_tracin.datasets import Batch, Examples, chosen, open_examples
 from keras_tracin.diagnosis import (
     Suspect,
@@ -41,19 +33,22 @@ from keras_tracin.diagnosis import (
     explaining,
     not_finite,
 )
-from keras_tracin.distribution import Strategy, check_built_under
+from keras_tracin.distribution import Strategy, check_built_under, worker_of
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import per_example_loss
+from keras_tracin.parts import Parts
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import Checkpoint
+from keras_tracin.runs.manifest import architecture
 from keras_tracin.sweep import (
     Plan,
     Progress,
+    Sink,
     default_memory_limit,
     in_chunks,
     make_plan,
@@ -63,7 +58,6 @@ from keras_tracin.sweep import (
 _QUERY_BATCH = 128  # queries captured in one step
 _FIRST = 4  # examples that are looked at before any work
 
-Consume = Callable[[np.ndarray, np.ndarray], None]  # ids [c], scores [..., c]
 Rates = Mapping[Checkpoint | None, float]
 
 # What a method without checkpoints sweeps: the weights the model has, once.
@@ -122,6 +116,7 @@ class Scorer:
         strategy: what each step is spread over.
         projection: what makes the sketches, or None.
         layers: what the gradients are restricted to.
+        parts: what is kept on disk of a call, or None.
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
@@ -150,6 +145,12 @@ class Scorer:
         self.layers = layers
         self._memory_limit = memory_limit
         self._strict = loss is None
+        self._names = {
+            "loss": _names("compiled" if loss is None else loss),
+            "query_loss": _names(query_loss or "loss"),
+            "class_weight": class_weight and repr(sorted(class_weight.items())),
+        }
+        self.parts: Parts | None = None
         self.loss = per_example_loss(model, loss, class_weight)
         self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
@@ -184,6 +185,8 @@ class Scorer:
             bytes_per_query = steps.query.factor_bytes
         # Twice the factors exist for a moment, while batches are joined.
         room = self.memory_limit // (8 * max(1, bytes_per_query))
+        if self.parts is not None:
+            room = self.parts.agreed("block", max(1, room))
         batches = examples.batches(max(1, min(room, _QUERY_BATCH)))
         for block in in_chunks(batches, room):
             yield Queries(tuple(block), steps)
@@ -204,7 +207,7 @@ class Scorer:
         self,
         function: Callable,
         rates: Rates,
-        consume: Consume,
+        sink: Sink,
         *,
         title: str,
         queries: Queries | None = None,
@@ -220,7 +223,7 @@ class Scorer:
                 last where there is a projection.
             rates: the checkpoints to visit, and what each counts;
                 `PRESENT_WEIGHTS` for the model as it is.
-            consume: takes ids `[c]` and sums `[..., c]`, chunk by chunk.
+            sink: takes ids `[c]` and sums `[..., c]`, chunk by chunk.
             title: the method's name, for the line that announces long work.
             queries: those that are scored, if any.
             prepare: called once the weights are in the model, with their
@@ -267,7 +270,7 @@ class Scorer:
             plan,
             prepare=checked,
             step=step,
-            consume=consume,
+            sink=sink,
             progress=Progress(plan, verbose, title),
         )
 
@@ -275,7 +278,7 @@ class Scorer:
         self, function: Callable, rates: Rates, queries: Queries | None = None
     ) -> Plan:
         """What `sweep` will do with these, and what it will need."""
-        return make_plan(
+        plan = make_plan(
             self.train,
             num_queries=0 if queries is None else len(queries.ids),
             num_checkpoints=len(rates),
@@ -285,6 +288,7 @@ class Scorer:
             ),
             memory_limit=self.memory_limit,
         )
+        return plan if self.parts is None else self.parts.cut(plan)
 
     def steps_like(self, batch: Batch) -> Steps:
         """The compiled steps for queries of the same kind as `batch`."""
@@ -327,6 +331,39 @@ class Scorer:
         found.train = chosen(self.train, ids)
         return found
 
+    def identity(self) -> dict[str, Any]:
+        """What scores depend on, beside the data and the weights, as JSON."""
+        known = self.model._flatten_layers()
+        sites = find_sites(self.model, self.layers)
+        return {
+            # Shapes alone: Keras numbers layers anew in each process.
+            "model": [
+                entry[1:] for entry in architecture(self.model)["weights"]
+            ],
+            "layers": [
+                next(i for i, layer in enumerate(known) if layer is site.layer)
+                for site in sites
+            ],
+            "projection": repr(self.projection),
+            **self._names,
+        }
+
+    def keeping(self, directory: str | os.PathLike, job: dict) -> Scorer:
+        """The same, but what is finished is kept, and found again.
+
+        Args:
+            directory: where; processes of one cluster share it.
+            job: what else the scores depend on.
+
+        Raises:
+            ValueError: if parts of another call are there.
+        """
+        found = copy.copy(self)
+        found.parts = Parts.open(
+            directory, {**job, **self.identity()}, worker_of(self.strategy)
+        )
+        return found
+
     def _suspects(self, queries: Queries | None, batch: Batch) -> list[Suspect]:
         """The batches to look into when something fails, queries first."""
         suspects = [Suspect("training", batch, self.train_steps)]
@@ -355,56 +392,22 @@ class Scorer:
         self._checked = True
 
 
+def _names(losses: Any) -> str:
+    """Names of losses: the same in every process, unlike their `repr`."""
+
+    def name(loss: Any) -> str:
+        if isinstance(loss, str):
+            return loss
+        for attribute in ("name", "__qualname__"):
+            if getattr(loss, attribute, None):
+                return str(getattr(loss, attribute))
+        return type(loss).__name__
+
+    return str(tf.nest.map_structure(name, losses))
+
+
 def name_of(checkpoint: Checkpoint | None) -> str:
     """A checkpoint in words; None are the weights that the model has."""
     if checkpoint is None:
         return "the model's present weights"
     return f"checkpoint '{checkpoint.path}' (epoch {checkpoint.epoch})"
-
-
-class HasIds(Protocol):
-    """A block of queries, as far as collecting its scores goes."""
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The queries' ids, in reading order."""
-
-
-Block = TypeVar("Block", bound=HasIds)
-Stream = Callable[[Block, Consume], None]
-
-
-def influence(blocks: Iterable[Block], stream: Stream[Block]) -> Attribution:
-    """All scores, from a function that streams those of one block."""
-    rows = []
-    for queries in blocks:
-        columns = ScoreColumns()
-        stream(queries, columns.add)
-        rows.append((queries.ids, columns.scores))
-    query_ids, scores = (
-        parts[0] if len(parts) == 1 else np.concatenate(parts)
-        for parts in zip(*rows, strict=True)
-    )
-    return Attribution(scores, query_ids, columns.ids)
-
-
-def top_k(
-    blocks: Iterable[Block],
-    stream: Stream[Block],
-    k: int,
-    available: int | None,
-) -> TopK:
-    """The strongest of both sides, without ever holding all scores."""
-    found = []
-    for queries in blocks:
-        merger = TopKMerger(queries.ids, k, available)
-        stream(queries, merger.add)
-        found.append(merger.result())
-    return TopK.concat(found)
-
-
-def self_influence(stream: Callable[[Consume], None]) -> SelfInfluence:
-    """Each training example's own score, from a function that streams them."""
-    columns = ScoreColumns()
-    stream(columns.add)
-    return SelfInfluence(scores=columns.scores, ids=columns.ids)

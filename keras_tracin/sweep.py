@@ -8,7 +8,7 @@ Synopsis:
 
     plan = make_plan(train, num_queries=100, num_checkpoints=5, ...)
     sweep(model, checkpoints, train, plan, prepare=..., step=...,
-          consume=merger.add, progress=Progress(plan, 1, "TracIn"))
+          sink=Sink(merger.add), progress=Progress(plan, 1, "TracIn"))
 """
 
 from __future__ import annotations
@@ -34,6 +34,43 @@ _BATCH_SIZES = (16, 1024)
 _PATIENCE = 2.0  # seconds of work from which on it is announced
 
 Some = TypeVar("Some", bound=Sized)  # a batch, of whatever kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Training examples that are read, and scored, together.
+
+    Attributes:
+        number: how many chunks were read before.
+        start: how many examples were read before.
+        batches: the examples.
+    """
+
+    number: int
+    start: int
+    batches: tuple[Batch, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The examples' ids, in reading order."""
+        return np.concatenate([batch.ids for batch in self.batches])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sink:
+    """What scores flow into, chunk by chunk.
+
+    Attributes:
+        add: takes ids `[c]` and their scores `[..., c]`.
+        wants: asked before any work on a chunk; one that it does not want is
+            read and passed over.
+    """
+
+    add: Callable[[np.ndarray, np.ndarray], None]
+    wants: Callable[[Chunk], bool] = lambda chunk: True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +172,7 @@ def sweep(
     *,
     prepare: Callable[[Checkpoint | None], Any],
     step: Callable[[Checkpoint | None, Batch, Any], np.ndarray],
-    consume: Callable[[np.ndarray, np.ndarray], None],
+    sink: Sink,
     progress: Progress,
 ) -> None:
     """Sums a step's results over checkpoints, chunk by chunk.
@@ -151,27 +188,38 @@ def sweep(
         prepare: called with a checkpoint once its weights are in the model;
             returns whatever `step` wants to know of the queries there.
         step: `(checkpoint, batch, prepared) -> [..., len(batch)]`.
-        consume: takes each chunk's ids `[c]` and sums `[..., c]`.
+        sink: takes each chunk's ids `[c]` and sums `[..., c]`.
         progress: told of every step.
     """
     with run_weights(model) as load:
-        for chunk in in_chunks(train.batches(plan.batch_size), plan.chunk):
-            ids = np.concatenate([batch.ids for batch in chunk])
+        for chunk in _chunks(train, plan):
+            if not sink.wants(chunk):
+                progress.advance(len(chunk.batches) * len(checkpoints))
+                continue
             sums = np.zeros(0)
             for visit, checkpoint in enumerate(checkpoints):
                 if checkpoint is not None:
                     load(checkpoint)
                 prepared = prepare(checkpoint)
                 stop = 0
-                for batch in chunk:
+                for batch in chunk.batches:
                     found = step(checkpoint, batch, prepared)
                     start, stop = stop, stop + len(batch)
                     if visit == start == 0:
-                        shape = (*found.shape[:-1], len(ids))
+                        shape = (*found.shape[:-1], len(chunk))
                         sums = np.zeros(shape, found.dtype)
                     sums[..., start:stop] += found
                     progress.advance()
-            consume(ids, sums)
+            sink.add(chunk.ids, sums)
+
+
+def _chunks(train: Examples, plan: Plan) -> Iterator[Chunk]:
+    start = 0
+    grouped = in_chunks(train.batches(plan.batch_size), plan.chunk)
+    for number, batches in enumerate(grouped):
+        chunk = Chunk(number, start, tuple(batches))
+        yield chunk
+        start += len(chunk)
 
 
 def in_chunks(batches: Iterable[Some], size: int) -> Iterator[list[Some]]:
@@ -203,10 +251,10 @@ class Progress:
         self._started = self._first = time.monotonic()
         self._bar: keras.utils.Progbar | None = None
 
-    def advance(self) -> None:
-        """One step is done."""
-        self._done += 1
-        if self._done == 1:  # this one paid for tracing
+    def advance(self, steps: int = 1) -> None:
+        """So many steps are done, or need not be."""
+        self._done += steps
+        if self._done == steps:  # this one paid for tracing
             self._first = time.monotonic()
         if not self._verbose:
             return
@@ -225,6 +273,6 @@ class Progress:
             return True
         if self._plan.steps is None or now - self._first < _PATIENCE / 20:
             return False
-        per_step = (now - self._first) / (self._done - 1)
+        per_step = (now - self._first) / max(1, self._done - 1)
         left = per_step * (self._plan.steps - self._done)
         return now - self._started + left > _PATIENCE

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,21 +25,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin import scoring
+from keras_tracin import collecting
+from keras_tracin._files import digest
 from keras_tracin.attribution import (
     Attribution,
     ScoreColumns,
     SelfInfluence,
     TopK,
 )
-from keras_tracin.distribution import Strategy
+from keras_tracin.collecting import Stream
+from keras_tracin.distribution import Strategy, check_alone
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.preconditioner import Preconditioner
 from keras_tracin.projection import Projection
-from keras_tracin.runs import Checkpoint, TrainingRun, check_checkpoint
-from keras_tracin.scoring import Consume, Queries, Rates, Scorer, name_of
-from keras_tracin.sweep import Plan
+from keras_tracin.rates import checkpoint_rates, warn_of_final_only
+from keras_tracin.runs import TrainingRun, check_checkpoint
+from keras_tracin.scoring import Queries, Rates, Scorer
+from keras_tracin.sweep import Plan, Sink
 
 
 class TracIn:
@@ -124,7 +126,7 @@ class TracIn:
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         self._rates = checkpoint_rates(run, weights)
-        _warn_of_final_only(run)
+        warn_of_final_only(run)
         self.loss_name = "compiled" if loss is None else repr(loss)
         self.query_loss_name = str(query_loss or "loss")
         self._scorer = Scorer(
@@ -168,7 +170,12 @@ class TracIn:
         return found
 
     def influence(
-        self, test: Any, *, aggregate: bool = False, verbose: int = 1
+        self,
+        test: Any,
+        *,
+        aggregate: bool = False,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
     ) -> Attribution:
         """The score of every training example for every query.
 
@@ -176,6 +183,11 @@ class TracIn:
             test: the queries, in the same form as `train`.
             aggregate: sum over the queries: a single row with query id "sum",
                 at the cost of a single query.
+            directory: where finished parts are kept. A call that was killed
+                goes on from them when it is made again; processes of one
+                cluster (`TF_CONFIG`) that share the directory share the work.
+                The scores are then mapped from a file there, not held in
+                memory.
             verbose: 0 for silence; else work of more than two seconds is
                 announced and has a progress bar.
 
@@ -187,13 +199,31 @@ class TracIn:
 
         Raises:
             ValueError: if a gradient is NaN or infinite, naming checkpoint,
-                layer and ids, or if `test` does not fit the model.
+                layer and ids, if `test` does not fit the model, or if
+                `directory` holds parts of another call.
         """
         if aggregate:
+            if directory is not None:
+                raise ValueError(
+                    "`aggregate=True` makes a single row, in the time of one "
+                    "query, and keeps no parts of it. Leave out `directory=`."
+                )
             return self._influence_on_sum(test, verbose)
-        return scoring.influence(self._blocks(test), self._stream(verbose))
+        scorer = self._kept(directory, "influence")
+        return collecting.influence(
+            self._blocks(scorer, test),
+            self._stream(scorer, verbose),
+            scorer.parts,
+        )
 
-    def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
+    def top_k(
+        self,
+        test: Any,
+        k: int = 10,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> TopK:
         """The `k` strongest proponents and opponents of every query.
 
         The same as `influence(test).top_k(k)` without ever holding all the
@@ -202,42 +232,47 @@ class TracIn:
         Args:
             test: the queries, in the same form as `train`.
             k: how many on each side.
+            directory: as in `influence`.
             verbose: 0 for silence.
 
         Raises:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        return scoring.top_k(
-            self._blocks(test),
-            self._stream(verbose),
+        scorer = self._kept(directory, "top_k", k=k)
+        return collecting.top_k(
+            self._blocks(scorer, test),
+            self._stream(scorer, verbose),
             k,
-            self._scorer.train.size,
+            scorer.train.size,
+            scorer.parts,
         )
 
-    def self_influence(self, *, verbose: int = 1) -> SelfInfluence:
+    def self_influence(
+        self,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> SelfInfluence:
         """Each training example's influence on itself, Σ_k η_k ‖∇ℓ(w_k, z)‖².
 
         Large for examples that the rest of the data does not explain: rare
         ones and wrongly labelled ones. `query_loss` plays no part.
 
         Args:
+            directory: as in `influence`.
             verbose: 0 for silence.
         """
-        steps = self._scorer.train_steps
+        scorer = self._kept(directory, "self_influence")
+        steps = scorer.train_steps
+        step, diagonals = steps.squared_norms, None
         if self._preconditioner is not None:
-            return scoring.self_influence(
-                lambda consume: self._sweep(
-                    steps.weighted_norms,
-                    consume,
-                    prepare_for=self._diagonals(steps),
-                    verbose=verbose,
-                )
-            )
-        return scoring.self_influence(
-            lambda consume: self._sweep(
-                steps.squared_norms, consume, verbose=verbose
-            )
+            step, diagonals = steps.weighted_norms, self._diagonals(steps)
+        return collecting.self_influence(
+            lambda sink: self._sweep(
+                scorer, step, sink, prepare_for=diagonals, verbose=verbose
+            ),
+            scorer.parts,
         )
 
     def plan(self, test: Any = None) -> Plan:
@@ -250,7 +285,7 @@ class TracIn:
             steps = self._scorer.train_steps
             step = steps.weighted_norms if aware else steps.squared_norms
             return self._scorer.plan(step, self._rates)
-        queries = next(self._blocks(test))
+        queries = next(self._blocks(self._scorer, test))
         steps = queries.steps.train
         step = steps.along if aware else steps.products
         return self._scorer.plan(step, self._rates, queries)
@@ -282,28 +317,60 @@ class TracIn:
         columns = ScoreColumns()
         step = queries.steps.train.contractions
         self._sweep(
-            step, columns.add, queries, sum_up, verbose, prepare_for=weighed
+            self._scorer,
+            step,
+            Sink(columns.add),
+            queries,
+            sum_up,
+            verbose,
+            prepare_for=weighed,
         )
         return Attribution(columns.scores, np.array(["sum"]), columns.ids)
 
-    def _blocks(self, test: Any) -> Iterator[Queries]:
-        if self._preconditioner is None:
-            return self._scorer.blocks(test)
-        numbers = sum(map(flat.size_of, self._scorer.model.trainable_variables))
-        # Whole gradients, and the same once more with their weights.
-        return self._scorer.blocks(test, 2 * 4 * numbers)
+    def _kept(
+        self, directory: str | os.PathLike | None, call: str, **options: Any
+    ) -> Scorer:
+        """The scorer of a call, which keeps what is finished of it, if wanted.
 
-    def _stream(self, verbose: int) -> scoring.Stream:
+        Raises:
+            ValueError: if several processes are to share the work and have no
+                directory to share.
+        """
+        if directory is None:
+            check_alone(self._scorer.strategy)
+            return self._scorer
+        checkpoints = [
+            [one.sha256 or digest(one.path), rate]
+            for one, rate in self._rates.items()
+            if one is not None
+        ]
+        job = {
+            "method": "TracIn",
+            "call": call,
+            "checkpoints": checkpoints,
+            "optimizer_aware": self.optimizer_aware,
+        }
+        return self._scorer.keeping(directory, {**job, **options})
+
+    def _blocks(self, scorer: Scorer, test: Any) -> Iterator[Queries]:
+        if self._preconditioner is None:
+            return scorer.blocks(test)
+        numbers = sum(map(flat.size_of, scorer.model.trainable_variables))
+        # Whole gradients, and the same once more with their weights.
+        return scorer.blocks(test, 2 * 4 * numbers)
+
+    def _stream(self, scorer: Scorer, verbose: int) -> Stream:
         """Streams the scores of one block of queries."""
 
-        def stream(queries: Queries, consume: Consume) -> None:
+        def stream(queries: Queries, sink: Sink) -> None:
             step = queries.steps.train.products
-            self._sweep(step, consume, queries, queries.factors, verbose)
+            self._sweep(scorer, step, sink, queries, queries.factors, verbose)
 
-        def aware(queries: Queries, consume: Consume) -> None:
+        def aware(queries: Queries, sink: Sink) -> None:
             self._sweep(
+                scorer,
                 queries.steps.train.along,
-                consume,
+                sink,
                 queries,
                 prepare_for=self._weighed(queries),
                 verbose=verbose,
@@ -333,80 +400,21 @@ class TracIn:
 
     def _sweep(
         self,
+        scorer: Scorer,
         step,
-        consume,
+        sink: Sink,
         queries=None,
         prepare=lambda *position: None,
         verbose=1,
         prepare_for=None,
     ) -> None:
-        self._scorer.sweep(
+        scorer.sweep(
             step,
             self._rates,
-            consume,
+            sink,
             title="TracIn",
             queries=queries,
             prepare=prepare,
             prepare_for=prepare_for,
             verbose=verbose,
         )
-
-
-def _warn_of_final_only(run: TrainingRun) -> None:
-    """Section D: the final model alone gives noisy scores."""
-    if len(run) != 1 or run[0].epoch == 1:
-        return
-    if run.epochs and run[0].epoch < run.epochs[-1]:
-        return
-    warnings.warn(
-        f"TracIn was given the final checkpoint only (epoch {run[0].epoch}). "
-        "Once training has converged gradients are tiny, and scores from "
-        "them are noisy. Save checkpoints while the loss falls, "
-        "TracInCheckpoint(epochs=kt.WhenLossDrops(0.1)) for example, and "
-        "choose among them with kt.select_checkpoints.",
-        stacklevel=3,
-    )
-
-
-def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:
-    """The checkpoints that count, and what each counts.
-
-    Args:
-        run: the training run.
-        weights: "mean" or "sum", as for `TracIn`.
-
-    Raises:
-        ValueError: if no checkpoint has a learning rate above zero, or if
-            sums are asked for that are not known.
-    """
-    if weights not in ("mean", "sum"):
-        raise ValueError(
-            "`weights` should be 'mean' or 'sum' of the learning rates. "
-            f"Received: {weights!r}."
-        )
-    rates: dict[Checkpoint | None, float] = {}
-    for checkpoint in run:
-        rate = checkpoint.learning_rate
-        if weights == "sum":
-            if checkpoint.learning_rate_sum is None:
-                raise ValueError(
-                    "`weights='sum'` needs the learning rate of every step. "
-                    "Received a run adopted from weight files, which knows "
-                    "one rate for each; use `weights='mean'`."
-                )
-            rate = checkpoint.learning_rate_sum
-        if rate == 0:
-            warnings.warn(
-                f"Skipping {name_of(checkpoint)}: its learning rate is 0, as "
-                "in a warm-up, so it moved nothing.",
-                stacklevel=3,
-            )
-            continue
-        rates[checkpoint] = rate
-    if not rates:
-        raise ValueError(
-            "No checkpoint of the run has a learning rate above zero. "
-            f"Received: {run!r}. Train for at least one epoch with "
-            "`TracInCheckpoint` among the callbacks."
-        )
-    return rates

@@ -24,10 +24,10 @@ from keras_tracin.datasets import open_examples
 from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
 from keras_tracin.losses import per_example_loss
+from keras_tracin.rates import checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
-from keras_tracin.tracin import checkpoint_rates
 
 
 def check(

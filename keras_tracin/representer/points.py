@@ -27,7 +27,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import scoring
+from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.datasets import open_examples
 from keras_tracin.distribution import Strategy
@@ -38,7 +38,7 @@ from keras_tracin.representer.head import RetunedModel
 from keras_tracin.representer.problem import Problem
 from keras_tracin.representer.retune import retune
 from keras_tracin.representer.targets import Target
-from keras_tracin.scoring import Consume
+from keras_tracin.sweep import Sink
 
 _QUERY_BLOCK = 1024  # queries that are scored together, at most
 _CHUNK = 2**22  # scores that are made at a time, at most: more saves no time
@@ -186,7 +186,7 @@ class RepresenterPoints:
         Raises:
             ValueError: if the queries have no such target.
         """
-        return scoring.influence(
+        return collecting.influence(
             self._blocks(test, target, verbose), self._stream(target)
         )
 
@@ -213,7 +213,7 @@ class RepresenterPoints:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        return scoring.top_k(
+        return collecting.top_k(
             self._blocks(test, target, verbose),
             self._stream(target),
             k,
@@ -300,17 +300,17 @@ class RepresenterPoints:
         self._problem.meaning.check(target)
         return self._problem.blocks(test, self._block(), verbose)
 
-    def _stream(self, target: Target) -> scoring.Stream[Representations]:
+    def _stream(self, target: Target) -> collecting.Stream[Representations]:
         """Streams the scores of one block of queries."""
 
-        def stream(queries: Representations, consume: Consume) -> None:
+        def stream(queries: Representations, sink: Sink) -> None:
             logits = queries.features @ self._problem.head.weights
             targets = self._problem.meaning.targets(target, queries, logits)
             prepared = self._points.prepared(queries.features, targets.outputs)
             for rows in self._chunks(len(queries)):
                 scores = self._points.scores(prepared, rows)
                 scores *= targets.signs[:, np.newaxis]
-                consume(self.train_ids[rows], scores.astype(np.float32))
+                sink.add(self.train_ids[rows], scores.astype(np.float32))
 
         return stream
 

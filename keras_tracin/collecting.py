@@ -1,0 +1,151 @@
+"""From streams of scores to results, in memory or by way of parts on disk.
+
+A method says how the scores of one block of queries stream into a `Sink`; here
+the chunks become an `Attribution`, a `TopK` or a `SelfInfluence`. With `Parts`
+each chunk is kept as soon as it is done, one that is kept already is passed
+over, and a matrix of scores is mapped from its file.
+
+Synopsis:
+
+    def stream(queries, sink):
+        sink.add(ids, scores)  # for each chunk of training examples
+
+    influence(blocks, stream)                     # Attribution
+    top_k(blocks, stream, k, available, parts)    # TopK
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from keras_tracin.attribution import (
+    Attribution,
+    ScoreColumns,
+    SelfInfluence,
+    TopK,
+    TopKMerger,
+)
+from keras_tracin.parts import Parts, content_digest
+from keras_tracin.sweep import Chunk, Sink
+
+
+class Block(Protocol):
+    """Queries whose scores are streamed together."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The queries' ids, in reading order."""
+
+
+SomeBlock = TypeVar("SomeBlock", bound=Block)
+Stream = Callable[[SomeBlock, Sink], None]
+Arrays = dict[str, np.ndarray]
+
+
+def influence(
+    blocks: Iterable[SomeBlock],
+    stream: Stream[SomeBlock],
+    parts: Parts | None = None,
+) -> Attribution:
+    """All scores, from a function that streams those of one block."""
+    if parts is not None:
+        return _mapped_influence(blocks, stream, parts)
+    rows = []
+    for queries in blocks:
+        columns = ScoreColumns()
+        stream(queries, Sink(columns.add))
+        rows.append((queries.ids, columns.scores))
+    query_ids, scores = (
+        found[0] if len(found) == 1 else np.concatenate(found)
+        for found in zip(*rows, strict=True)
+    )
+    return Attribution(scores, query_ids, columns.ids)
+
+
+def _mapped_influence(
+    blocks: Iterable[SomeBlock], stream: Stream[SomeBlock], parts: Parts
+) -> Attribution:
+    ids, count = [], 0
+    for number, queries in enumerate(blocks):
+        keeper = _Keeper(parts, number, queries, _as_they_are)
+        stream(queries, keeper.sink)
+        ids.append(queries.ids)
+        count = keeper.count
+    return Attribution(**parts.matrix(ids, count))
+
+
+def top_k(
+    blocks: Iterable[SomeBlock],
+    stream: Stream[SomeBlock],
+    k: int,
+    available: int | None,
+    parts: Parts | None = None,
+) -> TopK:
+    """The strongest of both sides, without ever holding all scores."""
+    found = []
+    for number, queries in enumerate(blocks):
+        merger = TopKMerger(queries.ids, k, available)
+        if parts is None:
+            stream(queries, Sink(merger.add))
+        else:
+            keeper = _Keeper(parts, number, queries, merger.best_of)
+            stream(queries, keeper.sink)
+            for arrays in parts.all_of(number, keeper.count):
+                merger.add_best(**arrays)
+        found.append(merger.result())
+    return TopK.concat(found)
+
+
+def self_influence(
+    stream: Callable[[Sink], None], parts: Parts | None = None
+) -> SelfInfluence:
+    """Each training example's own score, from a function that streams them."""
+    columns = ScoreColumns()
+    if parts is None:
+        stream(Sink(columns.add))
+    else:
+        keeper = _Keeper(parts, 0, None, _as_they_are)
+        stream(keeper.sink)
+        for arrays in parts.all_of(0, keeper.count):
+            columns.add(**arrays)
+    return SelfInfluence(scores=columns.scores, ids=columns.ids)
+
+
+def _as_they_are(ids: np.ndarray, scores: np.ndarray) -> Arrays:
+    return {"ids": ids, "scores": scores}
+
+
+class _Keeper:
+    """Puts the chunks of one block of queries among the finished parts.
+
+    Attributes:
+        count: how many chunks went by.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        block: int,
+        queries: Any,
+        reduce: Callable[[np.ndarray, np.ndarray], Arrays],
+    ):
+        self._parts, self._block, self._reduce = parts, block, reduce
+        self._queries = content_digest(getattr(queries, "batches", ()))
+        self._digest = ""
+        self.count = 0
+
+    @property
+    def sink(self) -> Sink:
+        return Sink(self._add, self._wants)
+
+    def _wants(self, chunk: Chunk) -> bool:
+        self.count = chunk.number + 1
+        self._digest = content_digest(chunk.batches, self._queries)
+        return self._parts.wants(self._block, chunk.number, self._digest)
+
+    def _add(self, ids: np.ndarray, scores: np.ndarray) -> None:
+        arrays = self._reduce(ids, scores)
+        self._parts.put(self._block, self.count - 1, self._digest, **arrays)

@@ -1,0 +1,299 @@
+"""Finished parts of a long call, kept in a directory until all are there.
+
+A call cuts its work into parts: a block of queries × a chunk of training
+examples each. Every part is one file, whole or absent. A call that was killed
+finds what it had finished; several processes that share the directory each do
+the parts of their own and wait for those of the others. A matrix of scores is
+put together at the end, in a file that is mapped into memory.
+
+    scores/digits/
+      job.json               what is computed
+      block.json, chunk.json how it is cut
+      part-0000-000003.npz   block 0 × chunk 3
+      scores.npy, ids.npz    the matrix, once all parts are there
+
+Synopsis:
+
+    parts = Parts.open(directory, {"call": "top_k", "k": 10}, worker=(0, 2))
+    if parts.wants(block=0, chunk=3, digest="..."):
+        parts.put(0, 3, digest="...", scores=..., ids=...)
+    for arrays in parts.all_of(block=0, count=7):
+        ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import time
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin._files import written_whole
+from keras_tracin.datasets import Batch
+from keras_tracin.sweep import Plan
+
+FORMAT_VERSION = 1
+
+_PARTS = 16  # of a worker's share of the training examples, and a block
+_FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
+_POLL = 0.2  # seconds between looks at what other workers have done
+_PATIENCE = 60.0  # seconds after which waiting is announced, again and again
+
+
+def content_digest(batches: Iterable[Batch], start: str = "") -> str:
+    """A digest of examples, leaf by leaf, and their ids.
+
+    Args:
+        batches: the examples.
+        start: what the digest depends on beside them.
+    """
+    found = hashlib.blake2b(start.encode(), digest_size=16)
+    for batch in batches:
+        for leaf in [batch.ids, *tf.nest.flatten(batch.data)]:
+            array = np.asarray(leaf)
+            if array.dtype == object:  # strings
+                array = array.astype("S")
+            found.update(f"{array.dtype.str}{array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+class Parts:
+    """The parts of one call; see the module.
+
+    Args:
+        directory: where they are kept.
+        worker: this process's index, and how many share the work.
+    """
+
+    def __init__(self, directory: Path, worker: tuple[int, int]):
+        self.directory = directory
+        self._index, self._workers = worker
+        self._digests: dict[str, str] = {}
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        job: dict[str, Any],
+        worker: tuple[int, int] = (0, 1),
+    ) -> Parts:
+        """The parts to go on with, or a new directory of them.
+
+        Args:
+            directory: where they are kept.
+            job: what is computed; the same for every call that goes on.
+            worker: this process's index, and how many share the work.
+
+        Raises:
+            ValueError: if the directory holds parts of another call.
+        """
+        parts = cls(Path(directory), worker)
+        job = {"format_version": FORMAT_VERSION, **job}
+        job = json.loads(json.dumps(job))  # of JSON's types, to compare
+        recorded = parts.agreed("job", job)
+        differing = [
+            name
+            for name in job.keys() | recorded.keys()
+            if job.get(name) != recorded.get(name)
+        ]
+        if differing:
+            name = min(differing)
+            raise ValueError(
+                f"{directory} holds parts of another call. Received "
+                f"{name}={job.get(name)!r}, expected {recorded.get(name)!r}. "
+                "Choose another directory."
+            )
+        return parts
+
+    def agreed(self, name: str, value: Any) -> Any:
+        """What the first process said, which may be this one.
+
+        Raises:
+            ValueError: if the file that holds it cannot be read.
+        """
+        path = self.directory / f"{name}.json"
+        if not path.is_file():
+            _write_first(path, json.dumps(value, indent=1))
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read. Delete {self.directory} and call "
+                "again."
+            ) from error
+
+    def cut(self, plan: Plan) -> Plan:
+        """The plan with the batches and chunks of all calls and processes."""
+        chunk = plan.chunk
+        if plan.num_train is not None:
+            share = math.ceil(plan.num_train / (_PARTS * self._workers))
+            chunk = min(chunk, max(share, _FEWEST * plan.batch_size))
+        batch_size, chunk = self.agreed("chunk", [plan.batch_size, chunk])
+        return dataclasses.replace(plan, batch_size=batch_size, chunk=chunk)
+
+    def wants(self, block: int, chunk: int, digest: str) -> bool:
+        """Whether a part is this process's to do, and not done yet.
+
+        Args:
+            block: the block of queries.
+            chunk: the chunk of training examples.
+            digest: that of the part's queries and training examples.
+
+        Raises:
+            ValueError: if it was done with other data.
+        """
+        if chunk % self._workers != self._index:
+            return False
+        path = self._path(block, chunk)
+        if self._matrix_is_there:
+            found = self._matrix_digests.get(path.name)
+        elif path.is_file():
+            found = str(_load(path)["digest"])
+        else:
+            return True
+        if found != digest:
+            raise ValueError(
+                f"{path} was made from other queries or training examples, or "
+                "in another order. Choose another directory."
+            )
+        return False
+
+    def put(self, block: int, chunk: int, digest: str, **arrays) -> None:
+        """Keeps a part, or nothing of it if it cannot all be written."""
+        path = self._path(block, chunk)
+        _save(path, digest=np.array(digest), **arrays)
+
+    def all_of(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of a block's parts, in order; waits for other workers.
+
+        Raises:
+            ValueError: if a part is damaged.
+        """
+        for chunk in range(count):
+            path = self._path(block, chunk)
+            self._wait_for(path, chunk % self._workers)
+            arrays = _load(path)
+            self._digests[path.name] = str(arrays.pop("digest"))
+            yield arrays
+
+    def matrix(
+        self, query_ids: Sequence[np.ndarray], count: int
+    ) -> dict[str, np.ndarray]:
+        """All parts as one matrix, mapped into memory from its file.
+
+        The parts are deleted once they are in it.
+
+        Args:
+            query_ids: those of each block.
+            count: the chunks of each block.
+
+        Returns:
+            `scores [m, n]`, `query_ids [m]` and `train_ids [n]`.
+        """
+        if not self._matrix_is_there and self._index == 0:
+            self._put_together(query_ids, count)
+        self._wait_for(self._last_of_matrix, 0)
+        ids = _load(self.directory / "ids.npz")
+        scores = np.load(self.directory / "scores.npy", mmap_mode="r")
+        return {"scores": scores, **ids}
+
+    def _put_together(
+        self, query_ids: Sequence[np.ndarray], count: int
+    ) -> None:
+        first = [(a["ids"], a["scores"].dtype) for a in self.all_of(0, count)]
+        train_ids = np.concatenate([ids for ids, _ in first])
+        shape = (sum(map(len, query_ids)), len(train_ids))
+        with written_whole(self.directory / "scores.npy") as unfinished:
+            scores = np.lib.format.open_memmap(
+                unfinished, "w+", first[0][1], shape
+            )
+            row = 0
+            for block, ids in enumerate(query_ids):
+                column = 0
+                for arrays in self.all_of(block, count):
+                    found = arrays["scores"]
+                    stop = column + found.shape[1]
+                    scores[row : row + len(ids), column:stop] = found
+                    column = stop
+                row += len(ids)
+            scores.flush()
+        _save(
+            self.directory / "ids.npz",
+            query_ids=np.concatenate(query_ids),
+            train_ids=train_ids,
+        )
+        self.agreed("matrix", self._digests)
+        for name in self._digests:
+            (self.directory / name).unlink()
+
+    @property
+    def _last_of_matrix(self) -> Path:
+        """The file that is written once the matrix is complete."""
+        return self.directory / "matrix.json"
+
+    @property
+    def _matrix_is_there(self) -> bool:
+        return self._last_of_matrix.is_file()
+
+    @functools.cached_property
+    def _matrix_digests(self) -> dict[str, str]:
+        return self.agreed("matrix", None)
+
+    def _wait_for(self, path: Path, worker: int) -> None:
+        announced = time.monotonic()
+        while not path.is_file():
+            time.sleep(_POLL)
+            if time.monotonic() - announced > _PATIENCE:
+                announced = time.monotonic()
+                print(
+                    f"Waiting for worker {worker} of {self._workers} to write "
+                    f"{path}. If it has ended, start "
+                    "it again: it goes on where it was.",
+                    flush=True,
+                )
+
+    def _path(self, block: int, chunk: int) -> Path:
+        return self.directory / f"part-{block:04}-{chunk:06}.npz"
+
+
+def _write_first(path: Path, text: str) -> None:
+    """Writes a file, unless another process was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f"{uuid.uuid4().hex}-{path.name}")
+    try:
+        with written_whole(own) as unfinished:
+            unfinished.write_text(text)
+        with contextlib.suppress(FileExistsError):
+            os.link(own, path)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    with written_whole(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a part; zip files check what is read from them."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged. Delete it and call again: only this part is "
+            "made anew."
+        ) from error

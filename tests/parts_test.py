@@ -1,0 +1,209 @@
+"""Parts of calls on disk: killed, resumed, shared among processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import keras_tracin as kt
+from keras_tracin.datasets import Batch
+from keras_tracin.parts import Parts, content_digest
+from tests import scoring_worker as worker
+
+CALLS = ("influence", "top_k", "self_influence")
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A model's training run."""
+    directory = tmp_path_factory.mktemp("run")
+    model = worker.build()
+    callback = kt.TracInCheckpoint(directory)
+    model.fit(*worker.TRAIN, epochs=2, callbacks=[callback], verbose=0)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tracin(run):
+    return worker.tracin(run)
+
+
+def start(run, directory, call, *, index=0, workers=1, kill_after=0, port=None):
+    """A process that makes one call and writes what it returns."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    if workers > 1:
+        cluster = {"worker": [f"127.0.0.1:{port + i}" for i in range(workers)]}
+        task = {"type": "worker", "index": index}
+        environment["TF_CONFIG"] = json.dumps(
+            {"cluster": cluster, "task": task}
+        )
+    arguments = [run, directory, call, directory / f"{index}.npz", kill_after]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.scoring_worker", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end_of(process):
+    """Waits for a process to end."""
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def parts_in(directory):
+    return sorted(path.name for path in directory.glob("part-*.npz"))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_scores_from_parts_are_those_without(tracin, tmp_path, call):
+    whole = worker.arrays_of(worker.answer(tracin, call))
+    for _ in range(2):  # the second time all parts are there
+        found = worker.answer(tracin, call, tmp_path)
+        for name, array in worker.arrays_of(found).items():
+            np.testing.assert_allclose(array, whole[name], rtol=1e-5)
+        if call == "influence":
+            assert isinstance(found.scores, np.memmap)
+            assert not parts_in(tmp_path)
+        else:
+            assert len(parts_in(tmp_path)) > 2
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_killed_call_goes_on_with_the_same_bits(
+    run, tracin, tmp_path, call, monkeypatch
+):
+    code, output = end_of(start(run, tmp_path / "a", call, kill_after=2))
+    assert code == KILLED, output
+    kept = parts_in(tmp_path / "a")
+    assert len(kept) == 2
+    written = []
+    put = Parts.put
+
+    def spy(self, block, chunk, *args, **kwargs):
+        written.append((block, chunk))
+        put(self, block, chunk, *args, **kwargs)
+
+    monkeypatch.setattr(Parts, "put", spy)
+    resumed = worker.arrays_of(worker.answer(tracin, call, tmp_path / "a"))
+    assert (0, 0) not in written
+    assert (0, 2) in written
+    whole = worker.arrays_of(worker.answer(tracin, call, tmp_path / "b"))
+    for name, array in resumed.items():
+        np.testing.assert_array_equal(array, whole[name])
+
+
+def test_processes_share_the_work_though_one_is_killed(run, tracin, tmp_path):
+    workers, port = 3, 21700 + os.getpid() % 1000 * 3
+    options = {"workers": workers, "port": port}
+    processes = [
+        start(
+            run, tmp_path, "top_k", index=i, kill_after=int(i == 1), **options
+        )
+        for i in range(workers)
+    ]
+    code, output = end_of(processes[1])
+    assert code == KILLED, output
+    processes[1] = start(run, tmp_path, "top_k", index=1, **options)
+    for process in processes:
+        code, output = end_of(process)
+        assert code == 0, output
+    expected = worker.arrays_of(worker.answer(tracin, "top_k"))
+    for index in range(workers):
+        with np.load(tmp_path / f"{index}.npz") as found:
+            for name, array in expected.items():
+                np.testing.assert_allclose(found[name], array, rtol=1e-5)
+        own = [int(n) for n in np.load(tmp_path / f"wrote-{index}.npy")]
+        assert own
+        assert all(chunk % workers == index for chunk in own)
+
+
+def test_parts_of_another_call_are_not_taken(tracin, run, tmp_path):
+    tracin.self_influence(directory=tmp_path, verbose=0)
+    with pytest.raises(ValueError, match=r"another call.*call='top_k'.*self_"):
+        tracin.top_k(worker.TEST, 3, directory=tmp_path, verbose=0)
+    x, y = worker.TRAIN
+    other = kt.TracIn(worker.build(), (x[::-1], y), run)
+    with pytest.raises(ValueError, match="other queries or training"):
+        other.self_influence(directory=tmp_path, verbose=0)
+    last = kt.TrainingRun(run).select([1])
+    with pytest.warns(UserWarning, match="final checkpoint only"):
+        other = kt.TracIn(worker.build(), worker.TRAIN, last)
+    with pytest.raises(ValueError, match=r"Received checkpoints=.*another dir"):
+        other.self_influence(directory=tmp_path, verbose=0)
+
+
+def test_other_queries_are_not_answered_from_parts(tracin, tmp_path):
+    tracin.influence(worker.TEST, directory=tmp_path, verbose=0)
+    x, y = worker.TEST
+    with pytest.raises(ValueError, match="other queries"):
+        tracin.influence((x + 1, y), directory=tmp_path, verbose=0)
+
+
+def test_a_damaged_part_is_named(tracin, tmp_path):
+    tracin.self_influence(directory=tmp_path, verbose=0)
+    path = tmp_path / parts_in(tmp_path)[1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"000001.npz is damaged.*only this"):
+        tracin.self_influence(directory=tmp_path, verbose=0)
+    path.unlink()
+    tracin.self_influence(directory=tmp_path, verbose=0)
+
+
+def test_a_damaged_job_is_named(tracin, tmp_path):
+    (tmp_path / "job.json").write_text("{")
+    with pytest.raises(ValueError, match=r"job.json cannot be read.*Delete"):
+        tracin.self_influence(directory=tmp_path, verbose=0)
+
+
+def test_a_sum_over_queries_keeps_no_parts(tracin, tmp_path):
+    with pytest.raises(ValueError, match=r"single row.*Leave out `directory"):
+        tracin.influence(worker.TEST, aggregate=True, directory=tmp_path)
+
+
+def test_influence_functions_go_on_from_parts(tmp_path):
+    model = worker.build()
+    method = kt.InfluenceFunctions(
+        model,
+        worker.TRAIN,
+        damping=10.0,
+        curvature="gauss_newton",
+        relative="loss",
+    )
+    with pytest.warns(UserWarning, match="not converged"):
+        whole = method.influence(worker.TEST, verbose=0).scores
+    for _ in range(2):
+        found = method.influence(worker.TEST, directory=tmp_path, verbose=0)
+        np.testing.assert_allclose(found.scores, whole, rtol=1e-4, atol=1e-7)
+    model.layers[-1].kernel.assign(model.layers[-1].kernel + 1)
+    with pytest.raises(ValueError, match=r"another call.*weights="):
+        method.influence(worker.TEST, directory=tmp_path, verbose=0)
+
+
+def test_a_digest_tells_examples_apart():
+    def of(x, ids=(0, 1), start=""):
+        return content_digest([Batch(np.array(ids), np.array(x))], start)
+
+    first = of(["a", "bc"])
+    assert first == of(["a", "bc"])
+    others = [
+        of(["ab", "c"]),
+        of(["a", "bc"], (0, 2)),
+        of(["a", "bc"], start="q"),
+    ]
+    assert first not in others
+    objects = content_digest(
+        [Batch(np.array([0, 1]), np.array([b"a", b"bc"], object))]
+    )
+    again = content_digest(
+        [Batch(np.array([0, 1]), np.array([b"a", b"b" + b"c"], object))]
+    )
+    assert objects == again
