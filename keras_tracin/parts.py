@@ -207,7 +207,9 @@ class Parts:
             self._put_together(query_ids, count)
         self._wait_for(self._last_of_matrix, 0)
         ids = _load(self.directory / "ids.npz")
-        scores = np.load(self.directory / "scores.npy", mmap_mode="r")
+        scores = np.load(
+            self.directory / "scores.npy", mmap_mode="r", allow_pickle=False
+        )
         return {"scores": scores, **ids}
 
     def _put_together(

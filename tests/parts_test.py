@@ -32,7 +32,17 @@ def tracin(run):
     return worker.tracin(run)
 
 
-def start(run, directory, call, *, index=0, workers=1, kill_after=0, port=None):
+def start(
+    run,
+    directory,
+    call,
+    *,
+    index=0,
+    workers=1,
+    kill_after=0,
+    port=None,
+    strategy=None,
+):
     """A process that makes one call and writes what it returns."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     if workers > 1:
@@ -42,6 +52,8 @@ def start(run, directory, call, *, index=0, workers=1, kill_after=0, port=None):
             {"cluster": cluster, "task": task}
         )
     arguments = [run, directory, call, directory / f"{index}.npz", kill_after]
+    if strategy is not None:
+        arguments.append(strategy)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.scoring_worker", *map(str, arguments)],
         env=environment,
@@ -122,6 +134,32 @@ def test_processes_share_the_work_though_one_is_killed(run, tracin, tmp_path):
         own = [int(n) for n in np.load(tmp_path / f"wrote-{index}.npy")]
         assert own
         assert all(chunk % workers == index for chunk in own)
+
+
+def test_workers_of_a_strategy_share_the_work(run, tracin, tmp_path):
+    port = 24700 + os.getpid() % 1000 * 2
+    processes = [
+        start(
+            run,
+            tmp_path,
+            "influence",
+            index=index,
+            workers=2,
+            port=port,
+            strategy="MultiWorkerMirroredStrategy",
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        code, output = end_of(process)
+        assert code == 0, output
+    expected = worker.answer(tracin, "influence").scores
+    for index in range(2):
+        with np.load(tmp_path / f"{index}.npz") as found:
+            np.testing.assert_allclose(found["scores"], expected, rtol=1e-5)
+        own = [int(n) for n in np.load(tmp_path / f"wrote-{index}.npy")]
+        assert own
+        assert all(chunk % 2 == index for chunk in own)
 
 
 def test_parts_of_another_call_are_not_taken(tracin, run, tmp_path):

@@ -1,14 +1,17 @@
 """One process of a call: scores, keeps parts, and is killed where it is told.
 
 Usage: python -m tests.scoring_worker RUN DIRECTORY CALL RESULT KILL_AFTER
+    [STRATEGY]
 """
 
+import contextlib
 import os
 import signal
 import sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.parts import Parts
@@ -38,9 +41,11 @@ def build():
     return model
 
 
-def tracin(run, **options):
+def tracin(run, strategy=None):
     """One that has so little memory that it cuts its work into parts."""
-    return kt.TracIn(build(), TRAIN, run, memory_limit=20_000, **options)
+    with contextlib.nullcontext() if strategy is None else strategy.scope():
+        model = build()
+    return kt.TracIn(model, TRAIN, run, strategy=strategy, memory_limit=20_000)
 
 
 def answer(method, call, directory=None):
@@ -79,11 +84,13 @@ def kill_after(count, index_file):
     Parts.put = put_and_die
 
 
-def main(run, directory, call, result, count):
+def main(run, directory, call, result, count, strategy=None):
     index = os.path.basename(result).removesuffix(".npz")
     kill_after(int(count), os.path.join(directory, f"wrote-{index}.npy"))
     os.makedirs(directory, exist_ok=True)
-    found = answer(tracin(run), call, directory)
+    if strategy is not None:
+        strategy = getattr(tf.distribute, strategy)()
+    found = answer(tracin(run, strategy), call, directory)
     np.savez(result, **arrays_of(found))
 
 
