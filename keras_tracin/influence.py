@@ -96,6 +96,8 @@ class InfluenceFunctions:
         batch_size: that of training; only needed for a loss that is summed
             over the batch in a model with regularisers.
         strategy: a `tf.distribute.Strategy` under which the model was built.
+        jit_compile: whether XLA compiles the steps; "auto" does where there is
+            a device other than a CPU, as Keras does in `fit`.
         memory_limit: bytes the computation may use, beside the data; half of
             what is free by default.
 
@@ -119,6 +121,7 @@ class InfluenceFunctions:
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
         batch_size: int | None = None,
         strategy: Strategy | None = None,
+        jit_compile: bool | str = "auto",
         memory_limit: int | None = None,
     ):
         check_damping(damping)
@@ -143,6 +146,7 @@ class InfluenceFunctions:
             query_loss=query_loss,
             layers=layers,
             strategy=strategy,
+            jit_compile=jit_compile,
             memory_limit=memory_limit,
         )
 
@@ -280,6 +284,7 @@ class InfluenceFunctions:
             self._penalty,
             scorer.memory_limit,
             scorer.strategy,
+            scorer.jit_compile,
         )
 
     def _warn_unless_at_rest(self) -> None:

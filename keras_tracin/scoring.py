@@ -34,6 +34,7 @@ from keras_tracin.diagnosis import (
     not_finite,
 )
 from keras_tracin.distribution import Strategy, check_built_under, worker_of
+from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
@@ -108,12 +109,14 @@ class Scorer:
             what is free by default.
         strategy: a `tf.distribute.Strategy` to spread each step over.
         projection: scores sketches in place of gradients.
+        jit_compile: as in `TracIn`.
 
     Attributes:
         model: the model.
         train: the opened training examples.
         loss: the per-example loss of training.
         strategy: what each step is spread over.
+        jit_compile: whether XLA compiles the steps.
         projection: what makes the sketches, or None.
         layers: what the gradients are restricted to.
         parts: what is kept on disk of a call, or None.
@@ -135,12 +138,14 @@ class Scorer:
         memory_limit: int | None = None,
         strategy: Strategy | None = None,
         projection: Projection | None = None,
+        jit_compile: bool | str = "auto",
     ):
         self.model = model
         if projection is not None:
             check_projection(projection)
         self.projection = projection
         self.strategy = strategy
+        self.jit_compile = compiling.wanted(jit_compile)
         self.train = open_examples(train, "train")
         self.layers = layers
         self._memory_limit = memory_limit
@@ -237,6 +242,9 @@ class Scorer:
             ValueError: if a score is NaN or infinite, naming the weights, the
                 layer and the ids.
         """
+        plan = self.plan(function, rates, queries)
+        # XLA compiles for each size: the last batch is made like the others.
+        size = min(plan.batch_size, plan.num_train or plan.batch_size)
         places = {each: np.int32(at) for at, each in enumerate(rates)}
 
         def position(checkpoint: Checkpoint | None) -> tuple:
@@ -246,11 +254,10 @@ class Scorer:
             extra = () if prepared is None else (prepared,)
             rate = np.float32(rates[checkpoint])
             suspects = self._suspects(queries, batch)
+            data = _padded(batch, size) if self.jit_compile else batch.data
             with explaining(suspects):
-                found = function(
-                    batch.data, *extra, rate, *position(checkpoint)
-                )
-                found = finish(found).numpy()
+                found = function(data, *extra, rate, *position(checkpoint))
+                found = finish(found).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
             return found
@@ -262,7 +269,6 @@ class Scorer:
                     return prepare_for(checkpoint)
                 return prepare(*position(checkpoint))
 
-        plan = self.plan(function, rates, queries)
         sweep(
             self.model,
             list(rates),
@@ -305,6 +311,7 @@ class Scorer:
                     strict=self._strict,
                     strategy=self.strategy,
                     projection=self.projection,
+                    jit_compile=self.jit_compile,
                 )
 
             query = functions(self._query_value, batch)
@@ -390,6 +397,17 @@ class Scorer:
         elif found is not None:
             raise ValueError(str(found))
         self._checked = True
+
+
+def _padded(batch: Batch, size: int) -> Any:
+    """The batch's data with its last example repeated, `[size, ...]`."""
+    missing = max(0, size - len(batch))
+    return tf.nest.map_structure(
+        lambda leaf: np.concatenate(
+            [np.asarray(leaf), np.repeat(np.asarray(leaf)[-1:], missing, 0)]
+        ),
+        batch.data,
+    )
 
 
 def _names(losses: Any) -> str:

@@ -92,6 +92,8 @@ class TracIn:
         strategy: a `tf.distribute.Strategy` under which the model was built;
             each of its replicas scores a share of every batch. Scores do not
             depend on it.
+        jit_compile: whether XLA compiles the steps; "auto" does where there is
+            a device other than a CPU, as Keras does in `fit`.
         memory_limit: bytes the computation may use, beside the data; half of
             what is free by default.
 
@@ -116,6 +118,7 @@ class TracIn:
         projection: Projection | None = None,
         optimizer_aware: bool = False,
         strategy: Strategy | None = None,
+        jit_compile: bool | str = "auto",
         memory_limit: int | None = None,
     ):
         if optimizer_aware and projection is not None:
@@ -138,6 +141,7 @@ class TracIn:
             layers=layers,
             projection=projection,
             strategy=strategy,
+            jit_compile=jit_compile,
             memory_limit=memory_limit,
         )
         self._preconditioner = (

@@ -26,6 +26,7 @@ IMPORT_ORDER = (
     "losses",
     "query_losses",
     "runs.*",
+    "gradients.compiling",
     "gradients.lookup",
     "gradients.factors",
     "gradients.flat",

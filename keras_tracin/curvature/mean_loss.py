@@ -28,6 +28,7 @@ from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.penalty import Layout, Parts, Penalty
 from keras_tracin.datasets import Examples
 from keras_tracin.distribution import Strategy, spread_sum
+from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import batch_spec
 from keras_tracin.losses import PerExampleLoss
@@ -55,6 +56,7 @@ class MeanLossCurvature:
             see `keras_tracin.losses.penalty_weight`.
         memory_limit: bytes that may be used; half of what is free by default.
         strategy: where to run; each replica works on a share of a batch.
+        jit_compile: whether XLA compiles the steps.
     """
 
     model: keras.Model
@@ -64,6 +66,7 @@ class MeanLossCurvature:
     penalty: float = 1.0
     memory_limit: int | None = None
     strategy: Strategy | None = None
+    jit_compile: bool = False
 
     def __post_init__(self):
         _check_precision(self.model, self.variables)
@@ -168,10 +171,10 @@ class MeanLossCurvature:
             )
 
         spec = tf.TensorSpec([None, self.size], self.dtype)
-        return tf.function(
+        return compiled(
             spread_sum(step, self.strategy),
-            autograph=False,
-            input_signature=(self.spec, spec),
+            self.jit_compile,
+            (self.spec, spec),
         )
 
     @functools.cached_property
@@ -182,10 +185,8 @@ class MeanLossCurvature:
                 total = self.total_loss(data, real)[0]
             return self._layout.joined(self.gradients(tape, total))
 
-        return tf.function(
-            spread_sum(step, self.strategy),
-            autograph=False,
-            input_signature=(self.spec,),
+        return compiled(
+            spread_sum(step, self.strategy), self.jit_compile, (self.spec,)
         )
 
     @property

@@ -30,6 +30,7 @@ from keras_tracin.gradients.capture import (
     PerExampleLoss,
     capture,
 )
+from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.projection import Projection, project
@@ -52,6 +53,7 @@ class GradientFunctions:
         projection: replaces gradients by sketches of them, in all steps but
             `captured`, `rows` and `along`. These steps then take one more
             argument at their end: the checkpoint's position.
+        jit_compile: whether XLA compiles the steps, anew for each batch size.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class GradientFunctions:
         strict: bool = True,
         strategy: Strategy | None = None,
         projection: Projection | None = None,
+        jit_compile: bool = False,
     ):
         self._queries = queries or self
         self._model, self._loss = model, loss
         self._strict = strict
         self._strategy = strategy
         self._projection = projection
+        self._jit_compile = jit_compile
         self._spec = batch_spec(like)
         self._placement = place(model, self._spec[0], layers)
 
@@ -106,7 +110,7 @@ class GradientFunctions:
             step = spread(step, self._strategy, axis)
         # The signature keeps one trace, with the batch size open, for all.
         signature = (self._spec, *more_specs)
-        return tf.function(step, autograph=False, input_signature=signature)
+        return compiled(step, self._jit_compile, signature)
 
     @functools.cached_property
     def captured(self):

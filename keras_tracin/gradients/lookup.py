@@ -9,11 +9,16 @@ Word frequencies are far from even. A few tokens stand in nearly every text:
 for these, each example's gradients are summed by token and one matrix product
 does the rest. All other tokens meet rarely: for these, the meeting pairs are
 listed and multiplied one by one. Nothing of size vocabulary × width is made.
+
+XLA cannot list what has no size in advance: there all positions of a query are
+multiplied with all of the batch, and those that do not meet count as zero.
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
+
+from keras_tracin.gradients.compiling import shapes_are_static
 
 # A listed pair reads its two rows from memory; in a matrix product the same
 # multiplications take about an eightieth of that time on a CPU. So a token is
@@ -37,6 +42,8 @@ def shared_products(
     Returns:
         `[n, m]`.
     """
+    if shapes_are_static():
+        return _products_query_by_query(ids, grads, other_ids, other)
     frequent = _frequent_tokens(other_ids)
     by_token = tf.matmul(
         _sum_by_token(ids, grads, frequent),
@@ -84,6 +91,25 @@ def paired_products(
     products = tf.matmul(outputs, grads, transpose_b=True)  # [n, t, s]
     read = tf.gather(inputs, ids, axis=2, batch_dims=1)
     return tf.reduce_sum(products * read, axis=[1, 2])
+
+
+def _products_query_by_query(ids, grads, other_ids, other) -> tf.Tensor:
+    """`shared_products` of shapes that are known, one column at a time."""
+
+    def column(query: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        query_ids, query_grads = query  # [t], [t, o]
+        products = tf.einsum("nso,to->nst", grads, query_grads)
+        meet = ids[:, :, tf.newaxis] == query_ids
+        return tf.reduce_sum(
+            tf.where(meet, products, tf.zeros_like(products)), axis=[1, 2]
+        )
+
+    columns = tf.map_fn(
+        column,
+        (other_ids, other),
+        fn_output_signature=tf.TensorSpec([None], grads.dtype),
+    )
+    return tf.transpose(columns)
 
 
 def _frequent_tokens(ids: tf.Tensor) -> tf.Tensor:

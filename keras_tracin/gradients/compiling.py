@@ -1,0 +1,82 @@
+"""Whether a step is compiled by XLA, and what its trace then may not do.
+
+XLA wants to know all shapes when it compiles, so that a step is compiled once
+for each size of batch, and has no operations whose results differ in size.
+
+Synopsis:
+
+    if wanted("auto"):
+        step = compiled(step)           # traced for XLA
+    if shapes_are_static():             # asked inside the trace
+        ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+_STATIC = contextvars.ContextVar("keras_tracin_static_shapes", default=False)
+
+
+def wanted(jit_compile: bool | str) -> bool:
+    """Whether XLA compiles the steps.
+
+    Args:
+        jit_compile: True, False, or "auto": where there is a device other
+            than a CPU, as Keras decides for `fit`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if jit_compile == "auto":
+        devices = tf.config.list_logical_devices()
+        return any(device.device_type != "CPU" for device in devices)
+    if isinstance(jit_compile, bool):
+        return jit_compile
+    raise ValueError(
+        "`jit_compile` should be True, False or 'auto'. Received: "
+        f"{jit_compile!r}."
+    )
+
+
+def compiled(step: Callable, jit_compile: bool, signature: Any):
+    """The step as a `tf.function` with one trace.
+
+    Args:
+        step: a function of tensors.
+        jit_compile: whether XLA compiles it.
+        signature: the types of its arguments; open sizes of the batch stay
+            open in the trace.
+    """
+    traced = step
+    if jit_compile:
+
+        def traced(*arguments):
+            with _static_shapes():
+                return step(*arguments)
+
+    return tf.function(
+        traced,
+        autograph=False,
+        input_signature=signature,
+        jit_compile=jit_compile or None,
+    )
+
+
+def shapes_are_static() -> bool:
+    """Whether the trace being made is for XLA."""
+    return _STATIC.get()
+
+
+@contextlib.contextmanager
+def _static_shapes() -> Iterator[None]:
+    token = _STATIC.set(True)
+    try:
+        yield
+    finally:
+        _STATIC.reset(token)
