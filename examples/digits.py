@@ -16,11 +16,10 @@ import keras
 import numpy as np
 from absl import app, flags
 from sklearn.datasets import load_digits
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import keras_tracin as kt
-from keras_tracin import plots
+from keras_tracin import evaluation, plots
 
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "out/digits", "Where the run and the pictures go."
@@ -46,7 +45,9 @@ def main(_):
     output = pathlib.Path(_OUTPUT_DIR.value)
     keras.utils.set_random_seed(_SEED.value)
     x_train, true_labels, x_test, y_test = load_images()
-    y_train = flip_labels(true_labels, _FLIP_SHARE.value)
+    y_train = evaluation.flip_labels(
+        true_labels, _FLIP_SHARE.value, seed=_SEED.value
+    )
     is_flipped = y_train != true_labels
 
     model = build_model()
@@ -97,15 +98,6 @@ def load_images():
         images, digits.target, test_size=500, random_state=_SEED.value
     )
     return x_train, y_train, x_test, y_test
-
-
-def flip_labels(labels, share):
-    """A copy with a share of the labels moved to another class at random."""
-    rng = np.random.default_rng(_SEED.value)
-    chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
-    flipped = labels.copy()
-    flipped[chosen] = (labels[chosen] + rng.integers(1, 10, len(chosen))) % 10
-    return flipped
 
 
 def build_model():
@@ -159,11 +151,11 @@ def print_recall(suspicion, is_flipped):
     """The share of the wrong labels found among the most suspicious digits."""
     print("\nWrong labels found in the top   10%    20%    30%     AUC")
     for name, scores in suspicion.items():
-        found = np.cumsum(is_flipped[np.argsort(-scores)]) / is_flipped.sum()
-        recalls = [found[round(s * len(found)) - 1] for s in (0.1, 0.2, 0.3)]
-        columns = "  ".join(f"{recall:5.1%}" for recall in recalls)
-        auc = roc_auc_score(is_flipped, scores)
-        print(f"  by {name:<25}{columns}   {auc:.3f}")
+        found = evaluation.mislabel_detection(scores, is_flipped)
+        recalls = [
+            f"{found.recall_at(share):5.1%}" for share in (0.1, 0.2, 0.3)
+        ]
+        print(f"  by {name:<25}{'  '.join(recalls)}   {found.auc:.3f}")
 
 
 if __name__ == "__main__":

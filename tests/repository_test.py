@@ -69,7 +69,7 @@ IMPORT_ORDER = (
     "trak",
     "index.*",
     "check.*",
-    "evaluation",
+    "evaluation.*",
     "plots",
     "tensorboard",
     "report.*",

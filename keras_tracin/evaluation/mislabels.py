@@ -1,0 +1,197 @@
+"""How soon wrong labels are found, and wrong labels to be found.
+
+An example with a wrong label is hard to learn, so that its influence on itself
+is large (section 4 of the paper): inspect the largest first.
+
+Synopsis:
+
+    y = kt.evaluation.flip_labels(y_true, share=0.1, seed=0)
+    ...  # train on y
+    found = kt.evaluation.mislabel_detection(
+        tracin.self_influence(), y != y_true
+    )
+    found.auc, found.recall_at(0.1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from keras_tracin.attribution import SelfInfluence
+
+
+@dataclasses.dataclass(frozen=True)
+class MislabelDetection:
+    """What is found by inspecting the largest scores first.
+
+    Attributes:
+        ids: `[n]`, in the order of inspection; equal scores keep theirs.
+        is_mislabeled: `[n]` booleans, in this order.
+        auc: the probability that a wrong label has a larger score than a right
+            one, ties counting one half: the area under the ROC curve. 1 is
+            perfect, 0.5 is chance.
+    """
+
+    ids: np.ndarray
+    is_mislabeled: np.ndarray
+    auc: float
+
+    @property
+    def recall(self) -> np.ndarray:
+        """The share of the wrong labels found after 0, 1, … n, `[n + 1]`."""
+        found = np.cumsum(self.is_mislabeled)
+        return np.concatenate([[0.0], found / found[-1]])
+
+    @property
+    def precision(self) -> np.ndarray:
+        """The share of wrong labels among the first 1, … n, `[n]`."""
+        inspected = np.arange(1, len(self.ids) + 1)
+        return np.cumsum(self.is_mislabeled) / inspected
+
+    def recall_at(self, share: float) -> float:
+        """The recall once this share of the examples has been inspected."""
+        return float(self.recall[self._count(share)])
+
+    def precision_at(self, share: float) -> float:
+        """The precision once this share of the examples has been inspected."""
+        return float(self.precision[max(1, self._count(share)) - 1])
+
+    def _count(self, share: float) -> int:
+        if not 0 <= share <= 1:
+            raise ValueError(
+                "`share` should be a share of the examples, from 0 to 1. "
+                f"Received: {share!r}."
+            )
+        return round(share * len(self.ids))
+
+    def to_dataframe(self):
+        """A `pandas.DataFrame` by rank, from 1. Needs pandas.
+
+        Columns: `train_id`, `is_mislabeled`, `recall`, `precision`.
+        """
+        import pandas as pd
+
+        columns = {
+            "train_id": self.ids,
+            "is_mislabeled": self.is_mislabeled,
+            "recall": self.recall[1:],
+            "precision": self.precision,
+        }
+        ranks = np.arange(1, len(self.ids) + 1)
+        return pd.DataFrame(columns, index=pd.Index(ranks, name="rank"))
+
+
+def mislabel_detection(
+    self_influence: SelfInfluence | Any, is_mislabeled: Any
+) -> MislabelDetection:
+    """Compares scores with the truth about the labels.
+
+    Args:
+        self_influence: what `self_influence()` returned, or scores `[n]` of
+            any kind; the larger, the more suspicious.
+        is_mislabeled: `[n]` booleans in reading order, or a dict of them by
+            the examples' ids.
+
+    Raises:
+        ValueError: if the two do not fit, if a score is NaN, or if no label
+            is wrong or all of them are.
+    """
+    scores = getattr(self_influence, "scores", self_influence)
+    scores = np.asarray(scores, dtype=np.float64)
+    ids = np.asarray(getattr(self_influence, "ids", np.arange(len(scores))))
+    if isinstance(is_mislabeled, Mapping):
+        missing = [name for name in ids.tolist() if name not in is_mislabeled]
+        if missing:
+            raise ValueError(
+                "`is_mislabeled` should hold every id that has a score. It "
+                f"lacks {missing[:5]}."
+            )
+        is_mislabeled = [is_mislabeled[name] for name in ids.tolist()]
+    wrong = np.asarray(is_mislabeled, dtype=bool)
+    if scores.ndim != 1 or scores.shape != wrong.shape:
+        raise ValueError(
+            "There should be a score [n] and a boolean [n] for each example. "
+            f"Received: scores of shape {scores.shape} and `is_mislabeled` of "
+            f"shape {wrong.shape}."
+        )
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"Scores are NaN at positions {np.flatnonzero(np.isnan(scores))}."
+        )
+    if wrong.all() or not wrong.any():
+        raise ValueError(
+            "`is_mislabeled` should be true for some examples and false for "
+            f"others. Received: {wrong.sum()} of {len(wrong)} true."
+        )
+    order = np.argsort(-scores, kind="stable")
+    return MislabelDetection(ids[order], wrong[order], _auc(scores, wrong))
+
+
+def _auc(scores: np.ndarray, wrong: np.ndarray) -> float:
+    """From the ranks of the scores (Mann & Whitney 1947)."""
+    ranks = scipy.stats.rankdata(scores)
+    positives, negatives = wrong.sum(), (~wrong).sum()
+    above = ranks[wrong].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+def flip_labels(
+    labels: Any,
+    share: float,
+    *,
+    seed: int = 0,
+    num_classes: int | None = None,
+    scores: Any = None,
+) -> np.ndarray:
+    """A copy of labels, a share of which is made wrong.
+
+    Args:
+        labels: `[n]` class indices.
+        share: of the labels, above 0 and up to 1; which ones is drawn.
+        seed: of the draw.
+        num_classes: one more than the largest label by default.
+        scores: None to draw each wrong label from all other classes alike; or
+            a model's logits or probabilities `[n, classes]`, to take the wrong
+            class that it finds likeliest, which is harder to detect.
+
+    Raises:
+        ValueError: if labels are no class indices, or if `share`,
+            `num_classes` or `scores` does not fit them.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        raise ValueError(
+            "`labels` should be whole numbers [n]. Received: shape "
+            f"{labels.shape}, dtype {labels.dtype}."
+        )
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"`share` should be above 0 and at most 1. Received: {share!r}."
+        )
+    classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    if labels.min() < 0 or labels.max() >= classes or classes < 2:
+        raise ValueError(
+            f"Labels should be from 0 to {classes - 1}, of two classes or "
+            f"more. Received: from {labels.min()} to {labels.max()}."
+        )
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
+    flipped = labels.copy()
+    if scores is None:
+        moved = labels[chosen] + rng.integers(1, classes, len(chosen))
+        flipped[chosen] = moved % classes
+        return flipped
+    likely = np.array(scores, dtype=np.float64)
+    if likely.shape != (len(labels), classes):
+        raise ValueError(
+            f"`scores` should have the shape {(len(labels), classes)}. "
+            f"Received: {likely.shape}."
+        )
+    likely[np.arange(len(labels)), labels] = -np.inf
+    flipped[chosen] = likely[chosen].argmax(axis=1)
+    return flipped
