@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.datasets import Batch
+from keras_tracin.distribution import check_alone, worker_of
 from keras_tracin.parts import Parts, content_digest
 from tests import scoring_worker as worker
 
@@ -160,6 +162,24 @@ def test_workers_of_a_strategy_share_the_work(run, tracin, tmp_path):
         own = [int(n) for n in np.load(tmp_path / f"wrote-{index}.npy")]
         assert own
         assert all(chunk % 2 == index for chunk in own)
+
+
+def test_workers_need_a_directory_in_common(run, monkeypatch):
+    tracin = worker.tracin(run)
+    cluster = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+    task = {"type": "worker", "index": 1}
+    monkeypatch.setenv(
+        "TF_CONFIG", json.dumps({"cluster": cluster, "task": task})
+    )
+    assert worker_of(None) == (1, 2)
+    tracin.self_influence(verbose=0)  # without a strategy, all by itself
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    monkeypatch.setattr(
+        tf.distribute.OneDeviceStrategy, "cluster_resolver", resolver
+    )
+    with pytest.raises(ValueError, match=r"2 processes.*`directory=`"):
+        check_alone(strategy)
 
 
 def test_parts_of_another_call_are_not_taken(tracin, run, tmp_path):
