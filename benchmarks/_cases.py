@@ -16,13 +16,15 @@ MEMORY_QUERIES = 100
 
 
 @contextlib.contextmanager
-def tracin(model: keras.Model, train: _models.Arrays) -> Iterator[kt.TracIn]:
+def tracin(
+    model: keras.Model, train: _models.Arrays, **options
+) -> Iterator[kt.TracIn]:
     """TracIn over all layers, at one checkpoint with a learning rate of 1."""
     with tempfile.TemporaryDirectory() as directory:
         weights = pathlib.Path(directory, "model.weights.h5")
         model.save_weights(weights)
         run = kt.TrainingRun.from_weights([weights], learning_rates=1.0)
-        yield kt.TracIn(model, train, run)
+        yield kt.TracIn(model, train, run, **options)
 
 
 def fit_epoch(
