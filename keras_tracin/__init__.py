@@ -52,7 +52,13 @@ from keras_tracin.runs import (
     WhenLossDrops,
     select_checkpoints,
 )
-from keras_tracin.trace import StepTable, TrainingTrace, trace_training
+from keras_tracin.trace import (
+    StepTable,
+    TrainingSketches,
+    TrainingTrace,
+    sketch_training,
+    trace_training,
+)
 from keras_tracin.tracin import TracIn
 
 __all__ = [
@@ -81,6 +87,7 @@ __all__ = [
     "TracIn",
     "TracInCheckpoint",
     "TrainingRun",
+    "TrainingSketches",
     "TrainingTrace",
     "WhenLossDrops",
     "__version__",
@@ -88,6 +95,7 @@ __all__ = [
     "evaluation",
     "plots",
     "select_checkpoints",
+    "sketch_training",
     "sweep_l2",
     "trace_training",
     "with_ids",

@@ -1,6 +1,13 @@
 """Training watched step by step: TracInIdeal, and sketches made on the way."""
 
 from keras_tracin.trace.result import StepTable, TrainingTrace
+from keras_tracin.trace.sketching import TrainingSketches, sketch_training
 from keras_tracin.trace.tracing import trace_training
 
-__all__ = ["StepTable", "TrainingTrace", "trace_training"]
+__all__ = [
+    "StepTable",
+    "TrainingSketches",
+    "TrainingTrace",
+    "sketch_training",
+    "trace_training",
+]

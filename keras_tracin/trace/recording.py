@@ -35,10 +35,11 @@ class Recording:
 
     Attributes:
         done: how many epochs were recorded when it was opened.
+        num_steps: how many steps are recorded.
     """
 
     def __init__(self, model: keras.Model, settings: Mapping[str, Any]):
-        self.done = 0
+        self.done = self.num_steps = 0
         self._model, self._settings = model, json.dumps(settings)
         self._writer: RunWriter | None = None
         self._directory: Path | None = None
@@ -83,9 +84,18 @@ class Recording:
         self,
         arrays: Mapping[str, np.ndarray],
         epoch: int,
-        logs: Mapping[str, float],
+        logs: Mapping[str, float] | None,
+        save_weights: bool = True,
     ) -> None:
-        """Records an epoch, counted from 1."""
+        """Records what there is of an epoch since the last call.
+
+        Args:
+            arrays: `learning_rate [t]` and others.
+            epoch: its number, counted from 1.
+            logs: at its end, the metrics; None in the midst of it.
+            save_weights: whether to keep the model's weights, too.
+        """
+        self.num_steps += len(arrays["learning_rate"])
         if self._writer is None:
             self._kept.append(dict(arrays))
             return
@@ -97,25 +107,25 @@ class Recording:
                 _SETTINGS: np.array(self._settings),
             },
             epoch=epoch,
-            logs=logs,
-            epoch_end=True,
-            save_weights=True,
+            logs=logs or {},
+            epoch_end=logs is not None,
+            save_weights=save_weights,
         )
 
     def segments(self) -> list[dict[str, np.ndarray]]:
         """The arrays of all epochs, those recorded earlier as well."""
         if self._directory is None:
             return self._kept
-        return read_segments(self._directory)
+        kind = json.loads(self._settings)["kind"]
+        return read_segments(self._directory, kind)
 
     def _resume(self) -> None:
         assert self._directory is not None
         manifest = run_manifest.read(self._directory)
-        if not manifest["segments"]:
-            if manifest["checkpoints"]:
-                raise ValueError(_not_a_recording(self._directory))
+        segments, checkpoints = manifest["segments"], manifest["checkpoints"]
+        if not segments:
             return  # It was killed in the first epoch.
-        first = _read(self._directory, manifest["segments"][0])
+        first = _read(self._directory, segments[0])
         if _SETTINGS not in first:
             raise ValueError(_not_a_recording(self._directory))
         self._check_settings(json.loads(str(first[_SETTINGS])))
@@ -128,20 +138,23 @@ class Recording:
                 f"{mismatch}. Pass resume=False to replace it, or choose "
                 "another directory."
             )
-        last = manifest["checkpoints"][-1]
-        _files.check_digest(self._directory / last["file"], last["sha256"])
-        self._model.load_weights(self._directory / last["file"])
+        ended = [segment for segment in segments if segment["epoch_end"]]
+        if not ended:
+            return
+        last = ended[-1]["last_step"]
+        (entry,) = (each for each in checkpoints if each["step"] == last)
+        _files.check_digest(self._directory / entry["file"], entry["sha256"])
+        self._model.load_weights(self._directory / entry["file"])
+        # What it has of a later epoch is dropped, with a warning.
         self._writer = RunWriter.reopen(self._directory, self._model)
-        _set_states(
-            self._model, _read(self._directory, manifest["segments"][-1])
-        )
-        self.done = self._writer.last_epoch
+        _set_states(self._model, _read(self._directory, ended[-1]))
+        self.done, self.num_steps = self._writer.last_epoch, last
 
     def _check_settings(self, recorded: Mapping[str, Any]) -> None:
         given = json.loads(self._settings)
         differ = {
             name: (given.get(name), recorded.get(name))
-            for name in sorted({*given, *recorded})
+            for name in {**given, **recorded}  # the kind first
             if given.get(name) != recorded.get(name)
         }
         if differ:
@@ -154,16 +167,26 @@ class Recording:
             )
 
 
-def read_segments(directory: Path) -> list[dict[str, np.ndarray]]:
+def read_segments(directory: Path, kind: str) -> list[dict[str, np.ndarray]]:
     """The arrays of all epochs that a directory's recording has.
 
+    Args:
+        directory: where it is.
+        kind: what it should be of, as its settings say.
+
     Raises:
-        ValueError: if there is no recording, or a file of it is damaged.
+        ValueError: if there is no such recording, or a file is damaged.
     """
     manifest = run_manifest.read(directory)
     found = [_read(directory, entry) for entry in manifest["segments"]]
     if not found or _SETTINGS not in found[0]:
         raise ValueError(_not_a_recording(directory))
+    recorded = json.loads(str(found[0][_SETTINGS]))["kind"]
+    if recorded != kind:
+        raise ValueError(
+            f"{directory} holds a recording of another kind: received "
+            f"{recorded!r}, expected {kind!r}. Choose another directory."
+        )
     return found
 
 
@@ -206,5 +229,5 @@ def _not_a_recording(directory: Path) -> str:
     return (
         f"{directory} holds a training run that was not traced, or no epoch of "
         "one. Expected the directory of a trace; choose another one, or pass "
-        "resume=False to `trace_training` to replace what is there."
+        "resume=False to replace what is there."
     )

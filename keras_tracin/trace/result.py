@@ -83,7 +83,7 @@ class TrainingTrace:
         Raises:
             ValueError: if there is no trace, or a file of it is damaged.
         """
-        segments = read_segments(Path(directory))
+        segments = read_segments(Path(directory), kind="trace")
         return cls.from_segments(segments, recorded_history(Path(directory)))
 
     @classmethod

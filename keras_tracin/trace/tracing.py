@@ -58,6 +58,7 @@ from keras_tracin.trace.source import Source
 from keras_tracin.trace.watching import check_can_be_watched, watched_fit
 
 _MOST_QUERIES = 100_000
+_SEGMENT = 2**28  # bytes of shares that are held until they are written
 
 
 def trace_training(
@@ -172,6 +173,13 @@ class _Tracer:
             "unattributed": unattributed,
             "shares": shares + remainder[:, np.newaxis] / shares.shape[1],
         }
+
+    def saves_after(self, step: int) -> bool:
+        return False
+
+    def is_full(self, rows: list[dict[str, Any]]) -> bool:
+        one = rows[-1]
+        return len(rows) * one["shares"].nbytes > _SEGMENT
 
     def pack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         return pack(rows, self._query.ids)

@@ -30,6 +30,12 @@ class Observer(Protocol):
     def after(self, seen: Any, stepped: bool) -> dict[str, Any]:
         """At w_{t+1}; `stepped` is False where loss scaling left it out."""
 
+    def saves_after(self, step: int) -> bool:
+        """Whether the weights after this step of the training are kept."""
+
+    def is_full(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether the rows should be written before they take more memory."""
+
     def pack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         """The arrays to record of an epoch, `learning_rate` among them."""
 
@@ -92,6 +98,7 @@ class _Watcher(keras.callbacks.Callback):
         self._source, self._observer = source, observer
         self._recording = recording
         self._rows: list[dict[str, Any]] = []
+        self._epoch = 0
 
     def on_train_begin(self, logs=None):
         inner = self.model.train_function
@@ -102,14 +109,12 @@ class _Watcher(keras.callbacks.Callback):
         self.model.train_function = train_function
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._rows = []
+        self._rows, self._epoch = [], epoch
         self._source.begin(epoch)
 
     def on_epoch_end(self, epoch, logs=None):
         if self._rows:
-            arrays = self._observer.pack(self._rows)
-            self._recording.append(arrays, epoch + 1, _scalars(logs or {}))
-        self._rows = []
+            self._write(_scalars(logs or {}), save_weights=True)
 
     def _step(self, inner, iterator):
         batch = self._source.peek()
@@ -124,7 +129,18 @@ class _Watcher(keras.callbacks.Callback):
         row["learning_rate"] = rate if stepped else 0.0
         row["ids"] = batch[0]
         self._rows.append(row)
+        step = self._recording.num_steps + len(self._rows)
+        saves = self._observer.saves_after(step)
+        # After the last batch the end of the epoch does it.
+        more = self._source.peek() is not None
+        if more and (saves or self._observer.is_full(self._rows)):
+            self._write(None, saves)
         return result
+
+    def _write(self, logs: dict[str, float] | None, save_weights: bool) -> None:
+        arrays = self._observer.pack(self._rows)
+        self._recording.append(arrays, self._epoch + 1, logs, save_weights)
+        self._rows = []
 
 
 def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,184 @@
+"""Tracing a training: what it costs, and how true its estimates are.
+
+    python -m benchmarks.trace --data_dir=$KERAS_TRACIN_DATA/tfds
+
+The MLP on MNIST (random examples without `--data_dir`), batches of 32, 100
+queries.
+
+`overhead`: an epoch of `trace_training` over one of `model.fit`, in turns,
+without what compiling takes.
+`first_order`: Pearson's correlation of the real change of the queries' losses
+with its estimates, over all steps; and how the gap shrinks with the rate.
+`optimizer`: `TracIn` and `TracIn(optimizer_aware=True)` at each epoch's
+checkpoint, summed over the examples of a batch, beside what the step on that
+batch did to each query.
+"""
+
+import pathlib
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+import scipy.stats
+from absl import app, flags
+
+import keras_tracin as kt
+from benchmarks._models import WORKLOADS, load_examples
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST.")
+_SECTIONS = flags.DEFINE_list(
+    "sections", ["overhead", "first_order", "optimizer"], "What to measure."
+)
+_NUM_TRAIN = flags.DEFINE_integer("num_train", 6_400, "Training examples.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of the overhead.")
+
+_QUERIES = 100
+_OPTIMIZERS = {
+    "SGD": lambda: keras.optimizers.SGD(0.01),
+    "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.001),
+    "RMSprop": lambda: keras.optimizers.RMSprop(0.001),
+}
+
+
+def _data():
+    workload = WORKLOADS["mlp"]
+    train, test = load_examples(workload, _NUM_TRAIN.value, _DATA_DIR.value)
+    return train, tuple(part[:_QUERIES] for part in test)
+
+
+def _model(optimizer) -> keras.Model:
+    model = WORKLOADS["mlp"].compiled()
+    model.compile(optimizer, model.loss)
+    return model
+
+
+class _EpochTimes(keras.callbacks.Callback):
+    """Seconds of each epoch but the first, in which things are compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch:
+            self.seconds.append(time.perf_counter() - self._start)
+
+
+def overhead() -> None:
+    """An epoch with and without tracing."""
+    train, queries = _data()
+    print("| optimizer | fit, s | traced, s | traced / fit |")
+    for name in ("SGD", "momentum", "Adam"):
+        fits, traces = [], []
+        for _ in range(_REPEATS.value):
+            times = _EpochTimes()
+            model = _model(_OPTIMIZERS[name]())
+            model.fit(*train, epochs=3, verbose=0, callbacks=[times])
+            fits += times.seconds
+            times = _EpochTimes()
+            model = _model(_OPTIMIZERS[name]())
+            kt.trace_training(
+                model, train, queries, epochs=2, callbacks=[times]
+            )
+            traces += times.seconds
+        fit, traced = statistics.median(fits), statistics.median(traces)
+        print(f"| {name} | {fit:.2f} | {traced:.2f} | {traced / fit:.1f} |")
+
+
+def first_order() -> None:
+    """Real changes beside their estimates."""
+    train, queries = _data()
+    print("| optimizer | rate | first order | along the real step |")
+    for name, make in _OPTIMIZERS.items():
+        optimizer = make()
+        trace = kt.trace_training(_model(optimizer), train, queries, epochs=2)
+        print(
+            f"| {name} | {float(optimizer.learning_rate):.3g} | "
+            f"{trace.correlation():.4f} | "
+            f"{trace.correlation('along_step'):.4f} |"
+        )
+    _gaps(train, queries)
+
+
+def _gaps(train, queries) -> None:
+    """One step at several rates from the same weights."""
+    model = _model(keras.optimizers.SGD(0.01))
+    model.fit(*train, epochs=1, verbose=0)
+    weights = model.get_weights()
+    batch = tuple(part[:32] for part in train)
+    print("| rate | gap of the first step / its change |")
+    for rate in (0.08, 0.04, 0.02, 0.01, 0.005):
+        model.set_weights(weights)
+        model.compile(keras.optimizers.SGD(rate), model.loss)
+        steps = kt.trace_training(model, batch, queries, epochs=1).steps
+        gap = np.abs(steps.real - steps.first_order).sum()
+        print(f"| {rate} | {gap / np.abs(steps.real).sum():.4f} |")
+
+
+def optimizer() -> None:
+    """Plain and optimizer-aware TracIn beside what steps really did."""
+    train, queries = _data()
+    print(
+        "| optimizer | Pearson, plain | aware | sum / real drop, plain | aware "
+        "| Spearman with TracInIdeal, plain | aware |"
+    )
+    for name in ("momentum", "Adam", "RMSprop"):
+        with tempfile.TemporaryDirectory() as directory:
+            model = _model(_OPTIMIZERS[name]())
+            trace = kt.trace_training(
+                model,
+                train,
+                queries,
+                epochs=4,
+                directory=pathlib.Path(directory) / "run",
+            )
+            run = kt.TrainingRun(pathlib.Path(directory) / "run")
+            plain, aware = (
+                _beside(model, train, queries, run, trace, is_aware)
+                for is_aware in (False, True)
+            )
+        cells = [
+            f"{cell:.3g}"
+            for pair in zip(plain, aware, strict=True)
+            for cell in pair
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _beside(model, train, queries, run, trace, aware):
+    """Correlation over steps, predicted over real drop, rank correlation."""
+    predicted, total = [], 0.0
+    ids = iter(trace.steps.ids)
+    for epoch in range(len(run)):
+        scores = (
+            kt.TracIn(model, train, run.select([epoch]), optimizer_aware=aware)
+            .influence(queries, verbose=0)
+            .scores
+        )
+        total = total + scores
+        for _ in range(len(trace.steps) // len(run)):
+            predicted.append(scores[:, next(ids)].mean(axis=1))
+    predicted = np.array(predicted)
+    correlation = np.corrcoef(predicted.ravel(), trace.steps.real.ravel())[0, 1]
+    ranks = [
+        scipy.stats.spearmanr(one, ideal).statistic
+        for one, ideal in zip(total, trace.scores, strict=True)
+    ]
+    share = predicted.sum() / trace.loss_drop.sum()
+    return correlation, share, statistics.median(ranks)
+
+
+def main(_):
+    for section in _SECTIONS.value:
+        print(f"\n{section}")
+        globals()[section]()
+
+
+if __name__ == "__main__":
+    app.run(main)

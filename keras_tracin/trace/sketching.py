@@ -1,0 +1,323 @@
+"""Section E's training-time form: sketches of each step's gradients, saved.
+
+In iteration t the paper saves η_t G ∇ℓ(w_t, z_t), and a query's score is its
+product with G ∇ℓ(w_t, z'), summed over the steps:
+
+    score(z, z') = Σ_{t: z ∈ B_t} (η_t b_z G_t ∇ℓ(w_t, z)) · (G_t ∇ℓ(w_t, z'))
+
+with b_z the weight of z in its batch's loss, 1/b for a mean. It is an unbiased
+estimate of the first-order part of what `trace_training` finds. Each step has a
+G of its own, so that errors average out.
+
+Queries that are known while training are sketched at the same steps. For later
+ones the weights have to be there: those at each epoch's end always are, and
+`keep_weights=k` keeps those of every k-th step; a step in between takes a
+query's gradient at the last weights kept before it. `keep_weights=1` is exact.
+
+Synopsis:
+
+    sketches = kt.sketch_training(
+        model, (x, y), queries, epochs=3, directory="runs/sketched",
+        projection=kt.TensorSketch(dim=256))
+    sketches.influence()                          # the known queries
+    sketches.influence(others, model=model)       # any, at the weights kept
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.attribution import Attribution
+from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients.functions import (
+    GradientFunctions,
+    batch_spec,
+    kind_of,
+)
+from keras_tracin.gradients.placement import place
+from keras_tracin.losses import per_example_loss
+from keras_tracin.projection import Projection, check_projection, describe
+from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.trace.gradients import StepGradients, triple
+from keras_tracin.trace.recording import Recording, read_segments
+from keras_tracin.trace.source import Source
+from keras_tracin.trace.watching import check_can_be_watched, watched_fit
+
+_MOST_QUERIES = 100_000
+_SEGMENT = 2**26  # bytes of sketches that are held until they are written
+
+
+def sketch_training(
+    model: keras.Model,
+    train: Any,
+    queries: Any = None,
+    *,
+    epochs: int,
+    projection: Projection,
+    directory: str | os.PathLike,
+    batch_size: int = 32,
+    seed: int = 0,
+    keep_weights: int | None = None,
+    class_weight: Mapping[int, float] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    resume: bool = True,
+    verbose: str | int = 0,
+) -> TrainingSketches:
+    """Trains with `model.fit` and saves sketches of every step's gradients.
+
+    Example:
+        sketches = kt.sketch_training(
+            model, (x, y), epochs=3, directory="runs/sketched",
+            projection=kt.TensorSketch(dim=256), keep_weights=50)
+        sketches.influence((x_test, y_test), model=model)
+
+    Args:
+        model: a built and compiled model; it is trained.
+        train: as for `trace_training`.
+        queries: those that are known already, sketched at every step; none by
+            default.
+        epochs: how long to train.
+        projection: what makes the sketches. On disk, a step takes
+            `4 · dim · (b + m)` bytes.
+        directory: where everything is written. It is a `TrainingRun` as well.
+        batch_size: for arrays; a dataset has its own.
+        seed: of the order of arrays.
+        keep_weights: keep those of every so many steps, besides those at the
+            ends of epochs.
+        class_weight: as for `model.fit`.
+        callbacks: as for `model.fit`.
+        resume: as for `trace_training`.
+        verbose: as for `model.fit`.
+
+    Raises:
+        TypeError: if `projection` is none, or `train` a dataset without ids.
+        ValueError: as `trace_training`.
+    """
+    check_projection(projection)
+    if keep_weights is not None and keep_weights < 1:
+        raise ValueError(
+            "`keep_weights` should be a number of steps of 1 or more. "
+            f"Received: {keep_weights!r}."
+        )
+    check_can_be_watched(model)
+    query = None
+    if queries is not None:
+        query = open_examples(queries, "queries").first(_MOST_QUERIES)
+    settings = {
+        "kind": "sketches",
+        "projection": describe(projection),
+        "batch_size": batch_size,
+        "seed": seed,
+        "optimizer": type(model.optimizer).__name__,
+        "queries": None if query is None else len(query),
+    }
+    recording = Recording.open(Path(directory), model, settings, resume)
+    source = Source(train, batch_size, seed, recording.done)
+    gradients = StepGradients(model, source.spec, class_weight)
+    observer = _Sketcher(model, query, gradients, projection)
+    observer.position = recording.num_steps
+    observer.keep_weights = keep_weights
+    watched_fit(
+        model,
+        source,
+        observer,
+        recording,
+        epochs=epochs,
+        class_weight=class_weight,
+        callbacks=callbacks,
+        verbose=verbose,
+    )
+    return TrainingSketches(directory, projection=projection)
+
+
+class TrainingSketches:
+    """The sketches of a training, read from its directory.
+
+    Args:
+        directory: where `sketch_training` wrote.
+        projection: the one that made them, for queries that come later.
+
+    Attributes:
+        run: the `TrainingRun` of the weights that were kept.
+        train_ids: `[num_train]` in ascending order.
+
+    Raises:
+        ValueError: if there are none, if a file is damaged, or if they were
+            made by another projection.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        projection: Projection | None = None,
+    ):
+        self.run = TrainingRun(directory)
+        self._segments = read_segments(Path(directory), kind="sketches")
+        self._projection = projection
+        ids = np.concatenate([s["ids"] for s in self._segments])
+        self.train_ids = np.unique(ids)
+        recorded = self._segments[0]["projection"].item()
+        if projection is not None and repr(describe(projection)) != recorded:
+            raise ValueError(
+                f"The sketches in {directory} were made by {recorded}. "
+                f"Received the projection {projection!r}; pass that one."
+            )
+
+    def influence(
+        self, test: Any = None, *, model: keras.Model | None = None
+    ) -> Attribution:
+        """Scores of all training examples.
+
+        Args:
+            test: the queries; those known while training by default.
+            model: the model that was trained, which `test` needs. It is given
+                the weights that were kept, and its own back.
+
+        Returns:
+            An `Attribution` with `scores [m, num_train]`. Unlike TracIn's,
+            they count each step as it was: they estimate by how much training
+            on the example lowered the query's loss.
+
+        Raises:
+            ValueError: if no queries were known and none are given, or if
+                model or projection is missing.
+        """
+        if test is None:
+            if "query_sketches" not in self._segments[0]:
+                raise ValueError(
+                    "No queries were sketched while training. Received "
+                    "test=None; pass queries as `test`, and the model."
+                )
+            found = (
+                sketches
+                for segment in self._segments
+                for sketches in segment["query_sketches"]
+            )
+            return self._scores(self._segments[0]["query_ids"], found)
+        if model is None or self._projection is None:
+            raise ValueError(
+                "Queries that come later need the model and the projection. "
+                f"Received model={model!r}, projection={self._projection!r}; "
+                "pass `model=` here, and `projection=` to TrainingSketches."
+            )
+        query = open_examples(test, "test").first(_MOST_QUERIES)
+        with run_weights(model) as load:
+            return self._scores(query.ids, self._later(model, query, load))
+
+    def _scores(self, query_ids, queries: Iterator[np.ndarray]) -> Attribution:
+        """From each step's sketches of the queries, in order."""
+        scores = np.zeros((len(self.train_ids), len(query_ids)))
+        for segment in self._segments:
+            ends = np.cumsum(segment["batch_sizes"])
+            places = np.searchsorted(self.train_ids, segment["ids"])
+            for start, stop in zip([0, *ends], ends, strict=False):
+                products = segment["sketches"][start:stop] @ next(queries).T
+                np.add.at(scores, places[start:stop], products)
+        return Attribution(
+            scores.T.astype(np.float32), query_ids, self.train_ids
+        )
+
+    def _later(self, model, query: Batch, load) -> Iterator[np.ndarray]:
+        """Sketches of queries at the weights kept last before each step."""
+        assert self.run.initial is not None and self._projection is not None
+        functions = GradientFunctions(
+            model, per_example_loss(model), query.data
+        )
+        sketch = functions.sketches(self._projection)
+        kept: list[Any] = [self.run.initial, *self.run]
+        steps = [0, *(checkpoint.step or 0 for checkpoint in self.run)]
+        num_steps = sum(len(s["batch_sizes"]) for s in self._segments)
+        for weights, first, last in zip(
+            kept, steps, [*steps[1:], num_steps], strict=True
+        ):
+            if first < last:
+                load(weights)
+            for position in range(first, last):
+                yield sketch(query.data, np.int32(position)).numpy()
+
+
+class _Sketcher:
+    """Makes a step's sketches, of its batch and of the queries."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        query: Batch | None,
+        gradients: StepGradients,
+        projection: Projection,
+    ):
+        self.position = 0
+        self.keep_weights: int | None = None
+        self._model, self._gradients = model, gradients
+        self._projection, self._query = projection, query
+        self._loss = per_example_loss(model)
+        self._compiled: dict[str, Any] = {}
+        if query is not None:
+            self._data = tf.nest.map_structure(tf.convert_to_tensor, query.data)
+            self._placement = place(model, batch_spec(self._data)[0])
+
+    def saves_after(self, step: int) -> bool:
+        """Whether the weights after this step are kept."""
+        every = self.keep_weights
+        return every is not None and step % every == 0
+
+    def is_full(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether the rows should be written before they take more memory."""
+        names = ("sketches", "query_sketches")
+        size = sum(rows[-1][name].nbytes for name in names if name in rows[-1])
+        return len(rows) * size > _SEGMENT
+
+    def before(self, ids: np.ndarray, data: Any, rate: float) -> Any:
+        kind = kind_of(data)
+        if kind not in self._compiled:
+            specs = [batch_spec(data), tf.TensorSpec([], tf.int32)]
+            batch = tf.function(
+                self._of_batch, autograph=False, input_signature=specs
+            )
+            specs[0] = () if self._query is None else batch_spec(self._data)
+            queries = tf.function(
+                self._of_queries, autograph=False, input_signature=specs
+            )
+            self._compiled[kind] = batch, queries
+        batch, queries = self._compiled[kind]
+        position = np.int32(self.position)
+        self.position += 1
+        row = {"sketches": rate * batch(data, position).numpy()}
+        if self._query is not None:
+            row["query_sketches"] = queries(self._data, position).numpy()
+        return row
+
+    def after(self, seen: dict[str, Any], stepped: bool) -> dict[str, Any]:
+        if not stepped:
+            seen["sketches"] = np.zeros_like(seen["sketches"])
+        return seen
+
+    def pack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        arrays = {
+            "learning_rate": np.array([row["learning_rate"] for row in rows]),
+            "ids": np.concatenate([row["ids"] for row in rows]),
+            "batch_sizes": np.array([len(row["ids"]) for row in rows]),
+            "sketches": np.concatenate([row["sketches"] for row in rows]),
+            "projection": np.array(repr(describe(self._projection))),
+        }
+        if self._query is not None:
+            arrays["query_ids"] = self._query.ids
+            arrays["query_sketches"] = np.array(
+                [row["query_sketches"] for row in rows]
+            )
+        return arrays
+
+    def _of_batch(self, data, position):
+        return self._projection.sketch(self._gradients.of(data), position)
+
+    def _of_queries(self, data, position):
+        found = capture(self._model, self._loss, triple(data), self._placement)
+        return self._projection.sketch(found.factors, position)
