@@ -10,8 +10,8 @@ without what compiling takes.
 `first_order`: Pearson's correlation of the real change of the queries' losses
 with its estimates, over all steps; and how the gap shrinks with the rate.
 `optimizer`: `TracIn` and `TracIn(optimizer_aware=True)` at each epoch's
-checkpoint, summed over the examples of a batch, beside what the step on that
-batch did to each query.
+checkpoint, summed over the examples of a batch or an epoch, beside what the
+step on that batch, or the epoch, did to each query.
 """
 
 import pathlib
@@ -35,6 +35,7 @@ _NUM_TRAIN = flags.DEFINE_integer("num_train", 6_400, "Training examples.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of the overhead.")
 
 _QUERIES = 100
+_SHORT = 1_280  # training examples whose epochs have 40 steps
 _OPTIMIZERS = {
     "SGD": lambda: keras.optimizers.SGD(0.01),
     "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
@@ -122,56 +123,65 @@ def _gaps(train, queries) -> None:
 
 
 def optimizer() -> None:
-    """Plain and optimizer-aware TracIn beside what steps really did."""
-    train, queries = _data()
+    """Plain and optimizer-aware TracIn beside what the training really did."""
+    (x, y), queries = _data()
+    train = x[:_SHORT], y[:_SHORT]
     print(
-        "| optimizer | Pearson, plain | aware | sum / real drop, plain | aware "
-        "| Spearman with TracInIdeal, plain | aware |"
+        "| optimizer | form | Pearson over steps | over epochs | "
+        "sum / real drop | Spearman with TracInIdeal |"
     )
     for name in ("momentum", "Adam", "RMSprop"):
         with tempfile.TemporaryDirectory() as directory:
             model = _model(_OPTIMIZERS[name]())
+            run = pathlib.Path(directory) / "run"
             trace = kt.trace_training(
-                model,
-                train,
-                queries,
-                epochs=4,
-                directory=pathlib.Path(directory) / "run",
+                model, train, queries, epochs=8, directory=run
             )
-            run = kt.TrainingRun(pathlib.Path(directory) / "run")
-            plain, aware = (
-                _beside(model, train, queries, run, trace, is_aware)
-                for is_aware in (False, True)
-            )
-        cells = [
-            f"{cell:.3g}"
-            for pair in zip(plain, aware, strict=True)
-            for cell in pair
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+            for form in ("plain", "aware"):
+                cells = _beside(
+                    model,
+                    train,
+                    queries,
+                    kt.TrainingRun(run),
+                    trace,
+                    form == "aware",
+                )
+                shown = " | ".join(f"{cell:.3g}" for cell in cells)
+                print(f"| {name} | {form} | {shown} |", flush=True)
 
 
 def _beside(model, train, queries, run, trace, aware):
-    """Correlation over steps, predicted over real drop, rank correlation."""
+    """How scores at each epoch's end agree with what its steps did."""
     predicted, total = [], 0.0
     ids = iter(trace.steps.ids)
     for epoch in range(len(run)):
-        scores = (
-            kt.TracIn(model, train, run.select([epoch]), optimizer_aware=aware)
-            .influence(queries, verbose=0)
-            .scores
+        tracin = kt.TracIn(
+            model, train, run.select([epoch]), optimizer_aware=aware
         )
+        scores = tracin.influence(queries, verbose=0).scores
         total = total + scores
         for _ in range(len(trace.steps) // len(run)):
             predicted.append(scores[:, next(ids)].mean(axis=1))
-    predicted = np.array(predicted)
-    correlation = np.corrcoef(predicted.ravel(), trace.steps.real.ravel())[0, 1]
+    predicted = np.array(predicted)  # [t, m]
+    real = trace.steps.real
+    by_epoch = [
+        part.reshape(len(run), -1, _QUERIES).sum(axis=1)
+        for part in (predicted, real)
+    ]
     ranks = [
         scipy.stats.spearmanr(one, ideal).statistic
         for one, ideal in zip(total, trace.scores, strict=True)
     ]
-    share = predicted.sum() / trace.loss_drop.sum()
-    return correlation, share, statistics.median(ranks)
+    return (
+        _pearson(predicted, real),
+        _pearson(*by_epoch),
+        predicted.sum() / real.sum(),
+        statistics.median(ranks),
+    )
+
+
+def _pearson(one, other) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
 def main(_):

@@ -1,4 +1,4 @@
-"""Figures: proponents and opponents of images, recall of wrong labels.
+"""Figures: proponents and opponents of images, wrong labels, trainings.
 
 They need the `plots` extra. Each function returns a `matplotlib.figure.Figure`
 of its own, which draws without a display and leaves pyplot alone.
@@ -20,15 +20,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_tracin._figures import REFERENCE, WRONG, new_figure
 from keras_tracin.attribution import TopK
+from keras_tracin.training_plots import (
+    loss_changes,
+    loss_curve,
+    mislabeled_by_class,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 150
-_WRONG = "#c8102e"  # the colour of wrong labels
-_REFERENCE = "#767676"  # that of what a curve is compared with
+__all__ = [
+    "loss_changes",
+    "loss_curve",
+    "mislabeled_by_class",
+    "proponents_and_opponents",
+    "recall_curve",
+]
+
 # In inches, but for the spaces, which are in widths of an image.
 _IMAGE = 0.9
 _ROW = 1.35  # an image and its caption
@@ -80,7 +91,7 @@ def proponents_and_opponents(
             one another, if colours are out of range, or if `top` names an id
             that `train_images` does not have.
     """
-    figure = _new_figure()
+    figure = new_figure()
     m, n = len(top), len(train_images)
     if not m:
         raise ValueError("`top` should hold at least one query. Received none.")
@@ -134,7 +145,7 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
         ValueError: if there is no curve, if lengths differ, if a score is
             NaN, or if no label is wrong or all of them are.
     """
-    figure = _new_figure()
+    figure = new_figure()
     wrong = np.asarray(is_mislabeled, dtype=bool)
     if wrong.ndim != 1 or wrong.all() or not wrong.any():
         raise ValueError(
@@ -153,17 +164,6 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
     _draw_references(axes, wrong.mean())
     _label_recall(axes, int(wrong.sum()), len(wrong))
     return figure
-
-
-def _new_figure() -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "keras_tracin.plots needs matplotlib, which is not installed. "
-            "Install the `plots` extra: pip install 'keras_tracin[plots]'."
-        ) from error
-    return Figure(dpi=_DPI)
 
 
 def _column(name: str, values: Any, expected: int) -> np.ndarray | None:
@@ -260,7 +260,7 @@ def _draw_image(
 ) -> None:
     axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1])
     axes.set(xticks=[], yticks=[])
-    colour = _WRONG if wrong else "black"
+    colour = WRONG if wrong else "black"
     axes.set_xlabel(caption, fontsize=8, color=colour, labelpad=3)
     axes.spines[:].set(color=colour, linewidth=2 if wrong else 0.5)
 
@@ -268,7 +268,7 @@ def _draw_image(
 def _note_wrong(figure: Figure) -> None:
     y = 0.06 / figure.get_figheight()
     note = "red: wrong label"
-    figure.text(0.99, y, note, fontsize=8, color=_WRONG, ha="right")
+    figure.text(0.99, y, note, fontsize=8, color=WRONG, ha="right")
 
 
 def _inspection_order(name: str, values: Any, n: int) -> np.ndarray:
@@ -295,7 +295,7 @@ def _draw_references(axes: Axes, share_wrong: float) -> None:
         ("random", ":", (0, 0)),
     ):
         x, y = zip((0, 0), corner, (1, 1), strict=True)
-        axes.plot(x, y, line, color=_REFERENCE, lw=1, zorder=1, label=name)
+        axes.plot(x, y, line, color=REFERENCE, lw=1, zorder=1, label=name)
 
 
 def _label_recall(axes: Axes, num_wrong: int, n: int) -> None:

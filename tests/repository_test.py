@@ -18,6 +18,7 @@ from tests.source_tree import ROOT
 IMPORT_ORDER = (
     "_version",
     "_files",
+    "_figures",
     "distribution",
     "example_ids",
     "datasets",
@@ -70,6 +71,7 @@ IMPORT_ORDER = (
     "index.*",
     "check.*",
     "evaluation.*",
+    "training_plots",
     "plots",
     "tensorboard",
     "report.*",

@@ -227,7 +227,8 @@ class TrainingSketches:
 
     def _later(self, model, query: Batch, load) -> Iterator[np.ndarray]:
         """Sketches of queries at the weights kept last before each step."""
-        assert self.run.initial is not None and self._projection is not None
+        assert self.run.initial is not None
+        assert self._projection is not None
         functions = GradientFunctions(
             model, per_example_loss(model), query.data
         )

@@ -1,0 +1,208 @@
+"""Figures of a training: its loss, what its steps did, and wrong labels found.
+
+Public as `keras_tracin.plots`.
+
+Synopsis:
+
+    plots.loss_curve(run, chosen=kt.select_checkpoints(run, 5))
+    plots.loss_changes(trace).savefig("figure7.png")
+    plots.mislabeled_by_class(scores, labels, is_mislabeled)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_tracin._figures import REFERENCE, WRONG, new_axes
+from keras_tracin.runs import TrainingRun
+from keras_tracin.trace import TrainingTrace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def loss_curve(
+    run: TrainingRun, chosen: TrainingRun | None = None, metric: str = "loss"
+) -> Figure:
+    """Draws a metric over the epochs of a run, with the chosen checkpoints.
+
+    Example:
+    ```python
+    run = kt.TrainingRun("runs/digits")
+    figure = plots.loss_curve(run, kt.select_checkpoints(run, 5))
+    ```
+
+    Args:
+        run: the run, with the metric recorded at the end of epochs.
+        chosen: some of its checkpoints, drawn as dots; none by default.
+        metric: what to draw.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the metric was not recorded in every epoch, or a chosen
+            checkpoint is of no epoch of the run.
+    """
+    values = run.history.get(metric, [])
+    if not values or len(values) != len(run.epochs):
+        raise ValueError(
+            f"`metric` should name one that was recorded in every epoch. "
+            f"Received: {metric!r}, in a run that recorded "
+            f"{sorted(run.history)}."
+        )
+    at = dict(zip(run.epochs, values, strict=True))
+    epochs = [] if chosen is None else [each.epoch for each in chosen]
+    unknown = [epoch for epoch in epochs if epoch not in at]
+    if unknown:
+        raise ValueError(
+            "`chosen` should hold checkpoints of epochs of the run. Received "
+            f"one of epoch {unknown[0]}, of a run with {len(at)} epochs."
+        )
+    axes = new_axes()
+    axes.plot(run.epochs, values, color=REFERENCE, linewidth=1.5, label=metric)
+    if epochs:
+        axes.plot(
+            epochs,
+            [at[epoch] for epoch in epochs],
+            "o",
+            color=WRONG,
+            label=f"{len(epochs)} chosen checkpoints",
+        )
+    axes.set(xlabel="Epoch", ylabel=metric)
+    axes.set_ylim(bottom=min(0, min(values)))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return _whole(axes)
+
+
+def loss_changes(
+    trace: TrainingTrace, estimate: str = "first_order", most: int = 20_000
+) -> Figure:
+    """Draws each step's real change of each query's loss beside its estimate.
+
+    The paper's figure 7. Positive changes are losses that went down. Points on
+    the diagonal are steps that the estimate got right.
+
+    Example:
+    ```python
+    trace = kt.trace_training(model, (x, y), (x_test, y_test), epochs=1)
+    plots.loss_changes(trace).savefig("figure7.png")
+    ```
+
+    Args:
+        trace: with `t` steps and `m` queries.
+        estimate: `"first_order"`, what TracIn sums up, or `"along_step"`,
+            along the step that the optimizer took.
+        most: how many of the `t · m` points to draw, chosen at random. The
+            correlation in the title is of all.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: for another estimate.
+    """
+    correlation = trace.correlation(estimate)
+    real = trace.steps.real.ravel()
+    guessed = getattr(trace.steps, estimate).ravel()
+    shown = np.arange(len(real))
+    if len(real) > most:
+        shown = np.random.default_rng(0).choice(shown, most, replace=False)
+    axes = new_axes(4.8, 4.6)
+    axes.axline((0, 0), slope=1, color=REFERENCE, linewidth=1, zorder=1)
+    axes.plot(
+        real[shown],
+        guessed[shown],
+        ".",
+        markersize=2,
+        alpha=0.3,
+        rasterized=True,
+    )
+    # A few points far out would leave the rest in a dot.
+    limit = max(np.quantile(np.abs(part), 0.999) for part in (real, guessed))
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    names = {
+        "first_order": "First-order estimate (TracIn)",
+        "along_step": "Estimate along the optimizer's step",
+    }
+    axes.set(xlabel="Real decrease of the loss", ylabel=names[estimate])
+    steps, queries = trace.steps.real.shape
+    axes.set_title(
+        f"{steps:,} steps × {queries:,} queries, Pearson {correlation:.3f}",
+        fontsize=10,
+    )
+    axes.grid(alpha=0.25)
+    return _whole(axes)
+
+
+def mislabeled_by_class(
+    scores: Mapping[str, Any],
+    labels: Any,
+    is_mislabeled: Any,
+    *,
+    share: float = 0.1,
+) -> Figure:
+    """Draws how many wrong labels of each class stand among the first.
+
+    The paper's figure 8: different checkpoints highlight different labels.
+
+    Example:
+    ```python
+    scores = {
+        f"epoch {run[k].epoch}": kt.TracIn(model, train, run.select([k]))
+        .self_influence()
+        .scores
+        for k in (0, 4, 9)
+    }
+    plots.mislabeled_by_class(scores, y_train, y_train != y_true)
+    ```
+
+    Args:
+        scores: an array `[n]` for each group of bars, by its name; as a rule
+            self-influence at one checkpoint.
+        labels: `[n]`, as the examples are labelled, rightly or wrongly.
+        is_mislabeled: `[n]` booleans.
+        share: of the examples, the highest scores first, that are looked at.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there are no scores, if lengths differ, or if `share`
+            is not between 0 and 1.
+    """
+    labels, wrong = np.asarray(labels), np.asarray(is_mislabeled, dtype=bool)
+    lengths = {len(labels), len(wrong), *(len(s) for s in scores.values())}
+    if not scores or len(lengths) != 1:
+        raise ValueError(
+            "`scores`, `labels` and `is_mislabeled` should be of the same "
+            f"examples. Received lengths {sorted(lengths)} for {len(scores)} "
+            "scores."
+        )
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"`share` should be above 0 and at most 1. Received: {share!r}."
+        )
+    classes = np.unique(labels)
+    count = math.ceil(share * len(labels))
+    axes = new_axes(7.2, 3.6)
+    width = 0.8 / len(scores)
+    for place, (name, values) in enumerate(scores.items()):
+        first = np.argsort(-np.asarray(values), kind="stable")[:count]
+        found = labels[first][wrong[first]]
+        heights = [np.count_nonzero(found == one) for one in classes]
+        left = np.arange(len(classes)) - 0.4 + width * (place + 0.5)
+        label = f"{name}: {len(found):,} of {wrong.sum():,}"
+        axes.bar(left, heights, width, label=label)
+    axes.set_xticks(np.arange(len(classes)), [str(one) for one in classes])
+    axes.set(xlabel="Label", ylabel="Wrong labels found")
+    axes.set_title(
+        f"Wrong labels in the top {share:.0%} by self-influence", fontsize=10
+    )
+    axes.grid(alpha=0.25, axis="y")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8)
+    return _whole(axes)
+
+
+def _whole(axes) -> Figure:
+    return axes.figure
