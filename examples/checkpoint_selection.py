@@ -89,7 +89,7 @@ def main(_):
     }
     print(f"\n{'checkpoints':<16}{'AUC':>6}{'rank correlation':>18}   epochs")
     for name, chosen in choices.items():
-        tracin = kt.TracIn(model, (x, y), chosen, weights="sum")
+        tracin = kt.TracIn(model, (x, y), chosen)
         auc = roc_auc_score(is_flipped, tracin.self_influence().scores)
         scores = tracin.influence(queries).scores
         epochs = [checkpoint.epoch for checkpoint in chosen]
