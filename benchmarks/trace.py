@@ -12,6 +12,10 @@ with its estimates, over all steps; and how the gap shrinks with the rate.
 `optimizer`: `TracIn` and `TracIn(optimizer_aware=True)` at each epoch's
 checkpoint, summed over the examples of a batch or an epoch, beside what the
 step on that batch, or the epoch, did to each query.
+`checkpoints`: a tenth of the labels wrong; for checkpoints that
+`select_checkpoints` chose, for as many evenly spaced, and for the last, how
+well self-influence finds the wrong labels, and the rank correlation of TracIn's
+scores with TracInIdeal.
 """
 
 import pathlib
@@ -22,6 +26,7 @@ import time
 import keras
 import numpy as np
 import scipy.stats
+import sklearn.metrics
 from absl import app, flags
 
 import keras_tracin as kt
@@ -29,12 +34,15 @@ from benchmarks._models import WORKLOADS, load_examples
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST.")
 _SECTIONS = flags.DEFINE_list(
-    "sections", ["overhead", "first_order", "optimizer"], "What to measure."
+    "sections",
+    ["overhead", "first_order", "optimizer", "checkpoints"],
+    "What to measure.",
 )
 _NUM_TRAIN = flags.DEFINE_integer("num_train", 6_400, "Training examples.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of the overhead.")
 
 _QUERIES = 100
+_FLIPPED = 4_000  # training examples, of which a tenth have wrong labels
 _SHORT = 1_280  # training examples whose epochs have 40 steps
 _OPTIMIZERS = {
     "SGD": lambda: keras.optimizers.SGD(0.01),
@@ -168,15 +176,83 @@ def _beside(model, train, queries, run, trace, aware):
         part.reshape(len(run), -1, _QUERIES).sum(axis=1)
         for part in (predicted, real)
     ]
-    ranks = [
-        scipy.stats.spearmanr(one, ideal).statistic
-        for one, ideal in zip(total, trace.scores, strict=True)
-    ]
     return (
         _pearson(predicted, real),
         _pearson(*by_epoch),
         predicted.sum() / real.sum(),
-        statistics.median(ranks),
+        _spearman(total, trace.scores),
+    )
+
+
+def checkpoints() -> None:
+    """Selected, evenly spaced and last checkpoints of the same trainings."""
+    (x, true_labels), queries = _data()
+    x, true_labels = x[:_FLIPPED], true_labels[:_FLIPPED]
+    queries = tuple(part[:60] for part in queries)
+    print("| rate | seed | count | choice | epochs | AUC | Spearman |")
+    for rate in (0.02, 0.1):
+        for seed in (0, 1):
+            labels = _flipped(true_labels, seed)
+            with tempfile.TemporaryDirectory() as directory:
+                _choices(
+                    (x, labels),
+                    labels != true_labels,
+                    queries,
+                    rate,
+                    seed,
+                    pathlib.Path(directory) / "run",
+                )
+
+
+def _flipped(labels, seed):
+    """A tenth of the labels moved to another class."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(labels), len(labels) // 10, replace=False)
+    flipped = labels.copy()
+    flipped[chosen] = (labels[chosen] + rng.integers(1, 10, len(chosen))) % 10
+    return flipped
+
+
+def _choices(train, is_flipped, queries, rate, seed, directory) -> None:
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(128, "relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate), loss)
+    trace = kt.trace_training(
+        model, train, queries, epochs=24, seed=seed, directory=directory
+    )
+    run = kt.TrainingRun(directory)
+    for count in (3, 5, 8):
+        even = np.round(np.arange(1, count + 1) * 24 / count).astype(int) - 1
+        choices = {
+            "selected": kt.select_checkpoints(run, count, verbose=0),
+            "evenly spaced": run.select(even),
+            "last": run[-count:],
+        }
+        for name, chosen in choices.items():
+            tracin = kt.TracIn(model, train, chosen)
+            own = tracin.self_influence(verbose=0).scores
+            scores = tracin.influence(queries, verbose=0).scores
+            print(
+                f"| {rate} | {seed} | {count} | {name} | "
+                f"{[each.epoch for each in chosen]} | "
+                f"{sklearn.metrics.roc_auc_score(is_flipped, own):.4f} | "
+                f"{_spearman(scores, trace.scores):.4f} |",
+                flush=True,
+            )
+
+
+def _spearman(scores, ideal) -> float:
+    """The median over queries."""
+    pairs = zip(scores, ideal, strict=True)
+    return statistics.median(
+        scipy.stats.spearmanr(one, other).statistic for one, other in pairs
     )
 
 

@@ -31,13 +31,17 @@ def select_checkpoints(
     converged: float = 0.02,
     verbose: int = 1,
 ) -> TrainingRun:
-    """Selects checkpoints at equal falls of the loss (section D).
+    """Selects checkpoints that cover the fall of the loss (section D).
 
     Checkpoints before the highest loss are the initial fluctuation. From
     there, the curve is the lowest loss so far, and training counts as
-    converged once all but `converged` of its whole fall is done. The chosen
-    checkpoints cut the fall into `count` parts as equal as can be. Where the
-    falling part has too few, the earliest ones after it make up the number.
+    converged once all but `converged` of its whole fall is done. Up to then,
+    progress is the mean of two shares: of the fall that is done, and of the
+    steps. The chosen checkpoints cut it into `count` parts as equal as can be:
+    there are more where the loss falls faster, and some where it falls
+    steadily for long. By the fall alone, most would stand in the first epochs,
+    and agree less with TracInIdeal than ones evenly spaced (benchmarks). Where
+    the falling part has too few, the earliest ones after it make up the number.
 
     Args:
         run: the training run, with the metric logged at each checkpoint.
@@ -71,7 +75,9 @@ def select_checkpoints(
         )
     falls = losses[start] - np.minimum.accumulate(losses[start:])
     end = int(np.argmax(falls >= (1 - converged) * falls[-1]))
-    chosen = [start + place for place in _places(falls, end, count)]
+    span = slice(0, max(end + 1, count))
+    progress = _shares(falls[span]) + _shares(_elapsed(run[start:][span]))
+    chosen = [start + place for place in _places(progress, count)]
     if verbose:
         print(_explanation(run, metric, losses, start, start + end, chosen))
     return run.select(chosen)
@@ -101,14 +107,28 @@ def _losses(run: TrainingRun, metric: str) -> np.ndarray:
     return found
 
 
-def _places(falls: np.ndarray, end: int, count: int) -> list[int]:
-    """The first places where the fall has reached each part of `count`."""
-    end = max(end, count - 1)
+def _elapsed(run: TrainingRun) -> np.ndarray:
+    """Steps, or epochs if these are unknown, up to each checkpoint."""
+    return np.array(
+        [float(each.epoch if each.step is None else each.step) for each in run]
+    )
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    """From 0 to 1, or all 0 where nothing changes."""
+    whole = values[-1] - values[0]
+    return (values - values[0]) / whole if whole else np.zeros_like(values)
+
+
+def _places(progress: np.ndarray, count: int) -> list[int]:
+    """The first places where progress has reached each part of `count`."""
+    end = len(progress) - 1
     places: list[int] = []
     for part in range(1, count + 1):
-        place = int(np.argmax(falls >= falls[end] * part / count * (1 - 1e-9)))
+        wanted = progress[end] * part / count * (1 - 1e-9)
         lowest = places[-1] + 1 if places else 0
-        places.append(min(max(place, lowest), end - (count - part)))
+        place = max(int(np.argmax(progress >= wanted)), lowest)
+        places.append(min(place, end - (count - part)))
     return places
 
 
@@ -129,7 +149,7 @@ def _explanation(run, metric, losses, start, end, chosen) -> str:
         else:
             word = "left"
             if start <= position <= end:
-                reason = "too little of the fall since the one kept before"
+                reason = "too little progress since the one kept before"
         lines.append(
             f"  epoch {checkpoint.epoch:>4}  {metric} "
             f"{losses[position]:<10.4g} {word}: {reason}"

@@ -54,6 +54,13 @@ def test_fluctuation_and_converged_tail_are_left_out(run, capsys):
     assert "left: after convergence" in lines[11]
 
 
+def test_steady_part_of_a_curve_has_its_share_beside_the_steep_one(tmp_path):
+    # Nine tenths of the fall are done in one epoch of twenty.
+    run = make_run(tmp_path / "d", [10.0, *np.linspace(1, 0, 20)])
+    epochs = [c.epoch for c in select_checkpoints(run, 4, verbose=0)]
+    assert epochs == [2, 3, 11, 18]  # By the fall alone, [2, 3, 4, 18].
+
+
 def test_more_than_the_falling_part_has_are_made_up_from_after_it(run, capsys):
     chosen = select_checkpoints(run, 8)
     assert [c.epoch for c in chosen] == list(range(3, 11))
