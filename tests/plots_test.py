@@ -5,6 +5,7 @@ import pytest
 from matplotlib import _pylab_helpers
 
 from keras_tracin import plots
+from keras_tracin._figures import WRONG
 from keras_tracin.attribution import Ranking, TopK
 
 IMAGES = np.linspace(0, 1, 5 * 4 * 4).reshape(5, 4, 4)
@@ -103,7 +104,7 @@ def test_wrong_labels_and_no_others_are_red():
     red = [
         np.array_equal(image, IMAGES[4])
         for image, _, colour in drawn(figure)
-        if colour == plots._WRONG
+        if colour == WRONG
     ]
     assert red == [True, True]
     assert "red: wrong label" in texts(figure)
