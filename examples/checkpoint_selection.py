@@ -25,6 +25,7 @@ TFDS's own.
 
 import os
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -160,7 +161,10 @@ def draw(output, model, train, is_flipped, run, selected):
     scores = {}
     for checkpoint in selected.select(places):
         at = run.select([run.epochs.index(checkpoint.epoch)])
-        tracin = kt.TracIn(model, train, at)
+        with warnings.catch_warnings():
+            # One at a time is what this figure is about, also the final one.
+            warnings.simplefilter("ignore")
+            tracin = kt.TracIn(model, train, at)
         scores[f"epoch {checkpoint.epoch}"] = tracin.self_influence().scores
     plots.mislabeled_by_class(scores, train[1], is_flipped).savefig(
         output / "mislabeled_by_class.png"

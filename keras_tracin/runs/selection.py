@@ -149,7 +149,11 @@ def _explanation(run, metric, losses, start, end, chosen) -> str:
         else:
             word = "left"
             if start <= position <= end:
-                reason = "too little progress since the one kept before"
+                reason = (
+                    "too little progress since the one kept before"
+                    if position > chosen[0]
+                    else "too little progress by then"
+                )
         lines.append(
             f"  epoch {checkpoint.epoch:>4}  {metric} "
             f"{losses[position]:<10.4g} {word}: {reason}"
