@@ -48,7 +48,7 @@ class Source:
                 iter(self._dataset)
         elif isinstance(train, tf.data.Dataset):
             raise TypeError(
-                "trace_training needs to know which examples are in a batch. "
+                "Tracing needs to know which examples are in a batch. "
                 "Received a dataset without ids; attach them first, "
                 "`kt.with_ids(data).shuffle(...).batch(...)`."
             )

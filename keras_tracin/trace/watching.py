@@ -71,20 +71,27 @@ def check_can_be_watched(model: keras.Model) -> None:
     """Raises ValueError unless each batch will be one update."""
     if not model.built or model.optimizer is None:
         raise ValueError(
-            "trace_training needs the weights before the first step. Received "
+            "Tracing needs the weights before the first step. Received "
             "a model that is not built or not compiled; call it on a batch of "
             "data and compile it first."
         )
     if model.steps_per_execution != 1:
         raise ValueError(
-            "trace_training looks at each step. Received a model compiled "
+            "Tracing looks at each step. Received a model compiled "
             f"with steps_per_execution={model.steps_per_execution}; compile "
             "it with steps_per_execution=1."
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            "Tracing needs the whole of each batch on one device. Received a "
+            f"model built under a strategy of {replicas} replicas; build it "
+            "outside of the strategy."
         )
     every = model.optimizer.gradient_accumulation_steps
     if every not in (None, 1):
         raise ValueError(
-            "trace_training needs each batch to be one update. Received an "
+            "Tracing needs each batch to be one update. Received an "
             f"optimizer with gradient_accumulation_steps={every}; leave it "
             f"out, with a batch size {every} times as large."
         )

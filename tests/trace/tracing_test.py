@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.trace import trace_training
+from tests.distribution_test import mirrored
 from tests.trace.helpers import LOSS, QUERIES, X, Y, losses, make_model
 
 
@@ -161,4 +162,8 @@ def test_what_cannot_be_traced_is_refused_with_a_remedy():
     model = CASES["sgd"]()
     model.compile("sgd", "mse", steps_per_execution=2)
     with pytest.raises(ValueError, match="steps_per_execution=1"):
+        trace(model)
+    with mirrored(2).scope():
+        model = CASES["sgd"]()
+    with pytest.raises(ValueError, match="strategy of 2 replicas"):
         trace(model)
