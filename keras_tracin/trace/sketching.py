@@ -49,9 +49,14 @@ from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.trace.gradients import StepGradients, triple
 from keras_tracin.trace.recording import Recording, read_segments
 from keras_tracin.trace.source import Source
-from keras_tracin.trace.watching import check_can_be_watched, watched_fit
+from keras_tracin.trace.watching import (
+    check_can_be_watched,
+    check_finite,
+    watched_fit,
+)
 
 _MOST_QUERIES = 100_000
+_QUERIES = "the gradients of queries"
 _SEGMENT = 2**26  # bytes of sketches that are held until they are written
 
 
@@ -294,6 +299,8 @@ class _Sketcher:
         row = {"sketches": rate * batch(data, position).numpy()}
         if self._query is not None:
             row["query_sketches"] = queries(self._data, position).numpy()
+            check_finite(row["query_sketches"], self._query.ids, _QUERIES)
+        check_finite(row["sketches"], ids)
         return row
 
     def after(self, seen: dict[str, Any], stepped: bool) -> dict[str, Any]:

@@ -55,7 +55,11 @@ from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history
 from keras_tracin.trace.result import TrainingTrace, pack
 from keras_tracin.trace.source import Source
-from keras_tracin.trace.watching import check_can_be_watched, watched_fit
+from keras_tracin.trace.watching import (
+    check_can_be_watched,
+    check_finite,
+    watched_fit,
+)
 
 _MOST_QUERIES = 100_000
 _SEGMENT = 2**28  # bytes of shares that are held until they are written
@@ -109,8 +113,9 @@ def trace_training(
         TypeError: if `train` is a dataset without ids.
         ValueError: if the model is not built, if a batch does not make one
             update (`steps_per_execution`, gradient accumulation), if the loss
-            has no value for each example, or if `directory` holds anything
-            but a trace of this model, with these queries, seed and batch size.
+            has no value for each example, if one or its gradient is NaN or
+            infinite, naming the ids, or if `directory` holds anything but a
+            trace of this model, with these queries, seed and batch size.
     """
     check_can_be_watched(model)
     query = open_examples(queries, "queries").first(_MOST_QUERIES)
@@ -151,7 +156,10 @@ class _Tracer:
         self._query, self._measures = query, measures
 
     def before(self, ids: np.ndarray, data: Any, rate: float) -> Before:
-        return self._measures.before(data, rate)
+        seen = self._measures.before(data, rate)
+        check_finite(seen.losses, self._query.ids, "the losses of queries")
+        check_finite(tf.transpose(seen.shares), ids)
+        return seen
 
     def after(self, seen: Before, stepped: bool) -> dict[str, Any]:
         losses, shares = _wide(seen.losses), _wide(seen.shares)

@@ -97,6 +97,26 @@ def check_can_be_watched(model: keras.Model) -> None:
         )
 
 
+def check_finite(
+    values: Any, ids: np.ndarray, what: str = "the gradients of examples"
+) -> None:
+    """Raises ValueError naming the ids whose rows are not all numbers.
+
+    Args:
+        values: `[n, ...]`.
+        ids: `[n]`.
+        what: what the values are.
+    """
+    rows = np.isfinite(np.asarray(values)).reshape(len(ids), -1).all(axis=1)
+    if not rows.all():
+        raise ValueError(
+            f"Training has diverged: {what} with ids "
+            f"{ids[~rows][:5].tolist()} are NaN or infinite. What was recorded "
+            "of earlier epochs is intact; lower the learning rate, or look "
+            "at these examples."
+        )
+
+
 class _Watcher(keras.callbacks.Callback):
     """Stands around the train function and tells the observer."""
 

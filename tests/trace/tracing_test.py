@@ -167,3 +167,17 @@ def test_what_cannot_be_traced_is_refused_with_a_remedy():
         model = CASES["sgd"]()
     with pytest.raises(ValueError, match="strategy of 2 replicas"):
         trace(model)
+
+
+def test_training_that_diverges_ends_with_the_ids_in_question(tmp_path):
+    model = make_model(keras.optimizers.SGD(1e30))
+    with pytest.raises(ValueError, match=r"losses of queries with ids \[0, 1"):
+        trace(model)
+    x = X.copy()
+    x[5] = np.inf
+    for train in (trace_training, kt.sketch_training):
+        options = {"directory": tmp_path / train.__name__}
+        if train is kt.sketch_training:
+            options["projection"] = kt.TensorSketch(8)
+        with pytest.raises(ValueError, match=r"of examples with ids \[5\]"):
+            train(CASES["sgd"](), (x, Y), QUERIES, epochs=1, **options)
