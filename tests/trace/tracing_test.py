@@ -170,9 +170,9 @@ def test_what_cannot_be_traced_is_refused_with_a_remedy():
 
 
 def test_training_that_diverges_ends_with_the_ids_in_question(tmp_path):
-    model = make_model(keras.optimizers.SGD(1e30))
-    with pytest.raises(ValueError, match=r"losses of queries with ids \[0, 1"):
-        trace(model)
+    model = make_model(keras.optimizers.SGD(1e38))
+    with pytest.raises(ValueError, match="of queries with ids"):
+        trace(model, epochs=4)
     x = X.copy()
     x[5] = np.inf
     for train in (trace_training, kt.sketch_training):
