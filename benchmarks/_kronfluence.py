@@ -3,6 +3,7 @@
 Needs `pip install torch kronfluence`, which nothing else here does.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable
 
@@ -63,6 +64,7 @@ def ekfac(
                 task,
                 cpu=True,
                 disable_tqdm=True,
+                log_level=logging.ERROR,
                 output_dir=directory,
             )
             analyzer.fit_all_factors(
@@ -71,7 +73,7 @@ def ekfac(
                 per_device_batch_size=batch_size,
                 factor_args=FactorArguments(strategy="ekfac"),
             )
-            found = analyzer.compute_pairwise_scores(
+            analyzer.compute_pairwise_scores(
                 "scores",
                 "factors",
                 queries,
@@ -80,6 +82,7 @@ def ekfac(
                 per_device_train_batch_size=batch_size,
                 score_args=ScoreArguments(damping_factor=damping),
             )
+            found = analyzer.load_pairwise_scores("scores")
             return found["all_modules"].numpy()
 
     return scores

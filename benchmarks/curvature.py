@@ -51,7 +51,7 @@ _DIMS = (50, 100, 200, 400, 942, 1885)
 _SEEDS = 5  # sketches of each size
 _MNIST_TRAIN = 5_000
 _LEFT_OUT = 100
-_PEER_QUERIES = 20
+_PEER_TRAIN, _PEER_QUERIES = 2_000, 20
 
 
 def digits() -> None:
@@ -285,7 +285,7 @@ def main(_) -> None:
         model, train, test = _curvature.digits_network()
         queries = tuple(part[:_PEER_QUERIES] for part in test)
         mnist = _curvature.mnist_network(
-            _MNIST_TRAIN, _PEER_QUERIES, _models.mnist_in(_DATA_DIR.value)
+            _PEER_TRAIN, _PEER_QUERIES, _models.mnist_in(_DATA_DIR.value)
         )
         for name, problem in {
             "digits": (model, train, queries),

@@ -196,6 +196,27 @@ def test_a_class_index_is_the_target_of_all_queries(classes):
     np.testing.assert_array_equal(found.train_ids, np.arange(NUM_TRAIN))
 
 
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [("sigmoid", "binary_crossentropy"), ("linear", "mse")],
+)
+def test_outputs_side_by_side_are_asked_for_by_their_index(activation, loss):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(NUM_TRAIN, 4)).astype("float32")
+    y = rng.integers(0, 2, (NUM_TRAIN, 3)).astype("float32")
+    model = build(Case(3, activation, loss, "sides"))
+    points = kt.RepresenterPoints(model, (x, y), l2=0.01, verbose=0)
+    logits = features(model, x) @ points.weights
+    for output in range(3):
+        found = points.influence((x, y), target=output, verbose=0).scores
+        np.testing.assert_allclose(
+            found.sum(axis=1), logits[:, output], rtol=1e-3, atol=1e-4
+        )
+    for target in ("label", "predicted"):
+        with pytest.raises(ValueError, match="3 outputs that do not exclude"):
+            points.influence((x, y), target=target, verbose=0)
+
+
 def test_top_k_in_small_pieces_agrees_with_all_scores(classes):
     expected = classes.points.influence(classes.test, verbose=0).top_k(4)
     small = kt.RepresenterPoints(
