@@ -326,7 +326,7 @@ class Scorer:
         raise not_finite(self.model, suspects, name_of(None))
 
     def raise_bad_training(
-        self, batch: Batch, checkpoint: Checkpoint
+        self, batch: Batch, checkpoint: Checkpoint | None
     ) -> NoReturn:
         """Raises ValueError naming the layer and ids of bad examples."""
         suspects = self._suspects(None, batch)

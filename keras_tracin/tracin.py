@@ -132,6 +132,10 @@ class TracIn:
         warn_of_final_only(run)
         self.loss_name = "compiled" if loss is None else repr(loss)
         self.query_loss_name = str(query_loss or "loss")
+        self.class_weight = {
+            int(label): float(weight)
+            for label, weight in (class_weight or {}).items()
+        }
         self._scorer = Scorer(
             model,
             train,

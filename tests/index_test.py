@@ -15,9 +15,11 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin import _files
 from keras_tracin.gradients import flat
-from keras_tracin.index import index as index_module
+from keras_tracin.index import search as searches
+from keras_tracin.index import writing
+from keras_tracin.index.store import Store
 
-NUM_TRAIN, NUM_TEST, DIM = 700, 4, 64
+NUM_TRAIN, NUM_TEST, DIM = 700, 4, 16
 PROJECTION = kt.TensorSketch(DIM, seed=2)
 
 
@@ -60,7 +62,7 @@ def tracin(trained):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(index_module, "_SHARD", 1)  # a batch of 256 each
+    monkeypatch.setattr(writing, "_SHARD", 1)  # a batch of 256 each
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def whole(tracin, tmp_path_factory):
     """A finished index of three shards; tests copy it to do it harm."""
     directory = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_SHARD", 1)
+        patch.setattr(writing, "_SHARD", 1)
         kt.InfluenceIndex.build(tracin, directory, projection=PROJECTION)
     return directory
 
@@ -159,14 +161,14 @@ import keras_tracin as kt
 from keras_tracin import _files
 from tests import index_test
 
-index_test.index_module._SHARD = 1
+index_test.writing._SHARD = 1
 model = index_test.build()
 tracin = kt.TracIn(model, index_test.TRAIN, sys.argv[1])
 describe, calls = _files.describe, []
 
 def killed(path):
     calls.append(path)
-    if len(calls) == 3:  # the second shard's rows are there, not yet listed
+    if len(calls) == 4:  # the second shard's rows are there, not yet listed
         os.kill(os.getpid(), signal.SIGKILL)
     return describe(path)
 
@@ -244,18 +246,50 @@ def test_what_does_not_match_is_refused(trained, tracin, copied):
     with pytest.raises(ValueError, match="holds an index already"):
         again(resume=False)
     manifest = json.loads((copied / "index.json").read_text())
-    (copied / "index.json").write_text(
-        json.dumps({**manifest, "complete": False})
-    )
+    (copied / "index.json").write_text(json.dumps({**manifest, "finished": 0}))
     other = examples(NUM_TRAIN, 9)
     with pytest.raises(ValueError, match="other training examples"):
         again(kt.TracIn(trained[0], other, trained[1]))
+    weighted = kt.TracIn(*(trained[0], TRAIN, trained[1]), class_weight={0: 2})
+    with pytest.raises(ValueError, match="another class_weight"):
+        again(weighted)
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, NUM_TRAIN + 1])
 def test_bad_k_is_refused(trained, whole, k):
     with pytest.raises(ValueError, match="`k` should"):
         kt.InfluenceIndex(whole, trained[0]).query(TEST, k)
+
+
+def test_index_and_run_are_moved_together(trained, whole, tmp_path):
+    model, run = trained
+    index = shutil.copytree(whole, tmp_path / "there" / whole.name)
+    with pytest.raises(ValueError, match=r"not where it was.*`run=`"):
+        kt.InfluenceIndex(index, model)
+    expected = kt.InfluenceIndex(whole, model).query(TEST, 5)
+    same(kt.InfluenceIndex(index, model, run=run).query(TEST, 5), expected)
+    shutil.copytree(run, tmp_path / "there" / run.name)
+    same(kt.InfluenceIndex(index, model).query(TEST, 5), expected)
+    with pytest.raises(ValueError, match=r"is not the run.*epochs \[2\]"):
+        kt.InfluenceIndex(index, model, run=kt.TrainingRun(run)[:1])
+
+
+def test_later_queries_read_no_checkpoint_and_trace_nothing(
+    trained, whole, tmp_path
+):
+    model, run = trained
+    there = shutil.copytree(run, tmp_path / run.name)
+    index = kt.InfluenceIndex(whole, model, run=there)
+    first = index.query(TEST, 5)
+    shutil.rmtree(there)
+    ((_, step),) = index._resident._steps.values()
+    traces = step.experimental_get_tracing_count()
+    one = tuple(part[1:2] for part in TEST)
+    np.testing.assert_array_equal(
+        index.query(one, 5).proponents.ids[0], first.proponents.ids[1]
+    )
+    assert len(index._resident._steps) == 1
+    assert step.experimental_get_tracing_count() == traces
 
 
 def test_bad_rerank_is_refused(trained, tracin, whole):
@@ -289,3 +323,188 @@ def test_a_nan_is_named_by_id(trained, tmp_path, whole):
     bad[2] = np.inf
     with pytest.raises(ValueError, match=r"\[2\]"):
         kt.InfluenceIndex(whole, trained[0]).query((bad, TEST[1]), 3)
+
+
+def of(ids, scores, k):
+    """The slow twin of a ranking: the first k of all scores."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return ids[order], np.take_along_axis(scores, order, axis=1)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A store of 3,000 rows near a space of 20 dimensions, and queries.
+
+    Lengths of rows differ a hundredfold, as those of gradients do.
+    """
+    rng = np.random.default_rng(0)
+    store = Store.open_or_create(tmp_path_factory.mktemp("long"), {}, True)
+    plane = rng.normal(size=(20, 300)).astype("float32")
+    for size in (1000, 1700, 300):
+        rows = rng.normal(size=(size, 20)).astype("float32") @ plane
+        rows *= 10 ** rng.uniform(-2, 0, size=(size, 1)).astype("float32")
+        rows += 0.01 * rng.normal(size=rows.shape).astype("float32")
+        ids = store.size + np.arange(size)
+        store.append({"rows": rows, "ids": ids}, "")
+    return store, rng.normal(size=(6, 20)).astype("float32") @ plane
+
+
+@pytest.mark.parametrize("has_faiss", [True, False])
+@pytest.mark.parametrize("kind", ["exact", "flat", "hnsw", "ivf"])
+def test_each_search_finds_the_best_rows(long, kind, has_faiss, monkeypatch):
+    store, vectors = long
+    if not has_faiss and kind in ("hnsw", "ivf"):  # made elsewhere, read here
+        _, noted = searches.make(store, vectors, kind)
+        store.finish(noted)
+    if not has_faiss:
+        monkeypatch.setattr(searches, "_faiss", lambda: None)
+    if has_faiss or kind in ("exact", "flat"):
+        made, noted = searches.make(store, vectors, kind)
+        store.finish(noted)
+        before = made.best(vectors, 10)
+    found = searches.load(store)
+    sides = found.both(vectors, 10)
+    scores = vectors @ store.rows(np.arange(store.size)).T
+    for sign, (positions, values) in zip((1, -1), sides, strict=True):
+        ids, expected = of(np.arange(store.size), sign * scores, 10)
+        hits = [
+            np.isin(a, b).mean() for a, b in zip(ids, positions, strict=True)
+        ]
+        assert np.mean(hits) >= (0.9 if found.kind in ("hnsw", "ivf") else 1)
+        exact = np.take_along_axis(scores, positions, axis=1)
+        np.testing.assert_allclose(values, exact, rtol=1e-4)
+        if found.kind in ("exact", "flat"):
+            np.testing.assert_allclose(sign * values, expected, rtol=1e-4)
+    if has_faiss or kind in ("exact", "flat"):
+        np.testing.assert_array_equal(before[0], sides[0][0])
+
+
+def test_short_rows_grow_until_the_best_are_among_the_candidates(tmp_path):
+    rng = np.random.default_rng(0)
+    store = Store.open_or_create(tmp_path, {}, True)
+    rows = rng.normal(size=(4000, 600)).astype("float32")  # no plane at all
+    store.append({"rows": rows, "ids": np.arange(4000)}, "")
+    queries = rng.normal(size=(5, 600)).astype("float32")
+    made, _ = searches.make(store, queries, "flat")
+    assert made.basis.shape == (600, 256)
+
+
+def test_recall_is_that_of_the_search_against_exact_scores(tracin, whole):
+    index = kt.InfluenceIndex(whole, tracin.scorer.model)
+    recall = index.recall
+    chosen = np.linspace(0, 255, recall["queries"]).astype(int)
+    queries = tuple(part[chosen] for part in TRAIN)
+    exact = tracin.influence(queries, verbose=0).scores
+    found = index.query(queries, NUM_TRAIN)
+    for side, sign in (("proponents", 1), ("opponents", -1)):
+        shares = []
+        for row, own in enumerate(chosen):
+            truth = np.argsort(-sign * exact[row])
+            truth = truth[truth != own][:10]
+            got = getattr(found, side).ids[row]
+            shares.append(np.isin(truth, got[got != own][:10]).mean())
+        assert 0 < np.mean(shares) < 1
+        assert recall[side] == pytest.approx(np.mean(shares))
+    text = f"recall@10 of exact scores on {recall['queries']} training"
+    assert text in repr(index)
+    assert f"{recall['opponents']:.2f} opponents" in repr(index)
+
+
+MORE = examples(300, 5)
+
+
+def test_appended_examples_are_as_if_built_together(
+    trained, tracin, copied, tmp_path
+):
+    model, run = trained
+    index = kt.InfluenceIndex(copied, model, method=tracin)
+    index.append(MORE)
+    everything = tuple(
+        np.concatenate(parts) for parts in zip(TRAIN, MORE, strict=True)
+    )
+    together = kt.TracIn(model, everything, run)
+    expected = kt.InfluenceIndex.build(
+        together, tmp_path / "together", projection=PROJECTION
+    )
+    assert len(index) == NUM_TRAIN + len(MORE[0])
+    same(index.query(TEST, 9), expected.query(TEST, 9))
+    assert index.recall == expected.recall
+    again = kt.InfluenceIndex(copied, model, method=together)
+    same(again.query(TEST, 9), expected.query(TEST, 9))
+    same(
+        again.query(TEST, 9, rerank=len(again)),
+        together.top_k(TEST, 9, verbose=0),
+    )
+    with pytest.raises(ValueError, match="they were appended"):
+        index.query(TEST, 9, rerank=len(index))
+
+
+def test_appended_ids_are_kept_or_go_on(trained, tracin, copied):
+    index = kt.InfluenceIndex(copied, trained[0], method=tracin)
+    index.append(kt.with_ids(MORE, np.arange(5000, 5300)).batch(64))
+    assert index.ids[NUM_TRAIN:].tolist() == list(range(5000, 5300))
+    few = tuple(part[:4] for part in MORE)
+    index.append(few)
+    assert index.ids[-4:].tolist() == [5300, 5301, 5302, 5303]
+    with pytest.raises(ValueError, match=r"id of its own.*\[5001"):
+        index.append(kt.with_ids(few, [5001, 6000, 6001, 6002]).batch(2))
+    assert len(index) == NUM_TRAIN + 304
+
+
+def test_an_interrupted_append_adds_nothing_and_is_resumed(
+    trained, tracin, copied, tmp_path, monkeypatch
+):
+    model = trained[0]
+    expected = shutil.copytree(copied, tmp_path / "expected")
+    run = {"run": trained[1]}
+    kt.InfluenceIndex(expected, model, method=tracin, **run).append(MORE)
+    before = kt.InfluenceIndex(copied, model, **run).query(TEST, 5)
+    index = kt.InfluenceIndex(copied, model, method=tracin)
+    append, calls = Store.append, []
+
+    def interrupted(store, *arguments):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(append(store, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.append(MORE)
+    same(index.query(TEST, 5), before)
+    opened = kt.InfluenceIndex(copied, model, method=tracin)
+    assert len(opened) == NUM_TRAIN
+    same(opened.query(TEST, 5), before)
+    with pytest.raises(ValueError, match=r"other training.*`resume=False`"):
+        opened.append(examples(300, 6))
+    opened.append(MORE)
+    assert contents(copied) == contents(expected)
+
+
+def test_an_append_can_be_given_up(trained, tracin, copied, monkeypatch):
+    index = kt.InfluenceIndex(copied, trained[0], method=tracin)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.append(MORE)
+    few = tuple(part[:4] for part in MORE)
+    index.append(few, resume=False)
+    assert len(index) == NUM_TRAIN + 4
+
+
+def test_bad_appends_are_refused(trained, tracin, copied):
+    run = {"run": trained[1]}
+    with pytest.raises(ValueError, match="method=tracin"):
+        kt.InfluenceIndex(copied, trained[0], **run).append(MORE)
+    index = kt.InfluenceIndex(copied, trained[0], method=tracin)
+    with pytest.raises(ValueError, match="in the form of those"):
+        index.append((MORE[0][:, :4], MORE[1]))
+    x = MORE[0].copy()
+    x[7] = np.nan
+    with pytest.raises(ValueError, match=r"\[7\]"):
+        index.append((x, MORE[1]))
+    assert len(kt.InfluenceIndex(copied, trained[0], **run)) == NUM_TRAIN

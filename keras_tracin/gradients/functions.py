@@ -13,9 +13,10 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -32,6 +33,7 @@ from keras_tracin.gradients.capture import (
 )
 from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.placement import place
+from keras_tracin.gradients.rules.registry import attributes
 from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.projection import Projection, project
 
@@ -145,6 +147,63 @@ class GradientFunctions:
             return projection.sketch(self._capture(data).factors, position)
 
         return self._traced(step, _POSITION, axis=0)
+
+    def sketches_and_products(self, projection: Projection):
+        """Sketches, and exact products with `m` queries, of the same pass.
+
+        A step `(data, queries, rate, position) -> [n, dim], rate · [n, m]`.
+        """
+
+        def step(data, queries, rate, position):
+            found = self._capture(data).factors
+            shares = [
+                algebra.inner(query, algebra.compact(factors))
+                for query, factors in zip(queries, found, strict=True)
+            ]
+            scores = tf.transpose(_scaled_sum(rate, shares))
+            return projection.sketch(found, position), scores
+
+        specs = self._queries.factor_specs
+        return self._traced(step, specs, _RATE, _POSITION, axis=0)
+
+    def sketches_at(
+        self, projection: Projection, weights: Sequence[Sequence[tf.Tensor]]
+    ):
+        """A step `data -> [c, n, dim]`: sketches at `c` sets of weights.
+
+        One call makes all of them, and the model's own weights are neither
+        used nor changed. One device does the work: queries are few.
+
+        Args:
+            projection: what makes the sketches; the position of a set of
+                weights is its place in `weights`.
+            weights: values for each of `model.weights`, held as tensors.
+        """
+        known = self._model.weights
+        specs = [tf.TensorSpec(v.shape, v.dtype) for v in known]
+
+        # Traced once, however many sets of weights there are.
+        @tf.function(
+            autograph=False, input_signature=(self._spec, specs, _POSITION)
+        )
+        def at(data, values, position):
+            mapping = list(zip(known, values, strict=True))
+            with (
+                keras.StatelessScope(state_mapping=mapping),
+                _statistics_made_anew(self._model),
+            ):
+                found = self._capture(data).factors
+            return projection.sketch(found, position)
+
+        def step(data):
+            return tf.stack(
+                [
+                    at(data, list(values), np.int32(position))
+                    for position, values in enumerate(weights)
+                ]
+            )
+
+        return self._traced(step, axis=None)
 
     @functools.cached_property
     def variables(self) -> tuple[tuple[keras.Variable, ...], ...]:
@@ -305,6 +364,21 @@ class GradientFunctions:
         return None
 
 
+@contextlib.contextmanager
+def _statistics_made_anew(model: keras.Model) -> Iterator[None]:
+    """Within it, Normalization layers use the weights they are lent.
+
+    They keep tensors that were computed from their own.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.Normalization):
+                kept = {name: getattr(layer, name) for name in _STATISTICS}
+                stack.enter_context(attributes(layer, kept))
+                layer.finalize_state()
+        yield
+
+
 def kind_of(data: Any) -> str:
     """What batches must have in common to share a compiled step."""
     return repr(batch_spec(data))
@@ -315,6 +389,7 @@ def batch_spec(data: Any) -> Any:
     return tf.nest.map_structure(_open_batch, data)
 
 
+_STATISTICS = ("mean", "variance")
 _RATE = tf.TensorSpec([], tf.float32)
 _POSITION = tf.TensorSpec([], tf.int32)
 

@@ -12,12 +12,11 @@ Synopsis:
     )
     index = kt.InfluenceIndex("index/digits", model)
     top = index.query((x, y), k=10)                 # TopK
+    index.append((more_x, more_y))
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,34 +24,31 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin import _files
 from keras_tracin.attribution import Ranking, TopK, TopKMerger
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch, Examples, open_examples
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
-from keras_tracin.gradients.sites import find_sites
-from keras_tracin.index.store import Store
-from keras_tracin.projection import (
-    FactoredProjection,
-    GaussianProjection,
-    Projection,
-    TensorSketch,
-    check_projection,
-    describe,
+from keras_tracin.index import search as searches
+from keras_tracin.index.recall import measured
+from keras_tracin.index.resident import Resident
+from keras_tracin.index.source import (
+    Source,
+    layers_at,
+    located,
+    made_again,
+    places_of,
+    source_of,
 )
+from keras_tracin.index.store import Store
+from keras_tracin.index.writing import queries_among, write_rows
+from keras_tracin.projection import Projection
 from keras_tracin.query_losses import query_value
-from keras_tracin.runs import run_weights
-from keras_tracin.runs.manifest import architecture, first_mismatch
-from keras_tracin.sweep import in_chunks
+from keras_tracin.runs import TrainingRun
+from keras_tracin.runs.manifest import first_mismatch
 from keras_tracin.tracin import TracIn
 
-_SHARD = 64 * 2**20  # bytes of rows, about
-_BATCH = 256  # fixed, so that a resumed build has the same bits
-_KNOWN: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (TensorSketch, GaussianProjection, FactoredProjection)
-}
+_BATCH = 256  # queries sketched in one step
+_SAMPLE = 20  # training examples that recall is measured on
 
 
 class InfluenceIndex:
@@ -63,18 +59,24 @@ class InfluenceIndex:
             tracin, "index/digits", projection=kt.TensorSketch(1024)
         )
         index.query((x_test, y_test), k=10).proponents.ids
+        print(index)    # size, kind of search, recall
 
     Scores are estimates from sketches, positive for proponents; with
-    `rerank=` they are exact. The model has its own weights back after every
-    call.
+    `rerank=` they are exact. The first query of a kind reads the weights of
+    all checkpoints and compiles a step; they stay in memory, so that later
+    ones take milliseconds and read no more than the best rows. The model has
+    its own weights back after every call.
 
     Args:
         directory: where `build` wrote the index.
         model: the trained model, compiled with its loss.
-        method: the method the index was built from; needed for `rerank=`, and
-            where it was given a `loss` or `query_loss` of its own.
+        method: the method the index was built from; needed for `rerank=` and
+            `append`, and where it was given a `loss` or `query_loss` of its
+            own.
         projection: the one it was built with; needed only where it is of a
             class of the user's own.
+        run: the training run, or its directory, where this is no longer in
+            the same place as seen from the index.
 
     Raises:
         ValueError: if there is no index, its build was interrupted, a file is
@@ -88,37 +90,27 @@ class InfluenceIndex:
         *,
         method: TracIn | None = None,
         projection: Projection | None = None,
+        run: TrainingRun | str | os.PathLike | None = None,
     ):
-        self._store = store = Store(Path(directory))
-        if not store.complete:
+        store = Store(Path(directory))
+        if not store.finished:
             raise ValueError(
                 f"The build of the index in {directory} was interrupted: "
-                f"{store.size:,} rows are there. Call `InfluenceIndex.build` "
-                "again, with `resume=True`, to finish it."
+                f"{store.pending:,} rows are there. Call "
+                "`InfluenceIndex.build` again, with `resume=True`, to finish "
+                "it."
             )
-        identity = store.identity
-        mismatch = first_mismatch(identity["model"], model)
-        if mismatch:
-            raise ValueError(
-                f"The model '{model.name}' is not the one whose index is in "
-                f"{directory}: {mismatch}."
-            )
-        custom = identity["loss"] != "compiled" or (
-            identity["query_loss"] not in ("loss", "logit", "margin")
-        )
-        if method is not None:
-            _check_method(store, method, projection)
-        elif custom:
-            raise ValueError(
-                f"The index in {directory} was built with a loss of the "
-                "user's own, which files do not hold. Pass the method it was "
-                "built from as `method=`."
-            )
-        store.verify()
+        _check_model(store, model)
         self._model, self._method = model, method
-        self._projection = projection or _made_again(identity["projection"])
-        self._ids = store.ids()
-        self._steps: dict[str, Any] = {}
+        self._source = _source(store, method, projection)
+        self._open(store)
+        self._resident = _resident(store, model, self._source, projection, run)
+
+    def _open(self, store: Store) -> None:
+        self._store = store.only_finished()
+        self._store.verify()
+        self._search = searches.load(self._store)
+        self._ids = self._store.ids()
 
     @classmethod
     def build(
@@ -128,53 +120,135 @@ class InfluenceIndex:
         *,
         projection: Projection | None = None,
         dtype: str = "float32",
+        search: str | None = None,
         resume: bool = True,
     ) -> InfluenceIndex:
         """Sketches all training examples, shard by shard.
 
-        Memory does not grow with their number. A build that was interrupted,
-        by whatever, is continued by the same call, with the same bits.
+        Memory does not grow with their number, but for the search at the end,
+        which takes a few hundred bytes for each. A build that was
+        interrupted, by whatever, is continued by the same call, with the same
+        bits.
 
         Args:
             method: a `TracIn` without a projection of its own.
             directory: where the index goes.
             projection: `kt.TensorSketch(1024)` by default.
             dtype: of the rows on disk, "float32" or "float16".
+            search: how rows are searched: "exact" reads all of them, "flat"
+                looks at a short form of all and reads the best, "hnsw" and
+                "ivf" (by faiss) look at some. By default, the first of these
+                that is fast at this size.
             resume: continue what is there; otherwise it is an error.
 
         Raises:
             ValueError: if the index there is of another run, model,
                 projection or other training examples, or if a gradient is NaN
                 or infinite.
-            OSError: if the disk is full. What was written stays.
+            OSError: if the disk is too small, or full. What was written
+                stays.
         """
-        projection = TensorSketch(1024) if projection is None else projection
-        check_projection(projection)
-        if isinstance(projection, FactoredProjection) and not projection.joint:
-            raise ValueError(
-                "Neighbours can be searched among sketches only, not among "
-                f"sides kept apart. Received: projection={projection!r}; leave "
-                "out `joint=False`."
-            )
         if dtype not in ("float32", "float16"):
             raise ValueError(
                 "`dtype` should be 'float32' or 'float16'. Received: "
                 f"{dtype!r}."
             )
-        identity = _identity(method, projection, dtype)
-        store = Store.open_or_create(Path(directory), identity, resume)
-        if not store.complete:
-            _write_rows(store, method, projection, dtype)
-        model = method.scorer.model
-        return cls(directory, model, method=method, projection=projection)
+        searches.check_kind(search)
+        source = source_of(method, projection)
+        directory = Path(directory)
+        store = Store.open_or_create(
+            directory,
+            {**source.identity, "dtype": dtype},
+            resume,
+            checkpoints=places_of(source.rates, directory),
+            asked=search,
+        )
+        if not store.finished:
+            store.verify()
+            model = source.scorer.model
+            queries = queries_among(source, _SAMPLE)
+            write_rows(
+                store, source, source.scorer.train, dtype=dtype, queries=queries
+            )
+            resident = _resident(store, model, source, projection, None)
+            _finish(store, resident, queries)
+        return cls(
+            directory, source.scorer.model, method=method, projection=projection
+        )
+
+    def append(self, train: Any, *, resume: bool = True) -> None:
+        """Adds training examples, at the same checkpoints.
+
+        All of them are added, or none: an `append` that was interrupted has
+        added nothing, and is continued by the same call. The search is made
+        anew, which reads all rows once.
+
+        Args:
+            train: more training examples, in the same form. Ids attached by
+                `kt.with_ids` are kept; without, they go on from the largest.
+            resume: go on from where an interrupted `append` of the same
+                examples was; False begins again.
+
+        Raises:
+            ValueError: if the index was opened without `method=`, if an id
+                is taken already, if another `append` was interrupted, or if
+                a gradient is NaN or infinite.
+            OSError: if the disk is too small, or full.
+        """
+        if self._source is None:
+            raise ValueError(
+                "New training examples need the loss and the checkpoints of "
+                "the method. Open the index with `InfluenceIndex(directory, "
+                "model, method=tracin)`."
+            )
+        source, store = self._source, Store(self._store.directory)
+        examples = open_examples(train, "train")
+        _check_kind(examples, source)
+        if not resume:
+            store.drop_pending()
+        queries = queries_among(source, _SAMPLE)
+        write_rows(
+            store,
+            source,
+            examples,
+            dtype=store.identity["dtype"],
+            queries=queries,
+            name=_Naming(self._ids, examples.carries_ids),
+        )
+        _finish(store, self._resident, queries)
+        self._open(store)
 
     def __len__(self) -> int:
-        return self._store.size
+        return len(self._ids)
+
+    def __repr__(self) -> str:
+        store, noted = self._store, self._store.noted("search")
+        recall = noted["recall"]
+        count = len(store.identity.get("checkpoints", [])) or 1
+        return (
+            f"<InfluenceIndex of {store.directory}: {len(self):,} rows of "
+            f"{count} × {store.width // count:,} {store.identity['dtype']}, "
+            f"{store.nbytes / 2**20:,.0f} MB; search: {self._search.kind}; "
+            f"recall@{recall['k']} of exact scores on {recall['queries']} "
+            f"training examples: {recall['proponents']:.2f} proponents, "
+            f"{recall['opponents']:.2f} opponents>"
+        )
 
     @property
     def ids(self) -> np.ndarray:
         """The ids of the training examples, in reading order."""
         return self._ids
+
+    @property
+    def recall(self) -> dict[str, Any]:
+        """What the search finds of the best by exact scores.
+
+        Measured when the index was made, by the search that is used, on some
+        of the training examples, each of which is left out of its own lists:
+        the share of the `k` strongest "proponents" and "opponents", and the
+        number of "queries".
+        """
+        return dict(self._store.noted("search")["recall"])
 
     def query(self, test: Any, k: int = 10, rerank: int = 0) -> TopK:
         """The `k` strongest proponents and opponents of every query.
@@ -201,60 +275,22 @@ class InfluenceIndex:
                 f"`rerank` should be 0 or at least k. Received: {rerank} with "
                 f"k={k}."
             )
-        query_ids, vectors = self._vectors(test)
+        TopKMerger(np.zeros(0), k, len(self))  # refuses a bad k
         wanted = min(rerank, len(self)) if rerank else k
-        merger = TopKMerger(query_ids, wanted, len(self))
-        for start, rows in self._store.blocks():
-            scores = vectors @ rows.astype(np.float32).T
-            merger.add(self._ids[start : start + len(rows)], scores)
-        found = merger.result()
+        found = TopK.concat(
+            [
+                self._found(batch, wanted)
+                for batch in open_examples(test, "test").batches(_BATCH)
+            ]
+        )
         return self._ranked_again(test, found, k) if rerank else found
 
-    def _vectors(self, test: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Ids `[m]` and vectors `[m, checkpoints · dim]` of the queries."""
-        examples = open_examples(test, "test")
-        batches = list(examples.batches(_BATCH))
-        step = self._step_like(batches[0])
-        dim = self._projection.dim
-        checkpoints = self._store.identity["checkpoints"]
-        ids = np.concatenate([batch.ids for batch in batches])
-        vectors = np.empty([len(ids), dim * len(checkpoints)], np.float32)
-        with run_weights(self._model) as load:
-            for at, checkpoint in enumerate(checkpoints):
-                path = Path(self._store.identity["files"][at])
-                _files.check_digest(path, checkpoint["sha256"])
-                load(path)
-                start, columns = 0, slice(at * dim, (at + 1) * dim)
-                scale = math.sqrt(checkpoint["rate"])
-                for batch in batches:
-                    sketch = step(batch.data, np.int32(at)).numpy()
-                    stop = start + len(batch)
-                    vectors[start:stop, columns] = scale * sketch
-                    start = stop
-        if not np.isfinite(vectors).all():
-            bad = ids[~np.isfinite(vectors).all(axis=1)]
-            raise ValueError(
-                f"The gradients of query examples with ids {bad.tolist()} are "
-                "NaN or infinite. Look for NaN in their inputs and labels."
-            )
-        return ids, vectors
-
-    def _step_like(self, batch: Batch):
-        """The compiled step that sketches queries of this kind."""
-        kind = kind_of(batch.data)
-        if kind not in self._steps:
-            if self._method is not None:
-                functions = self._method.scorer.steps_like(batch).query
-            else:
-                identity = self._store.identity
-                functions = GradientFunctions(
-                    self._model,
-                    query_value(self._model, identity["query_loss"]),
-                    batch.data,
-                    _layers_at(self._model, identity["layers"]),
-                )
-            self._steps[kind] = functions.sketches(self._projection)
-        return self._steps[kind]
+    def _found(self, batch: Batch, k: int) -> TopK:
+        sides = self._search.both(self._resident.vectors(batch), k)
+        proponents, opponents = (
+            Ranking(self._ids[positions], scores) for positions, scores in sides
+        )
+        return TopK(proponents, opponents, batch.ids)
 
     def _ranked_again(self, test: Any, found: TopK, k: int) -> TopK:
         """The candidates in the order of their exact scores."""
@@ -266,6 +302,13 @@ class InfluenceIndex:
         )
         exact = self._method.among(candidates).influence(test, verbose=0)
         place = {name: at for at, name in enumerate(exact.train_ids.tolist())}
+        lost = [name for name in candidates.tolist() if name not in place]
+        if lost:
+            raise ValueError(
+                f"`rerank` needs training examples {lost[:5]}, which the "
+                "method does not have: they were appended. Open the index "
+                "with a method whose `train` holds them too."
+            )
         sides = []
         for ranking, sign in ((found.proponents, -1), (found.opponents, 1)):
             columns = np.array(
@@ -282,129 +325,122 @@ class InfluenceIndex:
         return TopK(sides[0], sides[1], found.query_ids)
 
 
-def _identity(method: TracIn, projection: Projection, dtype: str) -> dict:
-    """What must be the same for rows, and queries, to go together."""
-    scorer = method.scorer
-    if scorer.projection is not None:
+def _check_model(store: Store, model: keras.Model) -> None:
+    mismatch = first_mismatch(store.identity["model"], model)
+    if mismatch:
         raise ValueError(
-            "An index is built from exact gradients. Received a TracIn with "
-            f"projection={scorer.projection!r}: leave it out there and give "
-            "it to `build`."
+            f"The model '{model.name}' is not the one whose index is in "
+            f"{store.directory}: {mismatch}."
         )
-    if getattr(method, "optimizer_aware", False):
+
+
+def _source(
+    store: Store, method: TracIn | None, projection: Projection | None
+) -> Source | None:
+    """What the method gives, which has to be that of the rows."""
+    identity = store.identity
+    if method is not None:
+        if projection is None:
+            projection = made_again(identity["projection"])
+        source = source_of(method, projection)
+        store.check({**source.identity, "dtype": identity["dtype"]})
+        return source
+    known = identity["query_loss"] in ("loss", "logit", "margin")
+    if identity["loss"] != "compiled" or not known:
         raise ValueError(
-            "An index holds plain gradients. Received a TracIn with "
-            "optimizer_aware=True; leave it out."
+            f"The index in {store.directory} was built with a loss of the "
+            "user's own, which files do not hold. Pass the method it was "
+            "built from as `method=`."
         )
-    model = scorer.model
-    known = model._flatten_layers()
-    sites = find_sites(model, scorer.layers)
-    return {
-        "method": type(method).__name__,
-        # Numbered, not named: Keras counts layers anew in each process.
-        "model": [
-            [f"weight {at}", shape, dtype]
-            for at, (_, shape, dtype) in enumerate(
-                architecture(model)["weights"]
+    return None
+
+
+def _resident(
+    store: Store,
+    model: keras.Model,
+    source: Source | None,
+    projection: Projection | None,
+    run: TrainingRun | str | os.PathLike | None,
+) -> Resident:
+    """What sketches queries, from the method or from what the files say."""
+    identity = store.identity
+    checkpoints = identity["checkpoints"]
+    paths: Sequence[Path]
+    if source is not None:
+        paths = [each.path for each in source.rates if each is not None]
+        projection = source.of_query
+    else:
+        places = store.noted("checkpoints")
+        paths = located(identity, places, store.directory, run)
+        projection = projection or made_again(identity["projection"])
+
+    def functions_like(batch: Batch) -> GradientFunctions:
+        if source is not None:
+            return source.scorer.steps_like(batch).query
+        value = query_value(model, identity["query_loss"])
+        layers = layers_at(model, identity["layers"])
+        return GradientFunctions(model, value, batch.data, layers)
+
+    digests = [each["sha256"] for each in checkpoints]
+    return Resident(
+        model,
+        projection,
+        list(zip(paths, digests, strict=True)),
+        [each["rate"] for each in checkpoints],
+        functions_like,
+    )
+
+
+def _finish(store: Store, resident: Resident, queries: Batch) -> None:
+    """Makes the search of all rows and measures it."""
+    vectors = resident.vectors(queries)
+    search, noted = searches.make(store, vectors, store.noted("asked"))
+    noted["recall"] = measured(store, search, vectors, queries.ids)
+    store.finish(noted)
+
+
+def _check_kind(examples: Examples, source: Source) -> None:
+    """Raises ValueError unless new examples are in the form of the others."""
+    received = kind_of(examples.first(1).data)
+    expected = kind_of(source.scorer.train.first(1).data)
+    if received != expected:
+        raise ValueError(
+            "New training examples should be in the form of those in the "
+            f"index. Received {received}, expected {expected}."
+        )
+
+
+class _Naming:
+    """Gives new examples their ids, and refuses those that are taken.
+
+    Args:
+        taken: the ids in the index.
+        carried: whether new examples have ids of their own.
+    """
+
+    def __init__(self, taken: np.ndarray, carried: bool):
+        self._taken = set(taken.tolist())
+        self._carried = carried
+        self._next = 0
+        if not carried and taken.dtype.kind not in "iu":
+            raise ValueError(
+                "The ids in the index are no numbers that could go on: "
+                f"received {taken[0]!r}, for one. Attach ids to the new "
+                "examples, `kt.with_ids(data, ids).batch(...)`."
             )
-        ],
-        "layers": [
-            next(at for at, layer in enumerate(known) if layer is site.layer)
-            for site in sites
-        ],
-        "loss": method.loss_name,
-        "query_loss": method.query_loss_name,
-        "projection": describe(projection),
-        "dtype": dtype,
-        "checkpoints": [
-            {
-                "sha256": checkpoint.sha256 or _files.digest(checkpoint.path),
-                "rate": rate,
-            }
-            for checkpoint, rate in method.rates.items()
-            if checkpoint is not None
-        ],
-        "files": [
-            str(checkpoint.path.resolve())
-            for checkpoint in method.rates
-            if checkpoint is not None
-        ],
-    }
+        if not carried:
+            self._next = int(taken.max()) + 1
 
-
-def _layers_at(model: keras.Model, places: Sequence[int]) -> list:
-    known = model._flatten_layers()
-    return [known[place] for place in places]
-
-
-def _made_again(recorded: dict[str, Any]) -> Projection:
-    """The projection that a file describes."""
-    fields = dict(recorded)
-    kind = _KNOWN.get(fields.pop("class"))
-    if kind is None:
-        raise ValueError(
-            "The index was built with a projection of the user's own, "
-            f"{recorded}, which files do not hold. Pass it as `projection=`."
-        )
-    return kind(**fields)
-
-
-def _check_method(
-    store: Store, method: TracIn, projection: Projection | None
-) -> None:
-    """Raises ValueError unless the rows come from such a method."""
-    projection = projection or _made_again(store.identity["projection"])
-    identity = _identity(method, projection, store.identity["dtype"])
-    Store.open_or_create(store.directory, identity, resume=True)
-
-
-def _write_rows(
-    store: Store, method: TracIn, projection: Projection, dtype: str
-) -> None:
-    """Writes the shards that are not there yet."""
-    scorer = method.scorer
-    scorer.check_interaction()
-    step = scorer.train_steps.sketches(projection)
-    width = projection.dim * len(method.rates)
-    size = max(_BATCH, _SHARD // (width * np.dtype(dtype).itemsize))
-    with run_weights(scorer.model) as load:
-        chunks = in_chunks(scorer.train.batches(_BATCH), size)
-        for shard, chunk in enumerate(chunks):
-            ids = np.concatenate([batch.ids for batch in chunk])
-            digest = _digest(chunk)
-            if shard < store.num_shards:
-                store.holds(shard, ids, digest)
-                continue
-            rows = np.empty([len(ids), width], np.float32)
-            for at, (checkpoint, rate) in enumerate(method.rates.items()):
-                assert checkpoint is not None
-                load(checkpoint)
-                start = 0
-                columns = slice(at * projection.dim, (at + 1) * projection.dim)
-                for batch in chunk:
-                    sketch = step(batch.data, np.int32(at)).numpy()
-                    if not np.isfinite(sketch).all():
-                        scorer.raise_bad_training(batch, checkpoint)
-                    stop = start + len(batch)
-                    rows[start:stop, columns] = math.sqrt(rate) * sketch
-                    start = stop
-            store.append(_narrowed(rows, dtype), ids, digest)
-    store.finish()
-
-
-def _narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "float16" and np.abs(rows).max() > np.finfo(np.float16).max:
-        raise ValueError(
-            "A row does not fit float16: its largest number is "
-            f"{np.abs(rows).max():.3g}. Build with dtype='float32'."
-        )
-    return rows.astype(dtype, copy=False)
-
-
-def _digest(chunk: list[Batch]) -> str:
-    """Of the examples' content, leaf by leaf."""
-    found = hashlib.blake2b(digest_size=16)
-    for batch in chunk:
-        for leaf in tf.nest.flatten(batch.data):
-            found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
+    def __call__(self, batch: Batch) -> np.ndarray:
+        if not self._carried:
+            return self._next + batch.ids
+        names = batch.ids.tolist()
+        again = [name for name in names if name in self._taken]
+        if again or len(set(names)) < len(names):
+            raise ValueError(
+                "Each training example needs an id of its own. Received again: "
+                f"{again[:5] or names[:5]}. `kt.with_ids(data, ids)` gives "
+                "others."
+            )
+        self._taken.update(names)
+        return batch.ids

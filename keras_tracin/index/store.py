@@ -2,26 +2,30 @@
 
     index/digits/
       index.json             this module
-      rows/00000000.npy      [n, dim], float32 or float16
+      rows/00000000.npy      [n, width], float32 or float16
       ids/00000000.npy       [n]
+      exact/00000000.npy     [n, queries], where recall is measured
+      search/00000003.*      what searches the first 3 shards
 
-`index.json` lists each shard after both its files have reached the disk, with
-size and SHA-256, and a digest of the examples it was made from. A crash loses
-the shard in the making and no other.
+`index.json` lists each file after it has reached the disk, with size and
+SHA-256, and for each shard a digest of the examples it was made from. A crash
+loses the shard in the making and no other. Shards count once the build, or the
+`append`, that they belong to is finished: until then readers do not see them.
 
 Synopsis:
 
     store = Store.open_or_create(directory, identity, resume=True)
-    store.append(rows, ids, digest)
-    store.finish()
-    Store(directory).rows(0)          # [n, dim], mapped from the disk
+    store.append({"rows": rows, "ids": ids}, digest)
+    store.finish(search)
+    Store(directory).rows(positions)  # [n, width], read from the disk
 """
 
 from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ import numpy as np
 
 from keras_tracin import _files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "index.json"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,12 +57,23 @@ class Store:
         self.directory = directory
         self._manifest = _read(directory / FILE_NAME)
         self.identity: dict[str, Any] = self._manifest["identity"]
+        self._mapped: dict[tuple[str, int], np.ndarray] = {}
 
     @classmethod
     def open_or_create(
-        cls, directory: Path, identity: dict[str, Any], resume: bool
+        cls,
+        directory: Path,
+        identity: dict[str, Any],
+        resume: bool,
+        **more: Any,
     ) -> Store:
         """The store to continue, or a new one.
+
+        Args:
+            directory: where it is, or is to be.
+            identity: what its rows are made with.
+            resume: whether one that is there may be continued.
+            **more: what else a new one is to note, see `noted`.
 
         Raises:
             ValueError: if there is one already and `resume` is False, or it
@@ -67,9 +82,11 @@ class Store:
         if not (directory / FILE_NAME).is_file():
             first = {
                 "format_version": FORMAT_VERSION,
-                "complete": False,
                 "identity": identity,
+                **more,
+                "finished": 0,
                 "shards": [],
+                "search": None,
             }
             _write(directory, first)
             return cls(directory)
@@ -79,23 +96,30 @@ class Store:
                 "continue it, or choose another directory."
             )
         store = cls(directory)
-        for name, expected in store.identity.items():
-            if name == "files":  # a run may have been moved
-                continue
-            # Read back, so that both have JSON's types.
-            received = json.loads(json.dumps(identity[name]))
-            if received != expected:
-                raise ValueError(
-                    f"The index in {directory} was built with another "
-                    f"{name}: it has {expected}, received {received}. Use "
-                    "what it was built with, or choose another directory."
-                )
+        store.check(identity)
         return store
 
+    def check(self, identity: dict[str, Any]) -> None:
+        """Raises ValueError unless the rows were made with this."""
+        # Read back, so that both have JSON's types.
+        received = json.loads(json.dumps(identity))
+        for name in {**self.identity, **received}:
+            new, old = received.get(name), self.identity.get(name)
+            if new != old:
+                raise ValueError(
+                    f"The index in {self.directory} was built with another "
+                    f"{name}: it has {old}, received {new}. Use what it was "
+                    "built with, or choose another directory."
+                )
+
+    def noted(self, name: str) -> Any:
+        """Something that the list of files says beside them."""
+        return self._manifest[name]
+
     @property
-    def complete(self) -> bool:
-        """Whether all examples of a build have their rows."""
-        return self._manifest["complete"]
+    def finished(self) -> int:
+        """How many shards count."""
+        return self._manifest["finished"]
 
     @property
     def num_shards(self) -> int:
@@ -105,25 +129,65 @@ class Store:
     @property
     def size(self) -> int:
         """How many rows are listed."""
-        return sum(shard["count"] for shard in self._manifest["shards"])
+        return self._count(0, self.num_shards)
 
-    def rows(self, shard: int) -> np.ndarray:
-        """Rows `[n, dim]` of a shard, read from the disk as needed."""
-        path = self._path("rows", shard)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+    @property
+    def pending(self) -> int:
+        """How many rows were written by what was not finished."""
+        return self._count(self.finished, self.num_shards)
+
+    @property
+    def nbytes(self) -> int:
+        """The size on disk of all that counts, in bytes."""
+        entries = self._manifest["shards"][: self.finished]
+        files = [file for entry in entries for file in entry["files"].values()]
+        files += (self._manifest["search"] or {}).get("files", {}).values()
+        return sum(file["size"] for file in files)
+
+    def _count(self, first: int, stop: int) -> int:
+        return sum(s["count"] for s in self._manifest["shards"][first:stop])
+
+    @property
+    def width(self) -> int:
+        """The length of a row."""
+        return self._array("rows", 0).shape[1]
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """The rows at some increasing positions, `[len(positions), width]`."""
+        counts = [shard["count"] for shard in self._manifest["shards"]]
+        starts = np.cumsum([0, *counts])
+        places = np.searchsorted(positions, starts)
+        found = np.empty([len(positions), self.width], np.float32)
+        for shard in np.flatnonzero(np.diff(places)).tolist():
+            part = slice(places[shard], places[shard + 1])
+            inside = positions[part] - starts[shard]
+            found[part] = self._array("rows", shard)[inside]
+        return found
 
     def ids(self) -> np.ndarray:
         """The ids of all rows, in order."""
-        paths = [self._path("ids", shard) for shard in range(self.num_shards)]
-        return np.concatenate([np.load(p, allow_pickle=False) for p in paths])
+        shards = range(self.num_shards)
+        return np.concatenate([self._array("ids", shard) for shard in shards])
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each shard's first row number and rows."""
+    def blocks(self, kind: str = "rows") -> Iterator[tuple[int, np.ndarray]]:
+        """Each shard's first row number and this array of its."""
         start = 0
         for shard in range(self.num_shards):
-            rows = self.rows(shard)
-            yield start, rows
-            start += len(rows)
+            block = self._array(kind, shard)
+            yield start, block
+            start += len(block)
+
+    def has(self, kind: str) -> bool:
+        """Whether shards have an array of this kind."""
+        return kind in self._manifest["shards"][0]["files"]
+
+    def _array(self, kind: str, shard: int) -> np.ndarray:
+        """One of a shard's arrays, read from the disk as needed."""
+        if (kind, shard) not in self._mapped:
+            path = self._path(kind, shard)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._mapped[kind, shard] = array
+        return self._mapped[kind, shard]
 
     def holds(self, shard: int, ids: np.ndarray, digest: str) -> None:
         """Checks that a shard was made from these examples.
@@ -131,7 +195,7 @@ class Store:
         Raises:
             ValueError: if it was not.
         """
-        found = np.load(self._path("ids", shard), allow_pickle=False)
+        found = self._array("ids", shard)
         entry = self._manifest["shards"][shard]
         if not np.array_equal(found, ids) or entry["examples"] != digest:
             raise ValueError(
@@ -139,69 +203,143 @@ class Store:
                 f"examples: shard {shard} has ids from {found[0]!r} to "
                 f"{found[-1]!r}, received {ids[0]!r} to {ids[-1]!r}, or their "
                 "content has changed. Give the examples it was begun with, "
-                "in the same order, or choose another directory."
+                "in the same order, or choose another directory; "
+                "`resume=False` drops what an `append` began."
             )
 
-    def append(self, rows: np.ndarray, ids: np.ndarray, digest: str) -> None:
+    def check_room(self, needed: int) -> None:
+        """Raises OSError unless the disk has room for so many bytes."""
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"The disk is too full: {needed:,} bytes are needed for the "
+                f"index in {self.directory}, {free:,} are free. Free space, "
+                "choose another directory, `dtype='float16'`, or a projection "
+                "of a smaller `dim`",
+            )
+
+    def append(self, arrays: Mapping[str, np.ndarray], digest: str) -> None:
         """Writes a shard, then lists it.
+
+        Args:
+            arrays: "rows", "ids" and others, an entry of each per example.
+            digest: that of the examples.
 
         Raises:
             OSError: if the disk is full; what is listed stays as it is.
         """
         shard = self.num_shards
+        entry: dict[str, Any] = {
+            "count": len(arrays["ids"]),
+            "examples": digest,
+            "files": {},
+        }
         try:
-            entry: dict[str, Any] = {"count": len(ids), "examples": digest}
-            for kind, array in (("rows", rows), ("ids", ids)):
+            for kind, array in arrays.items():
                 path = self._path(kind, shard)
-                _save(path, array)
-                entry[kind] = _files.describe(path)
-            listed = {**self._manifest, "complete": False}
-            listed["shards"] = [*self._manifest["shards"], entry]
-            _write(self.directory, listed)
+                with _files.written_whole(path) as unfinished:
+                    save_array(unfinished, array)
+                entry["files"][kind] = _files.describe(path)
+            self._list(shards=[*self._manifest["shards"], entry])
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             raise OSError(
                 error.errno,
-                f"The disk is full: {rows.nbytes:,} bytes for shard {shard} "
-                f"of the index in {self.directory} did not fit. {shard} "
-                f"shards with {self.size:,} rows are kept. Free space and "
-                "build again with `resume=True`",
+                f"The disk is full: {arrays['rows'].nbytes:,} bytes for shard "
+                f"{shard} of the index in {self.directory} did not fit. "
+                f"{shard} shards with {self.size:,} rows are kept. "
+                "Free space and call this again: it goes on from there",
             ) from error
-        self._manifest = listed
 
-    def finish(self) -> None:
-        """Says that all rows are there."""
-        listed = {**self._manifest, "complete": True}
+    def write_search(self, name: str, write) -> dict[str, Any]:
+        """Writes a file for the search of all shards that are listed.
+
+        Args:
+            name: what it holds; its ending.
+            write: writes it to a path.
+
+        Returns:
+            What is to be said of it to `finish`.
+        """
+        path = self.search_path(name, self.num_shards)
+        with _files.written_whole(path) as unfinished:
+            write(unfinished)
+        return _files.describe(path)
+
+    def search_path(self, name: str, shards: int | None = None) -> Path:
+        """Where a file for the search is."""
+        shards = self.finished if shards is None else shards
+        return self.directory / "search" / f"{shards:08d}.{name}"
+
+    def finish(self, search: dict[str, Any]) -> None:
+        """Says that all rows are there, and what searches them.
+
+        Args:
+            search: its "files" by name, and whatever else it wants to know.
+        """
+        self._list(finished=self.num_shards, search=search)
+        for path in self.directory.glob("search/*"):
+            if path.name.split(".")[0] != f"{self.finished:08d}":
+                path.unlink()
+
+    def drop_pending(self) -> None:
+        """Forgets the rows of what was not finished."""
+        dropped = range(self.finished, self.num_shards)
+        kinds = {
+            kind
+            for entry in self._manifest["shards"][self.finished :]
+            for kind in entry["files"]
+        }
+        self._list(shards=self._manifest["shards"][: self.finished])
+        for shard in dropped:
+            for kind in kinds:
+                self._mapped.pop((kind, shard), None)
+                self._path(kind, shard).unlink(missing_ok=True)
+
+    def _list(self, **changes: Any) -> None:
+        listed = {**self._manifest, **changes}
         _write(self.directory, listed)
         self._manifest = listed
 
+    def only_finished(self) -> Store:
+        """The same without the shards that do not count."""
+        found = Store(self.directory)
+        shards = found._manifest["shards"][: found.finished]
+        found._manifest = {**found._manifest, "shards": shards}
+        return found
+
     def verify(self) -> None:
-        """Compares every file with its checksum.
+        """Compares every file that is listed with its checksum.
 
         Raises:
             ValueError: naming the first that is missing or damaged.
         """
-        for shard, entry in enumerate(self._manifest["shards"]):
-            for kind in ("rows", "ids"):
-                path = self._path(kind, shard)
-                found = _files.describe(path) if path.is_file() else None
-                if found != entry[kind]:
-                    what = "is missing" if found is None else "is damaged"
-                    raise ValueError(
-                        f"{path} {what}: received {found}, expected "
-                        f"{entry[kind]}. {_REMEDY}"
-                    )
+        expected = {
+            self._path(kind, shard): file
+            for shard, entry in enumerate(self._manifest["shards"])
+            for kind, file in entry["files"].items()
+        }
+        search = self._manifest["search"] or {"files": {}}
+        for name, file in search["files"].items():
+            expected[self.search_path(name)] = file
+        for path, listed in expected.items():
+            found = _files.describe(path) if path.is_file() else None
+            if found != listed:
+                what = "is missing" if found is None else "is damaged"
+                raise ValueError(
+                    f"{path} {what}: received {found}, expected {listed}. "
+                    f"{_REMEDY}"
+                )
 
     def _path(self, kind: str, shard: int) -> Path:
         return self.directory / kind / f"{shard:08d}.npy"
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with (
-        _files.written_whole(path) as unfinished,
-        open(unfinished, "wb") as file,
-    ):
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array to a path, whatever its ending."""
+    with open(path, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 

@@ -1,0 +1,115 @@
+"""All checkpoints' weights at hand, to sketch queries in milliseconds.
+
+The weights of all checkpoints are held as tensors, and one traced call makes a
+query's sketch at each of them ("in parallel", section C): no file is read and
+no weight of the model is changed. Weights that do not differ from one
+checkpoint to the next are held once.
+
+Synopsis:
+
+    resident = Resident(model, projection, files, rates, functions_like)
+    resident.vectors(batch)     # [n, checkpoints · dim]
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin import _files
+from keras_tracin.datasets import Batch
+from keras_tracin.diagnosis import Suspect, broken_rows, check_fits, explaining
+from keras_tracin.gradients.functions import GradientFunctions, kind_of
+from keras_tracin.projection import Projection
+from keras_tracin.runs import run_weights
+
+
+class Resident:
+    """Makes the vectors of queries, with all weights held in memory.
+
+    Args:
+        model: the model; it is lent the weights while they are read, at the
+            first query, and not touched after that.
+        projection: makes a query's sketch at one checkpoint.
+        files: the weights files and their SHA-256; none for the weights that
+            the model has.
+        rates: what each counts.
+        functions_like: gives the compiled steps for queries of a kind.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        projection: Projection,
+        files: Sequence[tuple[Path, str]],
+        rates: Sequence[float],
+        functions_like: Callable[[Batch], GradientFunctions],
+    ):
+        self._model = model
+        self._projection = projection
+        self._files = files
+        scales = np.sqrt(np.array(rates, np.float32))
+        self._scales = scales[:, np.newaxis, np.newaxis]
+        self._functions_like = functions_like
+        self._steps: dict = {}
+
+    @functools.cached_property
+    def _weights(self) -> list[list[tf.Tensor]]:
+        """For each checkpoint, the values of `model.weights`."""
+        if not self._files:
+            return [[tf.identity(v.value) for v in self._model.weights]]
+        found: list[list[tf.Tensor]] = []
+        with run_weights(self._model) as load:
+            for path, sha256 in self._files:
+                _files.check_digest(path, sha256)
+                load(path)
+                values = list(map(_held, self._model.weights))
+                if found:
+                    values = list(map(_once, values, found[-1]))
+                found.append(values)
+        return found
+
+    def vectors(self, batch: Batch) -> np.ndarray:
+        """Vectors `[n, checkpoints · dim]` of some queries.
+
+        Raises:
+            ValueError: if the model does not take them, or if a gradient is
+                NaN or infinite, naming ids.
+        """
+        kind = kind_of(batch.data)
+        if kind not in self._steps:
+            check_fits(self._model, batch, "test")
+            functions = self._functions_like(batch)
+            step = functions.sketches_at(self._projection, self._weights)
+            self._steps[kind] = functions, step
+        functions, step = self._steps[kind]
+        with explaining([Suspect("query", batch, functions)]):
+            found = self._scales * step(batch.data).numpy()  # [c, n, dim]
+        found = np.ascontiguousarray(found.transpose(1, 0, 2))
+        vectors = found.reshape(len(batch), -1)
+        if not np.isfinite(vectors).all():
+            raise _not_finite(batch, vectors)
+        return vectors
+
+
+def _held(variable: keras.Variable) -> tf.Tensor:
+    return tf.constant(keras.ops.convert_to_numpy(variable), variable.dtype)
+
+
+def _once(value: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    """The tensor of the checkpoint before, where nothing has changed."""
+    return before if np.array_equal(value, before) else value
+
+
+def _not_finite(batch: Batch, vectors: np.ndarray) -> ValueError:
+    bad = batch.ids[~np.isfinite(vectors).all(axis=1)].tolist()
+    parts = " and ".join(f"`{part}`" for part in broken_rows(batch))
+    return ValueError(
+        f"The gradients of query examples with ids {bad} are NaN or infinite. "
+        f"Look for NaN in their {parts or 'inputs and labels'}."
+    )
