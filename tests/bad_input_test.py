@@ -517,6 +517,107 @@ def test_options_that_do_not_exist(trained, options, message):
         kt.TracIn(model, TRAIN, directory, **options)
 
 
+# --- An index
+
+INDEX = {"projection": kt.TensorSketch(8)}
+
+
+@pytest.fixture
+def indexed(trained, tmp_path):
+    """A model, the method and the directory of its index."""
+    model, run = trained
+    method = kt.TracIn(model, TRAIN, run)
+    kt.InfluenceIndex.build(method, tmp_path / "index", **INDEX)
+    return model, method, tmp_path / "index"
+
+
+def test_a_directory_without_an_index(trained, tmp_path):
+    with refused(trained[0], tmp_path, r"Expected the directory of an index"):
+        kt.InfluenceIndex(tmp_path, trained[0])
+
+
+def test_a_build_that_was_interrupted(indexed):
+    model, _, directory = indexed
+    path = directory / "index.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "finished": 0}))
+    with refused(model, directory, f"interrupted: {NUM_TRAIN} rows are there"):
+        kt.InfluenceIndex(directory, model)
+
+
+@pytest.mark.parametrize("kind", ["rows", "ids", "exact"])
+@pytest.mark.parametrize("harm", ["cut", "altered", "missing"])
+def test_a_damaged_index(indexed, kind, harm):
+    model, _, directory = indexed
+    path = directory / kind / "00000000.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-8] if harm == "cut" else content)
+    what = "missing" if harm == "missing" else "damaged"
+    with refused(model, directory, rf"{kind}.00000000\.npy is {what}"):
+        kt.InfluenceIndex(directory, model)
+
+
+def test_an_index_of_another_model(indexed):
+    _, _, directory = indexed
+    model = make_model(units=7)
+    with refused(model, directory, r"not the one whose index.*\(4, 5\)"):
+        kt.InfluenceIndex(directory, model)
+
+
+def test_an_index_without_its_run(indexed, tmp_path):
+    model, _, directory = indexed
+    alone = shutil.copytree(directory, tmp_path / "a" / "b" / "index")
+    with refused(model, alone, r"run that is not where it was.*`run=`"):
+        kt.InfluenceIndex(alone, model)
+    short = fit(make_model(), tmp_path / "short", epochs=1)
+    run = kt.TrainingRun(tmp_path / "short")
+    with refused(short, alone, r"is not the run.*lacks.*epochs \[2\]"):
+        kt.InfluenceIndex(alone, short, run=run)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, NUM_TRAIN + 1])
+def test_k_that_no_index_has(indexed, k):
+    model, _, directory = indexed
+    index = kt.InfluenceIndex(directory, model)
+    with refused(model, directory, r"`k` should"):
+        index.query(TEST, k)
+
+
+def test_reranking_that_cannot_be(indexed):
+    model, method, directory = indexed
+    index = kt.InfluenceIndex(directory, model)
+    with refused(model, directory, r"`rerank`.*method=tracin"):
+        index.query(TEST, 3, rerank=10)
+    index = kt.InfluenceIndex(directory, model, method=method)
+    with refused(model, directory, r"0 or at least k.*Received: 2"):
+        index.query(TEST, 3, rerank=2)
+
+
+@pytest.mark.parametrize(
+    "kind", [kt.TensorSketch, kt.GaussianProjection, kt.FactoredProjection]
+)
+def test_sketches_of_no_length(kind):
+    with pytest.raises(ValueError, match=r"whole number of 1 or more.*dim=0"):
+        kind(0)
+
+
+def test_a_disk_that_is_too_small(trained, tmp_path, monkeypatch):
+    model, run = trained
+    method = kt.TracIn(model, TRAIN, run)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    needed = rf"too full: [\d,]+ bytes are needed.*{usage.free:,} are free"
+    with pytest.raises(OSError, match=needed):
+        kt.InfluenceIndex.build(method, tmp_path, **INDEX)
+    monkeypatch.undo()
+    index = kt.InfluenceIndex.build(method, tmp_path, **INDEX)
+    assert len(index) == NUM_TRAIN
+
+
 # --- Recording a run
 
 
