@@ -1,6 +1,7 @@
-"""The same scores by captum's `TracInCP`, on a PyTorch twin of the network.
+"""The same by captum's classes, on a PyTorch twin of the network.
 
-Needs `pip install torch captum`, which nothing else here does.
+Needs `pip install torch captum`, and annoy for nearest neighbours, which
+nothing else here does.
 """
 
 import copy
@@ -9,10 +10,12 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import torch
-from captum.influence import TracInCP
+from captum.influence import TracInCP, TracInCPFastRandProj
 from torch import nn
 
+import keras_tracin as kt
 from benchmarks import _models, _torch
+from keras_tracin.runs import run_weights
 
 
 def influence(
@@ -49,3 +52,49 @@ def influence(
 def _load(network: nn.Module, checkpoint: dict[str, torch.Tensor]) -> float:
     network.load_state_dict(checkpoint)
     return 1.0
+
+
+def fast_random_projection(
+    model: keras.Model, run: kt.TrainingRun, train: _models.Arrays
+) -> Callable[[_models.Arrays, int], np.ndarray]:
+    """Neighbours in captum, by the last layer's gradients at all checkpoints.
+
+    Args:
+        model: Keras model whose layers are copied.
+        run: the checkpoints, whose weights and learning rates are copied.
+        train: Training examples.
+
+    Returns:
+        `(examples, k) -> ids [m, k]` of proponents, positions in `train`.
+    """
+    checkpoints = []
+    with run_weights(model) as load:
+        for checkpoint in run:
+            load(checkpoint)
+            state = copy.deepcopy(_torch.twin(model).state_dict())
+            checkpoints.append((state, checkpoint.learning_rate))
+    network = _torch.twin(model).eval()
+    tracin = TracInCPFastRandProj(
+        network,
+        network[-1],
+        torch.utils.data.TensorDataset(*_torch.tensors(train)),
+        checkpoints=checkpoints,
+        checkpoints_load_func=_load_with_rate,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=1024,
+        vectorize=True,
+    )
+
+    def proponents(examples: _models.Arrays, k: int) -> np.ndarray:
+        found = tracin.influence(_torch.tensors(examples), k=k)
+        return found.indices.numpy()
+
+    return proponents
+
+
+def _load_with_rate(
+    network: nn.Module, checkpoint: tuple[dict[str, torch.Tensor], float]
+) -> float:
+    state, rate = checkpoint
+    network.load_state_dict(state)
+    return rate

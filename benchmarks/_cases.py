@@ -95,6 +95,22 @@ def representer_memory(num_train: int, num_queries: int) -> Memory:
     return Memory(_measure.resident_bytes(peak=True) - inputs, before)
 
 
+def index_memory(num_train: int, dim: int) -> Memory:
+    """Weighs the build of an index, in this process, which is new."""
+    workload = _models.WORKLOADS["cnn"]
+    model = workload.compiled()
+    train = _models.random_examples(workload, num_train, seed=0)
+    inputs = sum(array.nbytes for array in train)
+    before = _measure.resident_bytes() - inputs
+    with (
+        tracin(model, train) as method,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        projection = kt.TensorSketch(dim)
+        kt.InfluenceIndex.build(method, directory, projection=projection)
+    return Memory(_measure.resident_bytes(peak=True) - inputs, before)
+
+
 def _score(method: kt.TracIn, case: str, test: _models.Arrays) -> None:
     if case == "influence":
         method.influence(test, verbose=0)
