@@ -138,6 +138,8 @@ class InfluenceFunctions:
         self._solver = CG() if solver is None else solver
         self._curvature = curvature
         self._relative = relative
+        self.loss_name = "compiled" if loss is None else repr(loss)
+        self.query_loss_name = str(query_loss or "loss")
         self._penalty = penalty_weight(model, loss, batch_size)
         self._scorer = Scorer(
             model,
@@ -258,6 +260,25 @@ class InfluenceFunctions:
             self._blocks(self._scorer, test),
             _summed(self._stream(self._scorer, verbose), members),
         )
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model, its training data and their compiled steps."""
+        return self._scorer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What scores depend on, beside model, data and solver."""
+        return {
+            "damping": self._damping,
+            "curvature": self._curvature,
+            "relative": self._relative,
+        }
+
+    @property
+    def solver(self) -> Solver | None:
+        """What inverts the curvature; none for `"ekfac"`, which does so."""
+        return None if self._curvature == "ekfac" else self._solver
 
     @functools.cached_property
     def inverse(self) -> Inverse:

@@ -475,3 +475,69 @@ def test_bad_appends_are_refused(trained, tracin, copied):
     with pytest.raises(ValueError, match=r"\[7\]"):
         index.append((x, MORE[1]))
     assert len(kt.InfluenceIndex(copied, trained[0], **run)) == NUM_TRAIN
+
+
+# --- Influence functions
+
+
+@pytest.fixture(scope="module")
+def sketched(trained):
+    solver = kt.RandomizedSketch(24, seed=1, method="cg")
+    return kt.InfluenceFunctions(trained[0], TRAIN, damping=1.0, solver=solver)
+
+
+@pytest.mark.filterwarnings("ignore:The model has not converged")
+def test_an_index_answers_as_the_sketched_inverse_does(
+    sketched, trained, tmp_path
+):
+    built = kt.InfluenceIndex.build(sketched, tmp_path)
+    expected = sketched.top_k(TEST, 6, verbose=0)
+    same(built.query(TEST, 6), expected, rtol=1e-3)
+    opened = kt.InfluenceIndex(tmp_path, trained[0])
+    same(opened.query(TEST, 6), expected, rtol=1e-3)
+    assert opened.recall["proponents"] == 1
+    assert "1 × 24" in repr(opened)
+    built.append(MORE)
+    everything = tuple(map(np.concatenate, zip(TRAIN, MORE, strict=True)))
+    together = kt.InfluenceFunctions(
+        trained[0], everything, damping=1.0, solver=sketched.inverse
+    )
+    same(built.query(TEST, 6), together.top_k(TEST, 6, verbose=0), rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The model has not converged")
+def test_an_index_of_influence_functions_is_of_one_set_of_weights(
+    sketched, trained, tmp_path
+):
+    model = trained[0]
+    kt.InfluenceIndex.build(sketched, tmp_path)
+    own = model.get_weights()
+    try:
+        model.set_weights([weight + 0.01 for weight in own])
+        with pytest.raises(ValueError, match="are not those that the index"):
+            kt.InfluenceIndex(tmp_path, model)
+    finally:
+        model.set_weights(own)
+    other = kt.InfluenceFunctions(
+        model, TRAIN, damping=2.0, solver=sketched.solver
+    )
+    with pytest.raises(ValueError, match="another damping"):
+        kt.InfluenceIndex.build(other, tmp_path)
+    path = tmp_path / "inverse.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        kt.InfluenceIndex(tmp_path, model)
+
+
+def test_what_cannot_be_rows_is_refused(sketched, trained, tracin, tmp_path):
+    def refused(method, message, error=ValueError, **options):
+        with pytest.raises(error, match=message):
+            kt.InfluenceIndex.build(method, tmp_path, **options)
+
+    exact = kt.InfluenceFunctions(trained[0], TRAIN, damping=1.0)
+    refused(exact, r"solver=CG.*kt\.RandomizedSketch")
+    refused(sketched, "Leave these out", projection=PROJECTION)
+    refused("tracin", "Received: str", TypeError)
+    refused(tracin, "`search` should be one of", search="annoy")

@@ -3,7 +3,8 @@
 A training example's row holds its sketch at every checkpoint k, times √η_k, one
 after another; a query's vector likewise. Their inner product is the estimated
 TracIn score, so that proponents are a query's neighbours by inner product, and
-opponents those of its negative.
+opponents those of its negative. Influence functions with a sketched inverse
+(section A.1) are products of two such sides as well.
 
 Synopsis:
 
@@ -18,33 +19,37 @@ Synopsis:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_tracin import _files
 from keras_tracin.attribution import Ranking, TopK, TopKMerger
 from keras_tracin.datasets import Batch, Examples, open_examples
-from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.index import search as searches
-from keras_tracin.index.recall import measured
-from keras_tracin.index.resident import Resident
-from keras_tracin.index.source import (
-    Source,
-    layers_at,
-    located,
-    made_again,
-    places_of,
+from keras_tracin.index.opening import (
+    check_model,
+    resident_in,
+    source_in,
     source_of,
 )
+from keras_tracin.index.recall import measured
+from keras_tracin.index.resident import Resident
+from keras_tracin.index.sketched_inverse import INVERSE
+from keras_tracin.index.source import Source, places_of
 from keras_tracin.index.store import Store
-from keras_tracin.index.writing import queries_among, write_rows
+from keras_tracin.index.writing import (
+    Naming,
+    check_form,
+    queries_among,
+    write_rows,
+)
+from keras_tracin.influence import InfluenceFunctions
 from keras_tracin.projection import Projection
-from keras_tracin.query_losses import query_value
 from keras_tracin.runs import TrainingRun
-from keras_tracin.runs.manifest import first_mismatch
 from keras_tracin.tracin import TracIn
 
 _BATCH = 256  # queries sketched in one step
@@ -69,7 +74,8 @@ class InfluenceIndex:
 
     Args:
         directory: where `build` wrote the index.
-        model: the trained model, compiled with its loss.
+        model: the trained model, compiled with its loss; for influence
+            functions with the weights that it had.
         method: the method the index was built from; needed for `rerank=` and
             `append`, and where it was given a `loss` or `query_loss` of its
             own.
@@ -88,7 +94,7 @@ class InfluenceIndex:
         directory: str | os.PathLike,
         model: keras.Model,
         *,
-        method: TracIn | None = None,
+        method: TracIn | InfluenceFunctions | None = None,
         projection: Projection | None = None,
         run: TrainingRun | str | os.PathLike | None = None,
     ):
@@ -100,22 +106,27 @@ class InfluenceIndex:
                 "`InfluenceIndex.build` again, with `resume=True`, to finish "
                 "it."
             )
-        _check_model(store, model)
-        self._model, self._method = model, method
-        self._source = _source(store, method, projection)
+        check_model(store, model)
         self._open(store)
-        self._resident = _resident(store, model, self._source, projection, run)
+        self._method = method
+        self._source = source_in(store, method, projection)
+        self._resident = resident_in(
+            store, model, self._source, projection, run
+        )
 
     def _open(self, store: Store) -> None:
         self._store = store.only_finished()
         self._store.verify()
+        inverse = self._store.identity.get("inverse")
+        if inverse is not None:
+            _files.check_digest(self._store.directory / INVERSE, inverse)
         self._search = searches.load(self._store)
         self._ids = self._store.ids()
 
     @classmethod
     def build(
         cls,
-        method: TracIn,
+        method: TracIn | InfluenceFunctions,
         directory: str | os.PathLike,
         *,
         projection: Projection | None = None,
@@ -131,9 +142,11 @@ class InfluenceIndex:
         bits.
 
         Args:
-            method: a `TracIn` without a projection of its own.
+            method: a `TracIn` without a projection of its own, or
+                `InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`.
             directory: where the index goes.
-            projection: `kt.TensorSketch(1024)` by default.
+            projection: what makes TracIn's sketches, `kt.TensorSketch(1024)`
+                by default.
             dtype: of the rows on disk, "float32" or "float16".
             search: how rows are searched: "exact" reads all of them, "flat"
                 looks at a short form of all and reads the best, "hnsw" and
@@ -154,8 +167,8 @@ class InfluenceIndex:
                 f"{dtype!r}."
             )
         searches.check_kind(search)
-        source = source_of(method, projection)
         directory = Path(directory)
+        source = source_of(method, projection, directory)
         store = Store.open_or_create(
             directory,
             {**source.identity, "dtype": dtype},
@@ -163,18 +176,12 @@ class InfluenceIndex:
             checkpoints=places_of(source.rates, directory),
             asked=search,
         )
+        model = source.scorer.model
         if not store.finished:
             store.verify()
-            model = source.scorer.model
-            queries = queries_among(source, _SAMPLE)
-            write_rows(
-                store, source, source.scorer.train, dtype=dtype, queries=queries
-            )
-            resident = _resident(store, model, source, projection, None)
-            _finish(store, resident, queries)
-        return cls(
-            directory, source.scorer.model, method=method, projection=projection
-        )
+            resident = resident_in(store, model, source, projection, None)
+            _add(store, source, resident, source.scorer.train)
+        return cls(directory, model, method=method, projection=projection)
 
     def append(self, train: Any, *, resume: bool = True) -> None:
         """Adds training examples, at the same checkpoints.
@@ -203,19 +210,11 @@ class InfluenceIndex:
             )
         source, store = self._source, Store(self._store.directory)
         examples = open_examples(train, "train")
-        _check_kind(examples, source)
+        check_form(examples, source)
         if not resume:
             store.drop_pending()
-        queries = queries_among(source, _SAMPLE)
-        write_rows(
-            store,
-            source,
-            examples,
-            dtype=store.identity["dtype"],
-            queries=queries,
-            name=_Naming(self._ids, examples.carries_ids),
-        )
-        _finish(store, self._resident, queries)
+        name = Naming(self._ids, examples.carries_ids)
+        _add(store, source, self._resident, examples, name)
         self._open(store)
 
     def __len__(self) -> int:
@@ -264,11 +263,11 @@ class InfluenceIndex:
             ValueError: if `k` or `rerank` is out of range, if `rerank` is
                 asked for without a method, or if `test` does not fit.
         """
-        if rerank and self._method is None:
+        if rerank and not isinstance(self._method, TracIn):
             raise ValueError(
-                "`rerank` scores training examples exactly, for which it needs "
-                "them. Open the index with `InfluenceIndex(directory, model, "
-                "method=tracin)`."
+                "`rerank` scores training examples by exact TracIn, for which "
+                "it needs them. Open an index of TracIn with `InfluenceIndex("
+                "directory, model, method=tracin)`."
             )
         if rerank and rerank < k:
             raise ValueError(
@@ -294,7 +293,7 @@ class InfluenceIndex:
 
     def _ranked_again(self, test: Any, found: TopK, k: int) -> TopK:
         """The candidates in the order of their exact scores."""
-        assert self._method is not None
+        assert isinstance(self._method, TracIn)
         candidates = np.unique(
             np.concatenate(
                 [found.proponents.ids.ravel(), found.opponents.ids.ravel()]
@@ -325,122 +324,25 @@ class InfluenceIndex:
         return TopK(sides[0], sides[1], found.query_ids)
 
 
-def _check_model(store: Store, model: keras.Model) -> None:
-    mismatch = first_mismatch(store.identity["model"], model)
-    if mismatch:
-        raise ValueError(
-            f"The model '{model.name}' is not the one whose index is in "
-            f"{store.directory}: {mismatch}."
-        )
-
-
-def _source(
-    store: Store, method: TracIn | None, projection: Projection | None
-) -> Source | None:
-    """What the method gives, which has to be that of the rows."""
-    identity = store.identity
-    if method is not None:
-        if projection is None:
-            projection = made_again(identity["projection"])
-        source = source_of(method, projection)
-        store.check({**source.identity, "dtype": identity["dtype"]})
-        return source
-    known = identity["query_loss"] in ("loss", "logit", "margin")
-    if identity["loss"] != "compiled" or not known:
-        raise ValueError(
-            f"The index in {store.directory} was built with a loss of the "
-            "user's own, which files do not hold. Pass the method it was "
-            "built from as `method=`."
-        )
-    return None
-
-
-def _resident(
+def _add(
     store: Store,
-    model: keras.Model,
-    source: Source | None,
-    projection: Projection | None,
-    run: TrainingRun | str | os.PathLike | None,
-) -> Resident:
-    """What sketches queries, from the method or from what the files say."""
-    identity = store.identity
-    checkpoints = identity["checkpoints"]
-    paths: Sequence[Path]
-    if source is not None:
-        paths = [each.path for each in source.rates if each is not None]
-        projection = source.of_query
-    else:
-        places = store.noted("checkpoints")
-        paths = located(identity, places, store.directory, run)
-        projection = projection or made_again(identity["projection"])
-
-    def functions_like(batch: Batch) -> GradientFunctions:
-        if source is not None:
-            return source.scorer.steps_like(batch).query
-        value = query_value(model, identity["query_loss"])
-        layers = layers_at(model, identity["layers"])
-        return GradientFunctions(model, value, batch.data, layers)
-
-    digests = [each["sha256"] for each in checkpoints]
-    return Resident(
-        model,
-        projection,
-        list(zip(paths, digests, strict=True)),
-        [each["rate"] for each in checkpoints],
-        functions_like,
+    source: Source,
+    resident: Resident,
+    examples: Examples,
+    name: Callable[[Batch], np.ndarray] = lambda batch: batch.ids,
+) -> None:
+    """Writes rows of examples, makes the search of all, and measures it."""
+    queries = queries_among(source, _SAMPLE)
+    write_rows(
+        store,
+        source,
+        examples,
+        dtype=store.identity["dtype"],
+        # Scores of a sketched inverse are products of its rows: no others.
+        queries=queries if store.identity["checkpoints"] else None,
+        name=name,
     )
-
-
-def _finish(store: Store, resident: Resident, queries: Batch) -> None:
-    """Makes the search of all rows and measures it."""
     vectors = resident.vectors(queries)
     search, noted = searches.make(store, vectors, store.noted("asked"))
     noted["recall"] = measured(store, search, vectors, queries.ids)
     store.finish(noted)
-
-
-def _check_kind(examples: Examples, source: Source) -> None:
-    """Raises ValueError unless new examples are in the form of the others."""
-    received = kind_of(examples.first(1).data)
-    expected = kind_of(source.scorer.train.first(1).data)
-    if received != expected:
-        raise ValueError(
-            "New training examples should be in the form of those in the "
-            f"index. Received {received}, expected {expected}."
-        )
-
-
-class _Naming:
-    """Gives new examples their ids, and refuses those that are taken.
-
-    Args:
-        taken: the ids in the index.
-        carried: whether new examples have ids of their own.
-    """
-
-    def __init__(self, taken: np.ndarray, carried: bool):
-        self._taken = set(taken.tolist())
-        self._carried = carried
-        self._next = 0
-        if not carried and taken.dtype.kind not in "iu":
-            raise ValueError(
-                "The ids in the index are no numbers that could go on: "
-                f"received {taken[0]!r}, for one. Attach ids to the new "
-                "examples, `kt.with_ids(data, ids).batch(...)`."
-            )
-        if not carried:
-            self._next = int(taken.max()) + 1
-
-    def __call__(self, batch: Batch) -> np.ndarray:
-        if not self._carried:
-            return self._next + batch.ids
-        names = batch.ids.tolist()
-        again = [name for name in names if name in self._taken]
-        if again or len(set(names)) < len(names):
-            raise ValueError(
-                "Each training example needs an id of its own. Received again: "
-                f"{again[:5] or names[:5]}. `kt.with_ids(data, ids)` gives "
-                "others."
-            )
-        self._taken.update(names)
-        return batch.ids

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    source = source_of(tracin, kt.TensorSketch(1024))
+    source = source_of_tracin(tracin, kt.TensorSketch(1024))
     source.identity         # what has to be the same for rows to go together
     source.of_train.sketch  # makes rows
     source.of_query.sketch  # makes a query's vector
@@ -35,6 +35,8 @@ from keras_tracin.runs.manifest import architecture
 from keras_tracin.scoring import Rates, Scorer
 from keras_tracin.tracin import TracIn
 
+INVERSE = "inverse.npz"
+
 _KNOWN: dict[str, Any] = {
     kind.__name__: kind
     for kind in (TensorSketch, GaussianProjection, FactoredProjection)
@@ -65,18 +67,13 @@ class Source:
         return len(self.rates) * self.of_train.dim
 
 
-def source_of(method: TracIn, projection: Projection | None) -> Source:
-    """What an index needs of a method.
+def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
+    """What an index needs to know of TracIn.
 
     Raises:
-        TypeError: if nothing can be indexed by such a method or projection.
-        ValueError: if the two do not go together.
+        TypeError: if nothing can be projected by such a projection.
+        ValueError: if method and projection do not go together.
     """
-    if not isinstance(method, TracIn):
-        raise TypeError(
-            "An index is built from a `kt.TracIn`. Received: "
-            f"{type(method).__name__}."
-        )
     if projection is None:
         projection = TensorSketch(1024)
     check_projection(projection)
@@ -109,7 +106,7 @@ def source_of(method: TracIn, projection: Projection | None) -> Source:
         if checkpoint is not None
     ]
     identity = {
-        **_identity_of_model(scorer),
+        **identity_of_model(scorer),
         "method": "TracIn",
         "loss": method.loss_name,
         "query_loss": method.query_loss_name,
@@ -121,7 +118,7 @@ def source_of(method: TracIn, projection: Projection | None) -> Source:
     return Source(scorer, method.rates, projection, projection, identity)
 
 
-def _identity_of_model(scorer: Scorer) -> dict[str, Any]:
+def identity_of_model(scorer: Scorer) -> dict[str, Any]:
     """The model's shapes, and the places of the layers that count."""
     layers = scorer.model._flatten_layers()
     sites = find_sites(scorer.model, scorer.layers)

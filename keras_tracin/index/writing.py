@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Batch, Examples
+from keras_tracin.gradients.functions import kind_of
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
@@ -158,3 +159,50 @@ def _digest(chunk: list[Batch]) -> str:
         for leaf in tf.nest.flatten(batch.data):
             found.update(np.ascontiguousarray(leaf).tobytes())
     return found.hexdigest()
+
+
+def check_form(examples: Examples, source: Source) -> None:
+    """Raises ValueError unless new examples are in the form of the others."""
+    received = kind_of(examples.first(1).data)
+    expected = kind_of(source.scorer.train.first(1).data)
+    if received != expected:
+        raise ValueError(
+            "New training examples should be in the form of those in the "
+            f"index. Received {received}, expected {expected}."
+        )
+
+
+class Naming:
+    """Gives new examples their ids, and refuses those that are taken.
+
+    Args:
+        taken: the ids in the index.
+        carried: whether new examples have ids of their own.
+    """
+
+    def __init__(self, taken: np.ndarray, carried: bool):
+        self._taken = set(taken.tolist())
+        self._carried = carried
+        self._next = 0
+        if not carried and taken.dtype.kind not in "iu":
+            raise ValueError(
+                "The ids in the index are no numbers that could go on: "
+                f"received {taken[0]!r}, for one. Attach ids to the new "
+                "examples, `kt.with_ids(data, ids).batch(...)`."
+            )
+        if not carried:
+            self._next = int(taken.max()) + 1
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        if not self._carried:
+            return self._next + batch.ids
+        names = batch.ids.tolist()
+        again = [name for name in names if name in self._taken]
+        if again or len(set(names)) < len(names):
+            raise ValueError(
+                "Each training example needs an id of its own. Received again: "
+                f"{again[:5] or names[:5]}. `kt.with_ids(data, ids)` gives "
+                "others."
+            )
+        self._taken.update(names)
+        return batch.ids

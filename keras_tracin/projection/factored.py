@@ -20,10 +20,10 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
-    TableFactors,
 )
 from keras_tracin.projection import random
 from keras_tracin.projection.gaussian import gaussian_sketch
+from keras_tracin.projection.groups import keyed
 
 # Below the group's key: what each random matrix is for.
 _OUTPUTS, _INPUTS, _PLACES, _REST = range(4)
@@ -70,11 +70,10 @@ class FactoredProjection:
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
     ) -> tf.Tensor:
         """Sketches `[n, dim]` of `n` examples' gradients."""
-        key = random.fold(random.root(self.seed), position)
         return tf.add_n(
             [
-                self._sketch_group(group, random.fold(key, at))
-                for at, group in enumerate(factors)
+                self._sketch_group(group, key)
+                for group, key in keyed(factors, self.seed, position)
             ]
         )
 
@@ -85,23 +84,15 @@ class FactoredProjection:
 
         Groups that do not factor are sketched.
         """
-        key = random.fold(random.root(self.seed), position)
         found: list[Any] = []
-        for at, group in enumerate(factors):
-            below = random.fold(key, at)
-            if isinstance(group, TableFactors):
-                group = algebra.materialize(group)
+        for group, key in keyed(factors, self.seed, position):
             if isinstance(group, DenseGradients):
-                found.append(
-                    DenseGradients((self._sketch_group(group, below),))
-                )
+                found.append(DenseGradients((self._sketch_group(group, key),)))
             else:
-                found.append(OuterFactors(*self._project(group, below)))
+                found.append(OuterFactors(*self._project(group, key)))
         return tuple(found)
 
     def _sketch_group(self, group: Factors, key: tf.Tensor) -> tf.Tensor:
-        if isinstance(group, TableFactors):
-            group = algebra.materialize(group)
         if isinstance(group, DenseGradients):
             if group.outputs is None:
                 return gaussian_sketch(group, self.dim, key)

@@ -21,9 +21,9 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
-    TableFactors,
 )
 from keras_tracin.projection import random
+from keras_tracin.projection.groups import keyed
 
 _BLOCK = 2**22  # numbers of G made at a time
 _ENTRIES = 4096  # of a variable in a block, at most
@@ -56,11 +56,10 @@ class GaussianProjection:
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
     ) -> tf.Tensor:
         """Sketches `[n, dim]` of `n` examples' gradients."""
-        key = random.fold(random.root(self.seed), position)
         return tf.add_n(
             [
-                gaussian_sketch(group, self.dim, random.fold(key, at))
-                for at, group in enumerate(factors)
+                gaussian_sketch(group, self.dim, key)
+                for group, key in keyed(factors, self.seed, position)
             ]
         )
 
@@ -73,8 +72,6 @@ def gaussian_sketch(factors: Factors, dim: int, key: tf.Tensor) -> tf.Tensor:
     a gradient comes does not matter, but for rows of tables, which are blocks
     each.
     """
-    if isinstance(factors, TableFactors):
-        factors = algebra.materialize(factors)
     pieces = [
         _sketch_variable(piece, dim, random.fold(key, at))
         for at, piece in enumerate(algebra.split(factors))

@@ -23,9 +23,9 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
-    TableFactors,
 )
 from keras_tracin.projection import random
+from keras_tracin.projection.groups import keyed
 
 # Below a group's key: which side of a kernel, or which of several variables.
 _INPUTS, _OUTPUTS, _PARTS = range(3)
@@ -65,23 +65,19 @@ class TensorSketch:
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
     ) -> tf.Tensor:
         """Sketches `[n, dim]` of `n` examples' gradients."""
-        key = random.fold(random.root(self.seed), position)
         sums: list[tf.Tensor] = []
         spectra: list[tf.Tensor] = []
-        for at, group in enumerate(factors):
-            below = random.fold(key, at)
-            if isinstance(group, TableFactors):
-                group = algebra.materialize(group)
+        for group, key in keyed(factors, self.seed, position):
             if isinstance(group, OuterFactors):
                 group = algebra.with_ones(group)
                 if self._is_convolved(group):
-                    spectra.append(self._spectrum(group, below))
+                    spectra.append(self._spectrum(group, key))
                 else:
-                    sums.append(self._sketch_kernel(group, below))
+                    sums.append(self._sketch_kernel(group, key))
             elif isinstance(group, LookupFactors):
-                sums.append(self._sketch_rows(group, below))
+                sums.append(self._sketch_rows(group, key))
             else:
-                sums += self._sketch_parts(group, below)
+                sums += self._sketch_parts(group, key)
         if spectra:
             # The transform is linear: one way back serves all layers.
             total = tf.add_n(spectra)

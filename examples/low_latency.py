@@ -1,0 +1,171 @@
+"""Answers in milliseconds which training digits an image rests on.
+
+    python examples/low_latency.py --output_dir=out/low_latency
+
+Trains a small network, sketches the gradients of all its training digits at
+every checkpoint into an index on disk, opens that index as a service would,
+and asks it for one test digit after another. MNIST is used where `--data_dir`
+holds it as TensorFlow Datasets keeps it, else scikit-learn's digits.
+"""
+
+import os
+import pathlib
+import shutil
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import keras_tracin as kt
+
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir",
+    "out/low_latency",
+    "Where the run and the index go; a second run replaces the first.",
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    os.environ.get("KERAS_TRACIN_DATA", ""),
+    "Folder that holds tfds/mnist. Without it, scikit-learn's digits.",
+)
+_NUM_TRAIN = flags.DEFINE_integer(
+    "num_train", 60_000, "Training digits, at most.", lower_bound=100
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 5, "Epochs.", lower_bound=1)
+_DIM = flags.DEFINE_integer(
+    "dim", 1024, "Numbers kept of a gradient at a checkpoint.", lower_bound=1
+)
+_NUM_QUERIES = flags.DEFINE_integer(
+    "num_queries", 100, "How many test digits to ask for.", lower_bound=2
+)
+_K = flags.DEFINE_integer(
+    "k", 5, "Proponents and opponents of each.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
+
+
+def main(_):
+    output = pathlib.Path(_OUTPUT_DIR.value)
+    keras.utils.set_random_seed(_SEED.value)
+    train, test = load_images()
+    print(f"{len(train[0]):,} training digits, {train[0].shape[1:]} each.")
+
+    model = build_model(train[0].shape[1:])
+    checkpoints = kt.TracInCheckpoint(output / "run", overwrite=True)
+    epochs = timed(
+        lambda: model.fit(
+            *train, epochs=_EPOCHS.value, callbacks=[checkpoints], verbose=0
+        )
+    )
+    shutil.rmtree(output / "index", ignore_errors=True)
+    tracin = kt.TracIn(model, train, output / "run")
+    building = timed(
+        lambda: kt.InfluenceIndex.build(
+            tracin, output / "index", projection=kt.TensorSketch(_DIM.value)
+        )
+    )
+    print(
+        f"Training took {epochs:.0f} s, the index {building:.0f} s "
+        f"({building / epochs:.1f} times as long)."
+    )
+
+    # All that a service needs: the model, the run and the index.
+    index = kt.InfluenceIndex(output / "index", model)
+    print(index)
+    first = timed(lambda: index.query(one(test, 0), _K.value))
+    print(f"The first answer takes {first:.1f} s: it loads and compiles.")
+    times = []
+    for at in range(1, min(_NUM_QUERIES.value, len(test[0]))):
+        asked = time.perf_counter()
+        index.query(one(test, at), _K.value)
+        times.append(1e3 * (time.perf_counter() - asked))
+    print(
+        f"{len(times)} more, one by one: {np.median(times):.1f} ms each in "
+        f"the median, {np.max(times):.1f} ms at most.\n"
+    )
+    print_answers(index, model, train, test)
+
+
+def load_images():
+    """Digits `[n, rows, columns, 1]` from 0 to 1, with labels."""
+    folder = pathlib.Path(_DATA_DIR.value, "tfds")
+    if _DATA_DIR.value and (folder / "mnist").is_dir():
+        import tensorflow_datasets as tfds
+
+        parts = tfds.load(
+            "mnist",
+            split=[f"train[:{_NUM_TRAIN.value}]", "test[:1000]"],
+            data_dir=str(folder),
+            download=False,
+            as_supervised=True,
+            batch_size=-1,
+        )
+        return [
+            (images.numpy().astype("float32") / 255, labels.numpy())
+            for images, labels in parts
+        ]
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = digits.images[..., None].astype("float32") / 16
+    split = min(1297, _NUM_TRAIN.value)
+    return (
+        (images[:split], digits.target[:split]),
+        (images[1297:], digits.target[1297:]),
+    )
+
+
+def build_model(shape):
+    """A small convolutional network, compiled."""
+    model = keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.compile(
+        keras.optimizers.SGD(0.05),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def one(examples, at):
+    """A batch of the one example at this place."""
+    return tuple(part[at : at + 1] for part in examples)
+
+
+def timed(call):
+    """How many seconds a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def print_answers(index, model, train, test):
+    """What the test digits that are most wrong rest on."""
+    x, y = (part[: _NUM_QUERIES.value] for part in test)
+    logits = model.predict(x, verbose=0)
+    losses = keras.losses.sparse_categorical_crossentropy(
+        y, logits, from_logits=True
+    )
+    for at in np.argsort(-np.asarray(losses))[:3]:
+        top = index.query(one(test, at), _K.value)
+        print(f"Test digit {at}, a {y[at]}, taken for {logits[at].argmax()}")
+        for side in ("proponents", "opponents"):
+            ranking = getattr(top, side)
+            found = zip(ranking.ids[0], ranking.scores[0], strict=True)
+            words = [
+                f"{train[1][i]} (number {i}) {score:+.3g}" for i, score in found
+            ]
+            print(f"  {side:<10}  {', '.join(words)}")
+
+
+if __name__ == "__main__":
+    app.run(main)
