@@ -1,9 +1,11 @@
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).absolute().parents[2] / "examples" / "low_latency.py"
+ROOT = Path(__file__).absolute().parents[2]
+PROGRAM = ROOT / "examples" / "low_latency.py"
 
 
 def test_builds_opens_and_answers_in_milliseconds(tmp_path):
@@ -20,7 +22,7 @@ def test_builds_opens_and_answers_in_milliseconds(tmp_path):
             "--num_queries=4",
             "--k=2",
         ],
-        cwd=PROGRAM.parents[1],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
