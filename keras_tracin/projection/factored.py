@@ -23,7 +23,7 @@ from keras_tracin.gradients.factors import (
 )
 from keras_tracin.projection import random
 from keras_tracin.projection.gaussian import gaussian_sketch
-from keras_tracin.projection.groups import keyed
+from keras_tracin.projection.groups import Group, keyed
 
 # Below the group's key: what each random matrix is for.
 _OUTPUTS, _INPUTS, _PLACES, _REST = range(4)
@@ -92,7 +92,7 @@ class FactoredProjection:
                 found.append(OuterFactors(*self._project(group, key)))
         return tuple(found)
 
-    def _sketch_group(self, group: Factors, key: tf.Tensor) -> tf.Tensor:
+    def _sketch_group(self, group: Group, key: tf.Tensor) -> tf.Tensor:
         if isinstance(group, DenseGradients):
             if group.outputs is None:
                 return gaussian_sketch(group, self.dim, key)

@@ -13,13 +13,21 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.factors import Factors, TableFactors
+from keras_tracin.gradients.factors import (
+    DenseGradients,
+    Factors,
+    LookupFactors,
+    OuterFactors,
+    TableFactors,
+)
 from keras_tracin.projection import random
+
+Group = OuterFactors | LookupFactors | DenseGradients
 
 
 def keyed(
     factors: Sequence[Factors], seed: int, position: tf.Tensor | int
-) -> Iterator[tuple[Factors, tf.Tensor]]:
+) -> Iterator[tuple[Group, tf.Tensor]]:
     """Each group's factors, and the key that its random numbers grow from.
 
     Tables that are used in several ways have their gradients made: no
