@@ -134,16 +134,19 @@ def test_factored_noise_falls_with_the_root_of_dim():
     assert np.all((ratio > 1.6) & (ratio < 3))
 
 
-@pytest.mark.parametrize("dim", [1, 7, 64])
-def test_tensor_sketch_is_the_same_whether_or_not_the_kernel_is_made(dim):
-    group = OuterFactors(normal(N, 1, 40), normal(N, 1, 30, seed=1), bias=False)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dim", [1, 7, 64, 1300])
+def test_tensor_sketch_is_the_same_whether_or_not_the_kernel_is_made(dim, bias):
+    group = OuterFactors(normal(N, 1, 40), normal(N, 1, 30, seed=1), bias)
     projection = kt.TensorSketch(dim, seed=5)
-    key = random.fold(random.root(5), 0, 0)
-    made = projection._sketch_kernel(group, key)
-    convolved = tf.signal.irfft(projection._spectrum(group, key), [dim])
-    np.testing.assert_allclose(made, convolved, rtol=1e-4, atol=1e-3)
     whole = projection.sketch((group,))
+    made = projection.sketch((materialize(group),))
     np.testing.assert_allclose(made, whole, rtol=1e-4, atol=1e-3)
+    if projection._is_convolved(group):
+        key = random.fold(random.root(5), 0, 0)
+        spectrum = projection._spectrum(group, key)
+        convolved = tf.signal.irfft(spectrum, [dim])
+        np.testing.assert_allclose(convolved, whole, rtol=1e-4, atol=1e-3)
 
 
 def test_tensor_sketch_chooses_by_cost():

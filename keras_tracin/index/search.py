@@ -48,6 +48,7 @@ _HNSW_ROWS = 2_000_000
 
 _LINKS = 32  # of each row in a graph
 _TRIED = 200  # rows that a search in a graph keeps in sight, at least
+_FEW = 8  # vectors for which one thread is enough
 _PER_CELL = 64  # times the number of cells: rows that their centres come from
 
 Found = tuple[np.ndarray, np.ndarray]  # positions [m, k], scores [m, k]
@@ -269,7 +270,19 @@ def _by_tensorflow(near: np.ndarray) -> Nearest:
 
 
 def _by_faiss(index) -> Nearest:
-    return lambda queries, count: index.search(queries, count)[1]
+    faiss = _faiss()
+
+    def search(queries, count):
+        threads = faiss.omp_get_max_threads()
+        if len(queries) <= _FEW:
+            # Threads that wait for one another cost more than they save.
+            faiss.omp_set_num_threads(1)
+        try:
+            return index.search(queries, count)[1]
+        finally:
+            faiss.omp_set_num_threads(threads)
+
+    return search
 
 
 def _graph(near: np.ndarray):

@@ -68,16 +68,12 @@ class TensorSketch:
         sums: list[tf.Tensor] = []
         spectra: list[tf.Tensor] = []
         for group, key in keyed(factors, self.seed, position):
-            if isinstance(group, OuterFactors):
-                group = algebra.with_ones(group)
-                if self._is_convolved(group):
-                    spectra.append(self._spectrum(group, key))
-                else:
-                    sums.append(self._sketch_kernel(group, key))
-            elif isinstance(group, LookupFactors):
+            if isinstance(group, LookupFactors):
                 sums.append(self._sketch_rows(group, key))
+            elif isinstance(group, OuterFactors) and self._is_convolved(group):
+                spectra.append(self._spectrum(group, key))
             else:
-                sums += self._sketch_parts(group, key)
+                sums += self._sketch_made(algebra.materialize(group), key)
         if spectra:
             # The transform is linear: one way back serves all layers.
             total = tf.add_n(spectra)
@@ -87,7 +83,7 @@ class TensorSketch:
     def _is_convolved(self, group: OuterFactors) -> bool:
         """Whether transforms cost less than the kernel's gradient."""
         t, i, o = group.sizes
-        if t is None or self._fits(i, o):
+        if t is None or self._fits(i + group.bias, o):
             return False
         return t * (i + o + 2 * self.dim) < i * o
 
@@ -97,6 +93,7 @@ class TensorSketch:
 
     def _spectrum(self, group: OuterFactors, key: tf.Tensor) -> tf.Tensor:
         """The Fourier transform `[n, dim // 2 + 1]` of the sketches."""
+        group = algebra.with_ones(group)
         sides = [
             self._added(
                 side, *self._hash(side.shape[-1], random.fold(key, name))
@@ -109,19 +106,31 @@ class TensorSketch:
         x, delta = (tf.signal.rfft(side) for side in sides)
         return tf.reduce_sum(x * delta, axis=1)
 
-    def _sketch_kernel(self, group: OuterFactors, key: tf.Tensor) -> tf.Tensor:
-        """The same sketches, of the gradients `[n, i·o]` themselves."""
-        _, i, o = group.sizes
-        (kernel,) = algebra.materialize(group).parts
+    def _sketch_made(
+        self, group: DenseGradients, key: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Sketches of gradients that are made, to be summed.
+
+        A kernel's, with its bias as one more row, has the places and signs
+        that its factors would have.
+        """
+        o = group.outputs
+        if o is None:
+            return self._sketch_parts(group, key)
+        sizes = [part.shape[1] for part in group.parts]
+        i = sum(sizes) // o
         if self._fits(i, o):
-            return self._sketch_parts(DenseGradients((kernel,)), key)[0]
+            whole = DenseGradients((tf.concat(group.parts, axis=1),))
+            return self._sketch_parts(whole, key)
         place, sign = self._hash(i, random.fold(key, _INPUTS))
         other, turn = self._hash(o, random.fold(key, _OUTPUTS))
-        places = (place[:, tf.newaxis] + other) % self.dim
-        signs = sign[:, tf.newaxis] * turn
-        return self._added(
-            kernel, tf.reshape(places, [-1]), tf.reshape(signs, [-1])
-        )
+        places = tf.reshape((place[:, tf.newaxis] + other) % self.dim, [-1])
+        signs = tf.reshape(sign[:, tf.newaxis] * turn, [-1])
+        split = tf.split(places, sizes), tf.split(signs, sizes)
+        return [
+            self._added(part, *where)
+            for part, *where in zip(group.parts, *split, strict=True)
+        ]
 
     def _sketch_rows(self, group: LookupFactors, key: tf.Tensor) -> tf.Tensor:
         """Sketches of a table's gradient: of the rows that occur, no others."""
