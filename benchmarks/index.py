@@ -66,6 +66,9 @@ _SEARCH = flags.DEFINE_enum(
     list(searches.KINDS),
     "Kind of search; by size if not given.",
 )
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "A run of the same network that was recorded before."
+)
 _PEER = flags.DEFINE_enum(
     "peer", "none", ["none", "captum"], "Library to compare with."
 )
@@ -88,20 +91,26 @@ def _digits(count: int) -> tuple[_models.Arrays, _models.Arrays]:
     return _models.load_examples(_models.WORKLOADS["cnn"], count, known)
 
 
-def trained(directory: pathlib.Path, train: _models.Arrays) -> keras.Model:
-    """A network that leaves a checkpoint after each epoch."""
+def trained(
+    directory: pathlib.Path, train: _models.Arrays
+) -> tuple[keras.Model, kt.TrainingRun]:
+    """A network, and the checkpoints that it has left after each epoch."""
     model = _models.WORKLOADS["cnn"].compiled()
+    if _RUN_DIR.value:
+        run = kt.TrainingRun(_RUN_DIR.value)
+        model.load_weights(run[-1].path)
+        return model, run
     model.fit(
         *train,
         epochs=_EPOCHS.value,
         verbose=0,
         callbacks=[kt.TracInCheckpoint(directory / "run")],
     )
-    return model
+    return model, kt.TrainingRun(directory / "run")
 
 
 def build(
-    directory: pathlib.Path, model: keras.Model, train: _models.Arrays
+    directory: pathlib.Path, method: kt.TracIn, train: _models.Arrays
 ) -> None:
     """Builds the index, and prints what it took beside what epochs take."""
     fit = 0.0
@@ -111,7 +120,6 @@ def build(
             lambda: learner.fit(*train, epochs=_EPOCHS.value, verbose=0)
         )
         _show(f"{_EPOCHS.value} epochs of fit, s", f"{fit:.1f}")
-    method = kt.TracIn(model, train, directory / "run")
     took = _seconds(lambda: _built(method, directory))
     if "build" in _SECTIONS.value:
         _show("build, s", f"{took:.1f}")
@@ -129,13 +137,10 @@ def _built(method: kt.TracIn, directory: pathlib.Path) -> kt.InfluenceIndex:
 
 
 def query(
-    directory: pathlib.Path,
-    model: keras.Model,
-    train: _models.Arrays,
-    test: _models.Arrays,
+    directory: pathlib.Path, method: kt.TracIn, test: _models.Arrays
 ) -> None:
     """Prints latencies, and the share of the exact ten that is found."""
-    method = kt.TracIn(model, train, directory / "run")
+    model = method.scorer.model
     index = kt.InfluenceIndex(directory / "index", model, method=method)
     print(index, flush=True)
     size = sum(
@@ -252,15 +257,14 @@ def _synthetic(rng, count: int, scales: np.ndarray) -> np.ndarray:
 
 
 def peer(
-    directory: pathlib.Path,
     model: keras.Model,
+    run: kt.TrainingRun,
     train: _models.Arrays,
     test: _models.Arrays,
 ) -> None:
     """Prints the same figures of captum's class, on the same weights."""
     from benchmarks import _captum  # Needs PyTorch, which only this does.
 
-    run = kt.TrainingRun(directory / "run")
     made: list = []
     took = _seconds(
         lambda: made.append(_captum.fast_random_projection(model, run, train))
@@ -273,10 +277,9 @@ def peer(
     _show_latency(
         "captum: from an image to proponents", lambda one: nearest(one, K), ones
     )
-    exact = kt.TracIn(model, train, directory / "run").top_k(test, K, verbose=0)
-    last = kt.TracIn(
-        model, train, directory / "run", layers=[model.layers[-1]]
-    ).top_k(test, K, verbose=0)
+    exact = kt.TracIn(model, train, run).top_k(test, K, verbose=0)
+    last_layer = kt.TracIn(model, train, run, layers=[model.layers[-1]])
+    last = last_layer.top_k(test, K, verbose=0)
     found = nearest(test, K)
     for name, truth in (("all layers", exact), ("the last layer", last)):
         share = _recall(found, truth.proponents.ids)
@@ -292,13 +295,14 @@ def main(argv: list[str]) -> None:
         if sections & {"build", "query"} or _PEER.value != "none":
             train, test = _digits(_NUM_TRAIN.value)
             test = tuple(part[: _QUERIES.value] for part in test)
-            model = trained(directory, train)
+            model, run = trained(directory, train)
+            method = kt.TracIn(model, train, run)
             if sections & {"build", "query"}:
-                build(directory, model, train)
+                build(directory, method, train)
             if "query" in sections:
-                query(directory, model, train, test)
+                query(directory, method, test)
             if _PEER.value == "captum":
-                peer(directory, model, train, test)
+                peer(model, run, train, test)
         if "memory" in sections:
             memory()
         if "large" in sections:
