@@ -474,6 +474,10 @@ def test_bad_appends_are_refused(trained, tracin, copied):
     x[7] = np.nan
     with pytest.raises(ValueError, match=r"\[7\]"):
         index.append((x, MORE[1]))
+    few = tuple(part[:100] for part in TRAIN)
+    other = kt.TracIn(trained[0], few, trained[1])
+    with pytest.raises(ValueError, match="do not begin as those"):
+        kt.InfluenceIndex(copied, trained[0], method=other).append(MORE)
     assert len(kt.InfluenceIndex(copied, trained[0], **run)) == NUM_TRAIN
 
 

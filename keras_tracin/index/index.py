@@ -169,18 +169,20 @@ class InfluenceIndex:
         searches.check_kind(search)
         directory = Path(directory)
         source = source_of(method, projection, directory)
+        queries = queries_among(source, _SAMPLE)
         store = Store.open_or_create(
             directory,
             {**source.identity, "dtype": dtype},
             resume,
             checkpoints=places_of(source.rates, directory),
             asked=search,
+            queries=queries.ids.tolist(),
         )
         model = source.scorer.model
         if not store.finished:
             store.verify()
             resident = resident_in(store, model, source, projection, None)
-            _add(store, source, resident, source.scorer.train)
+            _add(store, source, resident, queries, source.scorer.train)
         return cls(directory, model, method=method, projection=projection)
 
     def append(self, train: Any, *, resume: bool = True) -> None:
@@ -213,8 +215,17 @@ class InfluenceIndex:
         check_form(examples, source)
         if not resume:
             store.drop_pending()
+        queries = queries_among(source, _SAMPLE)
+        if queries.ids.tolist() != store.noted("queries"):
+            raise ValueError(
+                "The training examples of the method do not begin as those in "
+                "the index: recall was measured on other ones. Received ids "
+                f"{queries.ids[:3].tolist()}..., expected "
+                f"{store.noted('queries')[:3]}.... Open the index with the "
+                "method it was built from."
+            )
         name = Naming(self._ids, examples.carries_ids)
-        _add(store, source, self._resident, examples, name)
+        _add(store, source, self._resident, queries, examples, name)
         self._open(store)
 
     def __len__(self) -> int:
@@ -328,11 +339,11 @@ def _add(
     store: Store,
     source: Source,
     resident: Resident,
+    queries: Batch,
     examples: Examples,
     name: Callable[[Batch], np.ndarray] = lambda batch: batch.ids,
 ) -> None:
     """Writes rows of examples, makes the search of all, and measures it."""
-    queries = queries_among(source, _SAMPLE)
     write_rows(
         store,
         source,
