@@ -37,7 +37,7 @@ NEAR = 64  # numbers of a short row, at first
 _MOST_NEAR = 256
 _FITTED_TO = 4096  # rows
 _COVERAGE = 0.99  # of the best rows that are to be among the candidates
-_CANDIDATES = 10  # for each row that is wanted
+_CANDIDATES = 4  # for each row that is wanted
 _FEWEST_CANDIDATES = 100
 
 # Which kind is the default: beyond these sizes the one before takes
