@@ -66,8 +66,10 @@ _SEARCH = flags.DEFINE_enum(
     list(searches.KINDS),
     "Kind of search; by size if not given.",
 )
-_RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "A run of the same network that was recorded before."
+_DIRECTORY = flags.DEFINE_string(
+    "directory",
+    None,
+    "Where run and index are kept, and used again; a temporary one by default.",
 )
 _PEER = flags.DEFINE_enum(
     "peer", "none", ["none", "captum"], "Library to compare with."
@@ -96,8 +98,8 @@ def trained(
 ) -> tuple[keras.Model, kt.TrainingRun]:
     """A network, and the checkpoints that it has left after each epoch."""
     model = _models.WORKLOADS["cnn"].compiled()
-    if _RUN_DIR.value:
-        run = kt.TrainingRun(_RUN_DIR.value)
+    if (directory / "run").is_dir():
+        run = kt.TrainingRun(directory / "run")
         model.load_weights(run[-1].path)
         return model, run
     model.fit(
@@ -291,7 +293,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Expected flags only. Received: {argv[1:]}")
     sections = set(_SECTIONS.value)
     with tempfile.TemporaryDirectory() as folder:
-        directory = pathlib.Path(folder)
+        directory = pathlib.Path(_DIRECTORY.value or folder)
         if sections & {"build", "query"} or _PEER.value != "none":
             train, test = _digits(_NUM_TRAIN.value)
             test = tuple(part[: _QUERIES.value] for part in test)
