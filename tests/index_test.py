@@ -545,3 +545,16 @@ def test_what_cannot_be_rows_is_refused(sketched, trained, tracin, tmp_path):
     refused(sketched, "Leave these out", projection=PROJECTION)
     refused("tracin", "Received: str", TypeError)
     refused(tracin, "`search` should be one of", search="annoy")
+
+
+def test_an_index_does_not_depend_on_the_number_of_replicas(
+    trained, whole, tmp_path
+):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = build()
+    method = kt.TracIn(model, TRAIN, trained[1], strategy=strategy)
+    index = kt.InfluenceIndex.build(method, tmp_path, projection=PROJECTION)
+    expected = kt.InfluenceIndex(whole, trained[0])
+    same(index.query(TEST, 5), expected.query(TEST, 5), rtol=1e-3)
+    assert index.recall == expected.recall
