@@ -210,13 +210,36 @@ class _ChosenExamples(Examples):
         self.bytes_read_per_example = examples.bytes_read_per_example
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Full batches, since few of a batch that is read may be wanted."""
+        kept: list[Batch] = []
         for batch in self._examples.batches(batch_size):
             rows = np.flatnonzero(np.isin(batch.ids, self._ids))
-            if len(rows):
-                data = tf.nest.map_structure(
-                    lambda leaf, rows=rows: np.asarray(leaf)[rows], batch.data
-                )
-                yield Batch(batch.ids[rows], *data)
+            if not len(rows):
+                continue
+            data = tf.nest.map_structure(
+                lambda leaf, rows=rows: np.asarray(leaf)[rows], batch.data
+            )
+            more = Batch(batch.ids[rows], *data)
+            full = sum(map(len, kept)) + len(rows) > batch_size
+            if kept and (full or _shapes(kept[0]) != _shapes(more)):
+                yield joined(kept)
+                kept = []
+            kept.append(more)
+        if kept:
+            yield joined(kept)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """The examples of batches, one after another."""
+    data = tf.nest.map_structure(
+        lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
+        *[batch.data for batch in batches],
+    )
+    return Batch(np.concatenate([batch.ids for batch in batches]), *data)
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape[1:]) for leaf in tf.nest.flatten(batch.data)]
 
 
 class _ArrayExamples(Examples):

@@ -7,7 +7,13 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_tracin.datasets import Batch, DatasetWithIds, open_examples, with_ids
+from keras_tracin.datasets import (
+    Batch,
+    DatasetWithIds,
+    chosen,
+    open_examples,
+    with_ids,
+)
 
 
 def arrays(count=10):
@@ -421,3 +427,20 @@ def test_anything_else_is_refused_with_what_was_expected(data):
 def test_dataset_without_labels_is_refused(dataset):
     with pytest.raises(ValueError, match=r"`train`.*\(x, y\)"):
         open_examples(dataset)
+
+
+def test_chosen_examples_come_in_full_batches():
+    examples = chosen(open_examples(arrays(100)), np.array([90, 2, 3, 40, 41]))
+    batches = list(examples.batches(4))
+    assert [batch.ids.tolist() for batch in batches] == [[2, 3, 40, 41], [90]]
+    np.testing.assert_array_equal(
+        joined(batches, "x")[:, 1], [2, 3, 40, 41, 90]
+    )
+    np.testing.assert_array_equal(joined(batches, "y")[-1], 900)
+
+
+def test_chosen_examples_of_different_shapes_are_not_joined():
+    lengths = tf.data.Dataset.from_tensor_slices([2, 2, 3, 3])
+    data = lengths.map(lambda n: (tf.zeros([1, n]), tf.zeros([1])))
+    found = chosen(open_examples(data), np.array([0, 1, 3])).batches(8)
+    assert [batch.x.shape for batch in found] == [(2, 2), (1, 3)]

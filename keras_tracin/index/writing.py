@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, Examples
+from keras_tracin.datasets import Batch, Examples, joined
 from keras_tracin.gradients.functions import kind_of
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
@@ -34,15 +34,10 @@ _BATCH = 256  # fixed, so that a resumed build has the same bits
 def queries_among(source: Source, count: int) -> Batch:
     """`count` training examples, spread over those of the first shard."""
     batches = source.scorer.train.batches(_BATCH)
-    chunk = next(in_chunks(batches, _rows_per_shard(source, "float32")))
-    ids = np.concatenate([batch.ids for batch in chunk])
-    chosen = np.unique(np.linspace(0, len(ids) - 1, count).astype(int))
-
-    def some(*leaves):
-        return np.concatenate([np.asarray(leaf) for leaf in leaves])[chosen]
-
-    data = tf.nest.map_structure(some, *[batch.data for batch in chunk])
-    return Batch(ids[chosen], *data)
+    whole = joined(next(in_chunks(batches, _rows_per_shard(source, "float32"))))
+    chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
+    data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
+    return Batch(whole.ids[chosen], *data)
 
 
 def write_rows(
