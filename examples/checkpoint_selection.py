@@ -32,10 +32,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 import keras_tracin as kt
-from keras_tracin import plots
+from keras_tracin import evaluation, plots
 
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "out/checkpoints", "Where the run and the pictures go."
@@ -67,7 +66,7 @@ def main(_):
     keras.utils.set_random_seed(_SEED.value)
     x, true_labels = load_mnist(f"train[:{_NUM_TRAIN.value}]")
     queries = load_mnist(f"test[:{_NUM_QUERIES.value}]")
-    y = flip_labels(true_labels, _FLIP_SHARE.value)
+    y = evaluation.flip_labels(true_labels, _FLIP_SHARE.value, seed=_SEED.value)
     is_flipped = y != true_labels
 
     model = build_model()
@@ -91,7 +90,9 @@ def main(_):
     print(f"\n{'checkpoints':<16}{'AUC':>6}{'rank correlation':>18}   epochs")
     for name, chosen in choices.items():
         tracin = kt.TracIn(model, (x, y), chosen)
-        auc = roc_auc_score(is_flipped, tracin.self_influence().scores)
+        auc = evaluation.mislabel_detection(
+            tracin.self_influence(), is_flipped
+        ).auc
         scores = tracin.influence(queries).scores
         epochs = [checkpoint.epoch for checkpoint in chosen]
         agreement = rank_correlation(scores, trace.scores)
@@ -115,15 +116,6 @@ def load_mnist(split):
     )
     x = images.numpy().reshape(-1, 784).astype("float32") / 255
     return x, labels.numpy().astype("int32")
-
-
-def flip_labels(labels, share):
-    """A copy with a share of the labels moved to another class at random."""
-    rng = np.random.default_rng(_SEED.value)
-    chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
-    flipped = labels.copy()
-    flipped[chosen] = (labels[chosen] + rng.integers(1, 10, len(chosen))) % 10
-    return flipped
 
 
 def build_model():

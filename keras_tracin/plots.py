@@ -22,6 +22,7 @@ import numpy as np
 
 from keras_tracin._figures import REFERENCE, WRONG, new_figure
 from keras_tracin.attribution import TopK
+from keras_tracin.evaluation import mislabel_detection
 from keras_tracin.training_plots import (
     loss_changes,
     loss_curve,
@@ -131,13 +132,13 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
 
     Example:
     ```python
-    scores = {"self-influence": tracin.self_influence().scores}
+    scores = {"self-influence": tracin.self_influence()}
     plots.recall_curve(scores, y_train != y_true).savefig("recall.png")
     ```
 
     Args:
-        scores: an array `[n]` for each curve, by its name in the legend; the
-            larger, the earlier inspected.
+        scores: a `SelfInfluence` or an array `[n]` for each curve, by its name
+            in the legend; the larger, the earlier inspected.
         is_mislabeled: `[n]` booleans, in the same order.
 
     Raises:
@@ -146,23 +147,20 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
             NaN, or if no label is wrong or all of them are.
     """
     figure = new_figure()
-    wrong = np.asarray(is_mislabeled, dtype=bool)
-    if wrong.ndim != 1 or wrong.all() or not wrong.any():
-        raise ValueError(
-            "`is_mislabeled` should hold booleans [n], some true and some "
-            f"false. Received: shape {wrong.shape}, {wrong.sum()} of them true."
-        )
     if not scores:
         raise ValueError("`scores` should hold a curve. Received none.")
     figure.set_size_inches(5.6, 4.2)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    inspected = np.linspace(0, 1, len(wrong) + 1)
     for name, values in scores.items():
-        order = _inspection_order(name, values, len(wrong))
-        axes.plot(inspected, _recall(wrong[order]), linewidth=2, label=name)
-    _draw_references(axes, wrong.mean())
-    _label_recall(axes, int(wrong.sum()), len(wrong))
+        try:
+            found = mislabel_detection(values, is_mislabeled)
+        except ValueError as error:
+            raise ValueError(f"There is no curve '{name}'. {error}") from error
+        inspected = np.linspace(0, 1, len(found.recall))
+        axes.plot(inspected, found.recall, linewidth=2, label=name)
+    _draw_references(axes, found.is_mislabeled.mean())
+    _label_recall(axes, int(found.is_mislabeled.sum()), len(found.ids))
     return figure
 
 
@@ -269,23 +267,6 @@ def _note_wrong(figure: Figure) -> None:
     y = 0.06 / figure.get_figheight()
     note = "red: wrong label"
     figure.text(0.99, y, note, fontsize=8, color=WRONG, ha="right")
-
-
-def _inspection_order(name: str, values: Any, n: int) -> np.ndarray:
-    """Positions by score, the highest first, equal ones as they come."""
-    values = np.asarray(values)
-    if values.shape != (n,) or np.isnan(values).any():
-        raise ValueError(
-            f"The scores of '{name}' should be an array of shape ({n},) "
-            f"without NaN. Received: shape {values.shape}. Of a "
-            "`SelfInfluence`, pass its `.scores`."
-        )
-    return np.argsort(-values, kind="stable")
-
-
-def _recall(wrong: np.ndarray) -> np.ndarray:
-    """The share found after 0, 1, … n inspections, `[n + 1]`."""
-    return np.concatenate([[0], np.cumsum(wrong)]) / wrong.sum()
 
 
 def _draw_references(axes: Axes, share_wrong: float) -> None:

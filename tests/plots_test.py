@@ -185,11 +185,11 @@ def test_recall_inspects_equal_scores_in_the_order_given():
         (
             {"a": [1.0]},
             [True, False],
-            r"'a' should be an array of shape \(2,\)",
+            r"no curve 'a'.*scores of shape \(1,\)",
         ),
-        ({"a": [1.0, np.nan]}, [True, False], "without NaN"),
-        ({"a": [1.0, 2.0]}, [False, False], "0 of them true"),
-        ({"a": [1.0, 2.0]}, [True, True], "2 of them true"),
+        ({"a": [1.0, np.nan]}, [True, False], "Scores are NaN"),
+        ({"a": [1.0, 2.0]}, [False, False], "0 of 2 true"),
+        ({"a": [1.0, 2.0]}, [True, True], "2 of 2 true"),
         ({"a": [1.0, 2.0]}, [[True, False]], r"shape \(1, 2\)"),
     ],
 )
