@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from keras_tracin.datasets import Batch
 from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.gradients.refusals import check_examples_apart
 from keras_tracin.labels import LabelsOutsideClasses
 
 _MOST_SHOWN = 10
@@ -62,8 +63,10 @@ def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
     """Builds a model that is not built, and tries a batch on it.
 
     Raises:
-        ValueError: if the model does not take such inputs.
+        ValueError: if the model does not take such inputs; as
+            `check_examples_apart`.
     """
+    check_examples_apart(model)
     x = tf.nest.map_structure(lambda leaf: leaf[:1], batch.x)
     states = [
         (variable, keras.ops.convert_to_numpy(variable))

@@ -171,6 +171,67 @@ def test_a_loss_that_mixes_examples(trained):
         score(model, directory, loss=centred)
 
 
+def test_a_recurrent_layer_that_is_stateful(tmp_path):
+    def make(batch_size, stateful):
+        model = keras.Sequential(
+            [
+                keras.Input(batch_shape=(batch_size, 4)),
+                layers.Reshape((2, 2)),
+                layers.GRU(3, stateful=stateful, unroll=True, name="gru"),
+                layers.Dense(3),
+            ]
+        )
+        model.compile("sgd", CROSSENTROPY)
+        return model
+
+    model = fit(make(8, True), tmp_path, epochs=1)
+    with refused(model, tmp_path, r"gru' \(GRU\) is stateful.*stateful=False"):
+        score(model, tmp_path)
+    with refused(model, tmp_path, r"gru' \(GRU\) is stateful"):
+        kt.RepresenterPoints(model, TRAIN, l2=0.1)
+    scores = score(make(None, False), tmp_path).scores  # as the error says
+    assert np.all(scores != 0)
+
+
+def test_a_layer_in_float8(trained, tmp_path):
+    model = make_model()
+    model.layers[0].quantize("float8")
+    fit(model, tmp_path, epochs=1)
+    message = r"hidden' \(Dense\) is quantized to float8.*copy kernels and"
+    with refused(model, tmp_path, message):
+        score(model, tmp_path)
+    copy = make_model()  # as the error says
+    for own, other in zip(copy.layers, model.layers, strict=True):
+        own.set_weights(other.get_weights()[:2])
+    copy.save_weights(tmp_path / "copy.weights.h5")
+    run = kt.TrainingRun.from_weights([tmp_path / "copy.weights.h5"], 0.1)
+    assert np.all(score(copy, run).scores != 0)
+
+
+def test_a_quantized_embedding_that_projects_back(tmp_path):
+    def make(config):
+        shared = layers.ReversibleEmbedding(9, 4, name="shared")
+        inputs = keras.Input((4,), dtype="int32")
+        hidden = layers.GlobalAveragePooling1D()(shared(inputs))
+        hidden = layers.Dense(4, name="hidden")(hidden)
+        model = keras.Model(inputs, shared(hidden, reverse=True))
+        shared.quantize("int8", config=config)
+        model.compile("sgd", CROSSENTROPY)
+        return model
+
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 9, (8, 4)), rng.integers(0, 9, 8)
+    model = make(None)
+    model.save_weights(tmp_path / "own.weights.h5")
+    run = kt.TrainingRun.from_weights([tmp_path / "own.weights.h5"], 0.1)
+    message = r"shared' \(ReversibleEmbedding\).*no layer before it.*None: quan"
+    with refused(model, tmp_path, message):
+        score(model, run, data, data)
+    config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
+    scores = score(make(config), run, data, data).scores  # as the error says
+    assert np.all(scores != 0)
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [

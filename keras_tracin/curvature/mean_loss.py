@@ -31,6 +31,7 @@ from keras_tracin.distribution import Strategy, spread_sum
 from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import batch_spec
+from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses import PerExampleLoss
 from keras_tracin.sweep import default_memory_limit, make_plan
 
@@ -230,7 +231,8 @@ class MeanLossCurvature:
     def total_loss(self, data, real) -> tuple[tf.Tensor, Any]:
         """The sum of the real examples' losses, and the model's outputs."""
         x, y, *weight = data
-        outputs = self.model(x, training=False)
+        with without_rematerialization(self.model):
+            outputs = self.model(x, training=False)
         losses = self.loss(y, outputs, weight[0] if weight else None)
         return tf.reduce_sum(tf.where(real, losses, 0)), outputs
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,8 +36,12 @@ from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.placement import Placement, place
 from keras_tracin.gradients.rules import LayerUse
 from keras_tracin.gradients.rules.fallback import is_differentiable, layer_local
-from keras_tracin.gradients.rules.registry import Part, attributes
-from keras_tracin.gradients.sites import Site, called_method
+from keras_tracin.gradients.rules.registry import Part
+from keras_tracin.gradients.sites import (
+    Site,
+    intercepted,
+    without_rematerialization,
+)
 
 Batch = tuple[Any, Any, Any]  # x, y, sample_weight (or None)
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
@@ -94,11 +99,31 @@ def capture(
     Raises:
         ValueError: if a layer's gradient cannot be split into examples.
     """
-    x, y, sample_weight = batch
     if isinstance(layers, Placement):
         placement = layers
     else:
-        placement = place(model, x, layers)
+        placement = place(model, batch[0], layers)
+    with without_rematerialization(model):
+        losses, parts = _captured(model, loss, batch, placement)
+    if not parts:
+        unused = [site.name for site in placement.sites]
+        raise ValueError(
+            f"In inference mode the model '{model.name}' uses none of the "
+            f"layers that examples are to have gradients at: {unused}. Name "
+            "others in `layers=`."
+        )
+    names, factors, positions = _by_variable(parts, placement)
+    return Captured(names, losses, factors, positions)
+
+
+def _captured(
+    model: keras.Model,
+    loss: PerExampleLoss,
+    batch: Batch,
+    placement: Placement,
+) -> tuple[tf.Tensor, list[tuple[_Call, Part]]]:
+    """The losses `[n]`, and the factors of each call of each layer."""
+    x, y, sample_weight = batch
     scaled = precision.computes_in_float16(model)
     with tf.GradientTape(
         persistent=True, watch_accessed_variables=False
@@ -125,15 +150,7 @@ def capture(
         if found:
             use = call.use(dict(zip(map(id, rows), found, strict=True)))
             parts += [(call, part) for part in _parts_of(call, use)]
-    if not parts:
-        unused = [site.name for site in placement.sites]
-        raise ValueError(
-            f"In inference mode the model '{model.name}' uses none of the "
-            f"layers that examples are to have gradients at: {unused}. Name "
-            "others in `layers=`."
-        )
-    names, factors, positions = _by_variable(parts, placement)
-    return Captured(names, losses, factors, positions)
+    return losses, parts
 
 
 def _rows(call: _Call, x: Any) -> list[tf.Tensor]:
@@ -276,50 +293,43 @@ def _recorded(sites: Sequence[Site], tape: tf.GradientTape):
     taken: list[frozenset[int]] = []  # by the calls that are being made now
     with contextlib.ExitStack() as stack:
         for site in sites:
-            name = called_method(site.layer)
-            wrapped = _recording_call(site, name, tape, calls, taken)
-            stack.enter_context(attributes(site.layer, {name: wrapped}))
+            record = functools.partial(_record, site, tape, calls, taken)
+            stack.enter_context(intercepted(site.layer, record))
         yield calls
 
 
-def _recording_call(site, name, tape, calls, taken):
-    layer, original = site.layer, getattr(site.layer, name)
+def _record(site, tape, calls, taken, original, *args, **kwargs):
+    """Stands in for a site's `call`, and returns the same."""
+    answers_for = frozenset(id(v) for v in site.variables)
+    answers_for = answers_for.difference(*taken)
+    if not answers_for:
+        return original(*args, **kwargs)
+    watched: list[tf.Tensor] = []
+    # Noted before the call: some layers take the masks off.
+    masks = tuple(
+        getattr(leaf, "_keras_mask", None)
+        for leaf in tf.nest.flatten((args, kwargs))
+    )
 
-    def call(*args, **kwargs):
-        answers_for = frozenset(id(v) for v in site.variables)
-        answers_for = answers_for.difference(*taken)
-        if not answers_for:
-            return original(*args, **kwargs)
-        watched: list[tf.Tensor] = []
-        # Noted before the call: some layers take the masks off.
-        masks = tuple(
-            getattr(leaf, "_keras_mask", None)
-            for leaf in tf.nest.flatten((args, kwargs))
-        )
+    def watch(tensor):
+        if not is_differentiable(tensor):
+            return tensor
+        probe = precision.copy_notes(tensor, tf.identity(tensor))
+        tape.watch(probe)
+        watched.append(probe)
+        return probe
 
-        def watch(tensor):
-            if not is_differentiable(tensor):
-                return tensor
-            probe = precision.copy_notes(tensor, tf.identity(tensor))
-            tape.watch(probe)
-            watched.append(probe)
-            return probe
-
-        if site.rule is None:
-            taken.append(answers_for)
-            try:
-                outputs = original(*args, **kwargs)
-            finally:
-                taken.pop()
-            outputs = tf.nest.map_structure(watch, outputs)
-        elif site.rule.watching is not None:
-            with site.rule.watching(layer, watch):
-                outputs = original(*args, **kwargs)
-        else:
-            outputs = tf.nest.map_structure(watch, original(*args, **kwargs))
-        calls.append(
-            _Call(site, args, kwargs, masks, tuple(watched), answers_for)
-        )
-        return outputs
-
-    return call
+    if site.rule is None:
+        taken.append(answers_for)
+        try:
+            outputs = original(*args, **kwargs)
+        finally:
+            taken.pop()
+        outputs = tf.nest.map_structure(watch, outputs)
+    elif site.rule.watching is not None:
+        with site.rule.watching(site.layer, watch):
+            outputs = original(*args, **kwargs)
+    else:
+        outputs = tf.nest.map_structure(watch, original(*args, **kwargs))
+    calls.append(_Call(site, args, kwargs, masks, tuple(watched), answers_for))
+    return outputs

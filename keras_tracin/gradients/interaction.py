@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.gradients.rules.registry import attributes
+from keras_tracin.gradients.sites import intercepted
 
 _MOST_EXAMPLES = 4
 # The distance from 1 to the next number.
@@ -137,12 +138,8 @@ def _noted(model: keras.Model) -> Iterator[list[_Call]]:
     calls: list[_Call] = []
     with contextlib.ExitStack() as stack:
         for part in _parts(model):
-            method = "call"
-            if getattr(part, "quantization_mode", None) is not None:
-                method = "quantized_call"
-            what = _in_words(part, model)
-            noting = _noting(what, getattr(part, method), calls)
-            stack.enter_context(attributes(part, {method: noting}))
+            noting = functools.partial(_note, _in_words(part, model), calls)
+            stack.enter_context(intercepted(part, noting))
         yield calls
 
 
@@ -163,13 +160,10 @@ def _in_words(part: Any, model: keras.Model) -> str:
     return f"{kind} '{name}' ({type(part).__name__})"
 
 
-def _noting(what: str, original: Callable, calls: list[_Call]) -> Callable:
-    def call(*args, **kwargs):
-        outputs = original(*args, **kwargs)
-        calls.append(_Call(what, _arrays((args, kwargs)), _arrays(outputs)))
-        return outputs
-
-    return call
+def _note(what: str, calls: list[_Call], original, *args, **kwargs):
+    outputs = original(*args, **kwargs)
+    calls.append(_Call(what, _arrays((args, kwargs)), _arrays(outputs)))
+    return outputs
 
 
 def _arrays(structure: Any) -> list[np.ndarray]:

@@ -24,20 +24,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_tracin.gradients.refusals import check_call
 from keras_tracin.gradients.rules.fallback import is_differentiable
-from keras_tracin.gradients.rules.registry import attributes
 from keras_tracin.gradients.sites import (
     Site,
-    called_method,
     find_sites,
+    intercepted,
     layers_called,
     site_variables,
+    without_rematerialization,
 )
 
 # How many examples the dry run has: a prime, so that a multiple of it is an
@@ -186,35 +188,33 @@ class _DryRun:
         x = tf.nest.map_structure(_type_of, x)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._graph.as_default())
+            stack.enter_context(without_rematerialization(model))
             for layer in layers_called(model, sites):
-                name = called_method(layer)
-                noting = {name: self._noting(layer, getattr(layer, name))}
-                stack.enter_context(attributes(layer, noting))
+                noting = functools.partial(self._note, layer)
+                stack.enter_context(intercepted(layer, noting))
             inputs = tf.nest.map_structure(_placeholder, x)
             model(inputs, training=False)
 
-    def _noting(self, layer: keras.Layer, original):
-        def call(*args, **kwargs):
-            parent = self._active[-1] if self._active else None
-            with contextlib.ExitStack() as stack:
-                if parent is not None:
-                    stack.enter_context(parent.tape.stop_recording())
-                tape = stack.enter_context(tf.GradientTape(persistent=True))
-                made = _Call(
-                    layer,
-                    parent,
-                    tape,
-                    takes_examples=_takes_examples((args, kwargs)),
-                    in_graph=tf.compat.v1.get_default_graph() is self._graph,
-                )
-                self.calls.append(made)
-                self._active.append(made)
-                stack.callback(self._active.pop)
-                outputs = original(*args, **kwargs)
-            made.outputs += filter(is_differentiable, tf.nest.flatten(outputs))
-            return outputs
-
-        return call
+    def _note(self, layer: keras.Layer, original, *args, **kwargs):
+        check_call(layer, args, kwargs)
+        parent = self._active[-1] if self._active else None
+        with contextlib.ExitStack() as stack:
+            if parent is not None:
+                stack.enter_context(parent.tape.stop_recording())
+            tape = stack.enter_context(tf.GradientTape(persistent=True))
+            made = _Call(
+                layer,
+                parent,
+                tape,
+                takes_examples=_takes_examples((args, kwargs)),
+                in_graph=tf.compat.v1.get_default_graph() is self._graph,
+            )
+            self.calls.append(made)
+            self._active.append(made)
+            stack.callback(self._active.pop)
+            outputs = original(*args, **kwargs)
+        made.outputs += filter(is_differentiable, tf.nest.flatten(outputs))
+        return outputs
 
 
 def _type_of(leaf: Any) -> tf.TensorSpec:

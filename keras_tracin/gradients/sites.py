@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_tracin.gradients.precision import computes_in_float16
+from keras_tracin.gradients.refusals import check_differentiable
 from keras_tracin.gradients.rules import Rule, rule_for
 from keras_tracin.gradients.rules.registry import attributes, own_variables
 
@@ -45,8 +46,10 @@ def find_sites(
             layer stands for all layers in it. None means the whole model.
 
     Raises:
-        ValueError: if a layer is not in the model or has nothing to train.
+        ValueError: if a layer is not in the model or has nothing to train; as
+            `check_differentiable`.
     """
+    check_differentiable(model)
     roots = [model] if layers is None else named_layers(model, layers)
     sites: dict[int, Site] = {}
     for root in roots:
@@ -154,26 +157,41 @@ def layers_called(
     return list(found.values())
 
 
-def called_method(layer: keras.Layer) -> str:
-    """What `layer(...)` ends up in; quantized layers have another method."""
-    quantized = getattr(layer, "quantization_mode", None) is not None
-    return "quantized_call" if quantized else "call"
+@contextlib.contextmanager
+def without_rematerialization(model: keras.Model):
+    """For a `with` block, a `keras.RematScope` around layers has no effect.
+
+    It saves memory in training and changes no value, but hides what happens
+    inside a layer from tapes around it.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in model._flatten_layers():
+            if getattr(layer, "_remat_mode", None) is not None:
+                stack.enter_context(attributes(layer, {"_remat_mode": None}))
+        yield
 
 
 @contextlib.contextmanager
-def intercepted(layer: keras.Layer, instead: Callable[..., Any]):
+def intercepted(operation: Any, instead: Callable[..., Any]):
     """For a `with` block, `layer(...)` computes what `instead` returns.
 
     Args:
-        layer: the layer object; others of its class are left alone.
+        operation: the layer, or other operation of a functional model; others
+            of its class are left alone.
         instead: `(original, *args, **kwargs)`, where `original` is what the
             layer would have called with these arguments.
     """
-    name = called_method(layer)
-    original = getattr(layer, name)
+    name = _called_method(operation)
+    original = getattr(operation, name)
 
     def call(*args, **kwargs):
         return instead(original, *args, **kwargs)
 
-    with attributes(layer, {name: call}):
+    with attributes(operation, {name: call}):
         yield
+
+
+def _called_method(operation: Any) -> str:
+    """What `layer(...)` ends up in; quantized layers have another method."""
+    quantized = getattr(operation, "quantization_mode", None) is not None
+    return "quantized_call" if quantized else "call"

@@ -22,10 +22,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Examples
+from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, spread
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import batch_spec, kind_of
-from keras_tracin.gradients.sites import intercepted
+from keras_tracin.gradients.sites import (
+    intercepted,
+    without_rematerialization,
+)
 from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.representer.head import Head, first_argument, refuse_output
 from keras_tracin.sweep import Progress, in_chunks, make_plan
@@ -115,7 +119,10 @@ class FeatureReader:
     def _batches(
         self, examples: Examples, largest: int | None, verbose: int
     ) -> Iterator[Representations]:
-        step = self._step_like(examples.first(1).x)
+        first = examples.first(1)
+        if kind_of(first.x) not in self._steps:
+            check_fits(self._model, first, examples.name)
+        step = self._step_like(first.x)
         plan = make_plan(
             examples,
             num_queries=0,
@@ -156,7 +163,10 @@ class FeatureReader:
             found.append(first_argument(args, kwargs))
             return original(*args, **kwargs)
 
-        with intercepted(self._head.layer, record):
+        with (
+            without_rematerialization(self._model),
+            intercepted(self._head.layer, record),
+        ):
             y_pred = self._model(x, training=False)
         if self._strict:
             check_no_activation_losses(self._model)

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from keras_tracin.datasets import open_examples
+from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
@@ -64,11 +65,10 @@ class Problem:
         The arguments are those of `RepresenterPoints`.
         """
         examples = open_examples(train, "train")
-        x = examples.first(_SAMPLE).x
-        if not model.built:
-            model(x, training=False)
+        sample = examples.first(_SAMPLE)
+        check_fits(model, sample, "train")
         check_built_under(strategy, model)
-        head = find_head(model, x, layer)
+        head = find_head(model, sample.x, layer)
         limit = memory_limit or default_memory_limit()
         reader = FeatureReader(model, head, limit, loss is None, strategy)
         represented = reader.read(examples, verbose)

@@ -8,7 +8,13 @@ from keras import layers
 
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.sites import find_sites
-from tests.gradients.oracle import functional, sequential, uneven_loss
+from tests.gradients.oracle import (
+    Case,
+    check,
+    functional,
+    sequential,
+    uneven_loss,
+)
 
 
 def run(model, width=3, chosen=None, loss=uneven_loss, count=4):
@@ -154,6 +160,33 @@ def test_training_goes_on_as_if_nothing_had_happened():
         trained.append(model.get_weights() + model.optimizer.variables)
     for plain, captured in zip(*trained, strict=True):
         np.testing.assert_array_equal(plain, captured)
+
+
+@pytest.mark.parametrize(
+    "mode", ["full", "activations", "larger_than", "list_of_layers"]
+)
+def test_rematerialized_layers_have_the_same_gradients(mode):
+    def build():
+        scope = keras.RematScope(mode, 1, layer_names=["first", "slope"])
+        with scope:
+            return sequential(
+                (3,),
+                layers.Dense(4, activation="tanh", name="first"),
+                layers.PReLU(name="slope"),
+                layers.Dense(2, name="last"),
+            )
+
+    check(Case(build))
+
+
+def test_rematerialized_layers_stay_so():
+    with keras.RematScope("full"):
+        model = small_model()
+    before = [layer._remat_mode for layer in model._flatten_layers()]
+    run(model)
+    after = [layer._remat_mode for layer in model._flatten_layers()]
+    assert before == after
+    assert None not in after
 
 
 class TwoHeads(keras.Model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import inspect
 import weakref
+from typing import Any
 
 import keras
 import numpy as np
@@ -58,7 +59,7 @@ def embedding(layer: keras.layers.Embedding, use: LayerUse) -> list[Part]:
     Ids of any rank: `[n]`, `[n, t]`, `[n, a, b]` become `[n, t]`. A masked
     position has a zero `δ` already where the model heeds the mask.
     """
-    if _is_reverse(use):
+    if is_reverse(use.args, use.kwargs):
         return _projection(layer, use)
     grads = by_position(use.grad)
     ids = tf.cast(use.inputs, tf.int32)
@@ -67,10 +68,11 @@ def embedding(layer: keras.layers.Embedding, use: LayerUse) -> list[Part]:
     return low_rank.of_table(layer, found)
 
 
-def _is_reverse(use: LayerUse) -> bool:
-    if "reverse" in use.kwargs:
-        return bool(use.kwargs["reverse"])
-    return len(use.args) > 1 and bool(use.args[1])
+def is_reverse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call with these arguments projects back."""
+    if "reverse" in kwargs:
+        return bool(kwargs["reverse"])
+    return len(args) > 1 and bool(args[1])
 
 
 def _projection(layer, use: LayerUse) -> list[Part]:

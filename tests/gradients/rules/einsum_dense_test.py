@@ -48,11 +48,30 @@ def cross_attention():
     return keras.Model([queries, values], attention(queries, values))
 
 
-def grouped_queries():
-    attention = layers.GroupQueryAttention(
-        head_dim=2, num_query_heads=4, num_key_value_heads=2
-    )
-    return functional((4, 5), lambda x: attention(x, x))
+def grouped_queries(**kwargs):
+    def build():
+        attention = layers.GroupQueryAttention(
+            head_dim=2, num_query_heads=4, num_key_value_heads=2
+        )
+        return functional((4, 5), lambda x: attention(x, x, **kwargs))
+
+    return build
+
+
+def grouped_queries_on_padded_ids():
+    def call(ids):
+        x = layers.Embedding(7, 4, mask_zero=True)(ids)
+        return layers.GroupQueryAttention(2, 4, 2)(x, x)
+
+    return functional((5,), call, dtype="int32")
+
+
+def grouped_queries_across():
+    queries, values = keras.Input((3, 4)), keras.Input((5, 4))
+    keys, mask = keras.Input((5, 4)), keras.Input((3, 5))
+    attention = layers.GroupQueryAttention(3, 4, 1, use_bias=False)
+    y = attention(queries, values, keys, attention_mask=layers.ReLU()(mask))
+    return keras.Model([queries, values, keys, mask], y)
 
 
 def transformer_block():
@@ -100,7 +119,16 @@ CASES = {
     "self-attention on padded ids": Case(padded_attention, tokens=7),
     "self-attention under a given mask": Case(given_mask),
     "cross-attention": Case(cross_attention),
-    "grouped-query attention": Case(grouped_queries),
+    "grouped-query attention": Case(grouped_queries()),
+    "grouped-query attention, causal": Case(
+        grouped_queries(use_causal_mask=True)
+    ),
+    "grouped-query attention on padded ids": Case(
+        grouped_queries_on_padded_ids, tokens=7
+    ),
+    "grouped-query attention across, under a mask": Case(
+        grouped_queries_across
+    ),
     "transformer block": Case(transformer_block),
 }
 

@@ -1,11 +1,13 @@
 """Layers without a rule of their own, and variables that layers share."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
 from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients.functions import GradientFunctions
 from tests.gradients.oracle import (
     Case,
     check,
@@ -54,6 +56,17 @@ class Mixer(keras.Layer):
 
     def call(self, left, right):
         return {"sum": left + self.mix * right, "product": self.mix * left}
+
+
+class Scaling(layers.Wrapper):
+    """A user's wrapper with a weight."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.scale = self.add_weight(shape=(), name="scale")
+
+    def call(self, inputs):
+        return self.layer(inputs) * self.scale
 
 
 class TwoWeights(keras.Model):
@@ -127,11 +140,11 @@ def embedding_used_by_another_kind_of_layer():
     return functional((4,), call, dtype="int32")
 
 
-def masked_recurrence():
+def masked_steps():
     return sequential(
         (5,),
         layers.Embedding(6, 3, mask_zero=True),
-        layers.GRU(2),
+        layers.TimeDistributed(layers.Dense(2)),
         dtype="int32",
     )
 
@@ -160,40 +173,36 @@ def around(shape, make_layer):
 
 
 CASES = {
-    # Unrolled, but for two: TensorFlow takes seconds to trace a loop.
-    "LSTM": Case(around((3, 2), lambda: layers.LSTM(2))),
-    "recurrence over padded ids": Case(masked_recurrence, tokens=6),
-    "LSTM with its state": Case(
-        lambda: functional(
-            (3, 2), layers.LSTM(2, return_state=True, unroll=True)
-        )
-    ),
-    "GRU": Case(
-        around(
-            (3, 2), lambda: layers.GRU(2, return_sequences=True, unroll=True)
-        )
-    ),
-    "SimpleRNN": Case(around((3, 2), lambda: layers.SimpleRNN(2, unroll=True))),
-    "RNN of stacked cells": Case(
-        around(
-            (3, 2),
-            lambda: layers.RNN(
-                [layers.LSTMCell(2), layers.GRUCell(2)], unroll=True
-            ),
-        )
-    ),
-    "Bidirectional": Case(
-        around(
-            (3, 2),
-            lambda: layers.Bidirectional(layers.GRU(2, unroll=True)),
-        )
-    ),
     "TimeDistributed": Case(
         around((3, 2), lambda: layers.TimeDistributed(layers.Dense(2)))
     ),
+    "TimeDistributed, a convolution": Case(
+        around(
+            (2, 4, 4, 2),
+            lambda: layers.TimeDistributed(
+                layers.Conv2D(2, 3, activation="tanh")
+            ),
+        )
+    ),
+    "TimeDistributed twice": Case(
+        around(
+            (2, 3, 2),
+            lambda: layers.TimeDistributed(
+                layers.TimeDistributed(layers.Dense(2))
+            ),
+        )
+    ),
+    "TimeDistributed over padded ids": Case(masked_steps, tokens=6),
     "SpectralNormalization": Case(
         around((3,), lambda: layers.SpectralNormalization(layers.Dense(2)))
     ),
+    "SpectralNormalization of a convolution": Case(
+        around(
+            (4, 4, 2),
+            lambda: layers.SpectralNormalization(layers.Conv2D(2, 3)),
+        )
+    ),
+    "user's wrapper": Case(around((3,), lambda: Scaling(layers.Dense(2)))),
     "PReLU": Case(around((3, 2), layers.PReLU)),
     "RMSNormalization": Case(around((3, 4), layers.RMSNormalization)),
     "GroupNormalization": Case(
@@ -228,6 +237,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_factors_match_the_jacobian(case):
     check(case)
+
+
+def test_spectral_normalization_is_not_brought_up_to_date():
+    model = sequential(
+        (3,),
+        layers.Dense(3),
+        layers.SpectralNormalization(layers.Dense(2)),
+    )
+    batch = np.ones((4, 3), "float32"), np.ones(4, "float32")
+    before = model.get_weights()
+    functions = GradientFunctions(model, uneven_loss, like=batch)
+    assert np.all(functions.squared_norms(batch, tf.constant(1.0)) > 0)
+    for value, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 class HostSide(keras.Layer):
