@@ -104,7 +104,7 @@ def capture(
     else:
         placement = place(model, batch[0], layers)
     with without_rematerialization(model):
-        losses, parts = _captured(model, loss, batch, placement)
+        losses, parts = _captured(model, loss, batch, placement, training)
     if not parts:
         unused = [site.name for site in placement.sites]
         raise ValueError(
@@ -121,6 +121,7 @@ def _captured(
     loss: PerExampleLoss,
     batch: Batch,
     placement: Placement,
+    training: bool,
 ) -> tuple[tf.Tensor, list[tuple[_Call, Part]]]:
     """The losses `[n]`, and the factors of each call of each layer."""
     x, y, sample_weight = batch

@@ -16,7 +16,10 @@ from typing import Any
 import keras
 
 from keras_tracin.gradients.precision import computes_in_float16
-from keras_tracin.gradients.refusals import check_differentiable
+from keras_tracin.gradients.refusals import (
+    check_differentiable,
+    check_examples_apart,
+)
 from keras_tracin.gradients.rules import Rule, rule_for
 from keras_tracin.gradients.rules.registry import attributes, own_variables
 
@@ -47,8 +50,9 @@ def find_sites(
 
     Raises:
         ValueError: if a layer is not in the model or has nothing to train; as
-            `check_differentiable`.
+            `check_examples_apart` and `check_differentiable`.
     """
+    check_examples_apart(model)
     check_differentiable(model)
     roots = [model] if layers is None else named_layers(model, layers)
     sites: dict[int, Site] = {}

@@ -29,7 +29,7 @@ def padded(make):
     """The recurrence steps over the ids that are padding."""
     return Case(
         lambda: sequential(
-            (4,), layers.Embedding(6, 3, mask_zero=True), make(), dtype="int32"
+            (5,), layers.Embedding(6, 3, mask_zero=True), make(), dtype="int32"
         ),
         tokens=6,
     )
