@@ -33,6 +33,7 @@ import tensorflow as tf
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import precision
 from keras_tracin.gradients.factors import Factors
+from keras_tracin.gradients.nest import Nest
 from keras_tracin.gradients.placement import Placement, place
 from keras_tracin.gradients.rules import LayerUse
 from keras_tracin.gradients.rules.fallback import is_differentiable, layer_local
@@ -48,7 +49,7 @@ PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Captured(algebra._Nest):
+class Captured(Nest):
     """The gradients of one batch of examples.
 
     Attributes:

@@ -24,13 +24,14 @@ import tensorflow as tf
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.functions import batch_spec, kind_of
+from keras_tracin.gradients.nest import Nest
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses import per_example_loss
 from keras_tracin.trace.gradients import StepGradients, triple
 
 
 @dataclasses.dataclass(frozen=True)
-class Before(algebra._Nest):
+class Before(Nest):
     """What is known of a step before it is made.
 
     Attributes:

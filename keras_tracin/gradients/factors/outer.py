@@ -1,0 +1,147 @@
+"""Outer products, `Σ_t x_t δ_tᵀ`: kernels, with a bias or without."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from keras_tracin.gradients.factors.dense import one_by_one
+from keras_tracin.gradients.factors.kinds import (
+    DenseGradients,
+    Direction,
+    Factors,
+    OuterFactors,
+)
+from keras_tracin.gradients.factors.operations import (
+    compact,
+    contract,
+    inner,
+    materialize,
+    split,
+    squared_norm,
+    total,
+    weighted_norm,
+)
+
+# Numbers in a kernel up to which an example's gradient is made to be
+# multiplied by dense directions: for 1,024 examples these are 256 MB.
+_LARGE_KERNEL = 2**16
+
+
+def with_ones(factors: OuterFactors) -> OuterFactors:
+    """The same with the bias as the weight of one more input, always 1."""
+    if not factors.bias:
+        return factors
+    ones = tf.ones_like(factors.inputs[:, :, :1])
+    inputs = tf.concat([factors.inputs, ones], axis=-1)
+    return OuterFactors(inputs, factors.grads)
+
+
+@materialize.register
+def _(factors: OuterFactors) -> DenseGradients:
+    _, i, o = factors.sizes
+    kernel = tf.matmul(factors.inputs, factors.grads, transpose_a=True)
+    parts = [tf.reshape(kernel, [-1, i * o])]
+    if factors.bias:
+        parts.append(tf.reduce_sum(factors.grads, axis=1))
+    return DenseGradients(tuple(parts), outputs=o)
+
+
+@compact.register
+def _(factors: OuterFactors) -> Factors:
+    t, i, o = factors.sizes
+    if t is None or (t > 1 and t * t * (i + o) >= i * o):
+        return materialize(factors)
+    return factors
+
+
+@inner.register
+def _(left: OuterFactors, right: Any) -> tf.Tensor:
+    if isinstance(right, DenseGradients):
+        t, i, o = left.sizes
+        if t is None or i * o <= t * _LARGE_KERNEL:
+            return inner(materialize(left), right)
+        return one_by_one(left, right)
+    if left.sizes[0] == right.sizes[0] == 1:
+        return _inner_single(left, right)
+    return _inner_pairs(left, right)
+
+
+def _inner_single(left: OuterFactors, right: OuterFactors) -> tf.Tensor:
+    """(δ·δ')(x·x' + 1): one position on each side (section F)."""
+    _, i, o = left.sizes
+    inputs = tf.matmul(
+        tf.reshape(left.inputs, [-1, i]),
+        tf.reshape(right.inputs, [-1, i]),
+        transpose_b=True,
+    )
+    grads = tf.matmul(
+        tf.reshape(left.grads, [-1, o]),
+        tf.reshape(right.grads, [-1, o]),
+        transpose_b=True,
+    )
+    return grads * (inputs + 1.0) if left.bias else grads * inputs
+
+
+def _inner_pairs(left: OuterFactors, right: OuterFactors) -> tf.Tensor:
+    """Σ_{s,t} (δ_t·δ'_s)(x_t·x'_s + 1): every pair of positions."""
+    inputs = tf.einsum("nti,msi->nmts", left.inputs, right.inputs)
+    grads = tf.einsum("nto,mso->nmts", left.grads, right.grads)
+    if left.bias:
+        inputs += 1.0
+    return tf.reduce_sum(inputs * grads, axis=[2, 3])
+
+
+@squared_norm.register
+def _(factors: OuterFactors) -> tf.Tensor:
+    t, i, o = factors.sizes
+    if t is None or t * (i + o) >= i * o:
+        return squared_norm(materialize(factors))
+    inputs = tf.matmul(factors.inputs, factors.inputs, transpose_b=True)
+    grads = tf.matmul(factors.grads, factors.grads, transpose_b=True)
+    if factors.bias:
+        inputs += 1.0
+    return tf.reduce_sum(inputs * grads, axis=[1, 2])
+
+
+@total.register
+def _(factors: OuterFactors) -> Direction:
+    _, i, o = factors.sizes
+    inputs = tf.reshape(factors.inputs, [-1, i])
+    grads = tf.reshape(factors.grads, [-1, o])
+    kernel = tf.reshape(tf.matmul(inputs, grads, transpose_a=True), [-1])
+    bias = (tf.reduce_sum(grads, axis=0),) if factors.bias else ()
+    return (kernel, *bias)
+
+
+@contract.register
+def _(factors: OuterFactors, direction: Direction) -> tf.Tensor:
+    _, i, o = factors.sizes
+    grads = factors.grads
+    outputs = tf.einsum(
+        "nti,io->nto", factors.inputs, tf.reshape(direction[0], [i, o])
+    )
+    if factors.bias:
+        outputs += direction[1]
+    return tf.reduce_sum(outputs * grads, axis=[1, 2])
+
+
+@weighted_norm.register
+def _(factors: OuterFactors, weights: Direction) -> tf.Tensor:
+    if factors.sizes[0] != 1:
+        return weighted_norm(materialize(factors), weights)
+    # The entries x δ of a single position have squares x² δ².
+    squares = OuterFactors(
+        tf.square(factors.inputs), tf.square(factors.grads), factors.bias
+    )
+    return contract(squares, weights)
+
+
+@split.register
+def _(factors: OuterFactors) -> list[Factors]:
+    if not factors.bias:
+        return [factors]
+    bias = DenseGradients((tf.reduce_sum(factors.grads, axis=1),))
+    return [dataclasses.replace(factors, bias=False), bias]
