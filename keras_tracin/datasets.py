@@ -189,7 +189,11 @@ class Examples:
 
         Args:
             batch_size: examples in a batch; only the last has fewer. Data
-                whose examples differ in shape keeps its own batches.
+                that leaves the shape of an example open keeps its own batches.
+
+        Raises:
+            ValueError: if the data turns out to be empty, its parts to differ
+                in length, or its examples in shape.
         """
         raise NotImplementedError
 
@@ -291,7 +295,7 @@ class _DatasetExamples(Examples):
         dataset = self._dataset
         if self._fixed_shapes:
             dataset = dataset.rebatch(batch_size)
-        position, seen = 0, False
+        position, first = 0, None
         for ids, element in self._read(dataset.prefetch(2)):
             x, y, sample_weight = _unpack_element(element, self.name)
             leaves = tf.nest.flatten(element)
@@ -302,9 +306,11 @@ class _DatasetExamples(Examples):
                 ids = _readable(ids.numpy())
             else:
                 ids = np.arange(position, position + count)
-            position, seen = position + count, True
+            first = first or leaves
+            _check_alike(first, leaves, ids, self.name)
+            position += count
             yield Batch(ids, x, y, sample_weight)
-        if not seen:
+        if first is None:
             raise ValueError(
                 f"`{self.name}` is empty: received a dataset without elements, "
                 "expected at least one batch."
@@ -418,6 +424,26 @@ def _check_lengths(arrays: Any, name: str = "data") -> int:
             "at least one example."
         )
     return int(length)
+
+
+def _check_alike(
+    first: list[tf.Tensor],
+    leaves: list[tf.Tensor],
+    ids: np.ndarray,
+    name: str,
+) -> None:
+    """Refuses a batch that the steps compiled for the first cannot take."""
+    expected, received = (
+        [tuple(leaf.shape[1:]) for leaf in batch] for batch in (first, leaves)
+    )
+    if received != expected:
+        raise ValueError(
+            f"All examples of `{name}` should have the same shapes. Received "
+            f"{received} from id {ids[0].item()!r} on, expected {expected} as "
+            "at first. Make them alike in a `.map(...)`; for sequences, "
+            "`.padded_batch(..., padded_shapes=...)` with one length for all, "
+            "and a mask."
+        )
 
 
 def _check_batched(spec, has_ids: bool, name: str) -> None:

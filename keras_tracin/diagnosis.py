@@ -92,8 +92,8 @@ def explaining(suspects: Sequence[Suspect]) -> Iterator[None]:
     """Says which examples TensorFlow or the loss complain of.
 
     Raises:
-        ValueError: in place of the error, where the examples that cause it
-            are found.
+        ValueError: in place of the error, with the examples that cause it, or
+            those among which they are.
     """
     try:
         yield
@@ -102,6 +102,8 @@ def explaining(suspects: Sequence[Suspect]) -> Iterator[None]:
             message = _unfit_labels(suspect) or _refused_by_tensorflow(suspect)
             if message:
                 raise ValueError(message) from error
+        if isinstance(error, tf.errors.InvalidArgumentError):
+            raise ValueError(_stopped(suspects, error)) from error
         raise
 
 
@@ -209,6 +211,15 @@ def _refused_by_tensorflow(suspect: Suspect) -> str | None:
     return (
         f"TensorFlow cannot compute {suspect.named(rows)}: {reason}\n"
         "Correct these examples, or leave them out."
+    )
+
+
+def _stopped(suspects: Sequence[Suspect], error: Exception) -> str:
+    """What TensorFlow says of examples whose losses it can compute."""
+    named = [suspect.named(range(len(suspect.batch))) for suspect in suspects]
+    return (
+        "TensorFlow cannot compute gradients of "
+        f"{' and '.join(dict.fromkeys(named))}: {brief(error)}"
     )
 
 

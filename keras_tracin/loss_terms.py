@@ -227,12 +227,22 @@ def _check_shape(loss, evaluate: Callable[[Any, Any], Any], y_true, y_pred):
     count = next(n for n in itertools.count(61) if n not in lengths)
     try:
         shape = _traced_shape(evaluate, (y_true, y_pred), count)
-    except ValueError:
-        # Its broadcasting needs another number of examples; a scalar is then
+    except ValueError as error:
+        # Its broadcasting may need another number of examples; a scalar is
         # still to be named as such.
-        shape = _traced_shape(evaluate, (y_true, y_pred), None)
-        if shape.rank != 0:
-            raise
+        shape, reason = None, error
+        try:
+            shape = _traced_shape(evaluate, (y_true, y_pred), None)
+        except ValueError as other:
+            reason = other
+        if shape is None or shape.rank != 0:
+            shown = ", ".join(map(str, shapes))
+            raise ValueError(
+                f"The loss '{loss.name}' cannot take these labels. Received "
+                f"labels and predictions of shapes {shown}, expected labels as "
+                "`model.fit` took them, or another loss as `loss=`. The loss "
+                f"says: {reason}"
+            ) from error
     if shape.rank == 0:
         raise ValueError(
             f"The loss '{loss.name}' returns a scalar: it has already reduced "

@@ -316,12 +316,114 @@ def test_parts_of_different_length(trained, role):
         score(model, directory, **{role: (x, y[1:])})
 
 
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_parts_of_different_length_in_a_late_batch(trained, role):
+    model, directory = trained
+    x, y = TRAIN
+    batches = [(x[:8], y[:8]), (x[8:16], y[8:15])]
+    data = tf.data.Dataset.from_generator(
+        lambda: iter(batches),
+        output_signature=(
+            tf.TensorSpec([None, 4]),
+            tf.TensorSpec([None], tf.int64),
+        ),
+    )
+    message = rf"`{role}`.*one row per example.*\(8, 4\), \(7,\)"
+    with refused(model, directory, message):
+        score(model, directory, **{role: data})
+
+
+def test_inputs_of_different_length_in_a_late_batch(tmp_path):
+    parts = [keras.Input((width,)) for width in (3, 1)]
+    outputs = layers.Dense(3)(layers.Concatenate()(parts))
+    model = keras.Model(parts, outputs)
+    model.compile("sgd", CROSSENTROPY)
+    x, y = TRAIN
+    fit(model, tmp_path, ([x[:, :3], x[:, 3:]], y), epochs=1)
+
+    def batches():
+        yield (x[:8, :3], x[:8, 3:]), y[:8]
+        yield (x[8:16, :3], x[8:15, 3:]), y[8:16]
+
+    widths = tf.TensorSpec([None, 3]), tf.TensorSpec([None, 1])
+    data = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(widths, tf.TensorSpec([None], tf.int64)),
+    )
+    message = r"`train`.*one row per example.*\(8, 3\), \(7, 1\), \(8,\)"
+    with refused(model, tmp_path, message):
+        score(model, tmp_path, data, ([x[:2, :3], x[:2, 3:]], y[:2]))
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_a_late_batch_of_another_shape(trained, role):
+    model, directory = trained
+    x, y = TRAIN
+    batches = [(x[:8], y[:8]), (np.zeros((8, 5), "float32"), y[8:16])]
+    data = tf.data.Dataset.from_generator(
+        lambda: iter(batches),
+        output_signature=(
+            tf.TensorSpec([None, None]),
+            tf.TensorSpec([None], tf.int64),
+        ),
+    )
+    message = (
+        rf"`{role}`.*same shapes.*\(5,\).*from id 8 .*\(4,\).*padded_batch"
+    )
+    with refused(model, directory, message):
+        score(model, directory, **{role: data})
+    if role == "train":
+        with refused(model, directory, message):
+            kt.RepresenterPoints(model, data, l2=0.1)
+        with refused(model, directory, message):
+            kt.InfluenceFunctions(model, data, damping=0.1).influence(
+                TEST, verbose=0
+            )
+
+
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_labels_of_another_shape(trained, role):
+    model, directory = trained
+    data = {"train": TRAIN, "test": TEST}
+    x, y = data[role]
+    data[role] = x, np.stack([y, y], axis=1)
+    message = r"cannot take these labels.*\(None, 2\).*\(None, 3\).*`loss=`"
+    with refused(model, directory, message):
+        score(model, directory, **data)
+
+
+def test_a_model_that_drops_examples(tmp_path):
+    class Selecting(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3, name="dense")
+
+        def call(self, inputs):
+            rows = self.dense(tf.boolean_mask(inputs, inputs[:, 0] > 0))
+            return inputs[:, :3] + 0.0 * ops.sum(rows)
+
+    model = Selecting()
+    model(TRAIN[0])
+    model.compile("sgd", CROSSENTROPY)
+    model.save_weights(tmp_path / "own.weights.h5")
+    run = kt.TrainingRun.from_weights([tmp_path / "own.weights.h5"], 0.1)
+    message = r"training examples with ids \[0, 1, .*dense.* \(Dense\).*rows"
+    with refused(model, tmp_path, message):
+        score(model, run)
+
+
 def test_inputs_of_another_shape(trained):
     model, directory = trained
     for role in ("train", "test"):
         data = (np.zeros((8, 5), "float32"), np.zeros(8, "int64"))
-        with refused(model, directory, rf"cannot take.*`{role}`.*\(1, 5\)"):
+        message = rf"cannot take.*`{role}`.*\(1, 5\)"
+        with refused(model, directory, message):
             score(model, directory, **{role: data})
+        with refused(model, directory, message):
+            points = kt.RepresenterPoints(
+                model, data if role == "train" else TRAIN, l2=0.1, verbose=0
+            )
+            points.influence(data)
 
 
 def test_data_without_labels(trained):

@@ -124,23 +124,27 @@ def test_size_is_told_where_it_is_known(dataset, size):
     assert open_examples(arrays(7)).size == 7
 
 
-def test_examples_of_several_shapes_keep_their_own_batches():
-    lengths = [3, 3, 5, 5, 5]
-
-    def batches():
-        for length, count in ((3, 2), (5, 3)):
-            yield np.ones((count, length)), np.zeros(count)
-
-    dataset = tf.data.Dataset.from_generator(
-        batches,
+def of_lengths(*lengths):
+    """Batches of two sequences, of which no shape is known before."""
+    return tf.data.Dataset.from_generator(
+        lambda: ((np.ones((2, n)), np.zeros(2)) for n in lengths),
         output_signature=(
             tf.TensorSpec([None, None]),
             tf.TensorSpec([None]),
         ),
     )
-    found = read(dataset, batch_size=4)
-    assert [batch.x.shape for batch in found] == [(2, 3), (3, 5)]
-    np.testing.assert_array_equal(joined(found, "ids"), np.arange(len(lengths)))
+
+
+def test_examples_of_open_shape_keep_their_own_batches():
+    found = read(of_lengths(3, 3, 3), batch_size=4)
+    assert [batch.x.shape for batch in found] == [(2, 3)] * 3
+    np.testing.assert_array_equal(joined(found, "ids"), np.arange(6))
+
+
+def test_examples_of_several_shapes_are_refused():
+    message = r"`train`.*same shapes.*\[\(5,\), \(\)\] from id 4 .*\[\(3,\), "
+    with pytest.raises(ValueError, match=message):
+        read(of_lengths(3, 3, 5), batch_size=4)
 
 
 def test_ids_are_positions_by_default():

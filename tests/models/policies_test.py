@@ -48,7 +48,7 @@ def make_model():
             layers.Conv1D(6, 2, activation="tanh"),
             layers.LayerNormalization(),
             layers.GlobalAveragePooling1D(),
-            layers.Dense(5, activation="relu"),
+            layers.Dense(5, activation="tanh"),
             layers.Dense(3, dtype=last),
         ]
     )
