@@ -9,9 +9,9 @@ queries.
 without what compiling takes.
 `first_order`: Pearson's correlation of the real change of the queries' losses
 with its estimates, over all steps; and how the gap shrinks with the rate.
-`optimizer`: `TracIn` and `TracIn(optimizer_aware=True)` at each epoch's
-checkpoint, summed over the examples of a batch or an epoch, beside what the
-step on that batch, or the epoch, did to each query.
+`optimizer`: `TracIn` and `TracIn(optimizer_aware=True)` at one checkpoint,
+beside what one more example in the next batch really does to the queries'
+losses, one step and five steps later.
 `checkpoints`: a tenth of the labels wrong; for checkpoints that
 `select_checkpoints` chose, for as many evenly spaced, and for the last, how
 well self-influence finds the wrong labels, and the rank correlation of TracIn's
@@ -44,11 +44,13 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of the overhead.")
 _QUERIES = 100
 _FLIPPED = 4_000  # training examples, of which a tenth have wrong labels
 _SHORT = 1_280  # training examples whose epochs have 40 steps
+_CANDIDATES = 100  # of them, whose effect is measured
 _OPTIMIZERS = {
     "SGD": lambda: keras.optimizers.SGD(0.01),
     "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
     "Adam": lambda: keras.optimizers.Adam(0.001),
     "RMSprop": lambda: keras.optimizers.RMSprop(0.001),
+    "Adagrad": lambda: keras.optimizers.Adagrad(0.01),
 }
 
 
@@ -104,8 +106,8 @@ def first_order() -> None:
     """Real changes beside their estimates."""
     train, queries = _data()
     print("| optimizer | rate | first order | along the real step |")
-    for name, make in _OPTIMIZERS.items():
-        optimizer = make()
+    for name in ("SGD", "momentum", "Adam", "RMSprop"):
+        optimizer = _OPTIMIZERS[name]()
         trace = kt.trace_training(_model(optimizer), train, queries, epochs=2)
         print(
             f"| {name} | {float(optimizer.learning_rate):.3g} | "
@@ -131,56 +133,67 @@ def _gaps(train, queries) -> None:
 
 
 def optimizer() -> None:
-    """Plain and optimizer-aware TracIn beside what the training really did."""
+    """Plain and optimizer-aware TracIn beside what one more example does."""
     (x, y), queries = _data()
     train = x[:_SHORT], y[:_SHORT]
-    print(
-        "| optimizer | form | Pearson over steps | over epochs | "
-        "sum / real drop | Spearman with TracInIdeal |"
-    )
-    for name in ("momentum", "Adam", "RMSprop"):
+    print("| optimizer | form | steps | Spearman | effect / predicted |")
+    for name in ("SGD", "momentum", "Adam", "RMSprop", "Adagrad"):
+        model = _model(_OPTIMIZERS[name]())
         with tempfile.TemporaryDirectory() as directory:
-            model = _model(_OPTIMIZERS[name]())
-            run = pathlib.Path(directory) / "run"
-            trace = kt.trace_training(
-                model, train, queries, epochs=8, directory=run
-            )
-            for form in ("plain", "aware"):
-                cells = _beside(
-                    model,
-                    train,
-                    queries,
-                    kt.TrainingRun(run),
-                    trace,
-                    form == "aware",
+            callback = kt.TracInCheckpoint(directory)
+            model.fit(*train, epochs=4, verbose=0, callbacks=[callback])
+            run = kt.TrainingRun(directory)[-1:]
+            few = x[:_CANDIDATES], y[:_CANDIDATES]
+            scores = {
+                form: kt.TracIn(
+                    model, few, run, optimizer_aware=form == "aware"
                 )
-                shown = " | ".join(f"{cell:.3g}" for cell in cells)
-                print(f"| {name} | {form} | {shown} |", flush=True)
+                .influence(queries, verbose=0)
+                .scores
+                for form in ("plain", "aware")
+            }
+        for steps in (1, 5):
+            effects = _effects(model, few, train, queries, steps)
+            for form, found in scores.items():
+                # In a batch of 33, an example weighs a 33rd.
+                slope = 33 * (effects * found).sum() / (found**2).sum()
+                print(
+                    f"| {name} | {form} | {steps} | "
+                    f"{_spearman(found, effects):.3f} | {slope:.3g} |",
+                    flush=True,
+                )
 
 
-def _beside(model, train, queries, run, trace, aware):
-    """How scores at each epoch's end agree with what its steps did."""
-    predicted, total = [], 0.0
-    ids = iter(trace.steps.ids)
-    for epoch in range(len(run)):
-        tracin = kt.TracIn(
-            model, train, run.select([epoch]), optimizer_aware=aware
-        )
-        scores = tracin.influence(queries, verbose=0).scores
-        total = total + scores
-        for _ in range(len(trace.steps) // len(run)):
-            predicted.append(scores[:, next(ids)].mean(axis=1))
-    predicted = np.array(predicted)  # [t, m]
-    real = trace.steps.real
-    by_epoch = [
-        part.reshape(len(run), -1, _QUERIES).sum(axis=1)
-        for part in (predicted, real)
-    ]
-    return (
-        _pearson(predicted, real),
-        _pearson(*by_epoch),
-        predicted.sum() / real.sum(),
-        _spearman(total, trace.scores),
+def _effects(model, few, train, queries, steps):
+    """By how much each example in a batch lowers losses some steps later.
+
+    Everything else is the same: in the other training, the example is in the
+    batch with the weight 0. `[m, n]`.
+    """
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=None
+    )
+    variables = [*model.variables, *model.optimizer.variables]
+    state = [v.numpy().copy() for v in variables]
+
+    def losses(place, weight):
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+        for step in range(steps):
+            rows = slice(32 * step, 32 * step + 32)
+            weights = np.ones(33, "float32")
+            weights[32] = weight if step == 0 else 0.0
+            batch = [
+                np.concatenate([all_of_it[rows], one[place : place + 1]])
+                for all_of_it, one in zip(train, few, strict=True)
+            ]
+            model.train_on_batch(*batch, weights)
+        x, y = queries
+        return np.asarray(loss(y, model(x, training=False)), np.float64)
+
+    without = losses(0, 0.0)
+    return np.stack(
+        [without - losses(place, 1.0) for place in range(len(few[0]))], axis=1
     )
 
 
@@ -249,15 +262,13 @@ def _choices(train, is_flipped, queries, rate, seed, directory) -> None:
 
 
 def _spearman(scores, ideal) -> float:
-    """The median over queries."""
+    """The median over queries; those whose loss no example moves are none."""
     pairs = zip(scores, ideal, strict=True)
     return statistics.median(
-        scipy.stats.spearmanr(one, other).statistic for one, other in pairs
+        scipy.stats.spearmanr(one, other).statistic
+        for one, other in pairs
+        if np.ptp(other)
     )
-
-
-def _pearson(one, other) -> float:
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
 def main(_):
