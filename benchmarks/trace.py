@@ -26,7 +26,6 @@ import time
 import keras
 import numpy as np
 import scipy.stats
-import sklearn.metrics
 from absl import app, flags
 
 import keras_tracin as kt
@@ -163,6 +162,27 @@ def optimizer() -> None:
                     flush=True,
                 )
 
+    _against_ideal(train, queries)
+
+
+def _against_ideal(train, queries) -> None:
+    """Both forms, over all checkpoints of eight epochs, beside TracInIdeal."""
+    print("| optimizer | form | Spearman with TracInIdeal |")
+    for name in ("momentum", "Adam", "RMSprop"):
+        model = _model(_OPTIMIZERS[name]())
+        with tempfile.TemporaryDirectory() as directory:
+            run = pathlib.Path(directory) / "run"
+            trace = kt.trace_training(
+                model, train, queries, epochs=8, directory=run
+            )
+            for form in ("plain", "aware"):
+                tracin = kt.TracIn(
+                    model, train, run, optimizer_aware=form == "aware"
+                )
+                scores = tracin.influence(queries, verbose=0).scores
+                agreement = _spearman(scores, trace.scores)
+                print(f"| {name} | {form} | {agreement:.3f} |", flush=True)
+
 
 def _effects(model, few, train, queries, steps):
     """By how much each example in a batch lowers losses some steps later.
@@ -205,7 +225,7 @@ def checkpoints() -> None:
     print("| rate | seed | count | choice | epochs | AUC | Spearman |")
     for rate in (0.02, 0.1):
         for seed in (0, 1):
-            labels = _flipped(true_labels, seed)
+            labels = kt.evaluation.flip_labels(true_labels, 0.1, seed=seed)
             with tempfile.TemporaryDirectory() as directory:
                 _choices(
                     (x, labels),
@@ -215,15 +235,6 @@ def checkpoints() -> None:
                     seed,
                     pathlib.Path(directory) / "run",
                 )
-
-
-def _flipped(labels, seed):
-    """A tenth of the labels moved to another class."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(labels), len(labels) // 10, replace=False)
-    flipped = labels.copy()
-    flipped[chosen] = (labels[chosen] + rng.integers(1, 10, len(chosen))) % 10
-    return flipped
 
 
 def _choices(train, is_flipped, queries, rate, seed, directory) -> None:
@@ -250,12 +261,14 @@ def _choices(train, is_flipped, queries, rate, seed, directory) -> None:
         }
         for name, chosen in choices.items():
             tracin = kt.TracIn(model, train, chosen)
-            own = tracin.self_influence(verbose=0).scores
+            found = kt.evaluation.mislabel_detection(
+                tracin.self_influence(verbose=0), is_flipped
+            )
             scores = tracin.influence(queries, verbose=0).scores
             print(
                 f"| {rate} | {seed} | {count} | {name} | "
                 f"{[each.epoch for each in chosen]} | "
-                f"{sklearn.metrics.roc_auc_score(is_flipped, own):.4f} | "
+                f"{found.auc:.4f} | "
                 f"{_spearman(scores, trace.scores):.4f} |",
                 flush=True,
             )
