@@ -4,8 +4,9 @@
 
 Trains a small network, sketches the gradients of all its training digits at
 every checkpoint into an index on disk, opens that index as a service would,
-and asks it for one test digit after another. MNIST is used where `--data_dir`
-holds it as TensorFlow Datasets keeps it, else scikit-learn's digits.
+and asks it for one test digit after another. The digits are MNIST's where
+`--data_dir` or `tfds` in the directory KERAS_TRACIN_DATA holds them as TensorFlow
+Datasets keeps them, else scikit-learn's.
 """
 
 import os
@@ -24,11 +25,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
     "out/low_latency",
     "Where the run and the index go; a second run replaces the first.",
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    os.environ.get("KERAS_TRACIN_DATA", ""),
-    "Folder that holds tfds/mnist. Without it, scikit-learn's digits.",
-)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST.")
 _NUM_TRAIN = flags.DEFINE_integer(
     "num_train", 60_000, "Training digits, at most.", lower_bound=100
 )
@@ -89,14 +86,16 @@ def main(_):
 
 def load_images():
     """Digits `[n, rows, columns, 1]` from 0 to 1, with labels."""
-    folder = pathlib.Path(_DATA_DIR.value, "tfds")
-    if _DATA_DIR.value and (folder / "mnist").is_dir():
+    data_dir = _DATA_DIR.value
+    if data_dir is None and "KERAS_TRACIN_DATA" in os.environ:
+        data_dir = os.path.join(os.environ["KERAS_TRACIN_DATA"], "tfds")
+    if data_dir and os.path.isdir(os.path.join(data_dir, "mnist")):
         import tensorflow_datasets as tfds
 
         parts = tfds.load(
             "mnist",
             split=[f"train[:{_NUM_TRAIN.value}]", "test[:1000]"],
-            data_dir=str(folder),
+            data_dir=data_dir,
             download=False,
             as_supervised=True,
             batch_size=-1,

@@ -15,7 +15,7 @@ def test_builds_opens_and_answers_in_milliseconds(tmp_path):
             sys.executable,
             PROGRAM,
             f"--output_dir={tmp_path}",
-            "--data_dir=",
+            f"--data_dir={tmp_path}",  # where there is no MNIST
             "--num_train=200",
             "--epochs=2",
             "--dim=64",
