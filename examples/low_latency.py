@@ -5,8 +5,8 @@
 Trains a small network, sketches the gradients of all its training digits at
 every checkpoint into an index on disk, opens that index as a service would,
 and asks it for one test digit after another. The digits are MNIST's where
-`--data_dir` or `tfds` in the directory KERAS_TRACIN_DATA holds them as TensorFlow
-Datasets keeps them, else scikit-learn's.
+`--data_dir` or `tfds` in the directory KERAS_TRACIN_DATA holds them as
+TensorFlow Datasets keeps them, else scikit-learn's.
 """
 
 import os

@@ -192,23 +192,32 @@ def test_a_killed_build_is_resumed_with_the_same_bits(
     assert contents(tmp_path) == contents(whole)
 
 
+@pytest.mark.parametrize(
+    ("file", "kept"), [("00000001", 256), ("00000003.basis", NUM_TRAIN)]
+)
 def test_a_full_disk_keeps_what_was_written(
-    tracin, whole, tmp_path, monkeypatch
+    tracin, whole, tmp_path, monkeypatch, file, kept
 ):
-    flush, calls = _files._flush_to_disk, []
+    flush = _files._flush_to_disk
+
+    def again():
+        kt.InfluenceIndex.build(
+            tracin, tmp_path, projection=PROJECTION, search="flat"
+        )
 
     def full(path):
-        calls.append(path)
-        if path.name.startswith("unfinished-00000001"):
+        if path.name.startswith(f"unfinished-{file}"):
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(_files, "_flush_to_disk", full)
-        with pytest.raises(OSError, match=r"disk is full.*256 rows are kept"):
-            kt.InfluenceIndex.build(tracin, tmp_path, projection=PROJECTION)
-    kt.InfluenceIndex.build(tracin, tmp_path, projection=PROJECTION)
-    assert contents(tmp_path) == contents(whole)
+        with pytest.raises(OSError, match=f"is full.*{kept} rows are kept"):
+            again()
+    again()
+    for path, content in contents(whole).items():
+        if path.parent.name in ("rows", "ids", "exact"):
+            assert content == (tmp_path / path).read_bytes()
 
 
 def test_what_does_not_match_is_refused(trained, tracin, copied):

@@ -22,6 +22,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -235,22 +236,28 @@ class Store:
             "examples": digest,
             "files": {},
         }
-        try:
+        with self._kept(f"{arrays['rows'].nbytes:,} bytes for shard {shard}"):
             for kind, array in arrays.items():
                 path = self._path(kind, shard)
                 with _files.written_whole(path) as unfinished:
                     save_array(unfinished, array)
                 entry["files"][kind] = _files.describe(path)
             self._list(shards=[*self._manifest["shards"], entry])
+
+    @contextlib.contextmanager
+    def _kept(self, what: str) -> Iterator[None]:
+        """Says what is kept, if something does not fit the disk."""
+        try:
+            yield
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             raise OSError(
                 error.errno,
-                f"The disk is full: {arrays['rows'].nbytes:,} bytes for shard "
-                f"{shard} of the index in {self.directory} did not fit. "
-                f"{shard} shards with {self.size:,} rows are kept. "
-                "Free space and call this again: it goes on from there",
+                f"The disk is full: {what} of the index in {self.directory} "
+                f"did not fit. {self.num_shards} shards with {self.size:,} "
+                "rows are kept. Free space and call this again: it goes on "
+                "from there",
             ) from error
 
     def write_search(self, name: str, write) -> dict[str, Any]:
@@ -264,7 +271,10 @@ class Store:
             What is to be said of it to `finish`.
         """
         path = self.search_path(name, self.num_shards)
-        with _files.written_whole(path) as unfinished:
+        with (
+            self._kept(f"the file '{name}' for the search"),
+            _files.written_whole(path) as unfinished,
+        ):
             write(unfinished)
         return _files.describe(path)
 
