@@ -217,7 +217,14 @@ def _basis(store: Store, dim: int) -> np.ndarray:
         return np.eye(store.width, dtype=np.float32)
     rng = np.random.default_rng(0)
     count = min(_FITTED_TO, store.size)
-    sample = store.rows(np.sort(rng.choice(store.size, count, replace=False)))
+    chosen = rng.choice(store.size, count, replace=False)
+    sample = np.concatenate(
+        [
+            rows[np.sort(chosen[(chosen >= start) & (chosen < stop)]) - start]
+            for start, rows in store.blocks()
+            for stop in [start + len(rows)]
+        ]
+    ).astype(np.float32, copy=False)
     found = rng.normal(size=(store.width, dim + 32)).astype(np.float32)
     for _ in range(3):
         found, _ = np.linalg.qr(sample.T @ (sample @ found))

@@ -171,12 +171,17 @@ class Store:
         return np.concatenate([self._array("ids", shard) for shard in shards])
 
     def blocks(self, kind: str = "rows") -> Iterator[tuple[int, np.ndarray]]:
-        """Each shard's first row number and this array of its."""
+        """Each shard's first row number and this array of its.
+
+        One after another is read and let go: memory does not grow.
+        """
         start = 0
         for shard in range(self.num_shards):
-            block = self._array(kind, shard)
+            path = self._path(kind, shard)
+            block = np.load(path, mmap_mode="r", allow_pickle=False)
             yield start, block
             start += len(block)
+            del block
 
     def has(self, kind: str) -> bool:
         """Whether shards have an array of this kind."""
