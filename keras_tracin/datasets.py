@@ -224,8 +224,7 @@ class _ChosenExamples(Examples):
                 lambda leaf, rows=rows: np.asarray(leaf)[rows], batch.data
             )
             more = Batch(batch.ids[rows], *data)
-            full = sum(map(len, kept)) + len(rows) > batch_size
-            if kept and (full or _shapes(kept[0]) != _shapes(more)):
+            if kept and sum(map(len, kept)) + len(rows) > batch_size:
                 yield joined(kept)
                 kept = []
             kept.append(more)
@@ -240,10 +239,6 @@ def joined(batches: list[Batch]) -> Batch:
         *[batch.data for batch in batches],
     )
     return Batch(np.concatenate([batch.ids for batch in batches]), *data)
-
-
-def _shapes(batch: Batch) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape[1:]) for leaf in tf.nest.flatten(batch.data)]
 
 
 class _ArrayExamples(Examples):

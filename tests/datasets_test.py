@@ -441,10 +441,3 @@ def test_chosen_examples_come_in_full_batches():
         joined(batches, "x")[:, 1], [2, 3, 40, 41, 90]
     )
     np.testing.assert_array_equal(joined(batches, "y")[-1], 900)
-
-
-def test_chosen_examples_of_different_shapes_are_not_joined():
-    lengths = tf.data.Dataset.from_tensor_slices([2, 2, 3, 3])
-    data = lengths.map(lambda n: (tf.zeros([1, n]), tf.zeros([1])))
-    found = chosen(open_examples(data), np.array([0, 1, 3])).batches(8)
-    assert [batch.x.shape for batch in found] == [(2, 2), (1, 3)]
