@@ -185,28 +185,38 @@ def test_factors_match_the_jacobian(case):
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_dilated_transposed_convolution_has_the_taps_of_a_wider_kernel(padding):
-    # TensorFlow cannot run the dilated layer on a CPU; a kernel of 3×3 taps,
-    # every second of them used, computes the same.
+@pytest.mark.parametrize(
+    ("layer_class", "shape", "size"),
+    [(T1, (5, 2), 3), (T2, (4, 5, 2), (3, 2)), (T3, (3, 4, 3, 2), 2)],
+)
+def test_dilated_transposed_convolutions_match_xla(
+    layer_class, shape, size, padding
+):
+    # Without XLA, TensorFlow cannot run these layers on a CPU.
+    layer = layer_class(3, size, padding=padding, dilation_rate=2)
+    layer.build((None, *shape))
     rng = np.random.default_rng(0)
-    x = tf.constant(rng.normal(size=(3, 4, 5, 2)).astype("float32"))
-    gradients = []
-    for size, dilation in ((2, 2), (3, 1)):
-        layer = layers.Conv2DTranspose(
-            4, size, dilation_rate=dilation, padding=padding, use_bias=False
+
+    def normal(*sizes):
+        return tf.constant(rng.normal(size=sizes).astype("float32"))
+
+    x = normal(3, *shape)
+    delta = normal(*layer.compute_output_shape(x.shape))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def gradient(inputs, grads):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(grads * layer(inputs))
+        return tape.gradient(value, layer.kernel.value)
+
+    use = LayerUse((x,), {}, (delta,), ())
+    (_, factors), _ = rule_for(layer).factors(layer, use)
+    (found,) = algebra.materialize(factors).parts
+    for i in range(len(x)):
+        expected = gradient(x[i : i + 1], delta[i : i + 1])
+        np.testing.assert_allclose(
+            found[i], np.ravel(expected), rtol=1e-4, atol=1e-5
         )
-        layer.build(x.shape)
-        shape = layer.compute_output_shape(x.shape)
-        places = tf.range(np.prod(shape), dtype="float32")
-        delta = tf.reshape(tf.sin(places), shape)
-        ((_, factors),) = rule_for(layer).factors(
-            layer, LayerUse((x,), {}, (delta,), ())
-        )
-        if isinstance(factors, algebra.OuterFactors):
-            factors = algebra.materialize(factors)
-        found = tf.reshape(factors.parts[0], (3, size, size, 4, 2))
-        gradients.append(found[:, :: 3 - dilation, :: 3 - dilation])
-    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
