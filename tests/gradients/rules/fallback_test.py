@@ -48,6 +48,21 @@ class Gated(keras.Layer):
         return hidden * keras.ops.sigmoid(self.gate)
 
 
+class Rematerializing(keras.Layer):
+    """A user's layer that computes a layer in it anew on the way back."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(3, activation="tanh")
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+        self.scale = self.add_weight(shape=(3,), name="scale")
+
+    def call(self, inputs):
+        return keras.remat(self.inner)(inputs) * self.scale
+
+
 class Mixer(keras.Layer):
     """A user's layer with two inputs and a structure of outputs."""
 
@@ -202,6 +217,7 @@ CASES = {
             lambda: layers.SpectralNormalization(layers.Conv2D(2, 3)),
         )
     ),
+    "user's layer that rematerializes": Case(around((3,), Rematerializing)),
     "user's wrapper": Case(around((3,), lambda: Scaling(layers.Dense(2)))),
     "PReLU": Case(around((3, 2), layers.PReLU)),
     "RMSNormalization": Case(around((3, 4), layers.RMSNormalization)),
