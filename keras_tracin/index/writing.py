@@ -85,6 +85,7 @@ def write_rows(
             arrays = _arrays(chunk, source, pass_at, load)
             arrays["rows"] = _narrowed(arrays["rows"], dtype)
             store.append({**arrays, "ids": ids}, digest)
+            del arrays  # or two shards would be held at a time
 
 
 def _rows_per_shard(source: Source, dtype: str) -> int:
