@@ -85,7 +85,7 @@ _WARM_UP = 5  # calls before latencies count
 
 
 def _show(name: str, value: object) -> None:
-    print(f"{name:<48}{value}", flush=True)
+    print(f"{name:<50} {value}", flush=True)
 
 
 def _digits(count: int) -> tuple[_models.Arrays, _models.Arrays]:
