@@ -34,7 +34,7 @@ from keras_tracin.curvature.ekfac import fit_ekfac
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, check_damping
 from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
-from keras_tracin.distribution import Strategy, check_alone
+from keras_tracin.distribution import Strategy
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
 from keras_tracin.runs.manifest import weights_digest
@@ -138,8 +138,6 @@ class InfluenceFunctions:
         self._solver = CG() if solver is None else solver
         self._curvature = curvature
         self._relative = relative
-        self.loss_name = "compiled" if loss is None else repr(loss)
-        self.query_loss_name = str(query_loss or "loss")
         self._penalty = penalty_weight(model, loss, batch_size)
         self._scorer = Scorer(
             model,
@@ -331,25 +329,20 @@ class InfluenceFunctions:
     def _kept(
         self, directory: str | os.PathLike | None, call: str, **options: Any
     ) -> Scorer:
-        """The scorer of a call, which keeps what is finished of it, if wanted.
-
-        Raises:
-            ValueError: if several processes are to share the work and have no
-                directory to share.
-        """
-        if directory is None:
-            check_alone(self._scorer.strategy)
-            return self._scorer
-        job = {
-            "method": "InfluenceFunctions",
-            "call": call,
-            "weights": weights_digest(self._scorer.model),
-            "solver": repr(self._solver),
-            "curvature": self._curvature,
-            "damping": self._damping,
-            "relative": self._relative,
-        }
-        return self._scorer.keeping(directory, {**job, **options})
+        """The scorer of a call, which may keep what is finished of it."""
+        return self._scorer.keeping(
+            directory,
+            lambda: {
+                "method": "InfluenceFunctions",
+                "call": call,
+                "weights": weights_digest(self._scorer.model),
+                "solver": repr(self._solver),
+                "curvature": self._curvature,
+                "damping": self._damping,
+                "relative": self._relative,
+                **options,
+            },
+        )
 
     def _blocks(self, scorer: Scorer, test: Any):
         operator = self._operator

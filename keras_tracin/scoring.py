@@ -33,7 +33,12 @@ from keras_tracin.diagnosis import (
     explaining,
     not_finite,
 )
-from keras_tracin.distribution import Strategy, check_built_under, worker_of
+from keras_tracin.distribution import (
+    Strategy,
+    check_alone,
+    check_built_under,
+    worker_of,
+)
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.footprint import footprint
@@ -153,7 +158,10 @@ class Scorer:
         self._names = {
             "loss": _names("compiled" if loss is None else loss),
             "query_loss": _names(query_loss or "loss"),
-            "class_weight": class_weight and repr(sorted(class_weight.items())),
+            "class_weight": {
+                str(label): float(weight)
+                for label, weight in (class_weight or {}).items()
+            },
         }
         self.parts: Parts | None = None
         self.loss = per_example_loss(model, loss, class_weight)
@@ -339,35 +347,45 @@ class Scorer:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What scores depend on, beside the data and the weights, as JSON."""
+        """What scores depend on, beside data, weights and options, as JSON."""
         known = self.model._flatten_layers()
         sites = find_sites(self.model, self.layers)
+        weights = architecture(self.model)["weights"]
         return {
-            # Shapes alone: Keras numbers layers anew in each process.
+            # Numbered, not named: Keras counts layers anew in each process.
             "model": [
-                entry[1:] for entry in architecture(self.model)["weights"]
+                [f"weight {at}", shape, dtype]
+                for at, (_, shape, dtype) in enumerate(weights)
             ],
             "layers": [
                 next(i for i, layer in enumerate(known) if layer is site.layer)
                 for site in sites
             ],
-            "projection": repr(self.projection),
             **self._names,
         }
 
-    def keeping(self, directory: str | os.PathLike, job: dict) -> Scorer:
+    def keeping(
+        self,
+        directory: str | os.PathLike | None,
+        job: Callable[[], dict[str, Any]],
+    ) -> Scorer:
         """The same, but what is finished is kept, and found again.
 
         Args:
-            directory: where; processes of one cluster share it.
-            job: what else the scores depend on.
+            directory: where; processes of one cluster share it. None keeps
+                nothing.
+            job: returns what else the scores depend on, as JSON.
 
         Raises:
-            ValueError: if parts of another call are there.
+            ValueError: if parts of another call are there, or if several
+                processes have the work in common, and no directory.
         """
+        if directory is None:
+            check_alone(self.strategy)
+            return self
         found = copy.copy(self)
         found.parts = Parts.open(
-            directory, {**job, **self.identity()}, worker_of(self.strategy)
+            directory, {**self.identity(), **job()}, worker_of(self.strategy)
         )
         return found
 

@@ -34,7 +34,7 @@ from keras_tracin.attribution import (
     TopK,
 )
 from keras_tracin.collecting import Stream
-from keras_tracin.distribution import Strategy, check_alone
+from keras_tracin.distribution import Strategy
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.preconditioner import Preconditioner
@@ -130,12 +130,6 @@ class TracIn:
             run = TrainingRun(run)
         self._rates = checkpoint_rates(run, weights)
         warn_of_final_only(run)
-        self.loss_name = "compiled" if loss is None else repr(loss)
-        self.query_loss_name = str(query_loss or "loss")
-        self.class_weight = {
-            int(label): float(weight)
-            for label, weight in (class_weight or {}).items()
-        }
         self._scorer = Scorer(
             model,
             train,
@@ -338,27 +332,22 @@ class TracIn:
     def _kept(
         self, directory: str | os.PathLike | None, call: str, **options: Any
     ) -> Scorer:
-        """The scorer of a call, which keeps what is finished of it, if wanted.
-
-        Raises:
-            ValueError: if several processes are to share the work and have no
-                directory to share.
-        """
-        if directory is None:
-            check_alone(self._scorer.strategy)
-            return self._scorer
-        checkpoints = [
-            [one.sha256 or digest(one.path), rate]
-            for one, rate in self._rates.items()
-            if one is not None
-        ]
-        job = {
-            "method": "TracIn",
-            "call": call,
-            "checkpoints": checkpoints,
-            "optimizer_aware": self.optimizer_aware,
-        }
-        return self._scorer.keeping(directory, {**job, **options})
+        """The scorer of a call, which may keep what is finished of it."""
+        return self._scorer.keeping(
+            directory,
+            lambda: {
+                "method": "TracIn",
+                "call": call,
+                "checkpoints": [
+                    [one.sha256 or digest(one.path), rate]
+                    for one, rate in self._rates.items()
+                    if one is not None
+                ],
+                "projection": repr(self._scorer.projection),
+                "optimizer_aware": self.optimizer_aware,
+                **options,
+            },
+        )
 
     def _blocks(self, scorer: Scorer, test: Any) -> Iterator[Queries]:
         if self._preconditioner is None:

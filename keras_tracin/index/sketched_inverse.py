@@ -23,7 +23,7 @@ from keras_tracin import _files
 from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
-from keras_tracin.index.source import Source, identity_of_model
+from keras_tracin.index.source import Source
 from keras_tracin.index.store import FILE_NAME
 from keras_tracin.influence import InfluenceFunctions
 from keras_tracin.projection import Projection
@@ -96,10 +96,8 @@ def source_of_influence(
     of_train, of_query = sides(InverseSketch.load(path))
     scorer = method.scorer
     identity = {
-        **identity_of_model(scorer),
+        **scorer.identity(),
         "method": "InfluenceFunctions",
-        "loss": method.loss_name,
-        "query_loss": method.query_loss_name,
         **settings,
         "weights": weights_digest(scorer.model),
         "solver": _described(solver),

@@ -21,7 +21,6 @@ from typing import Any
 import keras
 
 from keras_tracin import _files
-from keras_tracin.gradients.sites import find_sites
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
@@ -31,7 +30,6 @@ from keras_tracin.projection import (
     describe,
 )
 from keras_tracin.runs import Checkpoint, TrainingRun
-from keras_tracin.runs.manifest import architecture
 from keras_tracin.scoring import Rates, Scorer
 from keras_tracin.tracin import TracIn
 
@@ -106,34 +104,13 @@ def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
         if checkpoint is not None
     ]
     identity = {
-        **identity_of_model(scorer),
+        **scorer.identity(),
         "method": "TracIn",
-        "loss": method.loss_name,
-        "query_loss": method.query_loss_name,
-        "class_weight": method.class_weight,
         "projection": describe(projection),
         "checkpoints": checkpoints,
         "run": _digest(checkpoints),
     }
     return Source(scorer, method.rates, projection, projection, identity)
-
-
-def identity_of_model(scorer: Scorer) -> dict[str, Any]:
-    """The model's shapes, and the places of the layers that count."""
-    layers = scorer.model._flatten_layers()
-    sites = find_sites(scorer.model, scorer.layers)
-    weights = architecture(scorer.model)["weights"]
-    return {
-        # Numbered, not named: Keras counts layers anew in each process.
-        "model": [
-            [f"weight {at}", shape, dtype]
-            for at, (_, shape, dtype) in enumerate(weights)
-        ],
-        "layers": [
-            next(at for at, layer in enumerate(layers) if layer is site.layer)
-            for site in sites
-        ],
-    }
 
 
 def _digest(content: Any) -> str:
