@@ -15,6 +15,7 @@ EXAMPLES = [*PLOTS, "scikit-learn>=1.4"]
 # a fresh environment must not fail because of the day it was made on.
 TEST = [
     *EXAMPLES,
+    *INDEX,
     "hypothesis>=6.100",
     "mypy~=2.4.1",
     "pandas>=2.2",
@@ -51,7 +52,7 @@ setuptools.setup(
         "index": INDEX,
         "examples": EXAMPLES,
         "test": TEST,
-        "all": [*INDEX, *TEST],
+        "all": TEST,
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -60,28 +60,20 @@ class HeldExamples:
 
     @functools.cached_property
     def _whole(self) -> Any | None:
-        """All examples, or None where they do not fit or differ in shape."""
+        """All examples, or None where they do not fit."""
         held, size = [], 0
         for batch in self._examples.batches(_READ):
             size += batch.nbytes
             if size > self._memory:
                 return None
             held.append(_tensors(batch))
-        return _joined(held) if _alike(held) else None
+        return _joined(held)
 
     @functools.cached_property
     def _sample(self) -> Any:
         """A uniform sample of what fits in memory."""
         count = size = 0
-        first = self._examples.first(1)
         for batch in self._examples.batches(_READ):
-            if not _alike([_tensors(batch), _tensors(first)]):
-                raise ValueError(
-                    f"Random minibatches of `{self._examples.name}` need "
-                    "examples of one shape. Received shapes that differ from "
-                    "batch to batch. Pad them to one length, or choose a "
-                    "solver that reads whole passes (`CG`, `Arnoldi`)."
-                )
             count, size = count + len(batch), size + batch.nbytes
         keep = int(max(1, count * self._memory // size))
         warnings.warn(
@@ -110,15 +102,6 @@ class HeldExamples:
 
 def _tensors(batch: Batch) -> Any:
     return tf.nest.map_structure(tf.convert_to_tensor, batch.data)
-
-
-def _alike(parts: list[Any]) -> bool:
-    """Whether examples of all parts have the same shapes."""
-    shapes = {
-        tuple(leaf.shape[1:] for leaf in map(tf.convert_to_tensor, leaves))
-        for leaves in map(tf.nest.flatten, parts)
-    }
-    return len(shapes) == 1
 
 
 def _joined(parts: list[Any]) -> Any:

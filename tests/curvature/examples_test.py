@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_tracin.curvature import examples as examples_module
 from keras_tracin.curvature.examples import HeldExamples
@@ -59,16 +58,3 @@ def test_what_does_not_fit_is_drawn_from_a_sample_that_does():
     assert len(seen) == 10
     for x, y in draws:
         np.testing.assert_array_equal(x, X[y.numpy()])
-
-
-def test_shapes_that_differ_cannot_be_drawn_from():
-    def batches():
-        yield np.ones((6, 3), "float32"), np.ones(6)
-        yield np.ones((6, 5), "float32"), np.ones(6)
-
-    spec = tf.TensorSpec([None, None]), tf.TensorSpec([None])
-    data = tf.data.Dataset.from_generator(batches, output_signature=spec)
-    source = held(10**6, data)
-    assert [x.shape[1] for x, _ in source.batches(6)] == [3, 5]
-    with pytest.raises(ValueError, match="of one shape"):
-        source.draw(np.random.default_rng(0), 2)
