@@ -12,7 +12,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 
@@ -24,10 +23,11 @@ from keras_tracin.gradients.functions import kind_of
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
+from keras_tracin.parts import content_digest
 from keras_tracin.runs import run_weights
 from keras_tracin.sweep import in_chunks
 
-_SHARD = 64 * 2**20  # bytes of rows, about
+_SHARD = 16 * 2**20  # bytes of rows, about
 _BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
@@ -78,7 +78,7 @@ def write_rows(
         chunks = in_chunks(examples.batches(_BATCH), size)
         for shard, chunk in enumerate(chunks, first):
             ids = np.concatenate([name(batch) for batch in chunk])
-            digest = _digest(chunk)
+            digest = content_digest(chunk)
             if shard < store.num_shards:
                 store.holds(shard, ids, digest)
                 continue
@@ -146,15 +146,6 @@ def _narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
             f"{np.abs(rows).max():.3g}. Build with dtype='float32'."
         )
     return rows.astype(dtype, copy=False)
-
-
-def _digest(chunk: list[Batch]) -> str:
-    """Of the examples' content, leaf by leaf."""
-    found = hashlib.blake2b(digest_size=16)
-    for batch in chunk:
-        for leaf in tf.nest.flatten(batch.data):
-            found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
 
 
 def check_form(examples: Examples, source: Source) -> None:
