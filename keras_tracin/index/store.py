@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ class Store:
         self.directory = directory
         self._manifest = _read(directory / FILE_NAME)
         self.identity: dict[str, Any] = self._manifest["identity"]
-        self._mapped: dict[tuple[str, int], np.ndarray] = {}
+        self._mapped: dict[tuple[str, int], np.memmap] = {}
 
     @classmethod
     def open_or_create(
@@ -158,12 +159,32 @@ class Store:
         counts = [shard["count"] for shard in self._manifest["shards"]]
         starts = np.cumsum([0, *counts])
         places = np.searchsorted(positions, starts)
-        found = np.empty([len(positions), self.width], np.float32)
+        dtype = self._array("rows", 0).dtype
+        found = np.empty([len(positions), self.width], dtype)
         for shard in np.flatnonzero(np.diff(places)).tolist():
             part = slice(places[shard], places[shard + 1])
-            inside = positions[part] - starts[shard]
-            found[part] = self._array("rows", shard)[inside]
-        return found
+            self._read_rows(shard, positions[part] - starts[shard], found[part])
+        return found.astype(np.float32, copy=False)
+
+    def _read_rows(
+        self, shard: int, places: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Reads some rows of a shard into `out [len(places), width]`."""
+        mapped = self._array("rows", shard)
+        if not hasattr(os, "preadv"):
+            out[:] = mapped[places]
+            return
+        # Not from the map: a page of it brings its neighbours, and after some
+        # thousand scattered rows all of the file counts as this process's.
+        path = self._path("rows", shard)
+        with open(path, "rb", buffering=0) as file:
+            for place, row in zip(places.tolist(), out, strict=True):
+                at = mapped.offset + place * row.nbytes
+                if os.preadv(file.fileno(), [row], at) != row.nbytes:
+                    raise ValueError(
+                        f"{path} is damaged: it ends before row {place}. "
+                        f"{_REMEDY}"
+                    )
 
     def ids(self) -> np.ndarray:
         """The ids of all rows, in order."""
@@ -187,11 +208,11 @@ class Store:
         """Whether shards have an array of this kind."""
         return kind in self._manifest["shards"][0]["files"]
 
-    def _array(self, kind: str, shard: int) -> np.ndarray:
+    def _array(self, kind: str, shard: int) -> np.memmap:
         """One of a shard's arrays, read from the disk as needed."""
         if (kind, shard) not in self._mapped:
             path = self._path(kind, shard)
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")
             self._mapped[kind, shard] = array
         return self._mapped[kind, shard]
 

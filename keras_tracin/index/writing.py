@@ -27,7 +27,7 @@ from keras_tracin.parts import content_digest
 from keras_tracin.runs import run_weights
 from keras_tracin.sweep import in_chunks
 
-_SHARD = 16 * 2**20  # bytes of rows, about
+_SHARD = 64 * 2**20  # bytes of rows, about
 _BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
