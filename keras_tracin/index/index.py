@@ -210,7 +210,7 @@ class InfluenceIndex:
                 "the method. Open the index with `InfluenceIndex(directory, "
                 "model, method=tracin)`."
             )
-        source, store = self._source, Store(self._store.directory)
+        source, store = self._source, Store(self._store.directory, sparing=True)
         examples = open_examples(train, "train")
         check_form(examples, source)
         if not resume:

@@ -47,6 +47,8 @@ class Store:
 
     Args:
         directory: that of an index.
+        sparing: read scattered rows, which is slower, in place of mapping
+            them, so that memory does not grow with how many were read.
 
     Attributes:
         identity: what has to be the same for rows to go together.
@@ -55,8 +57,9 @@ class Store:
         ValueError: if there is no index, or one that cannot be read.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, sparing: bool = False):
         self.directory = directory
+        self._sparing = sparing
         self._manifest = _read(directory / FILE_NAME)
         self.identity: dict[str, Any] = self._manifest["identity"]
         self._mapped: dict[tuple[str, int], np.memmap] = {}
@@ -91,13 +94,13 @@ class Store:
                 "search": None,
             }
             _write(directory, first)
-            return cls(directory)
+            return cls(directory, sparing=True)
         if not resume:
             raise ValueError(
                 f"{directory} holds an index already. Pass `resume=True` to "
                 "continue it, or choose another directory."
             )
-        store = cls(directory)
+        store = cls(directory, sparing=True)
         store.check(identity)
         return store
 
@@ -171,11 +174,11 @@ class Store:
     ) -> None:
         """Reads some rows of a shard into `out [len(places), width]`."""
         mapped = self._array("rows", shard)
-        if not hasattr(os, "preadv"):
+        if not self._sparing or not hasattr(os, "preadv"):
             out[:] = mapped[places]
             return
-        # Not from the map: a page of it brings its neighbours, and after some
-        # thousand scattered rows all of the file counts as this process's.
+        # A page of the map brings its neighbours, and after some thousand
+        # scattered rows all of the file counts as this process's memory.
         path = self._path("rows", shard)
         with open(path, "rb", buffering=0) as file:
             for place, row in zip(places.tolist(), out, strict=True):
