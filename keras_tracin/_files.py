@@ -16,6 +16,9 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 # A prefix, since Keras insists on the ending of a weights file's name.
 UNFINISHED = "unfinished-"
@@ -39,6 +42,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Writes one `.npz` file, whatever its ending, whole or not at all."""
+    with written_whole(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin._files import written_whole
+from keras_tracin._files import save_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Attribution:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file; it appears whole or not at all."""
-        _save_arrays(
-            path,
+        save_arrays(
+            Path(path),
             scores=self.scores,
             query_ids=self.query_ids,
             train_ids=self.train_ids,
@@ -196,7 +196,7 @@ class SelfInfluence:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file; it appears whole or not at all."""
-        _save_arrays(path, scores=self.scores, ids=self.ids)
+        save_arrays(Path(path), scores=self.scores, ids=self.ids)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SelfInfluence:
@@ -347,14 +347,6 @@ def _joined(scores, ids, more_scores, more_ids, k: int, side: int) -> Best:
         np.take_along_axis(scores, order, axis=1),
         np.take_along_axis(ids, order, axis=1),
     )
-
-
-def _save_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
-    with (
-        written_whole(Path(path)) as unfinished,
-        open(unfinished, "wb") as file,
-    ):
-        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _load_arrays(path, names: tuple[str, ...]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from keras_tracin.attribution import (
     TopK,
     TopKMerger,
 )
-from keras_tracin.parts import Parts, content_digest
+from keras_tracin.datasets import content_digest
+from keras_tracin.parts import Parts
 from keras_tracin.sweep import Chunk, Sink
 
 

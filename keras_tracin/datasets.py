@@ -15,7 +15,8 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -239,6 +240,27 @@ def joined(batches: list[Batch]) -> Batch:
         *[batch.data for batch in batches],
     )
     return Batch(np.concatenate([batch.ids for batch in batches]), *data)
+
+
+def content_digest(batches: Iterable[Batch], start: str = "") -> str:
+    """A digest of examples, leaf by leaf, and their ids.
+
+    Args:
+        batches: the examples.
+        start: what the digest depends on beside them.
+    """
+    found = hashlib.blake2b(start.encode(), digest_size=16)
+    for batch in batches:
+        for leaf in [batch.ids, *tf.nest.flatten(batch.data)]:
+            array = np.asarray(leaf)
+            is_text = array.dtype == object  # its bytes are addresses
+            found.update(f"{array.dtype.str}{array.shape}".encode())
+            found.update(
+                repr(array.tolist()).encode()
+                if is_text
+                else np.ascontiguousarray(array).tobytes()
+            )
+    return found.hexdigest()
 
 
 class _ArrayExamples(Examples):

@@ -26,22 +26,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
 import time
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin._files import written_whole
-from keras_tracin.datasets import Batch
+from keras_tracin._files import save_arrays, written_whole
 from keras_tracin.sweep import Plan
 
 FORMAT_VERSION = 1
@@ -50,24 +47,6 @@ _PARTS = 16  # of a worker's share of the training examples, and a block
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
 _POLL = 0.2  # seconds between looks at what other workers have done
 _PATIENCE = 60.0  # seconds after which waiting is announced, again and again
-
-
-def content_digest(batches: Iterable[Batch], start: str = "") -> str:
-    """A digest of examples, leaf by leaf, and their ids.
-
-    Args:
-        batches: the examples.
-        start: what the digest depends on beside them.
-    """
-    found = hashlib.blake2b(start.encode(), digest_size=16)
-    for batch in batches:
-        for leaf in [batch.ids, *tf.nest.flatten(batch.data)]:
-            array = np.asarray(leaf)
-            if array.dtype == object:  # strings
-                array = array.astype("S")
-            found.update(f"{array.dtype.str}{array.shape}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
 
 
 class Parts:
@@ -174,7 +153,7 @@ class Parts:
     def put(self, block: int, chunk: int, digest: str, **arrays) -> None:
         """Keeps a part, or nothing of it if it cannot all be written."""
         path = self._path(block, chunk)
-        _save(path, digest=np.array(digest), **arrays)
+        save_arrays(path, digest=np.array(digest), **arrays)
 
     def all_of(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of a block's parts, in order; waits for other workers.
@@ -232,7 +211,7 @@ class Parts:
                     column = stop
                 row += len(ids)
             scores.flush()
-        _save(
+        save_arrays(
             self.directory / "ids.npz",
             query_ids=np.concatenate(query_ids),
             train_ids=train_ids,
@@ -282,11 +261,6 @@ def _write_first(path: Path, text: str) -> None:
             os.link(own, path)
     finally:
         own.unlink(missing_ok=True)
-
-
-def _save(path: Path, **arrays: np.ndarray) -> None:
-    with written_whole(path) as unfinished, open(unfinished, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

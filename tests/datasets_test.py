@@ -11,6 +11,7 @@ from keras_tracin.datasets import (
     Batch,
     DatasetWithIds,
     chosen,
+    content_digest,
     open_examples,
     with_ids,
 )
@@ -441,3 +442,32 @@ def test_chosen_examples_come_in_full_batches():
         joined(batches, "x")[:, 1], [2, 3, 40, 41, 90]
     )
     np.testing.assert_array_equal(joined(batches, "y")[-1], 900)
+
+
+def test_a_digest_tells_examples_apart():
+    def of(x, ids=(0, 1), start=""):
+        return content_digest([Batch(np.array(ids), np.array(x))], start)
+
+    first = of(["a", "bc"])
+    assert first == of(["a", "bc"])
+    others = [
+        of(["ab", "c"]),
+        of(["a", "bc"], (0, 2)),
+        of(["a", "bc"], start="q"),
+    ]
+    assert first not in others
+    objects = content_digest(
+        [Batch(np.array([0, 1]), np.array([b"a", b"bc"], object))]
+    )
+    again = content_digest(
+        [Batch(np.array([0, 1]), np.array([b"a", b"b" + b"c"], object))]
+    )
+    assert objects == again
+
+
+def test_a_digest_takes_any_text():
+    def of(*texts):
+        return content_digest([Batch(np.arange(2), np.array(texts, object))])
+
+    assert of("é", "x") == of("é", "x") != of("e", "x")
+    assert of(b"a", b"b") != of(b"a\0", b"b")

@@ -10,9 +10,8 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.datasets import Batch
 from keras_tracin.distribution import check_alone, worker_of
-from keras_tracin.parts import Parts, content_digest
+from keras_tracin.parts import Parts
 from tests import scoring_worker as worker
 
 CALLS = ("influence", "top_k", "self_influence")
@@ -244,24 +243,3 @@ def test_influence_functions_go_on_from_parts(tmp_path):
     model.layers[-1].kernel.assign(model.layers[-1].kernel + 1)
     with pytest.raises(ValueError, match=r"another call.*weights="):
         method.influence(worker.TEST, directory=tmp_path, verbose=0)
-
-
-def test_a_digest_tells_examples_apart():
-    def of(x, ids=(0, 1), start=""):
-        return content_digest([Batch(np.array(ids), np.array(x))], start)
-
-    first = of(["a", "bc"])
-    assert first == of(["a", "bc"])
-    others = [
-        of(["ab", "c"]),
-        of(["a", "bc"], (0, 2)),
-        of(["a", "bc"], start="q"),
-    ]
-    assert first not in others
-    objects = content_digest(
-        [Batch(np.array([0, 1]), np.array([b"a", b"bc"], object))]
-    )
-    again = content_digest(
-        [Batch(np.array([0, 1]), np.array([b"a", b"b" + b"c"], object))]
-    )
-    assert objects == again

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin._files import written_whole
+from keras_tracin._files import save_arrays
 from keras_tracin.curvature.operators import Damped, Operator
 from keras_tracin.curvature.solvers import CG, Solution, solve
 from keras_tracin.curvature.spectrum import extreme_eigenvalues
@@ -254,18 +254,14 @@ class InverseSketch:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file; it appears whole or not at all."""
-        with (
-            written_whole(Path(path)) as unfinished,
-            open(unfinished, "wb") as file,
-        ):
-            np.savez(
-                file,
-                rows=self.rows.numpy(),
-                seed=self.seed,
-                history=self.history,
-                tol=self.tol,
-                negative_curvature=self.negative_curvature,
-            )
+        save_arrays(
+            Path(path),
+            rows=self.rows.numpy(),
+            seed=self.seed,
+            history=self.history,
+            tol=self.tol,
+            negative_curvature=self.negative_curvature,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> InverseSketch:

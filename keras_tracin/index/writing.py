@@ -18,12 +18,16 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, Examples, joined
+from keras_tracin.datasets import (
+    Batch,
+    Examples,
+    content_digest,
+    joined,
+)
 from keras_tracin.gradients.functions import kind_of
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
-from keras_tracin.parts import content_digest
 from keras_tracin.runs import run_weights
 from keras_tracin.sweep import in_chunks
 

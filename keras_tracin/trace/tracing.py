@@ -39,7 +39,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch, content_digest, open_examples
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history
@@ -127,7 +126,7 @@ def trace_training(
             "batch_size": batch_size,
             "seed": seed,
             "optimizer": type(model.optimizer).__name__,
-            "queries": _digest(query),
+            "queries": content_digest([query]),
         },
         resume,
     )
@@ -195,15 +194,3 @@ class _Tracer:
 
 def _wide(values: tf.Tensor) -> np.ndarray:
     return np.asarray(values, np.float64)
-
-
-def _digest(batch: Batch) -> str:
-    """A digest of the queries' values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in tf.nest.flatten(batch.data):
-        array = np.ascontiguousarray(leaf)
-        is_text = array.dtype == object  # its bytes are addresses
-        digest.update(
-            repr(array.tolist()).encode() if is_text else array.tobytes()
-        )
-    return digest.hexdigest()
