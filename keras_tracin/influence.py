@@ -371,7 +371,7 @@ class InfluenceFunctions:
                 self._divided(sink),
                 title="Influence functions",
                 queries=queries,
-                prepare=lambda: directions,
+                prepare=lambda checkpoint: directions,
                 verbose=verbose,
             )
 

@@ -224,8 +224,7 @@ class Scorer:
         *,
         title: str,
         queries: Queries | None = None,
-        prepare: Callable[..., Any] = lambda *position: None,
-        prepare_for: Callable[[Checkpoint | None], Any] | None = None,
+        prepare: Callable[..., Any] = lambda checkpoint, *position: None,
         finish: Callable[[Any], Any] = lambda found: found,
         verbose: int = 1,
     ) -> None:
@@ -240,9 +239,8 @@ class Scorer:
             title: the method's name, for the line that announces long work.
             queries: those that are scored, if any.
             prepare: called once the weights are in the model, with their
-                position where there is a projection; what it returns is given
-                to `function`, unless it is None.
-            prepare_for: called in its place, with the checkpoint itself.
+                checkpoint and, where there is a projection, its position; what
+                it returns is given to `function`, unless it is None.
             finish: makes `[..., n]` of what the step returns for a batch.
             verbose: 0 for silence.
 
@@ -273,9 +271,7 @@ class Scorer:
         def checked(checkpoint: Checkpoint | None):
             self.check_interaction()
             with explaining(self._suspects(queries, self._like)):
-                if prepare_for is not None:
-                    return prepare_for(checkpoint)
-                return prepare(*position(checkpoint))
+                return prepare(checkpoint, *position(checkpoint))
 
         sweep(
             self.model,

@@ -45,6 +45,10 @@ from keras_tracin.scoring import Queries, Rates, Scorer
 from keras_tracin.sweep import Plan, Sink
 
 
+def _nothing(checkpoint, *position) -> None:
+    """What a step wants to know that needs none but the data."""
+
+
 class TracIn:
     """Influence of training examples by TracIn over checkpoints.
 
@@ -267,12 +271,12 @@ class TracIn:
         """
         scorer = self._kept(directory, "self_influence")
         steps = scorer.train_steps
-        step, diagonals = steps.squared_norms, None
+        step, prepare = steps.squared_norms, _nothing
         if self._preconditioner is not None:
-            step, diagonals = steps.weighted_norms, self._diagonals(steps)
+            step, prepare = steps.weighted_norms, self._diagonals(steps)
         return collecting.self_influence(
             lambda sink: self._sweep(
-                scorer, step, sink, prepare_for=diagonals, verbose=verbose
+                scorer, step, sink, prepare=prepare, verbose=verbose
             ),
             scorer.parts,
         )
@@ -296,7 +300,7 @@ class TracIn:
         """One row: every query's gradients are summed before they meet any."""
         queries = self._scorer.all_queries(test)
 
-        def sum_up(*position):
+        def sum_up(checkpoint, *position):
             totals = [
                 queries.steps.query.totals(batch.data, *position)
                 for batch in queries.batches
@@ -305,27 +309,18 @@ class TracIn:
                 lambda *parts: tf.add_n(parts), *totals
             )
 
-        weighed = None
-        if self._preconditioner is not None:
-            diagonals = self._diagonals(queries.steps.query)
-
-            def weighed(checkpoint):
-                return tf.nest.map_structure(
-                    lambda total, d: total * tf.cast(d, total.dtype),
-                    sum_up(),
-                    diagonals(checkpoint),
-                )
+        def weighed(checkpoint):
+            return tf.nest.map_structure(
+                lambda total, d: total * tf.cast(d, total.dtype),
+                sum_up(checkpoint),
+                self._diagonals(queries.steps.query)(checkpoint),
+            )
 
         columns = ScoreColumns()
         step = queries.steps.train.contractions
+        prepare = weighed if self.optimizer_aware else sum_up
         self._sweep(
-            self._scorer,
-            step,
-            Sink(columns.add),
-            queries,
-            sum_up,
-            verbose,
-            prepare_for=weighed,
+            self._scorer, step, Sink(columns.add), queries, prepare, verbose
         )
         return Attribution(columns.scores, np.array(["sum"]), columns.ids)
 
@@ -360,8 +355,14 @@ class TracIn:
         """Streams the scores of one block of queries."""
 
         def stream(queries: Queries, sink: Sink) -> None:
-            step = queries.steps.train.products
-            self._sweep(scorer, step, sink, queries, queries.factors, verbose)
+            self._sweep(
+                scorer,
+                queries.steps.train.products,
+                sink,
+                queries,
+                prepare=lambda _, *position: queries.factors(*position),
+                verbose=verbose,
+            )
 
         def aware(queries: Queries, sink: Sink) -> None:
             self._sweep(
@@ -369,7 +370,7 @@ class TracIn:
                 queries.steps.train.along,
                 sink,
                 queries,
-                prepare_for=self._weighed(queries),
+                prepare=self._weighed(queries),
                 verbose=verbose,
             )
 
@@ -401,9 +402,8 @@ class TracIn:
         step,
         sink: Sink,
         queries=None,
-        prepare=lambda *position: None,
+        prepare=_nothing,
         verbose=1,
-        prepare_for=None,
     ) -> None:
         scorer.sweep(
             step,
@@ -412,6 +412,5 @@ class TracIn:
             title="TracIn",
             queries=queries,
             prepare=prepare,
-            prepare_for=prepare_for,
             verbose=verbose,
         )
