@@ -10,18 +10,24 @@ VERSION_FILE = ROOT / "keras_tracin" / "_version.py"
 
 PLOTS = ["matplotlib>=3.8"]
 INDEX = ["faiss-cpu>=1.9"]
-EXAMPLES = [*PLOTS, "scikit-learn>=1.4"]
+REPORT = ["jinja2>=3.1"]
+EXAMPLES = [*PLOTS, *REPORT, "pandas>=2.2", "scikit-learn>=1.4"]
+NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
+DOCS = ["pdoc>=15"]
 # New releases of the formatter, linter and type checker bring new findings:
 # a fresh environment must not fail because of the day it was made on.
 TEST = [
     *EXAMPLES,
     *INDEX,
+    *NOTEBOOKS,
+    *DOCS,
     "hypothesis>=6.100",
     "mypy~=2.4.1",
-    "pandas>=2.2",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff~=0.17.6",
+    "selenium>=4.20",
+    "tensorboard>=2.18",
 ]
 
 setuptools.setup(
@@ -50,7 +56,10 @@ setuptools.setup(
     extras_require={
         "plots": PLOTS,
         "index": INDEX,
+        "report": REPORT,
         "examples": EXAMPLES,
+        "notebooks": [*EXAMPLES, *NOTEBOOKS],
+        "docs": DOCS,
         "test": TEST,
         "all": TEST,
     },
