@@ -42,6 +42,9 @@ class Ranking:
         return len(self.ids)
 
 
+_PARTS = ("ids", "scores")
+
+
 @dataclasses.dataclass(frozen=True)
 class TopK:
     """The strongest proponents and opponents of each query.
@@ -75,6 +78,33 @@ class TopK:
             opponents=joined("opponents"),
             query_ids=np.concatenate([block.query_ids for block in blocks]),
         )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one `.npz` file; it appears whole or not at all."""
+        save_arrays(
+            Path(path),
+            query_ids=self.query_ids,
+            proponent_ids=self.proponents.ids,
+            proponent_scores=self.proponents.scores,
+            opponent_ids=self.opponents.ids,
+            opponent_scores=self.opponents.scores,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> TopK:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        sides = ("proponent", "opponent")
+        names = [f"{side}_{part}" for side in sides for part in _PARTS]
+        stored = _load_arrays(path, ("query_ids", *names))
+        rankings = [
+            Ranking(**{part: stored[f"{side}_{part}"] for part in _PARTS})
+            for side in sides
+        ]
+        return cls(*rankings, query_ids=stored["query_ids"])
 
     def to_dataframe(self):
         """A `pandas.DataFrame` with a row per query, side and rank.

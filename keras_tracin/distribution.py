@@ -24,6 +24,14 @@ import tensorflow as tf
 Strategy: TypeAlias = tf.distribute.Strategy
 
 
+NAMED: dict[str, Callable[[], Strategy]] = {
+    "mirrored": tf.distribute.MirroredStrategy,
+    "one_device": lambda: tf.distribute.OneDeviceStrategy(
+        "/gpu:0" if tf.config.list_logical_devices("GPU") else "/cpu:0"
+    ),
+}
+
+
 def check_built_under(strategy: Strategy | None, model: keras.Model) -> None:
     """Refuses a model whose variables were made outside of the strategy.
 

@@ -152,6 +152,14 @@ def test_attribution_survives_its_file(tmp_path, kind):
         assert value.dtype == expected.dtype
 
 
+def test_top_k_saves_and_loads_the_same(tmp_path):
+    saved = attribution().top_k(4)
+    saved.save(tmp_path / "top.npz")
+    assert_same(TopK.load(tmp_path / "top.npz"), saved)
+    with pytest.raises(ValueError, match="expected"):
+        Attribution.load(tmp_path / "top.npz")
+
+
 def test_self_influence_survives_its_file(tmp_path):
     saved = SelfInfluence(np.array([1.0, 2.5]), np.array(["a", "b"]))
     saved.save(tmp_path / "self.npz")

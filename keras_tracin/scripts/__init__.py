@@ -1,0 +1,67 @@
+"""Programs for the command line, each a thin shell over one library call.
+
+    keras_tracin-check --task=digits_task
+    keras_tracin-score --task=digits_task --k=10 --output=top.csv
+    keras_tracin-self_influence --task=digits_task --output=suspicious.csv
+    keras_tracin-index --task=digits_task --index=index/digits
+    keras_tracin-query --task=digits_task --index=index/digits --queries=3
+
+`python -m keras_tracin.scripts.check` is the same as `keras_tracin-check`, and
+so on. `--help` tells of each.
+
+A program works on a *task*: a module, or an object in one, that says how to
+build the model and its data. `--task=module` or `--task=module:attribute` names
+it; the module is looked for in the current directory first. A task has
+
+- `model()`, which returns the model, built and compiled as it was for
+  training. Its weights do not matter where a run gives them.
+- `train()`, which returns what `model.fit` took: arrays `(x, y)` or a batched
+  `tf.data.Dataset`.
+- `test()`, the queries in the same form, where a program needs any.
+
+and may have
+
+- `run`: the directory that `TracInCheckpoint` recorded, or a `TrainingRun`;
+  `--run` is used before it.
+- `loss`: in place of the compiled loss.
+- `class_weight`: what `fit` was given.
+- `class_names`: a name for each label, for reports.
+
+`model`, `train` and `test` may also be what these functions would return. An
+attribute that is a class, or a function, is called without arguments for the
+task.
+
+Example, digits_task.py, which is a task and records its own training:
+
+    import keras
+    from sklearn.datasets import load_digits
+
+    import keras_tracin as kt
+
+    digits = load_digits()
+    x, y = digits.data.astype("float32") / 16, digits.target
+    run = "runs/digits"
+    class_names = [f"the digit {i}" for i in range(10)]
+
+    def model():
+        model = keras.Sequential(
+            [
+                keras.Input([64]),
+                keras.layers.Dense(32, "relu", name="hidden"),
+                keras.layers.Dense(10, name="logits"),
+            ]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        return model
+
+    def train():
+        return x[:1200], y[:1200]
+
+    def test():
+        return x[1200:1300], y[1200:1300]
+
+    if __name__ == "__main__":
+        record = kt.TracInCheckpoint(run, overwrite=True)
+        model().fit(*train(), epochs=5, callbacks=[record])
+"""

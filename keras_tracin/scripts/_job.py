@@ -1,0 +1,290 @@
+"""From flags to a model, its data, its run and a method.
+
+Synopsis:
+
+    with opened(values) as job:
+        job.method().influence(job.queries(), verbose=job.verbose)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+from keras_tracin.curvature.sketch import RandomizedSketch
+from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
+from keras_tracin.datasets import chosen, joined, open_examples, with_ids
+from keras_tracin.distribution import NAMED, Strategy
+from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.projection import (
+    FactoredProjection,
+    GaussianProjection,
+    Projection,
+    TensorSketch,
+)
+from keras_tracin.representer import RepresenterPoints
+from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
+from keras_tracin.scripts._flags import METHODS_OF
+from keras_tracin.scripts._program import UsageError
+from keras_tracin.scripts.task import Task, load_task
+from keras_tracin.tracin import TracIn
+
+Method = TracIn | InfluenceFunctions | RepresenterPoints
+
+_BATCH = 256
+_PROJECTIONS = {
+    "tensor_sketch": TensorSketch,
+    "gaussian": GaussianProjection,
+    "factored": FactoredProjection,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a program works with.
+
+    Attributes:
+        values: its flags.
+        task: what `--task` names.
+        model: the task's model.
+        run: the chosen checkpoints, or None.
+        strategy: that of `--strategy`, or None.
+    """
+
+    values: flags.FlagValues
+    task: Task
+    model: keras.Model
+    run: TrainingRun | None
+    strategy: Strategy | None
+
+    @property
+    def verbose(self) -> int:
+        """What library calls take as `verbose`."""
+        return 0 if self.values.quiet else 1
+
+    def method(self, projected: bool = True) -> Method:
+        """The method, ready to be asked.
+
+        Args:
+            projected: whether TracIn scores the sketches of `--projection`.
+
+        Raises:
+            UsageError: if it lacks what it needs.
+            ValueError, TypeError: what the method raises.
+        """
+        if self.values.method == "influence":
+            return _influence(self)
+        if self.values.method == "representer":
+            return _representer(self)
+        return _tracin(self, projected and self.values.projection is not None)
+
+    def queries(self) -> Any:
+        """The task's queries, or those that `--queries` names.
+
+        Raises:
+            UsageError: if there is no query of such an id.
+        """
+        test = self.task.test()
+        if self.values.queries is None:
+            return test
+        return queries_with(test, self.values.queries)
+
+    def projection(self) -> Projection:
+        """The projection of `--projection`, `--dim` and `--seed`."""
+        kind = self.values.projection or "tensor_sketch"
+        return _PROJECTIONS[kind](self.values.dim, seed=self.values.seed)
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Arguments that flags and the task give by these names."""
+        values = self.values.flag_values_dict()
+        found = {
+            "loss": self.task.option("loss"),
+            "class_weight": self.task.option("class_weight"),
+            "strategy": self.strategy,
+            **{k: values.get(k) for k in ("layers", "memory_limit")},
+            **{k: values.get(k) for k in ("query_loss", "weights")},
+        }
+        return {name: found[name] for name in names}
+
+
+@contextlib.contextmanager
+def opened(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
+    """The job of these flags; the model has the weights that it needs.
+
+    Args:
+        values: the parsed flags.
+        at_end: whether the model gets the weights of the run's last
+            checkpoint also for TracIn, which takes those of each.
+
+    Raises:
+        UsageError: if flags do not go together.
+        ValueError, TypeError: if the task or the run is at fault.
+    """
+    method = values.flag_values_dict().get("method", "tracin")
+    check_flags(values, method)
+    keras.utils.set_random_seed(values.seed)
+    task = load_task(values.task)
+    strategy = NAMED[values.strategy]() if values.strategy else None
+    run = chosen_run(values, task)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = task.model()
+    with contextlib.ExitStack() as stack:
+        if run is not None and (at_end or method != "tracin"):
+            stack.enter_context(run_weights(model))(run[-1])
+        yield Job(values, task, model, run, strategy)
+
+
+def check_flags(values: flags.FlagValues, method: str) -> None:
+    """Refuses flags that the method does not have.
+
+    Raises:
+        UsageError: naming the flag, and what it is for.
+    """
+    for name, methods in METHODS_OF.items():
+        if name in values and values[name].present and method not in methods:
+            others = " or ".join(f"--method={each}" for each in methods)
+            raise UsageError(
+                f"--{name} is for {others}. Received: --method={method}."
+            )
+    given = values.flag_values_dict()
+    sketched = "index" in given or given.get("projection") is not None
+    sketched = sketched or given.get("solver") == "sketch"
+    if "dim" in given and values["dim"].present and not sketched:
+        raise UsageError("--dim is for --projection or --solver=sketch.")
+
+
+def chosen_run(values: flags.FlagValues, task: Task) -> TrainingRun | None:
+    """The checkpoints of `--run`, `--checkpoints` and `--epochs`.
+
+    Raises:
+        UsageError: if `--epochs` names none, or comes with `--checkpoints`.
+        ValueError: if there is no run in the directory, or it is damaged.
+    """
+    source = values.run if values.run is not None else task.option("run")
+    if source is None:
+        if values.checkpoints or values.epochs:
+            raise UsageError("--checkpoints and --epochs need a --run.")
+        return None
+    run = source if isinstance(source, TrainingRun) else TrainingRun(source)
+    if not len(run):
+        raise ValueError(f"{run!r}: train for an epoch, or use `save_freq=`.")
+    if values.checkpoints and values.epochs:
+        raise UsageError("Give --checkpoints or --epochs, not both.")
+    if values.checkpoints:
+        verbose = 0 if values.quiet else 1
+        return select_checkpoints(run, values.checkpoints, verbose=verbose)
+    return _of_epochs(run, values.epochs) if values.epochs else run
+
+
+def _of_epochs(run: TrainingRun, wanted: Sequence[int]) -> TrainingRun:
+    epochs = [checkpoint.epoch for checkpoint in run]
+    missing = sorted(set(wanted) - set(epochs))
+    if missing:
+        raise UsageError(
+            f"--epochs names {missing[0]}, which has no checkpoint in {run!r}; "
+            f"there are those of epochs {', '.join(map(str, sorted(set(epochs))))}."
+        )
+    return run.select([i for i, e in enumerate(epochs) if e in wanted])
+
+
+def queries_with(test: Any, names: Sequence[str]) -> Any:
+    """The test examples with these ids, which they keep.
+
+    Raises:
+        UsageError: naming the ids that are not there.
+    """
+    examples = open_examples(test, "test")
+    known = np.concatenate([batch.ids for batch in examples.batches(_BATCH)])
+    place = {str(name): name for name in known.tolist()}
+    missing = [name for name in names if name not in place]
+    if missing:
+        raise UsageError(
+            f"--queries names '{missing[0]}', which none of the task's "
+            f"{len(known):,} test examples has as its id: these are "
+            f"{', '.join(list(place)[:3])}, ...."
+        )
+    wanted = np.array([place[name] for name in names])
+    batch = joined(list(chosen(examples, wanted).batches(_BATCH)))
+    return with_ids(batch.data, batch.ids).batch(_BATCH)
+
+
+def _tracin(job: Job, projected: bool) -> TracIn:
+    if job.run is None:
+        raise UsageError(
+            "TracIn needs a training run: --run=DIRECTORY, or a `run` of the "
+            "task. `kt.TracInCheckpoint(DIRECTORY)` records one in `fit`."
+        )
+    values = job.values
+    return TracIn(
+        job.model,
+        job.task.train(),
+        job.run,
+        projection=job.projection() if projected else None,
+        optimizer_aware=values.optimizer_aware,
+        **job.options(
+            "weights",
+            "query_loss",
+            "loss",
+            "class_weight",
+            "layers",
+            "strategy",
+            "memory_limit",
+        ),
+    )
+
+
+def _influence(job: Job) -> InfluenceFunctions:
+    values = job.values
+    if values.damping is None:
+        raise UsageError(
+            "--method=influence needs --damping, such as --damping=0.01: what "
+            "is added to the curvature."
+        )
+    own_inverse = values.curvature == "ekfac"
+    if own_inverse and values["solver"].present:
+        raise UsageError("--curvature=ekfac takes no --solver.")
+    return InfluenceFunctions(
+        job.model,
+        job.task.train(),
+        damping=values.damping,
+        curvature=values.curvature,
+        solver=None if own_inverse else _solver(values),
+        relative=values.relative,
+        **job.options(
+            "query_loss", "loss", "layers", "strategy", "memory_limit"
+        ),
+    )
+
+
+def _solver(values: flags.FlagValues) -> Any:
+    return {
+        "cg": lambda: CG(),
+        "exact": lambda: Exact(),
+        "lissa": lambda: LiSSA(seed=values.seed),
+        "arnoldi": lambda: Arnoldi(seed=values.seed),
+        "sketch": lambda: RandomizedSketch(values.dim, seed=values.seed),
+    }[values.solver]()
+
+
+def _representer(job: Job) -> RepresenterPoints:
+    values, layers = job.values, job.values.layers or []
+    if len(layers) > 1:
+        raise UsageError(
+            "--method=representer explains one layer. Received: "
+            f"--layers={','.join(layers)}."
+        )
+    return RepresenterPoints(
+        job.model,
+        job.task.train(),
+        l2=values.l2,
+        layer=layers[0] if layers else None,
+        method=values.representer,
+        verbose=job.verbose,
+        **job.options("loss", "strategy", "memory_limit"),
+    )

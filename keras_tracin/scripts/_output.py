@@ -1,0 +1,136 @@
+"""Results as files that are whole or absent, or as lines of text.
+
+Synopsis:
+
+    output = Output.of(values)   # refuses what cannot be written, beforehand
+    output.write(scores)         # an Attribution, TopK or SelfInfluence
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from absl import flags
+
+from keras_tracin._files import written_whole
+from keras_tracin.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.scripts._program import UsageError
+
+Result = Attribution | TopK | SelfInfluence
+Row = list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where a result goes.
+
+    Attributes:
+        path: a `.npz` or `.csv` file; None for CSV on standard output.
+    """
+
+    path: Path | None
+
+    @classmethod
+    def of(cls, values: flags.FlagValues) -> Output:
+        """That of `--output`; without it the program is quiet.
+
+        Raises:
+            UsageError: if it is of another kind, or there and not to be
+                overwritten.
+        """
+        if values.output is None:
+            values.quiet = True  # what is printed is the result alone
+            return cls(None)
+        return cls(checked(values, (".npz", ".csv")))
+
+    def write(self, result: Result) -> None:
+        """Writes the result, whole or not at all."""
+        if self.path is None:
+            _print_csv(result)
+        elif self.path.suffix == ".npz":
+            result.save(self.path)
+        else:
+            with (
+                written_whole(self.path) as unfinished,
+                open(unfinished, "w", newline="", encoding="utf-8") as file,
+            ):
+                _write_csv(file, result)
+
+
+def checked(values: flags.FlagValues, endings: tuple[str, ...]) -> Path:
+    """The path of `--output`.
+
+    Raises:
+        UsageError: if it has another ending, is a directory, or is there and
+            not to be overwritten.
+    """
+    path = Path(values.output)
+    if path.suffix not in endings:
+        raise UsageError(
+            f"--output should end in {' or '.join(endings)}. Received: "
+            f"'{path}'."
+        )
+    if path.is_dir():
+        raise UsageError(f"--output='{path}' is a directory.")
+    if path.exists() and not values.overwrite:
+        raise UsageError(f"'{path}' is there already: --overwrite replaces it.")
+    _check_writable(path)
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(
+            f"--output='{path}' cannot be written: '{parent}' is no directory "
+            "that may be written to."
+        )
+
+
+def _print_csv(result: Result) -> None:
+    try:
+        _write_csv(sys.stdout, result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has enough; nor is there more to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write_csv(file: TextIO, result: Result) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows(_rows(result))
+
+
+def _rows(result: Result) -> Iterator[Row]:
+    """The header and the rows of a table."""
+    if isinstance(result, SelfInfluence):
+        ranked = result.ranking()
+        yield ["rank", "train_id", "self_influence"]
+        pairs = zip(ranked.ids.tolist(), ranked.scores, strict=True)
+        for rank, (name, score) in enumerate(pairs, 1):
+            yield [rank, name, _number(score)]
+    elif isinstance(result, TopK):
+        yield ["query_id", "side", "rank", "train_id", "score"]
+        for at, query in enumerate(result.query_ids.tolist()):
+            for side in ("proponent", "opponent"):
+                ranking = getattr(result, f"{side}s")
+                pairs = zip(
+                    ranking.ids[at].tolist(), ranking.scores[at], strict=True
+                )
+                for rank, (name, score) in enumerate(pairs, 1):
+                    yield [query, side, rank, name, _number(score)]
+    else:
+        yield ["query_id", *result.train_ids.tolist()]
+        for query, row in zip(
+            result.query_ids.tolist(), result.scores, strict=True
+        ):
+            yield [query, *map(_number, row)]
+
+
+def _number(score: Any) -> str:
+    return f"{score:.9g}"  # enough digits for a float32 to be read back

@@ -1,0 +1,106 @@
+"""Builds an index of training examples, which answers queries in milliseconds.
+
+    keras_tracin-index --task=digits_task --index=index/digits --dim=1024
+    keras_tracin-query --task=digits_task --index=index/digits --queries=3
+
+Every training example's gradient is sketched at every checkpoint, into --dim
+numbers, and written to the directory of the index. A build that was
+interrupted, by whatever, is continued by the same call. When it is done, the
+program prints its size and what share of the strongest examples by exact scores
+it finds.
+
+An index of influence functions, at the last checkpoint of the run:
+
+    keras_tracin-index --task=digits_task --index=index/digits_influence \\
+        --method=influence --solver=sketch --damping=0.01
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from keras_tracin.index import InfluenceIndex
+from keras_tracin.index.store import FILE_NAME
+from keras_tracin.representer import RepresenterPoints
+from keras_tracin.scripts import _flags
+from keras_tracin.scripts._job import Job, opened
+from keras_tracin.scripts._program import SUCCESS, Program, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    return Program("index", __doc__ or "", _define, _work).main(argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+    _flags.define_task(values)
+    _flags.define_method(values)
+    here = {"flag_values": values, "module_name": _flags.INDEX}
+    flags.DEFINE_string(
+        "index", None, "The directory of the index.", required=True, **here
+    )
+    flags.DEFINE_enum(
+        "dtype", "float32", ("float32", "float16"), "Of rows on disk.", **here
+    )
+    flags.DEFINE_enum(
+        "search",
+        None,
+        ("exact", "flat", "hnsw", "ivf"),
+        "How rows are searched; by default the first that is fast enough.",
+        **here,
+    )
+    _flags.define_overwrite(
+        values, "Begin anew: delete the index that is in the directory."
+    )
+    _flags.define_quiet(values)
+
+
+def _work(values: flags.FlagValues) -> int:
+    directory = _directory(values)
+    with opened(values) as job:
+        index = _built(job, directory)
+        if not values.quiet:
+            print(index)
+    return SUCCESS
+
+
+def _directory(values: flags.FlagValues) -> Path:
+    """Where the index goes; not where there is something else."""
+    directory = Path(values.index)
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"--index='{directory}' is a file.")
+    holds = sorted(directory.iterdir()) if directory.exists() else []
+    if holds and not (directory / FILE_NAME).is_file():
+        raise UsageError(
+            f"--index='{directory}' holds no index but other files, "
+            f"'{holds[0].name}' for one. Choose another directory."
+        )
+    return directory
+
+
+def _built(job: Job, directory: Path) -> InfluenceIndex:
+    values = job.values
+    method = job.method(projected=False)  # the index has its own sketches
+    if isinstance(method, RepresenterPoints):
+        raise UsageError(
+            "There is no index of representer points. Choose --method=tracin "
+            "or --method=influence."
+        )
+    if values.overwrite and directory.exists():
+        shutil.rmtree(directory)
+    return InfluenceIndex.build(
+        method,
+        directory,
+        projection=None if values.method == "influence" else job.projection(),
+        dtype=values.dtype,
+        search=values.search,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

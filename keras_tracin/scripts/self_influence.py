@@ -1,0 +1,57 @@
+"""Ranks training examples by self-influence: wrong labels come first.
+
+    keras_tracin-self_influence --task=digits_task --output=suspicious.csv
+    keras_tracin-self_influence --task=digits_task | head -20
+
+An example's influence on its own loss is large where the rest of the data does
+not explain it: where it is rare, or its label is wrong. A .csv file has the
+columns rank, train_id and self_influence, the largest first; a .npz file,
+which `kt.SelfInfluence.load` reads, is in reading order. Without --output, CSV
+goes to standard output.
+
+The training loss finds labels that are wrong at random as well; compare.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from keras_tracin.scripts import _flags
+from keras_tracin.scripts._job import opened
+from keras_tracin.scripts._output import Output
+from keras_tracin.scripts._program import SUCCESS, Program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    return Program("self_influence", __doc__ or "", _define, _work).main(argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+    _flags.define_task(values)
+    _flags.define_method(values)
+    _flags.define_output(values, "A .npz or .csv file for the ranking.")
+    _flags.define_directory(values)
+
+
+def _work(values: flags.FlagValues) -> int:
+    output = Output.of(values)
+    with opened(values) as job:
+        kept = {}
+        if values.method != "representer":
+            kept = {"directory": values.directory, "verbose": job.verbose}
+        found = job.method().self_influence(**kept)
+        output.write(found)
+        if not values.quiet:
+            print(
+                f"Self-influence of {len(found):,} training examples is in "
+                f"{output.path}."
+            )
+    return SUCCESS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+import importlib
+import re
+
+import numpy as np
+import pytest
+
+import keras_tracin as kt
+from keras_tracin.runs import run_weights
+from keras_tracin.scripts import score, self_influence
+from keras_tracin.scripts._output import Output
+from tests.scripts.helpers import FEW, TASK, table
+
+
+def parts(work):
+    """The task's model, training data and the queries of `FEW`."""
+    task = importlib.import_module("digits_task")
+    x, y = task.test()
+    few = kt.with_ids((x[[3, 17]], y[[3, 17]]), [3, 17]).batch(2)
+    return task.model(), task.train(), few
+
+
+def assert_close(found, expected):
+    """Equal but for rounding: one is compiled for other queries' number."""
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * size)
+
+
+def test_scores_are_those_of_the_library(work):
+    said = work.run(score, TASK, FEW, "--output=out/all.npz")
+    assert "Scores of 1,200 training examples for 2 queries" in said
+    found = kt.Attribution.load("out/all.npz")
+    model, train, few = parts(work)
+    expected = kt.TracIn(model, train, "runs/digits").influence(few)
+    assert_close(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.query_ids, [3, 17])
+    np.testing.assert_array_equal(found.train_ids, expected.train_ids)
+
+    refused = work.refused(score, TASK, FEW, "--output=out/all.npz")
+    assert "is there already: --overwrite replaces it" in refused
+    work.run(
+        score, TASK, FEW, "--epochs=2,5", "--weights=sum",
+        "--layers=logits", "--output=out/all.npz", "--overwrite", "--quiet",
+    )  # fmt: skip
+    run = kt.TrainingRun("runs/digits").select([1, 4])
+    tracin = kt.TracIn(model, train, run, weights="sum", layers=["logits"])
+    assert_close(
+        kt.Attribution.load("out/all.npz").scores,
+        tracin.influence(few).scores,
+    )
+
+
+def test_table_has_the_strongest_of_each_side_with_their_scores(work):
+    # Two checkpoints, chosen by the loss.
+    flags = (TASK, FEW, "--checkpoints=2")
+    printed = work.run(score, *flags, "--k=3")
+    rows = table(printed)
+    model, train, few = parts(work)
+    run = kt.select_checkpoints(kt.TrainingRun("runs/digits"), 2, verbose=0)
+    scores = kt.TracIn(model, train, run).influence(few)
+    columns = {"proponent": np.sort(-scores.scores), "opponent": None}
+    columns["opponent"] = -np.sort(scores.scores)
+    for side, best in columns.items():
+        got = [r for r in rows if r["side"] == side]
+        assert [r["query_id"] for r in got] == ["3"] * 3 + ["17"] * 3
+        assert [r["rank"] for r in got] == ["1", "2", "3"] * 2
+        values = np.array([float(r["score"]) for r in got]).reshape(2, 3)
+        assert_close(values, -best[:, :3])
+        place = np.array([int(r["train_id"]) for r in got]).reshape(2, 3)
+        assert_close(values, np.take_along_axis(scores.scores, place, axis=1))
+
+    work.run(score, *flags, "--k=3", "--output=top.npz", "--overwrite")
+    saved = kt.TopK.load("top.npz")
+    assert saved.proponents.ids.ravel().tolist() == [
+        int(r["train_id"]) for r in rows if r["side"] == "proponent"
+    ]
+
+
+def test_influence_functions_and_representer_points_are_at_the_last_checkpoint(
+    work,
+):
+    model, train, few = parts(work)
+    common = (TASK, FEW, "--output=out/other.npz", "--overwrite")
+    with run_weights(model) as load:
+        load(kt.TrainingRun("runs/digits")[-1])
+        work.run(
+            score, *common, "--method=influence", "--damping=1",
+            "--curvature=ekfac", "--layers=logits",
+        )  # fmt: skip
+        found = kt.Attribution.load("out/other.npz").scores
+        expected = kt.InfluenceFunctions(
+            model, train, damping=1, curvature="ekfac", layers=["logits"]
+        ).influence(few)
+        assert_close(found, expected.scores)
+
+        work.run(
+            score, *common, "--method=representer", "--l2=0.1", "--target=4"
+        )
+        found = kt.Attribution.load("out/other.npz").scores
+        points = kt.RepresenterPoints(model, train, l2=0.1)
+        assert_close(found, points.influence(few, target=4).scores)
+
+
+def test_interrupted_call_goes_on_from_its_directory(work, monkeypatch):
+    flags = (TASK, FEW, "--directory=parts", "--output=out/kept.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", _interrupt)
+        assert score.main(list(flags)) == 130
+    assert not (work.directory / "out/kept.csv").exists()
+    parts = list((work.directory / "parts").glob("part-*.npz"))
+    written = [path.stat().st_mtime_ns for path in parts]
+    assert written
+    work.run(score, *flags)
+    assert [path.stat().st_mtime_ns for path in parts] == written
+    rows = table((work.directory / "out/kept.csv").read_text())
+    assert [row["query_id"] for row in rows] == ["3", "17"]
+    assert len(rows[0]) == 1201
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_sum_over_queries_is_one_row(work):
+    printed = work.run(score, TASK, FEW, "--aggregate", "--epochs=2,5")
+    (row,) = table(printed)
+    assert row["query_id"] == "sum"
+
+
+def test_self_influence_is_ranked_in_a_table_and_in_order_in_arrays(work):
+    flags = (TASK, "--epochs=2,5")
+    work.run(self_influence, *flags, "--output=self.csv", "--overwrite")
+    work.run(self_influence, *flags, "--output=self.npz", "--overwrite")
+    found = kt.SelfInfluence.load("self.npz")
+    np.testing.assert_array_equal(found.ids, np.arange(1200))
+    rows = table((work.directory / "self.csv").read_text())
+    assert [row["rank"] for row in rows[:3]] == ["1", "2", "3"]
+    assert [int(row["train_id"]) for row in rows] == (
+        found.ranking().ids.tolist()
+    )
+    model, train, _ = parts(work)
+    run = kt.TrainingRun("runs/digits").select([1, 4])
+    expected = kt.TracIn(model, train, run).self_influence()
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=digits_tsak"], "There is no module 'digits_tsak'"),
+        (
+            ["--epochs=9"],
+            "--epochs names 9, .* no checkpoint .* of epochs 1, 2, 3, 4, 5",
+        ),
+        (
+            ["--epochs=1", "--checkpoints=2"],
+            "--checkpoints or --epochs, not both",
+        ),
+        (["--checkpoints=50"], "`count` should be from 1 to"),
+        (["--queries=3,500"], "names '500', .* 100 test examples .* 0, 1, 2"),
+        (["--layers=convolution"], "convolution"),
+        (["--method=influence"], "needs --damping"),
+        (["--k=2000"], "`k` should not exceed"),
+        (["--output=digits_task.py/scores.csv"], "cannot be written"),
+        (["--method=representer", "--target=cat"], "target"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+    work, arguments, message
+):
+    line = work.refused(score, TASK, FEW, *arguments)
+    assert re.search(message, line), line
