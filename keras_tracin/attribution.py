@@ -100,11 +100,11 @@ class TopK:
         sides = ("proponent", "opponent")
         names = [f"{side}_{part}" for side in sides for part in _PARTS]
         stored = _load_arrays(path, ("query_ids", *names))
-        rankings = [
+        proponents, opponents = (
             Ranking(**{part: stored[f"{side}_{part}"] for part in _PARTS})
             for side in sides
-        ]
-        return cls(*rankings, query_ids=stored["query_ids"])
+        )
+        return cls(proponents, opponents, stored["query_ids"])
 
     def to_dataframe(self):
         """A `pandas.DataFrame` with a row per query, side and rank.

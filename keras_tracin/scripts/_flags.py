@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from absl import flags
 
@@ -67,7 +68,7 @@ class _EpochsParser(flags.ArgumentParser):
 
 def define_task(values: flags.FlagValues) -> None:
     """`--task`, and what holds whatever is done with it."""
-    here = {"flag_values": values, "module_name": TASK}
+    here: dict[str, Any] = {"flag_values": values, "module_name": TASK}
     flags.DEFINE_string(
         "task",
         None,
@@ -103,7 +104,7 @@ def define_task(values: flags.FlagValues) -> None:
 
 def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
     """`--run`, and which of its checkpoints count."""
-    here = {"flag_values": values, "module_name": section}
+    here: dict[str, Any] = {"flag_values": values, "module_name": section}
     flags.DEFINE_string(
         "run",
         None,
@@ -146,7 +147,7 @@ def define_method(values: flags.FlagValues) -> None:
     define_run(values)
     define_tracin(values)
     define_influence(values)
-    here = {"flag_values": values, "module_name": REPRESENTER}
+    here: dict[str, Any] = {"flag_values": values, "module_name": REPRESENTER}
     flags.DEFINE_float("l2", 1e-3, "λ, of the retuned last layer.", **here)
     flags.DEFINE_enum(
         "representer",
@@ -159,7 +160,7 @@ def define_method(values: flags.FlagValues) -> None:
 
 def define_tracin(values: flags.FlagValues) -> None:
     """The options of TracIn."""
-    here = {"flag_values": values, "module_name": TRACIN}
+    here: dict[str, Any] = {"flag_values": values, "module_name": TRACIN}
     flags.DEFINE_enum(
         "weights",
         "mean",
@@ -207,7 +208,7 @@ def define_query_loss(values: flags.FlagValues) -> None:
 
 def define_influence(values: flags.FlagValues) -> None:
     """The options of influence functions."""
-    here = {"flag_values": values, "module_name": INFLUENCE}
+    here: dict[str, Any] = {"flag_values": values, "module_name": INFLUENCE}
     flags.DEFINE_float(
         "damping", None, "λ, added to the curvature; needed.", **here
     )
@@ -236,7 +237,7 @@ def define_influence(values: flags.FlagValues) -> None:
 
 def define_queries(values: flags.FlagValues, k: int | None) -> None:
     """`--queries` and `--k`."""
-    here = {"flag_values": values, "module_name": QUERIES}
+    here: dict[str, Any] = {"flag_values": values, "module_name": QUERIES}
     flags.DEFINE_list(
         "queries",
         None,
@@ -280,7 +281,7 @@ def define_output(
     values: flags.FlagValues, text: str, required: bool = False
 ) -> None:
     """`--output`, `--overwrite` and `--quiet`."""
-    here = {"flag_values": values, "module_name": OUTPUT}
+    here: dict[str, Any] = {"flag_values": values, "module_name": OUTPUT}
     flags.DEFINE_string("output", None, text, required=required, **here)
     define_overwrite(values, "Replace the output that is there.")
     define_quiet(values)

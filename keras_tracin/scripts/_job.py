@@ -38,7 +38,7 @@ from keras_tracin.tracin import TracIn
 Method = TracIn | InfluenceFunctions | RepresenterPoints
 
 _BATCH = 256
-_PROJECTIONS = {
+_PROJECTIONS: dict[str, Any] = {
     "tensor_sketch": TensorSketch,
     "gaussian": GaussianProjection,
     "factored": FactoredProjection,
@@ -186,9 +186,10 @@ def _of_epochs(run: TrainingRun, wanted: Sequence[int]) -> TrainingRun:
     epochs = [checkpoint.epoch for checkpoint in run]
     missing = sorted(set(wanted) - set(epochs))
     if missing:
+        there = ", ".join(map(str, sorted(set(epochs))))
         raise UsageError(
             f"--epochs names {missing[0]}, which has no checkpoint in {run!r}; "
-            f"there are those of epochs {', '.join(map(str, sorted(set(epochs))))}."
+            f"there are those of epochs {there}."
         )
     return run.select([i for i, e in enumerate(epochs) if e in wanted])
 

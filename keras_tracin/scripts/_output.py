@@ -45,7 +45,8 @@ class Output:
                 overwritten.
         """
         if values.output is None:
-            values.quiet = True  # what is printed is the result alone
+            # What is printed is the result alone.
+            values["quiet"].value = True
             return cls(None)
         return cls(checked(values, (".npz", ".csv")))
 

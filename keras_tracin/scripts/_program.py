@@ -88,7 +88,9 @@ class Program:
                 f"Only flags (--name=value) are taken. Received: {rest[0]!r}."
             )
 
-    def _warn(self, message, category, filename, lineno, *_) -> None:
+    def _warn(
+        self, message, category, filename, lineno, file=None, line=None
+    ) -> None:
         if issubclass(category, UserWarning):
             self._say("warning", str(message))
 
@@ -127,8 +129,8 @@ def _define_help(values: flags.FlagValues) -> None:
             "Show this, absl's flags for logging, and how to write a task.",
         ),
     ):
-        flag = _HelpFlag(name, False, text, allow_override=True)
-        flags.DEFINE_flag(flag, values, module_name=_HELP)
+        helps = _HelpFlag(name, False, text)
+        flags.DEFINE_flag(helps, values, module_name=_HELP)
     flags.DEFINE_bool(
         "debug",
         False,

@@ -21,6 +21,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     _flags.define_task(values)
     _flags.define_method(values)
-    here = {"flag_values": values, "module_name": _flags.INDEX}
+    here: dict[str, Any] = {"flag_values": values, "module_name": _flags.INDEX}
     flags.DEFINE_string(
         "index", None, "The directory of the index.", required=True, **here
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     _flags.define_task(values)
     _flags.define_queries(values, k=10)
-    here = {"flag_values": values, "module_name": _flags.INDEX}
+    here: dict[str, Any] = {"flag_values": values, "module_name": _flags.INDEX}
     flags.DEFINE_string(
         "index", None, "The directory of the index.", required=True, **here
     )
