@@ -193,7 +193,7 @@ def shares(name: str, repeats: int) -> dict[str, float]:
         batches = [b.data for b in scorer.train.batches(size)]
         steps = scorer.train_steps
         block = next(scorer.blocks(queries))
-        factors, one = block.factors(), np.float32(1)
+        factors, one = block.factors(None), np.float32(1)
         forward = tf.function(lambda x: model(x, training=False))
 
         def each(step):

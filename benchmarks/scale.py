@@ -9,6 +9,7 @@
 - length: the transformer on 64 to 512 tokens;
 - shares: how a batch's time falls to reading, the forward pass, the backward
   pass, and the products of the scores;
+- plans: the memory and time that `plan()` announces, beside what is measured;
 - workers: two processes, pinned to a core each, that share one call, beside
   one.
 
@@ -22,7 +23,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from benchmarks import _scale
+from benchmarks import _measure, _plans, _scale
 
 SECTIONS = (
     "line",
@@ -30,6 +31,7 @@ SECTIONS = (
     "parameters",
     "length",
     "shares",
+    "plans",
     "workers",
 )
 
@@ -103,6 +105,14 @@ def _print_checkpoints(name: str) -> None:
     print(f"{name}, s by checkpoints (each over one): {', '.join(cells)}")
 
 
+def _print_plans() -> None:
+    print("\n| | work | limit | MB said | peak | ratio | s said | s | ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for case in _plans.CASES:
+        found = _measure.in_new_process(_plans.outcome, case)
+        print(_plans.row(case, found), flush=True)
+
+
 def main(_):
     started = time.perf_counter()
     for name in _MODELS.value:
@@ -139,6 +149,8 @@ def main(_):
                 _scale.transformer_on, length, 512, _REPEATS.value
             )
             print(f"| {length} | {row} |", flush=True)
+    if "plans" in _SECTIONS.value:
+        _print_plans()
     print(f"\nIn all {time.perf_counter() - started:.0f} s.")
 
 

@@ -15,6 +15,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -70,6 +71,10 @@ Rates = Mapping[Checkpoint | None, float]
 PRESENT_WEIGHTS: Rates = {None: 1.0}
 
 
+def nothing(checkpoint: Checkpoint | None, *position) -> None:
+    """What a step wants to know that needs none but the data."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """Compiled steps for training examples, and for one kind of queries."""
@@ -90,10 +95,11 @@ class Queries:
         """The queries' ids, in reading order."""
         return np.concatenate([batch.ids for batch in self.batches])
 
-    def factors(self, *position) -> tuple:
+    def factors(self, checkpoint: Checkpoint | None, *position) -> tuple:
         """The compact factors of all the queries, layer by layer.
 
         Args:
+            checkpoint: the one whose weights the model has.
             *position: the checkpoint's, where there is a projection.
         """
         step = self.steps.query.query_factors
@@ -168,7 +174,7 @@ class Scorer:
         self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
         self._like = self.train.first(_FIRST)
-        self._steps: dict[str, Steps] = {}
+        self._steps: dict[tuple[str, bool], Steps] = {}
         self._checked = False
         check_fits(model, self._like, "train")
         check_built_under(strategy, model)
@@ -195,14 +201,40 @@ class Scorer:
         """
         examples, steps = self._open_queries(test)
         if bytes_per_query is None:
+            steps = self._steps_for(examples, steps)
             bytes_per_query = steps.query.factor_bytes
-        # Twice the factors exist for a moment, while batches are joined.
-        room = self.memory_limit // (8 * max(1, bytes_per_query))
+        room = self._room(bytes_per_query)
         if self.parts is not None:
             room = self.parts.agreed("block", max(1, room))
         batches = examples.batches(max(1, min(room, _QUERY_BATCH)))
         for block in in_chunks(batches, room):
             yield Queries(tuple(block), steps)
+
+    def _steps_for(self, examples: Examples, steps: Steps) -> Steps:
+        """Those that hold queries in the form that costs least in all.
+
+        The smallest form makes fewer blocks, for each of which all gradients
+        of training examples are computed anew; the other multiplies faster.
+        """
+        count = examples.size
+        if count is None or self.projection is not None:
+            return steps
+
+        def multiplications(sparing: bool) -> int:
+            """For each training example, over all queries."""
+            work = steps.query.work(sparing)
+            block = max(1, self._room(work.held))
+            return count * work.pairing - (-count // block) * work.making
+
+        sparing = multiplications(True) < multiplications(False)
+        if self.parts is not None:
+            sparing = self.parts.agreed("sparing", sparing)
+        return self.steps_like(examples.first(1), True) if sparing else steps
+
+    def _room(self, bytes_per_query: int) -> int:
+        """How many queries a block may have."""
+        # Twice the factors exist for a moment, while batches are joined.
+        return self.memory_limit // (8 * max(1, bytes_per_query))
 
     def all_queries(self, test: Any) -> Queries:
         """All queries as one block, for methods that reduce them batch-wise."""
@@ -212,7 +244,7 @@ class Scorer:
     def _open_queries(self, test: Any) -> tuple[Examples, Steps]:
         examples = open_examples(test, "test")
         like = examples.first(1)
-        if kind_of(like.data) not in self._steps:
+        if (kind_of(like.data), False) not in self._steps:
             check_fits(self.model, like, "test")
         return examples, self.steps_like(like)
 
@@ -224,7 +256,7 @@ class Scorer:
         *,
         title: str,
         queries: Queries | None = None,
-        prepare: Callable[..., Any] = lambda checkpoint, *position: None,
+        prepare: Callable[..., Any] = nothing,
         finish: Callable[[Any], Any] = lambda found: found,
         verbose: int = 1,
     ) -> None:
@@ -270,7 +302,7 @@ class Scorer:
 
         def checked(checkpoint: Checkpoint | None):
             self.check_interaction()
-            with explaining(self._suspects(queries, self._like)):
+            with self.explaining(queries, self._like):
                 return prepare(checkpoint, *position(checkpoint))
 
         sweep(
@@ -288,22 +320,31 @@ class Scorer:
         self, function: Callable, rates: Rates, queries: Queries | None = None
     ) -> Plan:
         """What `sweep` will do with these, and what it will need."""
+        num_queries = 0 if queries is None else len(queries.ids)
         plan = make_plan(
             self.train,
-            num_queries=0 if queries is None else len(queries.ids),
+            num_queries=num_queries,
             num_checkpoints=len(rates),
-            footprint=footprint(function),
+            footprint=footprint(function, num_queries),
             bytes_per_query=(
                 0 if queries is None else queries.steps.query.factor_bytes
             ),
             memory_limit=self.memory_limit,
         )
+        if queries is not None:
+            sparing = queries.steps.query.sparing
+            plan = dataclasses.replace(plan, sparing=sparing)
         return plan if self.parts is None else self.parts.cut(plan)
 
-    def steps_like(self, batch: Batch) -> Steps:
-        """The compiled steps for queries of the same kind as `batch`."""
+    def steps_like(self, batch: Batch, sparing: bool = False) -> Steps:
+        """The compiled steps for queries of the same kind as `batch`.
+
+        Args:
+            batch: one or more queries.
+            sparing: whether their factors are in the smallest form.
+        """
         kind = kind_of(batch.data)
-        if kind not in self._steps:
+        if (kind, sparing) not in self._steps:
 
             def functions(loss, like, queries=None):
                 return GradientFunctions(
@@ -316,13 +357,14 @@ class Scorer:
                     strategy=self.strategy,
                     projection=self.projection,
                     jit_compile=self.jit_compile,
+                    sparing=sparing,
                 )
 
             query = functions(self._query_value, batch)
             same = self._same_loss and kind == kind_of(self._like.data)
             train = query if same else functions(self.loss, self._like, query)
-            self._steps[kind] = Steps(train, query)
-        return self._steps[kind]
+            self._steps[kind, sparing] = Steps(train, query)
+        return self._steps[kind, sparing]
 
     def raise_not_finite(self, queries: Queries) -> NoReturn:
         """Raises ValueError naming the layer and ids of a bad query."""
@@ -385,6 +427,12 @@ class Scorer:
         )
         return found
 
+    def explaining(
+        self, queries: Queries | None, batch: Batch
+    ) -> contextlib.AbstractContextManager:
+        """Within it, what fails is explained by the data that it fails on."""
+        return explaining(self._suspects(queries, batch))
+
     def _suspects(self, queries: Queries | None, batch: Batch) -> list[Suspect]:
         """The batches to look into when something fails, queries first."""
         suspects = [Suspect("training", batch, self.train_steps)]
@@ -404,7 +452,7 @@ class Scorer:
         """
         if self._checked:
             return
-        with explaining(self._suspects(None, self._like)):
+        with self.explaining(None, self._like):
             found = find_interaction(self.model, self.loss, self._like.data)
         if found is not None and found.is_random:
             warnings.warn(str(found), stacklevel=2)

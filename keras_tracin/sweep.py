@@ -84,7 +84,14 @@ class Plan:
         batch_size: training examples in a step.
         chunk: training examples over which all checkpoints are summed
             before the next are read.
-        memory: estimated peak in bytes, the input data aside.
+        memory: estimated peak in bytes, that of `top_k` or `self_influence`:
+            the input data aside, and the matrix that `influence` returns.
+        num_blocks: blocks of queries; the training examples' gradients are
+            computed anew for each.
+        sparing: whether queries are held in the form that takes the least
+            memory, since gradients would else be computed anew too often.
+        seconds: estimated time, None where it was not asked for or the data
+            does not tell how many they are.
     """
 
     num_train: int | None
@@ -93,10 +100,13 @@ class Plan:
     batch_size: int
     chunk: int
     memory: int
+    num_blocks: int = 1
+    sparing: bool = False
+    seconds: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def steps(self) -> int | None:
-        """Batches over all checkpoints, None where the data does not tell."""
+        """Batches of one block over all checkpoints; None if not known."""
         if self.num_train is None:
             return None
         batches = math.ceil(self.num_train / self.batch_size)
@@ -104,13 +114,37 @@ class Plan:
 
     def __str__(self) -> str:
         train = "?" if self.num_train is None else f"{self.num_train:,}"
-        queries = f" × {self.num_queries:,} queries" * bool(self.num_queries)
+        work = f"{train} training examples"
+        if self.num_queries:
+            work += f" × {self.num_queries:,} queries"
+        if self.num_blocks > 1:
+            work += f" (in {self.num_blocks:,} blocks)"
         plural = "" if self.num_checkpoints == 1 else "s"
-        return (
-            f"{train} training examples{queries} × {self.num_checkpoints} "
-            f"checkpoint{plural}, batches of {self.batch_size}, about "
-            f"{max(1, round(self.memory / 2**20)):,} MB of memory"
-        )
+        parts = [
+            f"{work} × {self.num_checkpoints} checkpoint{plural}",
+            f"batches of {self.batch_size}",
+            f"about {max(1, round(self.memory / 2**20)):,} MB of memory",
+        ]
+        if self.sparing:
+            parts.insert(1, "factors in their smallest form")
+        if self.seconds is not None:
+            parts.append(in_words(self.seconds))
+        return ", ".join(parts)
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, roughly.
+
+    >>> in_words(0.2), in_words(50), in_words(700), in_words(9000)
+    ('under a second', 'about 50 s', 'about 12 min', 'about 2.5 h')
+    """
+    if seconds < 1:
+        return "under a second"
+    if seconds < 100:
+        return f"about {seconds:.0f} s"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
 
 
 def default_memory_limit() -> int:
@@ -158,8 +192,9 @@ def make_plan(
         num_checkpoints=num_checkpoints,
         batch_size=batch,
         chunk=chunk,
-        memory=batch * footprint.peak
-        + 2 * num_queries * bytes_per_query
+        memory=footprint.fixed
+        + min(batch, known) * footprint.peak
+        + 2 * num_queries * bytes_per_query  # once more while joined
         + known * row,
     )
 
@@ -211,6 +246,7 @@ def sweep(
                     sums[..., start:stop] += found
                     progress.advance()
             sink.add(chunk.ids, sums)
+            del sums  # before the next chunk's are made
 
 
 def _chunks(train: Examples, plan: Plan) -> Iterator[Chunk]:

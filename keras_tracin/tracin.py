@@ -35,18 +35,15 @@ from keras_tracin.attribution import (
 )
 from keras_tracin.collecting import Stream
 from keras_tracin.distribution import Strategy
+from keras_tracin.forecast import forecast, forecast_plainly
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.preconditioner import Preconditioner
 from keras_tracin.projection import Projection
 from keras_tracin.rates import checkpoint_rates, warn_of_final_only
 from keras_tracin.runs import TrainingRun, check_checkpoint
-from keras_tracin.scoring import Queries, Rates, Scorer
+from keras_tracin.scoring import Queries, Rates, Scorer, nothing
 from keras_tracin.sweep import Plan, Sink
-
-
-def _nothing(checkpoint, *position) -> None:
-    """What a step wants to know that needs none but the data."""
 
 
 class TracIn:
@@ -271,7 +268,7 @@ class TracIn:
         """
         scorer = self._kept(directory, "self_influence")
         steps = scorer.train_steps
-        step, prepare = steps.squared_norms, _nothing
+        step, prepare = steps.squared_norms, nothing
         if self._preconditioner is not None:
             step, prepare = steps.weighted_norms, self._diagonals(steps)
         return collecting.self_influence(
@@ -284,17 +281,27 @@ class TracIn:
     def plan(self, test: Any = None) -> Plan:
         """What scoring `test` will take; without it, self-influence.
 
-        Print it for examples, checkpoints and estimated memory.
+        Print it: examples, checkpoints, and the memory and time it will take
+        here. For the time a batch is scored, which takes a moment.
+
+        Raises:
+            ValueError: if `test` does not fit the model.
         """
-        aware = self.optimizer_aware
+        if not self.optimizer_aware:
+            return forecast_plainly(self._scorer, self._rates, test)
         if test is None:
             steps = self._scorer.train_steps
-            step = steps.weighted_norms if aware else steps.squared_norms
-            return self._scorer.plan(step, self._rates)
+            step, prepare = steps.weighted_norms, self._diagonals(steps)
+            return forecast(self._scorer, self._rates, step, prepare=prepare)
         queries = next(self._blocks(self._scorer, test))
-        steps = queries.steps.train
-        step = steps.along if aware else steps.products
-        return self._scorer.plan(step, self._rates, queries)
+        return forecast(
+            self._scorer,
+            self._rates,
+            queries.steps.train.along,
+            test,
+            queries=queries,
+            prepare=self._weighed(queries),
+        )
 
     def _influence_on_sum(self, test: Any, verbose: int) -> Attribution:
         """One row: every query's gradients are summed before they meet any."""
@@ -360,7 +367,7 @@ class TracIn:
                 queries.steps.train.products,
                 sink,
                 queries,
-                prepare=lambda _, *position: queries.factors(*position),
+                prepare=queries.factors,
                 verbose=verbose,
             )
 
@@ -402,7 +409,7 @@ class TracIn:
         step,
         sink: Sink,
         queries=None,
-        prepare=_nothing,
+        prepare=nothing,
         verbose=1,
     ) -> None:
         scorer.sweep(

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.check import job
-from keras_tracin.check.report import CheckReport, Finding, in_words
-from keras_tracin.scoring import PRESENT_WEIGHTS, Scorer
+from keras_tracin.check.report import CheckReport, Finding
+from keras_tracin.scoring import Scorer
 from tests.bad_input_test import Centred, flip, last_weights, state
 
 layers, ops = keras.layers, keras.ops
@@ -351,51 +351,14 @@ def test_the_plan_is_that_of_the_method(trained, report):
     assert report.seconds > 0
 
 
-def test_time_grows_with_the_work(trained, monkeypatch):
-    """Each piece of work is taken to last a second."""
-    model, directory = trained
-    monkeypatch.setattr(job, "_seconds", lambda work: 1.0)
-    run = kt.TrainingRun(directory)
-
-    def seconds(run, test=None, train=TRAIN):
-        return kt.check(model, train, run, test, verbose=0).seconds
-
-    per_sweep = 1.0  # 30 examples are timed as one batch
-    assert seconds(None) == per_sweep
-    assert seconds(run) == 3 * (per_sweep + 1)  # each loaded in a second
-    assert seconds(run, TEST) == 3 * (per_sweep + 2)  # and queries captured
-    scorer = Scorer(model, TRAIN)
-    queries = next(scorer.blocks(TEST))
-    _, time = job.estimate(scorer, PRESENT_WEIGHTS, queries, 60, lambda _: None)
-    assert time == 10 * (per_sweep + 1)  # ten blocks of six
-    endless = tf.data.Dataset.from_generator(
-        lambda: zip(*TRAIN, strict=True),
-        output_signature=(tf.TensorSpec([4]), tf.TensorSpec([], tf.int64)),
-    )
-    assert seconds(run, train=endless.batch(10)) is None
-
-
 def test_a_report_orders_what_it_says():
     findings = tuple(
         Finding(severity, "run", f"{severity} message " * 20)
         for severity in ("error", "warning", "note")
     )
-    report = CheckReport((), {}, findings, None, None)
+    report = CheckReport((), {}, findings, None)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("error, run: error message")
     assert lines[-1] == "not ready: 1 error, 1 warning, 1 note"
-    assert str(CheckReport((), {}, (), None, None)) == "ready: nothing to say"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.2, "under a second"),
-        (50, "50 s"),
-        (700, "12 min"),
-        (9000, "2.5 h"),
-    ],
-)
-def test_times_are_said_roughly(seconds, words):
-    assert in_words(seconds) == words
+    assert str(CheckReport((), {}, (), None)) == "ready: nothing to say"

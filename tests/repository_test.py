@@ -51,6 +51,7 @@ IMPORT_ORDER = (
     "collecting",
     "diagnosis",
     "scoring",
+    "forecast",
     "curvature.operators",
     "curvature.examples",
     "curvature.penalty",

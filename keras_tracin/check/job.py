@@ -1,11 +1,6 @@
-"""A small part of the job, done: do examples mix, and how long will it take."""
+"""A small part of the job, done, to see if examples depend on their batch."""
 
 from __future__ import annotations
-
-import math
-import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,13 +8,9 @@ import tensorflow as tf
 from keras_tracin.check.report import Finding
 from keras_tracin.diagnosis import Suspect, not_finite
 from keras_tracin.gradients.interaction import rounding
-from keras_tracin.runs import Checkpoint
-from keras_tracin.scoring import Queries, Rates, Scorer
-from keras_tracin.sweep import Plan
+from keras_tracin.scoring import Scorer
 
 _COMPARED = 4  # examples whose gradients are taken alone and together
-_TIMED = 64  # at most, training examples in the batch that is timed
-_REPEATS = 3
 
 
 def compare_gradients(scorer: Scorer, where: str) -> Finding | None:
@@ -62,52 +53,3 @@ def compare_gradients(scorer: Scorer, where: str) -> Finding | None:
         f"length for id {batch.ids[row]} is {alone[row]:.6g} alone and "
         f"{together[row]:.6g} among {count}, expected the same.",
     )
-
-
-def estimate(
-    scorer: Scorer,
-    rates: Rates,
-    queries: Queries | None,
-    num_queries: int | None,
-    load: Callable[[Checkpoint], None],
-) -> tuple[Plan, float | None]:
-    """What the job will do, and how many seconds it will take here.
-
-    Args:
-        scorer: the model and its training data.
-        rates: the checkpoints to visit.
-        queries: the first block of queries; None for self-influence.
-        num_queries: how many there are in all, if that is known.
-        load: puts a checkpoint's weights into the model.
-
-    Returns:
-        The plan of the first block, and the time of all blocks; None if the
-        size of the data is not known.
-    """
-    step, factors, blocks = scorer.train_steps.squared_norms, [], 1
-    if queries is not None:
-        step, factors = queries.steps.train.products, [queries.factors()]
-        blocks = math.ceil((num_queries or 0) / len(queries.ids))
-    plan = scorer.plan(step, rates, queries)
-    batch = scorer.train.first(min(plan.batch_size, _TIMED))
-    rate = np.float32(1)
-    per_batch = _seconds(lambda: step(batch.data, *factors, rate).numpy())
-    per_checkpoint = _seconds(queries.factors) if queries else 0.0
-    checkpoint = next(iter(rates))
-    if checkpoint is not None:
-        per_checkpoint += _seconds(lambda: load(checkpoint))
-    if not blocks or plan.num_train is None:
-        return plan, None
-    per_checkpoint += per_batch / len(batch) * plan.num_train
-    return plan, blocks * len(rates) * per_checkpoint
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    """The median time of some work, after it was done once."""
-    work()
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[_REPEATS // 2]

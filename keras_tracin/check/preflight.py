@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.check import structure
-from keras_tracin.check.job import compare_gradients, estimate
+from keras_tracin.check.job import compare_gradients
 from keras_tracin.check.reading import reading_findings
 from keras_tracin.check.report import (
     SEVERITIES,
@@ -23,6 +23,7 @@ from keras_tracin.check.report import (
 from keras_tracin.datasets import open_examples
 from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
+from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
 from keras_tracin.rates import checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
@@ -103,7 +104,6 @@ class _Preflight:
         self._layers: tuple[LayerReport, ...] = ()
         self._left_out: dict[str, int] = {}
         self._plan: Plan | None = None
-        self._seconds: float | None = None
 
     def report(self) -> CheckReport:
         findings = sorted(
@@ -114,7 +114,6 @@ class _Preflight:
             self._left_out,
             tuple(findings),
             self._plan,
-            self._seconds,
         )
 
     def look(self, train: Any, run: Any, test: Any) -> None:
@@ -213,10 +212,4 @@ class _Preflight:
             different = compare_gradients(scorer, name_of(checkpoint))
             if different is not None:
                 self._findings.append(different)
-            queries, count = None, None
-            if test is not None:
-                queries = next(scorer.blocks(test))
-                count = open_examples(test, "test").size
-            self._plan, self._seconds = estimate(
-                scorer, rates, queries, count, load
-            )
+            self._plan = forecast_plainly(scorer, rates, test)

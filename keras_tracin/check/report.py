@@ -54,17 +54,19 @@ class CheckReport:
         parameters: how many numbers these train.
         left_out: how many of the model's other numbers there are, by reason.
         findings: errors first, then warnings, then notes.
-        plan: what the job will do and the memory it needs; None where errors
-            are in the way.
-        seconds: how long the job will take here, estimated from a small part
-            of it; None like `plan`, or where the size is not known.
+        plan: what the job will do, and the memory and time it needs here; None
+            where errors are in the way.
     """
 
     layers: tuple[LayerReport, ...]
     left_out: dict[str, int]
     findings: tuple[Finding, ...]
     plan: Plan | None
-    seconds: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """The plan's time; None where the size of the data is not known."""
+        return None if self.plan is None else self.plan.seconds
 
     @property
     def ok(self) -> bool:
@@ -97,7 +99,8 @@ class CheckReport:
     def __str__(self) -> str:
         parts = [_layers_table(self), *map(_entry, self.findings)]
         if self.plan is not None:
-            parts.append(_job(self.plan, self.seconds))
+            job = f"job: {self.plan}"
+            parts.append(textwrap.fill(job, _WIDTH, subsequent_indent="  "))
         counts = [
             f"{len(found)} {severity}{'s' * (len(found) != 1)}"
             for severity in SEVERITIES
@@ -106,21 +109,6 @@ class CheckReport:
         verdict = "ready" if self.ok else "not ready"
         summary = ", ".join(counts) or "nothing to say"
         return "\n".join([*filter(None, parts), f"{verdict}: {summary}"])
-
-
-def in_words(seconds: float) -> str:
-    """A length of time, roughly.
-
-    >>> in_words(0.2), in_words(50), in_words(700), in_words(9000)
-    ('under a second', '50 s', '12 min', '2.5 h')
-    """
-    if seconds < 1:
-        return "under a second"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _layers_table(report: CheckReport) -> str:
@@ -151,8 +139,3 @@ def _entry(finding: Finding) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _job(plan: Plan, seconds: float | None) -> str:
-    time = "" if seconds is None else f", about {in_words(seconds)}"
-    return textwrap.fill(f"job: {plan}{time}", _WIDTH, subsequent_indent="  ")

@@ -2,13 +2,14 @@
 
 Synopsis:
 
-    found = footprint(functions.products)
-    batch_size = memory // found.peak
+    found = footprint(functions.products, num_queries=100)
+    batch_size = (memory - found.fixed) // found.peak
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import tensorflow as tf
 
@@ -25,41 +26,59 @@ _ALIASES = {
 }
 
 
+# Code and threads' buffers that come into memory with a first step, and those
+# that convolutions unfold patches into, which have the size of a CPU's cache.
+# Measured, as what is missing without them (benchmarks/README.md, "Plans").
+_FIRST_STEP = 20 * 2**20
+_CONVOLUTIONS = 48 * 2**20
+
+
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Bytes per example of the tensors a compiled step makes.
+    """Bytes that a compiled step takes, those of its arguments aside.
 
     Attributes:
-        peak: of those that exist at the same time, at most, if operations
-            run in the order of the trace and free what none after them reads.
-        largest: of the largest.
+        peak: of one example's tensors that exist at the same time, at most,
+            if operations run in the order of the trace and free what none
+            after them reads.
+        largest: of one example's largest tensor.
+        fixed: of what does not depend on the number of examples.
     """
 
     peak: int
     largest: int
+    fixed: int = 0
 
 
-def footprint(step) -> Footprint:
+def footprint(step, num_queries: int = 0) -> Footprint:
     """The footprint of a `tf.function` that has one trace.
 
-    Tensors count where their first dimension is the batch's, the only one
-    that the trace leaves open. What happens inside loops and nested functions
-    is not seen, only what comes out.
+    Tensors count where their first dimension is open, as the batch's is; a
+    second open one is that of the queries. What happens inside loops and
+    nested functions is not seen, only what comes out.
+
+    Args:
+        step: the compiled step.
+        num_queries: how many it is given.
     """
     graph = step.get_concrete_function().graph
     operations = graph.get_operations()
-    buffers = _Buffers()
+    buffers = _Buffers(num_queries)
     for at, operation in enumerate(operations):
         buffers.add(operation, at)
     for output in graph.outputs:
         buffers.keep(output, len(operations))
-    return Footprint(buffers.peak(len(operations)), buffers.largest)
+    fixed = _FIRST_STEP
+    if any("Conv" in operation.type for operation in operations):
+        fixed += _CONVOLUTIONS
+    return Footprint(buffers.peak(len(operations)), buffers.largest, fixed)
 
 
 class _Buffers:
     """The spans of operations over which each piece of memory is needed."""
 
-    def __init__(self):
+    def __init__(self, num_queries: int):
+        self._num_queries = num_queries
         self._owner: dict = {}  # tensor: the tensor whose memory it is
         self._spans: dict = {}  # owner: [bytes, made at, last read at]
 
@@ -72,8 +91,11 @@ class _Buffers:
                 self._owner[output.ref()] = self._owner.get(source.ref())
             return
         for output in operation.outputs:
+            size = self._bytes_per_example(output)
+            if operation.type == "Placeholder":
+                size = 0  # an argument
             self._owner[output.ref()] = output.ref()
-            self._spans[output.ref()] = [_bytes_per_example(output), at, at]
+            self._spans[output.ref()] = [size, at, at]
 
     def keep(self, tensor: tf.Tensor, at: int) -> None:
         """Says that `tensor` is still needed at operation `at`."""
@@ -96,9 +118,9 @@ class _Buffers:
             highest = max(highest, live)
         return highest
 
-
-def _bytes_per_example(tensor: tf.Tensor) -> int:
-    shape = tensor.shape
-    if not shape.rank or shape[0] is not None or None in shape[1:]:
-        return 0
-    return shape[1:].num_elements() * tensor.dtype.size
+    def _bytes_per_example(self, tensor: tf.Tensor) -> int:
+        shape = tensor.shape
+        if not shape.rank or shape[0] is not None:
+            return 0
+        rest = [self._num_queries if n is None else n for n in shape[1:]]
+        return math.prod(rest) * tensor.dtype.size

@@ -56,6 +56,8 @@ class GradientFunctions:
             `captured`, `rows` and `along`. These steps then take one more
             argument at their end: the checkpoint's position.
         jit_compile: whether XLA compiles the steps, anew for each batch size.
+        sparing: whether factors are held in the form that takes the least
+            memory, in place of the one that is multiplied fastest.
     """
 
     def __init__(
@@ -69,7 +71,10 @@ class GradientFunctions:
         strategy: Strategy | None = None,
         projection: Projection | None = None,
         jit_compile: bool = False,
+        sparing: bool = False,
     ):
+        self.sparing = sparing
+        self._work: dict[bool, algebra.Work] = {}
         self._queries = queries or self
         self._model, self._loss = model, loss
         self._strict = strict
@@ -93,6 +98,9 @@ class GradientFunctions:
         if self._projection is None:
             return found
         return project(self._projection, found, *position)
+
+    def _compact(self, factors: tuple) -> tuple:
+        return tuple(algebra.compact(f, self.sparing) for f in factors)
 
     @property
     def _position(self) -> tuple:
@@ -120,8 +128,12 @@ class GradientFunctions:
 
         def step(data):
             found = self._capture(data)
-            compact = tuple(algebra.compact(f) for f in found.factors)
-            return dataclasses.replace(found, factors=compact)
+            for sparing in (False, True):  # shapes, that are known now
+                shares = [algebra.work(f, sparing) for f in found.factors]
+                self._work[sparing] = sum(shares, start=algebra.Work(0))
+            return dataclasses.replace(
+                found, factors=self._compact(found.factors)
+            )
 
         return self._traced(step, axis=0)
 
@@ -156,9 +168,10 @@ class GradientFunctions:
 
         def step(data, queries, rate, position):
             found = self._capture(data).factors
+            compact = self._compact(found)
             shares = [
-                algebra.inner(query, algebra.compact(factors))
-                for query, factors in zip(queries, found, strict=True)
+                algebra.inner(query, factors)
+                for query, factors in zip(queries, compact, strict=True)
             ]
             scores = tf.transpose(_scaled_sum(rate, shares))
             return projection.sketch(found, position), scores
@@ -238,9 +251,10 @@ class GradientFunctions:
 
         def step(data, queries, rate, *position):
             found = self._factors(data, position)
+            compact = self._compact(found)
             shares = [
-                algebra.inner(query, algebra.compact(factors))
-                for query, factors in zip(queries, found, strict=True)
+                algebra.inner(query, factors)
+                for query, factors in zip(queries, compact, strict=True)
             ]
             return _scaled_sum(rate, shares)
 
@@ -339,6 +353,11 @@ class GradientFunctions:
             spec.shape[1:].num_elements() * spec.dtype.size
             for spec in tf.nest.flatten(self.factor_specs)
         )
+
+    def work(self, sparing: bool) -> algebra.Work:
+        """What an example takes in this form of its factors, or the other."""
+        self.captured.get_concrete_function()
+        return self._work[sparing]
 
     def losses(self, data) -> tf.Tensor:
         """The per-example losses `[n]`, computed eagerly.

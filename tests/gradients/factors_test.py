@@ -18,6 +18,7 @@ from keras_tracin.gradients.factors import (
     split,
     squared_norm,
     total,
+    work,
 )
 
 VOCABULARY = 6
@@ -225,6 +226,36 @@ def test_compact_takes_the_cheaper_form(sizes, kind):
 )
 def test_compact_takes_the_cheaper_form_of_a_table(sizes, kind):
     assert isinstance(compact(tied(4, *sizes)), kind)
+
+
+@pytest.mark.parametrize(
+    ("factors", "fast", "smallest"),
+    [
+        (outer(4, 1, 3, 2, True), OuterFactors, OuterFactors),
+        # 100·70 multiplications against 1200, but 700 numbers.
+        (outer(4, 10, 30, 40, True), DenseGradients, OuterFactors),
+        (outer(4, 20, 30, 40, True), DenseGradients, DenseGradients),
+        (tied(4, 2, 1, 60), TableFactors, TableFactors),
+        # 2·66 + 2·61 numbers against 360.
+        (tied(4, 2, 2, 60), DenseGradients, TableFactors),
+        (tied(4, 3, 4, 60), DenseGradients, DenseGradients),
+    ],
+)
+def test_the_sparing_form_holds_the_fewest_numbers(factors, fast, smallest):
+    for sparing, kind in ((False, fast), (True, smallest)):
+        form = compact(factors, sparing)
+        assert isinstance(form, kind)
+        held = sum(
+            leaf.shape[1:].num_elements() * leaf.dtype.size
+            for leaf in tf.nest.flatten(form)
+        )
+        # Ids are counted like other numbers.
+        assert held <= work(factors, sparing).held <= 1.2 * held
+        np.testing.assert_allclose(
+            inner(form, form), rows(factors) @ rows(factors).T
+        )
+    assert work(factors, True).held <= work(factors, False).held
+    assert work(factors, True).pairing >= work(factors, False).pairing
 
 
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (2, 30, 40), (20, 3, 2)])

@@ -29,6 +29,7 @@ from keras_tracin.gradients.factors.kinds import (
     TableFactors,
 )
 from keras_tracin.gradients.factors.operations import (
+    Work,
     compact,
     contract,
     inner,
@@ -37,6 +38,7 @@ from keras_tracin.gradients.factors.operations import (
     squared_norm,
     total,
     weighted_norm,
+    work,
 )
 from keras_tracin.gradients.factors.outer import with_ones
 
@@ -47,6 +49,7 @@ __all__ = [
     "LookupFactors",
     "OuterFactors",
     "TableFactors",
+    "Work",
     "compact",
     "concat",
     "contract",
@@ -62,4 +65,5 @@ __all__ = [
     "total",
     "weighted_norm",
     "with_ones",
+    "work",
 ]

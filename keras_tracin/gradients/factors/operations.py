@@ -8,6 +8,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import tensorflow as tf
@@ -31,15 +32,54 @@ def materialize(factors: Factors) -> DenseGradients:
 
 
 @functools.singledispatch
-def compact(factors: Factors) -> Factors:
+def compact(factors: Factors, sparing: bool = False) -> Factors:
     """The form in which inner products with many others are cheapest.
 
     Position pairs cost `t² (i + o)` a pair of examples, materialised gradients
     `i·o` a pair (and `t·i·o` once an example); a table's lookups add pairs of
     `s` positions with the `t` of its product. The choice depends on static
     shapes alone, so both sides of a product make the same one.
+
+    Args:
+        factors: those of any number of examples.
+        sparing: take the form with the fewest numbers instead, `t (i + o)` of
+            an example against `i·o`.
     """
     return factors
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an example's gradient in its `compact` form takes.
+
+    Attributes:
+        held: bytes.
+        making: multiplications in the backward pass that makes it.
+        pairing: multiplications in a product with one other.
+    """
+
+    held: int
+    making: int = 0
+    pairing: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.held + other.held,
+            self.making + other.making,
+            self.pairing + other.pairing,
+        )
+
+
+@functools.singledispatch
+def work(factors: Factors, sparing: bool = False) -> Work:
+    """What an example takes, as far as its two forms differ in it.
+
+    Args:
+        factors: those of any number of examples, or their shapes.
+        sparing: as in `compact`.
+    """
+    leaves = tf.nest.flatten(factors)
+    return Work(sum(x.shape[1:].num_elements() * x.dtype.size for x in leaves))
 
 
 @functools.singledispatch

@@ -15,6 +15,7 @@ from keras_tracin.gradients.factors.kinds import (
     OuterFactors,
 )
 from keras_tracin.gradients.factors.operations import (
+    Work,
     compact,
     contract,
     inner,
@@ -23,6 +24,7 @@ from keras_tracin.gradients.factors.operations import (
     squared_norm,
     total,
     weighted_norm,
+    work,
 )
 
 # Numbers in a kernel up to which an example's gradient is made to be
@@ -49,12 +51,27 @@ def _(factors: OuterFactors) -> DenseGradients:
     return DenseGradients(tuple(parts), outputs=o)
 
 
-@compact.register
-def _(factors: OuterFactors) -> Factors:
+def _stays(factors: OuterFactors, sparing: bool) -> bool:
+    """Whether the compact form is that of factors."""
     t, i, o = factors.sizes
-    if t is None or (t > 1 and t * t * (i + o) >= i * o):
-        return materialize(factors)
-    return factors
+    if t is None or t == 1:
+        return t == 1
+    return (t if sparing else t * t) * (i + o) < i * o
+
+
+@compact.register
+def _(factors: OuterFactors, sparing: bool = False) -> Factors:
+    return factors if _stays(factors, sparing) else materialize(factors)
+
+
+@work.register
+def _(factors: OuterFactors, sparing: bool = False) -> Work:
+    t, i, o = factors.sizes
+    size, bias = factors.grads.dtype.size, o * factors.bias
+    if _stays(factors, sparing):
+        # Forward, and backward to the inputs.
+        return Work(size * t * (i + o), 2 * t * i * o, t * t * (i + o))
+    return Work(size * (i * o + bias), 3 * (t or 1) * i * o, i * o)
 
 
 @inner.register

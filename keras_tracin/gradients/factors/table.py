@@ -16,12 +16,14 @@ from keras_tracin.gradients.factors.kinds import (
     TableFactors,
 )
 from keras_tracin.gradients.factors.operations import (
+    Work,
     compact,
     contract,
     inner,
     materialize,
     squared_norm,
     total,
+    work,
 )
 
 
@@ -32,15 +34,31 @@ def _(factors: TableFactors) -> DenseGradients:
     return DenseGradients((rows + outer,))
 
 
-@compact.register
-def _(factors: TableFactors) -> Factors:
+def _stays(factors: TableFactors, sparing: bool) -> bool:
+    """Whether the compact form is that of factors."""
     t, i, o = factors.outer.sizes
     s = factors.looked_up.ids.shape[1]
     if t is None or s is None:
-        return materialize(factors)
-    if t * t * (i + o) + 2 * s * t * (o + 1) >= i * o:
-        return materialize(factors)
-    return factors
+        return False
+    if sparing:
+        return t * (i + o) + s * (o + 1) < i * o
+    return t * t * (i + o) + 2 * s * t * (o + 1) < i * o
+
+
+@compact.register
+def _(factors: TableFactors, sparing: bool = False) -> Factors:
+    return factors if _stays(factors, sparing) else materialize(factors)
+
+
+@work.register
+def _(factors: TableFactors, sparing: bool = False) -> Work:
+    t, i, o = factors.outer.sizes
+    s, size = factors.looked_up.ids.shape[1], factors.outer.grads.dtype.size
+    if _stays(factors, sparing):
+        pairing = t * t * (i + o) + 2 * s * t * (o + 1)
+        held = size * (t * (i + o) + s * (o + 1))
+        return Work(held, 2 * t * i * o, pairing)
+    return Work(size * i * o, 3 * (t or 1) * i * o, i * o)
 
 
 @inner.register

@@ -1,0 +1,134 @@
+"""How long a call will take here, from a small part of its work.
+
+Synopsis:
+
+    print(forecast_plainly(scorer, rates, test))  # memory and time
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_tracin.attribution import TopKMerger
+from keras_tracin.datasets import open_examples
+from keras_tracin.runs import run_weights
+from keras_tracin.scoring import Queries, Rates, Scorer, nothing
+from keras_tracin.sweep import Plan
+
+_K = 10  # as in `top_k`
+_REPEATS = 3
+_LONG = 1.0  # seconds after which a piece of work is not repeated
+
+
+def forecast(
+    scorer: Scorer,
+    rates: Rates,
+    step: Callable,
+    test: Any = None,
+    *,
+    queries: Queries | None = None,
+    prepare: Callable[..., Any] = nothing,
+) -> Plan:
+    """What a call will do, what memory it needs, and how long it will take.
+
+    A batch of training examples is read and scored, a block of queries
+    prepared, and a checkpoint loaded, for real: a second or so, and longer
+    for large models. The model gets its weights back.
+
+    Args:
+        scorer: the model and its training data.
+        rates: the checkpoints to visit.
+        step: as in `Scorer.sweep`.
+        test: the queries; None for self-influence.
+        queries: the first block of them.
+        prepare: as in `Scorer.sweep`.
+
+    Returns:
+        The plan of the first block, with the number of blocks and the time
+        of all; without a time if the size of the data is not known.
+
+    Raises:
+        ValueError: if a step cannot take the data, naming the reason.
+    """
+    plan, blocks = scorer.plan(step, rates, queries), 1
+    if queries is not None:
+        total = open_examples(test, "test").size
+        blocks = math.ceil((total or 0) / len(queries.ids))
+        plan = dataclasses.replace(
+            plan,
+            num_queries=total or plan.num_queries,
+            num_blocks=max(1, blocks),
+        )
+    if not blocks or plan.num_train is None:
+        return plan
+    seconds = _per_block(scorer, rates, step, plan, queries, prepare)
+    return dataclasses.replace(plan, seconds=blocks * seconds)
+
+
+def forecast_plainly(scorer: Scorer, rates: Rates, test: Any = None) -> Plan:
+    """The forecast for plain inner products, of queries or with itself."""
+    if test is None:
+        return forecast(scorer, rates, scorer.train_steps.squared_norms)
+    queries = next(scorer.blocks(test))
+    step = queries.steps.train.products
+    return forecast(
+        scorer, rates, step, test, queries=queries, prepare=queries.factors
+    )
+
+
+def _per_block(
+    scorer: Scorer,
+    rates: Rates,
+    step: Callable,
+    plan: Plan,
+    queries: Queries | None,
+    prepare: Callable[..., Any],
+) -> float:
+    assert plan.num_train is not None
+    batch = scorer.train.first(plan.batch_size)
+    reading = _seconds(lambda: scorer.train.first(plan.batch_size))
+    reading -= _seconds(lambda: scorer.train.first(1))  # what opening takes
+    checkpoint, rate = list(rates.items())[-1]
+    position = () if scorer.projection is None else (np.int32(0),)
+    per_checkpoint = 0.0
+    with run_weights(scorer.model) as load:
+        if checkpoint is not None:
+            per_checkpoint += _seconds(lambda: load(checkpoint))
+        with scorer.explaining(queries, batch):
+            prepared = prepare(checkpoint, *position)
+            extra = () if prepared is None else (prepared,)
+            if extra:
+                per_checkpoint += _seconds(
+                    lambda: prepare(checkpoint, *position)
+                )
+
+            def score() -> np.ndarray:
+                rated = np.float32(rate)
+                return step(batch.data, *extra, rated, *position).numpy()
+
+            scoring, scores = _seconds(score), score()
+    ranking = 0.0
+    if queries is not None:
+        merger = TopKMerger(queries.ids, min(_K, len(batch)))
+        ranking = _seconds(lambda: merger.add(batch.ids, scores))
+    batches = plan.num_train / len(batch)
+    per_checkpoint += scoring * batches
+    once = (max(0.0, reading) + ranking) * batches
+    return once + len(rates) * per_checkpoint
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """The median time of some work, after it was done once."""
+    work()
+    times: list[float] = []
+    while len(times) < _REPEATS and sum(times) < _LONG:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
