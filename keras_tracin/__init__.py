@@ -60,9 +60,11 @@ from keras_tracin.trace import (
     trace_training,
 )
 from keras_tracin.tracin import TracIn
+from keras_tracin.trak import TRAK
 
 __all__ = [
     "CG",
+    "TRAK",
     "Arnoldi",
     "Attribution",
     "CheckReport",

@@ -160,6 +160,38 @@ class Attribution:
         m, n = self.scores.shape
         return f"<Attribution of {m} queries to {n} training examples>"
 
+    @classmethod
+    def mean(cls, attributions: Sequence[Attribution]) -> Attribution:
+        """The mean of scores by several trainings of a model.
+
+        What is due to chance in one training, initial weights and order,
+        averages out; of all one can do for the quality of scores, this helps
+        most.
+
+        Args:
+            attributions: of the same queries and training examples.
+
+        Raises:
+            ValueError: if there are none, or if they differ in ids.
+        """
+        if not attributions:
+            raise ValueError(
+                "`attributions` should hold one or more. Received: none."
+            )
+        first = attributions[0]
+        for other in attributions[1:]:
+            for side in ("query_ids", "train_ids"):
+                if not np.array_equal(
+                    getattr(first, side), getattr(other, side)
+                ):
+                    raise ValueError(
+                        "`attributions` should be of the same queries and "
+                        "training examples, in the same order. Received "
+                        f"{first!r} and {other!r}, which differ in `{side}`."
+                    )
+        scores = sum(each.scores / len(attributions) for each in attributions)
+        return cls(scores, first.query_ids, first.train_ids)
+
     def top_k(self, k: int) -> TopK:
         """The `k` strongest proponents and opponents of each query.
 

@@ -46,7 +46,7 @@ from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
-from keras_tracin.losses import per_example_loss
+from keras_tracin.losses import PerExampleLoss, per_example_loss
 from keras_tracin.parts import Parts
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
@@ -121,11 +121,13 @@ class Scorer:
         strategy: a `tf.distribute.Strategy` to spread each step over.
         projection: scores sketches in place of gradients.
         jit_compile: as in `TracIn`.
+        output: differentiated in place of the losses, of training examples
+            and queries alike: `(y, y_pred, sample_weight) -> [n]`.
 
     Attributes:
         model: the model.
         train: the opened training examples.
-        loss: the per-example loss of training.
+        loss: the per-example loss of training, or `output`.
         strategy: what each step is spread over.
         jit_compile: whether XLA compiles the steps.
         projection: what makes the sketches, or None.
@@ -150,6 +152,7 @@ class Scorer:
         strategy: Strategy | None = None,
         projection: Projection | None = None,
         jit_compile: bool | str = "auto",
+        output: PerExampleLoss | None = None,
     ):
         self.model = model
         if projection is not None:
@@ -173,6 +176,9 @@ class Scorer:
         self.loss = per_example_loss(model, loss, class_weight)
         self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
+        if output is not None:
+            self.loss = self._query_value = output
+            self._same_loss = True
         self._like = self.train.first(_FIRST)
         self._steps: dict[tuple[str, bool], Steps] = {}
         self._checked = False

@@ -261,3 +261,20 @@ def test_self_influence_as_a_table_and_ranked():
     ranked = influence.ranking()
     assert ranked.ids.tolist() == [11, 13, 10, 12]
     assert ranked.scores.tolist() == [5.0, 2.0, 1.0, 1.0]
+
+
+def test_the_mean_of_several_trainings():
+    ids = np.arange(2), np.arange(3)
+    one, other = np.ones((2, 3)), np.arange(6.0).reshape(2, 3)
+    found = Attribution.mean([Attribution(one, *ids), Attribution(other, *ids)])
+    np.testing.assert_allclose(found.scores, (one + other) / 2)
+    assert found.train_ids.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="differ in `train_ids`"):
+        Attribution.mean(
+            [
+                Attribution(one, *ids),
+                Attribution(other, ids[0], ids[1] + 1),
+            ]
+        )
+    with pytest.raises(ValueError, match="Received: none"):
+        Attribution.mean([])

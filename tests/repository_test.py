@@ -26,6 +26,7 @@ IMPORT_ORDER = (
     "loss_terms",
     "losses",
     "query_losses",
+    "model_outputs",
     "runs.*",
     "gradients.compiling",
     "gradients.lookup",

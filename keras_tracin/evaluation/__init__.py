@@ -1,16 +1,28 @@
 """Whether scores tell what happens, and what they are good for."""
 
+from keras_tracin.evaluation.brittle import Brittleness, brittleness
+from keras_tracin.evaluation.datamodels import LDS, lds
 from keras_tracin.evaluation.leaving_out import LeaveOneOut, leave_one_out
 from keras_tracin.evaluation.mislabels import (
     MislabelDetection,
     flip_labels,
     mislabel_detection,
 )
+from keras_tracin.evaluation.subsets import Retrained, retrain_on_subsets
+from keras_tracin.evaluation.tail_patches import TailPatch, tail_patch
 
 __all__ = [
+    "LDS",
+    "Brittleness",
     "LeaveOneOut",
     "MislabelDetection",
+    "Retrained",
+    "TailPatch",
+    "brittleness",
     "flip_labels",
+    "lds",
     "leave_one_out",
     "mislabel_detection",
+    "retrain_on_subsets",
+    "tail_patch",
 ]

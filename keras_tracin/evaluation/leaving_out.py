@@ -21,13 +21,14 @@ from typing import Any
 import keras
 import numpy as np
 import scipy.stats
-import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
-from keras_tracin.datasets import Examples, open_examples
-from keras_tracin.query_losses import query_value
-
-_BATCH = 1024  # examples read or evaluated at a time
+from keras_tracin.datasets import open_examples
+from keras_tracin.evaluation.training_again import (
+    check_same,
+    query_values,
+    read_whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,26 +111,16 @@ def leave_one_out(
         ValueError: if fewer than two examples are to be left out, if an id is
             unknown, or if the scores are not of these examples and queries.
     """
-    train_ids, arrays = _in_memory(open_examples(train, "train"))
+    data, asked = read_whole(train, "train"), read_whole(test, "test")
     queries = open_examples(test, "test")
-    query_ids, _ = _in_memory(queries)
-    _check_same("training examples", scores.train_ids, train_ids)
-    _check_same("queries", scores.query_ids, query_ids)
+    check_same("training examples", scores.train_ids, data.ids)
+    check_same("queries", scores.query_ids, asked.ids)
     columns = _columns(scores, ids, count)
 
     def values(keep: np.ndarray) -> np.ndarray:
-        kept = tf.nest.map_structure(lambda leaf: leaf[keep], arrays)
-        model = fit(kept)
-        measure = query_value(model, query_loss, loss)
-        found = [
-            measure(
-                batch.y, model(batch.x, training=False), batch.sample_weight
-            )
-            for batch in queries.batches(_BATCH)
-        ]
-        return np.concatenate(found).astype(np.float64)
+        return query_values(fit(data.rows(keep)), queries, query_loss, loss)
 
-    everything = np.ones(len(train_ids), bool)
+    everything = np.ones(len(data.ids), bool)
     whole = values(everything)
     changes = []
     for column in columns:
@@ -138,20 +129,10 @@ def leave_one_out(
         changes.append(values(keep) - whole)
     return LeaveOneOut(
         train_ids=scores.train_ids[columns],
-        query_ids=query_ids,
+        query_ids=asked.ids,
         predicted=scores.scores[:, columns],
         actual=np.stack(changes, axis=1),
     )
-
-
-def _in_memory(examples: Examples) -> tuple[np.ndarray, Any]:
-    """All ids `[n]`, and `(x, y[, sample_weight])` as arrays."""
-    batches = list(examples.batches(_BATCH))
-    data = tf.nest.map_structure(
-        lambda *leaves: np.concatenate(leaves),
-        *(batch.data for batch in batches),
-    )
-    return np.concatenate([batch.ids for batch in batches]), data
 
 
 def _columns(
@@ -177,12 +158,3 @@ def _columns(
             f"{len(columns)}."
         )
     return columns
-
-
-def _check_same(what: str, scored: np.ndarray, given: np.ndarray) -> None:
-    if not np.array_equal(scored, given):
-        raise ValueError(
-            f"`scores` should be of these {what}, in the same order. Received "
-            f"scores of {len(scored)} and data of {len(given)}, whose ids "
-            "differ. Score the data that is given here."
-        )

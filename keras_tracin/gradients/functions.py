@@ -146,6 +146,19 @@ class GradientFunctions:
             axis=0,
         )
 
+    @functools.cached_property
+    def sketched_with_values(self):
+        """`(data, position) -> factors, values [n]`: sketches and losses."""
+
+        def step(data, position):
+            found = self._capture(data)
+            assert self._projection is not None
+            return project(
+                self._projection, found.factors, position
+            ), found.losses
+
+        return self._traced(step, _POSITION, axis=0)
+
     def query_factors(self, data, *position) -> tuple:
         """What `products` wants to know of queries."""
         if self._projection is None:

@@ -1,0 +1,79 @@
+"""What every comparison with real trainings needs: data, and queries' values.
+
+Synopsis:
+
+    data = read_whole(train, "train")
+    model = fit(data.rows(keep))
+    values = query_values(model, test, query_loss="loss", loss=None)  # [m]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.datasets import Examples, content_digest, open_examples
+from keras_tracin.query_losses import query_value
+
+_BATCH = 1024  # examples read or evaluated at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """All examples of some data, in memory.
+
+    Attributes:
+        ids: `[n]`.
+        arrays: `(x, y[, sample_weight])`, with leaves `[n, ...]`.
+        digest: of ids and arrays.
+    """
+
+    ids: np.ndarray
+    arrays: Any
+    digest: str
+
+    def rows(self, chosen: np.ndarray) -> Any:
+        """`(x, y[, sample_weight])` of some examples."""
+        return tf.nest.map_structure(lambda leaf: leaf[chosen], self.arrays)
+
+
+def read_whole(data: Any, name: str) -> Data:
+    """Reads data into memory.
+
+    Args:
+        data: what `model.fit` takes.
+        name: what errors call it.
+    """
+    batches = list(open_examples(data, name).batches(_BATCH))
+    arrays = tf.nest.map_structure(
+        lambda *leaves: np.concatenate(leaves),
+        *(batch.data for batch in batches),
+    )
+    ids = np.concatenate([batch.ids for batch in batches])
+    return Data(ids, arrays, content_digest(batches))
+
+
+def query_values(
+    model: keras.Model, queries: Examples, query_loss: Any, loss: Any
+) -> np.ndarray:
+    """What is measured of each query, `[m]` in float64; lower is better."""
+    measure = query_value(model, query_loss, loss)
+    found = [
+        measure(batch.y, model(batch.x, training=False), batch.sample_weight)
+        for batch in queries.batches(_BATCH)
+    ]
+    return np.concatenate(found).astype(np.float64)
+
+
+def check_same(what: str, scored: np.ndarray, given: np.ndarray) -> None:
+    """Raises ValueError unless scores are of the examples that are given."""
+    if not np.array_equal(scored, given):
+        raise ValueError(
+            f"`scores` should be of these {what}, in the same order. Received "
+            f"scores of {len(scored)} and data of {len(given)}, whose ids "
+            "differ. Score the data that is given here."
+        )
