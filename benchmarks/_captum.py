@@ -15,7 +15,6 @@ from torch import nn
 
 import keras_tracin as kt
 from benchmarks import _models, _torch
-from keras_tracin.runs import run_weights
 
 
 def influence(
@@ -67,12 +66,7 @@ def fast_random_projection(
     Returns:
         `(examples, k) -> ids [m, k]` of proponents, positions in `train`.
     """
-    checkpoints = []
-    with run_weights(model) as load:
-        for checkpoint in run:
-            load(checkpoint)
-            state = copy.deepcopy(_torch.twin(model).state_dict())
-            checkpoints.append((state, checkpoint.learning_rate))
+    checkpoints = _with_rates(model, run)
     network = _torch.twin(model).eval()
     tracin = TracInCPFastRandProj(
         network,
@@ -90,6 +84,31 @@ def fast_random_projection(
         return found.indices.numpy()
 
     return proponents
+
+
+def over_checkpoints(
+    model: keras.Model,
+    run: kt.TrainingRun,
+    train: _models.Arrays,
+    test: _models.Arrays,
+) -> np.ndarray:
+    """TracIn by captum over a run's checkpoints, `[num_test, num_train]`."""
+    tracin = TracInCP(
+        _torch.twin(model).eval(),
+        torch.utils.data.TensorDataset(*_torch.tensors(train)),
+        checkpoints=_with_rates(model, run),
+        checkpoints_load_func=_load_with_rate,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=512,
+        sample_wise_grads_per_batch=True,
+    )
+    return tracin.influence(_torch.tensors(test)).numpy()
+
+
+def _with_rates(model: keras.Model, run: kt.TrainingRun) -> list[tuple]:
+    """The weights and the learning rate of each checkpoint."""
+    rates = [checkpoint.learning_rate for checkpoint in run]
+    return list(zip(_torch.states(model, run), rates, strict=True))
 
 
 def _load_with_rate(

@@ -12,10 +12,14 @@ import tensorflow as tf  # noqa: F401
 import torch
 from dattri.algorithm.influence_function import IFAttributorCG
 from dattri.algorithm.rps import RPSAttributor
+from dattri.algorithm.tracin import TracInAttributor
+from dattri.algorithm.trak import TRAKAttributor
+from dattri.func.utils import flatten_func
 from dattri.task import AttributionTask
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import keras_tracin as kt
 from benchmarks import _models, _torch
 
 
@@ -104,6 +108,72 @@ def conjugate_gradients(
         return attributor.attribute(*loaders).detach().numpy().T
 
     return scores
+
+
+def tracin(
+    model: keras.Model,
+    run: kt.TrainingRun,
+    train: _models.Arrays,
+    test: _models.Arrays,
+) -> np.ndarray:
+    """TracIn by dattri over a run's checkpoints, not projected, `[m, n]`."""
+    network = _torch.twin(model).eval()
+
+    def loss(parameters, example):
+        return nn.functional.cross_entropy(
+            *_alone(network, parameters, example)
+        )
+
+    attributor = TracInAttributor(
+        AttributionTask(loss, network, _torch.states(model, run)),
+        torch.tensor([checkpoint.learning_rate for checkpoint in run]),
+        normalized_grad=False,
+    )
+    attributor.projector_kwargs = None  # it projects unless told otherwise
+    loaders = [
+        DataLoader(TensorDataset(*_torch.tensors(part)), batch_size=250)
+        for part in (train, test)
+    ]
+    return attributor.attribute(*loaders).numpy().T
+
+
+def trak(
+    model: keras.Model,
+    run: kt.TrainingRun,
+    train: _models.Arrays,
+    test: _models.Arrays,
+    dim: int,
+) -> np.ndarray:
+    """TRAK by dattri over a run's checkpoints, without λ, `[m, n]`."""
+    network = _torch.twin(model).eval()
+
+    def chance(parameters, example):
+        return torch.exp(
+            -nn.functional.cross_entropy(*_alone(network, parameters, example))
+        )
+
+    def margin(parameters, example):
+        p = chance(parameters, example)
+        return torch.log(p / (1 - p))
+
+    task = AttributionTask(margin, network, _torch.states(model, run))
+    attributor = TRAKAttributor(
+        task,
+        flatten_func(network)(chance),
+        projector_kwargs={"proj_dim": dim, "proj_max_batch_size": 32},
+    )
+    loaders = [
+        DataLoader(TensorDataset(*_torch.tensors(part)), batch_size=250)
+        for part in (train, test)
+    ]
+    attributor.cache(loaders[0])
+    return attributor.attribute(loaders[1]).detach().numpy().T
+
+
+def _alone(network: nn.Module, parameters, example) -> tuple:
+    """Logits and label of one example, as a batch of one."""
+    x, y = (part.unsqueeze(0) for part in example)
+    return torch.func.functional_call(network, parameters, (x,)), y
 
 
 def _loader(x: torch.Tensor, y: torch.Tensor) -> DataLoader:

@@ -3,6 +3,7 @@
 Needs `pip install torch`, which nothing but the comparisons does.
 """
 
+import copy
 import sys
 
 # TensorFlow first: loaded after PyTorch, the two can clash over OpenMP.
@@ -12,7 +13,9 @@ import tensorflow as tf  # noqa: F401
 import torch
 from torch import nn
 
+import keras_tracin as kt
 from benchmarks import _models
+from keras_tracin.runs import run_weights
 
 _ACTIVATIONS = {
     keras.activations.relu: nn.ReLU,
@@ -48,15 +51,29 @@ def twin(model: keras.Model) -> nn.Sequential:
         elif isinstance(layer, keras.layers.Dense):
             modules.append(_linear(layer, flattened))
             flattened = None
+        elif isinstance(layer, keras.layers.Dropout):
+            continue  # for a network that is evaluated
         else:
             raise TypeError(
-                "Expected Dense, Conv2D, MaxPooling2D or Flatten. "
+                "Expected Dense, Conv2D, MaxPooling2D, Dropout or Flatten. "
                 f"Received: layer={layer}"
             )
         activation = _ACTIVATIONS.get(getattr(layer, "activation", None))
         if activation is not None:
             modules.append(activation())
     return nn.Sequential(*modules)
+
+
+def states(
+    model: keras.Model, run: kt.TrainingRun
+) -> list[dict[str, torch.Tensor]]:
+    """The weights of a run's checkpoints, for the model's twin."""
+    found = []
+    with run_weights(model) as load:
+        for checkpoint in run:
+            load(checkpoint)
+            found.append(copy.deepcopy(twin(model).state_dict()))
+    return found
 
 
 def _convolution(layer: keras.layers.Conv2D) -> nn.Conv2d:

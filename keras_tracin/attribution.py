@@ -189,7 +189,7 @@ class Attribution:
                         "training examples, in the same order. Received "
                         f"{first!r} and {other!r}, which differ in `{side}`."
                     )
-        scores = sum(each.scores / len(attributions) for each in attributions)
+        scores = np.mean([each.scores for each in attributions], axis=0)
         return cls(scores, first.query_ids, first.train_ids)
 
     def top_k(self, k: int) -> TopK:

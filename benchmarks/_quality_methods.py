@@ -1,0 +1,245 @@
+"""The methods that are compared, by name."""
+
+import dataclasses
+import functools
+import pathlib
+import warnings
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+import keras_tracin as kt
+from benchmarks._quality_settings import Arrays, Setting
+from benchmarks._quality_training import Trained, recorded
+
+ENSEMBLE = 5  # trainings
+
+Scores = kt.Attribution
+
+
+class Problem:
+    """What scores are made from.
+
+    Args:
+        setting: the network and its training.
+        train: training examples.
+        test: queries.
+        folder: where recorded trainings are.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        train: Arrays,
+        test: Arrays,
+        folder: pathlib.Path,
+    ):
+        self.setting, self.train, self.test = setting, train, test
+        self._folder = folder
+        self._trained: dict[int, Trained] = {}
+
+    def trained(self, seed: int = 0) -> Trained:
+        """One of the trainings on everything."""
+        if seed not in self._trained:
+            self._trained[seed] = recorded(
+                self.setting, self.train, seed, self._folder
+            )
+        return self._trained[seed]
+
+
+Method = Callable[[Problem, int], Scores]
+
+
+def evenly(run: kt.TrainingRun, count: int) -> kt.TrainingRun:
+    """The last checkpoint and others as far apart as can be."""
+    places = np.linspace(-1, len(run) - 1, count + 1).round()[1:]
+    return run.select(places.astype(int).tolist())
+
+
+def tracin(choose: Callable = lambda run: run, **options) -> Method:
+    """TracIn at chosen checkpoints."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        model, run = _opened(problem, seed)
+        method = kt.TracIn(model, problem.train, choose(run), **options)
+        return method.influence(problem.test, verbose=0)
+
+    return scores
+
+
+def last_layer(problem: Problem, seed: int) -> Scores:
+    """TracIn of ten checkpoints, in the last layer alone."""
+    name = problem.trained(seed).model.layers[-1].name
+    return tracin(ten, layers=[name])(problem, seed)
+
+
+def cosine(problem: Problem, seed: int) -> Scores:
+    """Cosines of the gradients at the end of training."""
+    model, run = _opened(problem, seed)
+    found = tracin(last)(problem, seed)
+    own = [
+        kt.TracIn(model, data, run[-1:]).self_influence(verbose=0).scores
+        for data in (problem.test, problem.train)
+    ]
+    lengths = np.sqrt(np.maximum(np.outer(*own), 1e-30))
+    return dataclasses.replace(found, scores=found.scores / lengths)
+
+
+def influence(damping: float, solver=None, curvature="gauss_newton") -> Method:
+    """Influence functions at the end of training."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        method = kt.InfluenceFunctions(
+            problem.trained(seed).model,
+            problem.train,
+            damping=damping,
+            solver=solver,
+            curvature=curvature,
+        )
+        return method.influence(problem.test, verbose=0)
+
+    return scores
+
+
+def representer(l2: float, method: str) -> Method:
+    """Representer points; in a regression turned towards the label."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        model = problem.trained(seed).model
+        points = kt.RepresenterPoints(
+            model, problem.train, l2=l2, method=method, verbose=0
+        )
+        found = points.influence(problem.test, verbose=0)
+        if isinstance(problem.setting.loss, keras.losses.MeanSquaredError):
+            # Positive raises the output, which helps if it is too low.
+            missing = problem.test[1] - model.predict(
+                problem.test[0], verbose=0
+            )
+            return dataclasses.replace(found, scores=found.scores * missing)
+        return found
+
+    return scores
+
+
+def trak(
+    choose: Callable,
+    damping: float = 1.0,
+    dim: int = 2048,
+    trainings: int = 1,
+) -> Method:
+    """TRAK at chosen checkpoints of one or several trainings."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        runs = [
+            choose(problem.trained(seed + more).run)
+            for more in range(trainings)
+        ]
+        method = kt.TRAK(
+            problem.trained(seed).model,
+            problem.train,
+            runs,
+            projection=kt.TensorSketch(dim),
+            damping=damping,
+        )
+        return method.influence(problem.test, verbose=0)
+
+    return scores
+
+
+def similarity(problem: Problem, seed: int, by_label: bool = False) -> Scores:
+    """Cosines of what the last layer reads; no attribution at all.
+
+    With `by_label`, negative for examples of another class.
+    """
+    model = problem.trained(seed).model
+    sides = []
+    reader = keras.Model(model.inputs, model.layers[-1].input)
+    for x, _ in (problem.test, problem.train):
+        features = reader.predict(x, verbose=0).reshape(len(x), -1)
+        sides.append(features / np.linalg.norm(features, axis=1)[:, None])
+    found = sides[0] @ sides[1].T
+    if by_label:
+        labels = problem.test[1], problem.train[1]
+        found = np.where(np.equal.outer(*labels), found, -found)
+    m, n = found.shape
+    return Scores(found, np.arange(m), np.arange(n))
+
+
+def several(method: Method) -> Method:
+    """The mean over trainings of scores."""
+    return lambda problem, seed: Scores.mean(
+        [method(problem, seed + more) for more in range(ENSEMBLE)]
+    )
+
+
+def last(run: kt.TrainingRun) -> kt.TrainingRun:
+    """The last checkpoint."""
+    return run[-1:]
+
+
+def ten(run: kt.TrainingRun) -> kt.TrainingRun:
+    """Ten checkpoints, evenly spaced."""
+    return evenly(run, 10)
+
+
+def _opened(problem: Problem, seed: int):
+    warnings.filterwarnings("ignore", "TracIn was given the final")
+    found = problem.trained(seed)
+    return found.model, found.run
+
+
+def described(solver) -> str:
+    """A solver's class, and what was chosen of it."""
+    fields = (
+        f"{field.name}={getattr(solver, field.name)}"
+        for field in dataclasses.fields(solver)
+        if getattr(solver, field.name) != field.default
+    )
+    return f"{type(solver).__name__}({', '.join(fields)})"
+
+
+def methods(
+    setting: Setting, damping: float, ekfac_damping: float
+) -> dict[str, Method]:
+    """All methods of a setting, in the order of the table's rows."""
+    ekfac = influence(ekfac_damping, curvature="ekfac")
+    found: dict[str, Method] = {
+        "TracIn, 1 checkpoint": tracin(last),
+        "TracIn, 5": tracin(lambda run: evenly(run, 5)),
+        "TracIn, 10": tracin(ten),
+        "TracIn, 10 selected": tracin(
+            lambda run: kt.select_checkpoints(run, 10, verbose=0)
+        ),
+        "TracIn, 10, TensorSketch(1024)": tracin(
+            ten, projection=kt.TensorSketch(1024)
+        ),
+    }
+    if isinstance(setting.optimizer(), keras.optimizers.Adam):
+        found["TracIn, 10, optimizer-aware"] = tracin(ten, optimizer_aware=True)
+    found |= {
+        "TracIn, 10, last layer": last_layer,
+        "gradient cosine": cosine,
+    }
+    for solver in setting.solvers:
+        name = f"influence, {described(solver)}"
+        found[name] = influence(damping, solver)
+    found |= {
+        "influence, EK-FAC": ekfac,
+        "representer points, L2": representer(1e-2, "l2"),
+        "representer points, LJE": representer(1e-2, "lje"),
+        "TRAK, 1 checkpoint": trak(last),
+        "TRAK, 10": trak(ten),
+        "embedding similarity": similarity,
+    }
+    if not isinstance(setting.loss, keras.losses.MeanSquaredError):
+        found["embedding similarity, by label"] = functools.partial(
+            similarity, by_label=True
+        )
+    found |= {
+        f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
+        f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
+        f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),
+        f"TRAK, 10, {ENSEMBLE} trainings": trak(ten, trainings=ENSEMBLE),
+    }
+    return found

@@ -1,0 +1,253 @@
+"""Which method predicts what training really does, on networks like yours.
+
+    python -m benchmarks.quality --settings=mnist_logistic --cache_dir=quality
+
+For each setting (see `_quality_settings`), on 100 queries, with 95% intervals:
+
+*LDS*: the linear datamodeling score, over 50 random halves of the training
+examples, each trained on with two or three seeds.
+*Tail patch*: what one step on a query's ten strongest proponents takes from its
+loss, less what a step on random examples does, as a share of the mean loss.
+*Brittleness* (logistic regression): how many right predictions turn once the
+strongest proponents are left out of training.
+
+The damping of influence functions is chosen by the LDS of 50 other queries.
+Outcomes, recorded trainings and scores are kept under `--cache_dir`, and a run
+that was stopped goes on. `--peer=captum` or `dattri` scores the same weights
+and data by another library, and says how alike its scores are.
+"""
+
+import json
+import os
+import pathlib
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+import keras_tracin as kt
+from benchmarks import _quality_methods as _methods
+from benchmarks._quality_settings import QUERIES, SETTINGS, Setting
+from benchmarks._quality_training import Trainer
+from keras_tracin._files import written_whole
+
+_SETTINGS = flags.DEFINE_list("settings", list(SETTINGS), "What to measure.")
+_METHODS = flags.DEFINE_string(
+    "methods", "", "Only methods with this in their names."
+)
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", "quality", "Where everything that is made is kept."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    os.environ.get("KERAS_TRACIN_DATA", "../shared/data"),
+    "Folder that holds tfds/, dbpedia/ and california_housing/.",
+)
+_SUBSETS = flags.DEFINE_integer("subsets", 50, "Random halves.", lower_bound=2)
+_PEER = flags.DEFINE_enum(
+    "peer", "none", ["none", "captum", "dattri"], "Library to compare with."
+)
+
+_TAIL = 10  # proponents that a step is made of
+_BRITTLE_QUERIES = 30
+
+
+class Bench:
+    """One setting, with all that is kept of it."""
+
+    def __init__(self, name: str):
+        self.setting: Setting = SETTINGS[name]
+        self.folder = pathlib.Path(_CACHE_DIR.value, name)
+        self._train, self._everyone = self.setting.load(_DATA_DIR.value)
+        self.problem = self._problem(slice(None, QUERIES))
+        self._tuning = self._problem(slice(QUERIES, None))
+        self._results = self.folder / "results.json"
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self._results.is_file():
+            self.rows = json.loads(self._results.read_text())
+        self._trainer = Trainer(self.setting)
+
+    def _problem(self, rows: slice) -> _methods.Problem:
+        queries = tuple(part[rows] for part in self._everyone)
+        return _methods.Problem(self.setting, self._train, queries, self.folder)
+
+    def retrain(self) -> None:
+        """Trains on the subsets, or finds that it has been done."""
+        outcomes = kt.evaluation.retrain_on_subsets(
+            self._trainer,
+            self._train,
+            self._everyone,
+            self.folder / "retrained",
+            num_subsets=_SUBSETS.value,
+            seeds=range(self.setting.seeds),
+            config=self.setting.describe(),
+            verbose=0,
+        )
+        self._outcomes = outcomes
+        reported = self._chosen(slice(None, QUERIES))
+        print(
+            f"{outcomes.masks.shape[0]} subsets, {self.setting.seeds} seeds "
+            f"each; ceiling of the LDS {reported.ceiling:.3f}",
+            flush=True,
+        )
+
+    def _chosen(self, rows: slice) -> kt.evaluation.Retrained:
+        """The outcomes of some queries, numbered from zero."""
+        each = self._outcomes.each[:, :, rows]
+        return kt.evaluation.Retrained(
+            self._outcomes.masks,
+            each,
+            self._outcomes.train_ids,
+            np.arange(each.shape[2]),
+        )
+
+    def damping(self, kind: str) -> float:
+        """The λ whose scores of the tuning queries predict best."""
+        solver = None if kind == "ekfac" else self.setting.solvers[0]
+        found = {}
+        for damping in self.setting.dampings:
+            name = f"tuning-{kind}-{damping}"
+            if name not in self.rows:
+                method = _methods.influence(damping, solver, kind)
+                scores = method(self._tuning, 0)
+                value = kt.evaluation.lds(
+                    scores, self._chosen(slice(QUERIES, None)), resamples=1
+                ).mean
+                self._keep(name, {"lds": value})
+            found[damping] = self.rows[name]["lds"]
+        best = max(found, key=lambda damping: found[damping])
+        print(f"λ of {kind}: {best}, LDS {found}", flush=True)
+        return best
+
+    def scores(self, name: str, method: _methods.Method) -> kt.Attribution:
+        """The scores of a method, made now or before."""
+        path = self.folder / "scores" / f"{_slug(name)}.npz"
+        if not path.is_file():
+            start = time.perf_counter()
+            found = method(self.problem, 0)
+            seconds = time.perf_counter() - start
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found.save(path)
+            self._keep(name, {"seconds": seconds})
+        return kt.Attribution.load(path)
+
+    def measure(self, name: str, method: _methods.Method) -> None:
+        """All figures of a method, unless they are there."""
+        if "lds" in self.rows.get(name, {}):
+            return
+        scores = self.scores(name, method)
+        found = kt.evaluation.lds(scores, self._chosen(slice(None, QUERIES)))
+        row = dict(self.rows.get(name, {}))
+        row |= {"lds": found.mean, "lds_interval": found.confidence_interval}
+        row |= self._tail_patch(scores)
+        if self.setting.brittle:
+            row["brittle"] = self._brittle(scores)
+        self._keep(name, row)
+        print(f"{name}: {self.cells(name)}", flush=True)
+
+    def _tail_patch(self, scores: kt.Attribution) -> dict[str, Any]:
+        model = self.problem.trained().model
+        test = self.problem.test
+        found = kt.evaluation.tail_patch(
+            scores, model, self._train, test, k=_TAIL, learning_rate=0.01
+        )
+        mean = float(model.evaluate(*test, verbose=0))
+        each = (found.gain - found.random_gain) / mean
+        error = 1.96 * each.std() / np.sqrt(len(each))
+        return {"tail": float(each.mean()), "tail_error": float(error)}
+
+    def _brittle(self, scores: kt.Attribution) -> list[float]:
+        rows = slice(None, _BRITTLE_QUERIES)
+        few = kt.Attribution(
+            scores.scores[rows], scores.query_ids[rows], scores.train_ids
+        )
+        found = kt.evaluation.brittleness(
+            few,
+            self._train,
+            tuple(part[rows] for part in self.problem.test),
+            self._trainer,
+            counts=(self.setting.brittle,),
+        )
+        right = int((found.margins > 0).sum())
+        return [float(found.share[0]), float(found.random_share[0]), right]
+
+    def cells(self, name: str) -> str:
+        """A method's figures, as a row of the table."""
+        row = self.rows[name]
+        low, high = row["lds_interval"]
+        cells = [
+            f"{row['lds']:.3f} ({low:.2f} to {high:.2f})",
+            f"{row['tail']:.3f} ± {row['tail_error']:.3f}",
+        ]
+        if self.setting.brittle:
+            cells.append(f"{row['brittle'][0]:.2f}")
+        return " | ".join([*cells, f"{row['seconds']:.1f}"])
+
+    def table(self) -> str:
+        """The figures of all methods that are there, as Markdown."""
+        names = ["LDS", "tail patch"]
+        if self.setting.brittle:
+            names.append("flips")
+        names.append("s")
+        lines = [
+            f"| {self.folder.name} | {' | '.join(names)} |",
+            "|---|" + "---:|" * len(names),
+        ]
+        for name, row in self.rows.items():
+            if "lds_interval" in row:
+                lines.append(f"| {name} | {self.cells(name)} |")
+        return "\n".join(lines)
+
+    def _keep(self, name: str, row: dict[str, Any]) -> None:
+        self.rows[name] = row
+        with written_whole(self._results) as unfinished:
+            unfinished.write_text(json.dumps(self.rows, indent=1))
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+def _compare(bench: Bench) -> None:
+    """Scores of another library, and how alike ours are."""
+    from benchmarks import _quality_peers  # Needs PyTorch.
+
+    convex = len(bench.problem.trained().model.layers) == 1
+    known = _quality_peers.pairs(_PEER.value, convex)
+    for name, (ours, theirs) in known.items():
+        bench.measure(name, theirs)
+        mine = bench.scores(f"{name}: ours", ours)
+        other = bench.scores(name, theirs)
+        alike = [
+            np.corrcoef(one, two)[0, 1]
+            for one, two in zip(mine.scores, other.scores, strict=True)
+        ]
+        seconds = bench.rows[f"{name}: ours"]["seconds"]
+        print(
+            f"{name}: Pearson with ours {np.median(alike):.5f} (least "
+            f"{np.min(alike):.5f}); ours takes {seconds:.1f} s",
+            flush=True,
+        )
+
+
+def main(_) -> None:
+    """Measures the settings that were asked for."""
+    warnings.simplefilter("once")
+    for name in _SETTINGS.value:
+        bench = Bench(name)
+        bench.retrain()
+        if _PEER.value != "none":
+            _compare(bench)
+        else:
+            dampings = [bench.damping(k) for k in ("gauss_newton", "ekfac")]
+            known = _methods.methods(bench.setting, *dampings)
+            for each, method in known.items():
+                if _METHODS.value in each:
+                    bench.measure(each, method)
+        print(bench.table(), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
