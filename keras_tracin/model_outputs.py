@@ -118,9 +118,10 @@ def _margin(model: keras.Model, alone: bool) -> ModelOutput:
         weights = sample_weights(sample_weight, f)
         return weights * tf.sigmoid(-f).numpy()
 
-    return ModelOutput(
-        "margin", value, pull, lambda y, f, w=None: sample_weights(w, f)
-    )
+    def weight(y, f, sample_weight=None):
+        return sample_weights(sample_weight, f)
+
+    return ModelOutput("margin", value, pull, help=weight)
 
 
 def _prediction(loss: PerExampleLoss) -> ModelOutput:
@@ -141,7 +142,7 @@ def _prediction(loss: PerExampleLoss) -> ModelOutput:
             values = loss(tf.reshape(y, [-1, 1]), f, sample_weight)
         return -tape.gradient(values, f).numpy()[:, 0]
 
-    return ModelOutput("prediction", value, pull, pull)
+    return ModelOutput("prediction", value, pull, help=pull)
 
 
 def _shape_of(y_pred: Any) -> tuple:

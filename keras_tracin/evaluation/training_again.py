@@ -36,7 +36,7 @@ class Data:
     arrays: Any
     digest: str
 
-    def rows(self, chosen: np.ndarray) -> Any:
+    def rows(self, chosen: np.ndarray | slice) -> Any:
         """`(x, y[, sample_weight])` of some examples."""
         return tf.nest.map_structure(lambda leaf: leaf[chosen], self.arrays)
 
