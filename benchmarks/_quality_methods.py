@@ -221,6 +221,8 @@ def methods(
         "TracIn, 10, last layer": last_layer,
         "gradient cosine": cosine,
     }
+    if len(setting.build().layers) == 1:
+        del found["TracIn, 10, last layer"]  # it is the only one
     for solver in setting.solvers:
         name = f"influence, {described(solver)}"
         found[name] = influence(damping, solver)

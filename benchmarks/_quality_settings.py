@@ -26,14 +26,14 @@ _SOLVERS: tuple[Solver, ...] = (
     kt.Arnoldi(200),
     kt.CG(1e-2),
     kt.LiSSA(steps=1000),
-    kt.RandomizedSketch(1000),
+    kt.RandomizedSketch(500, steps=300),
 )
+_SMALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # where training went far
 # In minutes, not hours, where one product with the curvature takes long.
 _FEW_STEPS: tuple[Solver, ...] = (
-    kt.Arnoldi(50),
-    kt.CG(1e-2, max_steps=10),
+    kt.Arnoldi(100),
+    kt.CG(1e-2, max_steps=40),
     kt.LiSSA(steps=300),
-    kt.RandomizedSketch(256, steps=200),
 )
 _CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -242,6 +242,7 @@ SETTINGS = {
         _CLASSES,
         epochs=50,
         seeds=3,
+        dampings=_SMALL,
         solvers=_FEW_STEPS,
     ),
     "cifar10_cnn": Setting(
@@ -250,8 +251,8 @@ SETTINGS = {
         _momentum,
         _CLASSES,
         epochs=15,
-        dampings=(0.01, 0.1, 1.0),
-        solvers=_FEW_STEPS[:1],
+        dampings=(0.001, 0.01, 0.1),
+        solvers=(kt.Arnoldi(50),),
     ),
     "dbpedia_words": Setting(
         _dbpedia,
@@ -259,6 +260,7 @@ SETTINGS = {
         lambda: keras.optimizers.Adam(0.005),
         _CLASSES,
         epochs=10,
+        dampings=_SMALL,
         solvers=_FEW_STEPS,
     ),
     "housing_mlp": Setting(
@@ -267,6 +269,7 @@ SETTINGS = {
         lambda: keras.optimizers.Adam(0.003),
         keras.losses.MeanSquaredError(),
         epochs=30,
+        dampings=(0.001, 0.01, 0.1, 1.0),
         batch_size=32,
     ),
 }
