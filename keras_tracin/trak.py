@@ -37,7 +37,6 @@ from keras_tracin.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.collecting import Stream
 from keras_tracin.curvature.operators import check_damping
 from keras_tracin.datasets import Batch
-from keras_tracin.diagnosis import Suspect, explaining
 from keras_tracin.distribution import Strategy
 from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.model_outputs import model_output, sample_weights
@@ -305,8 +304,8 @@ class TRAK:
 
     def _pass_over(self, each: _Each, verbose: int) -> None:
         """Calls `each` with the features of all batches at all checkpoints."""
-        scorer, steps = self._scorer, self._scorer.train_steps
-        step = steps.sketched_with_values
+        scorer = self._scorer
+        step = scorer.train_steps.sketched_with_values
         plan = scorer.plan(step, self._rates)
         progress = Progress(plan, verbose, "TRAK")
         scorer.check_interaction()
@@ -315,7 +314,7 @@ class TRAK:
                 if checkpoint is not None:
                     load(checkpoint)
                 for batch in scorer.train.batches(plan.batch_size):
-                    with explaining([Suspect("training", batch, steps)]):
+                    with scorer.explaining(None, batch):
                         (features,), outputs = step(
                             batch.data, np.int32(position)
                         )
