@@ -206,6 +206,25 @@ class Bench:
             unfinished.write_text(json.dumps(self.rows, indent=1))
 
 
+def overview(benches: list[Bench]) -> str:
+    """The LDS of all methods in all settings, as Markdown."""
+    heads = " | ".join(bench.folder.name for bench in benches)
+    lines = [f"| | {heads} |", "|---|" + "---:|" * len(benches)]
+    names = dict.fromkeys(
+        name
+        for bench in benches
+        for name, row in bench.rows.items()
+        if "lds_interval" in row
+    )
+    for name in names:
+        cells = [
+            bench.cells(name).split(" | ")[0] if name in bench.rows else ""
+            for bench in benches
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name)
 
@@ -235,6 +254,7 @@ def _compare(bench: Bench) -> None:
 def main(_) -> None:
     """Measures the settings that were asked for."""
     warnings.simplefilter("once")
+    benches = []
     for name in _SETTINGS.value:
         bench = Bench(name)
         bench.retrain()
@@ -247,6 +267,8 @@ def main(_) -> None:
                 if _METHODS.value in each:
                     bench.measure(each, method)
         print(bench.table(), flush=True)
+        benches.append(bench)
+    print(overview(benches))
 
 
 if __name__ == "__main__":
