@@ -20,7 +20,7 @@ if _keras.config.backend() != "tensorflow":
         "importing keras."
     )
 
-from keras_tracin import evaluation, plots
+from keras_tracin import evaluation, plots, report, tensorboard
 from keras_tracin._version import __version__
 from keras_tracin.attribution import (
     Attribution,
@@ -96,9 +96,11 @@ __all__ = [
     "check",
     "evaluation",
     "plots",
+    "report",
     "select_checkpoints",
     "sketch_training",
     "sweep_l2",
+    "tensorboard",
     "trace_training",
     "with_ids",
 ]

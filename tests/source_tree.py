@@ -16,6 +16,8 @@ ROOT = Path(__file__).absolute().parents[1]
 TOP_LEVEL = ("benchmarks", "examples", "keras_tracin", "tests")
 TEST_MAIN = "tests/__main__.py"
 DATA = {"tests/repository_test.py": ":repository"}
+# Modules that read files which are installed with them.
+ASSETS = {"keras_tracin/report/page.py": "keras_tracin/report/assets/*"}
 
 Target = dict[str, Any]
 
@@ -83,6 +85,11 @@ def expected_target(module: str, known: dict[str, Path]) -> str:
         attributes["args"] = [str(path)]
         attributes["data"] = [DATA.get(str(path), "pyproject.toml")]
         attributes["main"] = TEST_MAIN
+    if str(path) in ASSETS:
+        assets = ROOT.glob(ASSETS[str(path)])
+        attributes["data"] = [
+            asset.relative_to(ROOT).as_posix() for asset in assets
+        ]
     if dependencies:
         attributes["deps"] = [
             ":" + dependency.replace(".", "/") for dependency in dependencies

@@ -1,0 +1,86 @@
+// What the page holds. An example is `{set, at}`; of the training set, `at`.
+
+const report = JSON.parse(find("#data").textContent);
+const { classes, queries, suspects } = report;
+
+const train = report.sets.train;
+const test = report.sets.test ?? null;
+
+// A label is the place of its class, or a text where there are no classes.
+const nameOf = (label) => (typeof label === "number" ? classes[label][1] : label);
+const valueOf = (label) => (typeof label === "number" ? classes[label][0] : label);
+
+const classPlaces = new Map(classes.map(([value], place) => [value, place]));
+const labelOfValue = (value) => classPlaces.get(value) ?? value;
+
+const trainPlaces = new Map(train.ids.map((id, place) => [id, place]));
+
+// By place in the training set: how suspicious, and the how-manieth.
+const suspicion = new Map();
+if (suspects) {
+  suspects.examples.forEach((example, place) => {
+    suspicion.set(example, { score: suspects.scores[place], rank: place + 1 });
+  });
+}
+
+const predictionOf = (set, at) => (set?.predicted ? set.predicted[at] : null);
+
+function isMisread(set, at) {
+  const predicted = predictionOf(set, at);
+  return predicted !== null && classes.length > 0 && predicted !== set.labels[at];
+}
+
+function percent(share) {
+  // Not 100% unless it is.
+  if (share >= 0.995 && share < 1) return ">99%";
+  return `${Math.round(share * 100)}%`;
+}
+
+function predictionText(set, at) {
+  const predicted = predictionOf(set, at);
+  if (predicted === null) return null;
+  const sure = set.confidence ? ` (${percent(set.confidence[at])})` : "";
+  return `${nameOf(predicted)}${sure}`;
+}
+
+// Three digits are enough to compare by eye; the export has all of them.
+function short(score) {
+  const size = Math.abs(score);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return size.toExponential(2);
+  return String(Number(size.toPrecision(3)));
+}
+
+const signed = (score) => `${score < 0 ? "−" : "+"}${short(score)}`;
+const unsigned = (score) => `${score < 0 ? "−" : ""}${short(score)}`;
+
+const count = (number) => number.toLocaleString("en");
+
+const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
+
+// In lower case, for searching; made when it is first asked for.
+const searchable = new Map();
+function searchText(set, at) {
+  const places = searchable.get(set) ?? new Map();
+  searchable.set(set, places);
+  if (!places.has(at)) {
+    const parts = [
+      set.ids[at],
+      nameOf(set.labels[at]),
+      set.predicted ? nameOf(set.predicted[at]) : "",
+      set.texts[at] ?? "",
+      (set.rows[at] ?? []).join(" "),
+    ];
+    places.set(at, parts.join("\n").toLowerCase());
+  }
+  return places.get(at);
+}
+
+// Ids that are whole numbers are sorted as such.
+function compareIds(one, other) {
+  const whole = /^-?\d+$/;
+  if (whole.test(one) && whole.test(other)) {
+    const difference = BigInt(one) - BigInt(other);
+    return difference < 0n ? -1 : difference > 0n ? 1 : 0;
+  }
+  return one < other ? -1 : one > other ? 1 : 0;
+}

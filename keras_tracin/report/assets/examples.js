@@ -1,0 +1,127 @@
+// How examples look: in a row of a list, on a card, and whole.
+
+function picture(set, at, alt = "") {
+  return (set.images[at] ?? []).map((source) =>
+    element("img", {
+      alt,
+      src: source,
+      // Few pixels are shown as they are, not smeared.
+      onload: ({ target }) => target.classList.toggle("sharp", target.naturalWidth <= 64),
+    }),
+  );
+}
+
+const number = (value) => (typeof value === "number" ? String(value) : value);
+
+const pairs = (set, at) =>
+  (set.rows[at] ?? []).map((value, place) => [set.features[place], number(value)]);
+
+function excerpt(set, at) {
+  if (set.texts.length) return set.texts[at].slice(0, 200);
+  return pairs(set, at)
+    .slice(0, 8)
+    .map(([name, value]) => `${name} ${value}`)
+    .join(" · ");
+}
+
+function whole(set, at) {
+  const title = `${nameOf(set.labels[at])}, id ${set.ids[at]}`;
+  const made = [];
+  if (set.images.length) made.push(element("div", { class: "pictures" }, picture(set, at, title)));
+  if (set.texts.length) made.push(element("p", { class: "text" }, set.texts[at]));
+  if (set.rows.length) {
+    const lines = pairs(set, at).map(([name, value]) =>
+      element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value)),
+    );
+    const hidden = set.hidden
+      ? element("p", { class: "quiet" }, `and ${plural(set.hidden, "more value")}`)
+      : null;
+    made.push(
+      element("div", { class: "scroller" }, element("table", { class: "values" }, element("tbody", {}, lines)), hidden),
+    );
+  }
+  return made;
+}
+
+function facts(entries) {
+  return element(
+    "dl",
+    { class: "facts" },
+    entries
+      .filter(([, value]) => value !== null)
+      .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
+  );
+}
+
+// What the model says, with a word where it is not the label.
+function predictionFact(set, at) {
+  const text = predictionText(set, at);
+  if (text === null) return null;
+  const differs = isMisread(set, at);
+  return [text, differs ? element("span", { class: "differs" }, " ≠ label") : null];
+}
+
+// The label and, in a few words, what the model says instead or as well.
+function labels(set, at) {
+  const label = element("b", {}, nameOf(set.labels[at]));
+  const predicted = predictionText(set, at);
+  let model = null;
+  if (isMisread(set, at)) model = element("span", { class: "differs" }, ` ≠ model: ${predicted}`);
+  else if (predicted !== null && classes.length) {
+    const sure = set.confidence ? ` (${percent(set.confidence[at])})` : "";
+    model = element("span", { class: "quiet" }, ` = model${sure}`);
+  } else if (predicted !== null) model = element("span", { class: "quiet" }, ` · model: ${predicted}`);
+  return element("span", { class: "labels" }, label, model);
+}
+
+// The queries that a training example moved most: by its place, lists of
+// [query, side].
+let moved = null;
+function movedBy(example) {
+  if (!queries) return [];
+  if (!moved) {
+    moved = new Map();
+    for (const side of ["proponents", "opponents"]) {
+      queries[side].examples.forEach((examples, query) => {
+        for (const one of examples) {
+          if (!moved.has(one)) moved.set(one, []);
+          moved.get(one).push([query, side]);
+        }
+      });
+    }
+  }
+  return moved.get(example) ?? [];
+}
+
+const MOST_LINKS = 12;
+function movedQueries(example, openQuery) {
+  const found = movedBy(example);
+  return ["proponents", "opponents"].map((side) => {
+    const of = found.filter(([, own]) => own === side).map(([query]) => query);
+    if (!of.length) return null;
+    const word = side === "proponents" ? "▲ Proponent" : "▼ Opponent";
+    const links = of
+      .slice(0, MOST_LINKS)
+      .map((query) => button(queries.ids[query], () => openQuery(query), { class: "link" }));
+    const rest = of.length > MOST_LINKS ? ` and ${of.length - MOST_LINKS} more` : "";
+    const these = of.length === 1 ? "query" : "queries";
+    return element("p", { class: `moved ${side}` }, `${word} of ${these} `, links.flatMap((link) => [link, " "]), rest);
+  });
+}
+
+function trainingExample(example, openQuery) {
+  const found = suspicion.get(example);
+  const made = decisions.get(example);
+  return [
+    element("h2", {}, "Training example ", element("span", { class: "id" }, train.ids[example])),
+    element("div", { class: "whole" }, whole(train, example)),
+    facts([
+      ["Given label", element("b", {}, nameOf(train.labels[example]))],
+      ["Model predicts", predictionFact(train, example)],
+      ["Self-influence", found ? short(found.score) : null],
+      ["Rank", found ? `${count(found.rank)} of ${count(suspects.total)}` : null],
+      ["Decision", chip(made) ?? element("span", { class: "quiet" }, "not reviewed")],
+    ]),
+    movedQueries(example, openQuery),
+  ];
+}

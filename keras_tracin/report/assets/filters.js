@@ -1,0 +1,94 @@
+// What is listed and in which order.
+
+class Filters {
+  // selects: [{name, label, options: [[value, text], …]}]; changed() is called
+  // with each change.
+  constructor(form, selects, changed) {
+    this.form = form;
+    this.changed = changed;
+    this.shown = element("span", { class: "shown quiet" });
+    const search = element("input", {
+      type: "search",
+      name: "search",
+      placeholder: "Search",
+      "aria-label": "Search ids, labels and content",
+      autocomplete: "off",
+      spellcheck: "false",
+      "aria-keyshortcuts": "/",
+    });
+    const more = element("div", { class: "more" }, selects.map(select));
+    const toggle = button("Filter", () => {
+      const isOpen = form.classList.toggle("open");
+      toggle.setAttribute("aria-expanded", String(isOpen));
+    });
+    toggle.className = "toggle";
+    toggle.setAttribute("aria-expanded", "false");
+    form.append(element("div", { class: "first" }, search, toggle), more, this.shown);
+    this.defaults = this.values();
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("input", ({ target }) => target === search && changed());
+    form.addEventListener("change", ({ target }) => target !== search && changed());
+  }
+
+  values() {
+    return Object.fromEntries(new FormData(this.form));
+  }
+
+  tell(number, total, what) {
+    this.shown.replaceChildren(`${count(number)} of ${plural(total, ...what)}`);
+    if (JSON.stringify(this.values()) === JSON.stringify(this.defaults)) return;
+    this.shown.append(" ", button("Clear filters", () => this.clear(), { class: "link" }));
+  }
+
+  clear() {
+    this.form.reset();
+    this.changed();
+    find("input", this.form).focus();
+  }
+}
+
+function select({ name, label, options }) {
+  return element(
+    "label",
+    {},
+    element("span", { class: "unseen" }, label),
+    element(
+      "select",
+      { name, title: label },
+      options.map(([value, text]) => element("option", { value }, text)),
+    ),
+  );
+}
+
+// The classes that items have, or nothing where labels are no classes.
+function classSelect(labelsOfItems) {
+  if (!classes.length) return [];
+  const numbers = new Map();
+  for (const label of labelsOfItems) numbers.set(label, (numbers.get(label) ?? 0) + 1);
+  const options = classes
+    .map(([, name], place) => [String(place), `${name} (${count(numbers.get(place) ?? 0)})`, place])
+    .filter(([, , place]) => numbers.has(place));
+  return [{ name: "label", label: "Label", options: [["", "All labels"], ...options] }];
+}
+
+const modelSelect = (set) =>
+  set?.predicted && classes.length
+    ? [
+        {
+          name: "model",
+          label: "What the model predicts",
+          options: [
+            ["", "Any prediction"],
+            ["differs", "Predicted ≠ label"],
+            ["agrees", "Predicted = label"],
+          ],
+        },
+      ]
+    : [];
+
+// Whether an example has the label, prediction and words that are wanted.
+function fits({ label = "", model = "", search = "" }, set, at) {
+  if (label && set.labels[at] !== Number(label)) return false;
+  if (model && isMisread(set, at) !== (model === "differs")) return false;
+  return search.trim().toLowerCase().split(/\s+/).every((word) => searchText(set, at).includes(word));
+}

@@ -1,0 +1,133 @@
+// Suspected labels, the most suspicious first, to be decided on one by one.
+
+const STATES = [
+  ["", "Reviewed or not"],
+  ["open", "Not reviewed"],
+  ["done", "Reviewed"],
+  ["keep", "Keep"],
+  ["relabel", "Relabel"],
+  ["remove", "Remove"],
+  ["unsure", "Unsure"],
+];
+
+const REVIEW_ORDERS = {
+  high: null, // as they are
+  low: (one, other) => suspicion.get(one).score - suspicion.get(other).score,
+  label: (one, other) => compareLabels(train.labels[one], train.labels[other]),
+  id: (one, other) => compareIds(train.ids[one], train.ids[other]),
+};
+
+// Classes in their order, numbers by size, other texts by the alphabet.
+function compareLabels(one, other) {
+  const difference = Number(one) - Number(other);
+  return Number.isNaN(difference) ? String(one).localeCompare(String(other)) : difference;
+}
+
+const inState = (example, state) => {
+  const kind = decisions.get(example)?.kind;
+  if (!state) return true;
+  return state === "open" ? !kind : state === "done" ? Boolean(kind) : kind === state;
+};
+
+function reviewItems(filters) {
+  const found = suspects.examples.filter(
+    (example) => inState(example, filters.state) && fits(filters, train, example),
+  );
+  const order = REVIEW_ORDERS[filters.order];
+  return order ? found.sort(order) : found;
+}
+
+function reviewRow(example) {
+  const { score, rank } = suspicion.get(example);
+  return [
+    element("span", { class: "rank quiet" }, count(rank)),
+    train.images.length ? element("span", { class: "thumb" }, picture(train, example).slice(0, 1)) : null,
+    element(
+      "span",
+      { class: "middle" },
+      labels(train, example),
+      element("span", { class: "excerpt quiet" }, excerpt(train, example) || `id ${train.ids[example]}`),
+    ),
+    element(
+      "span",
+      { class: "right" },
+      element("span", { class: "score" }, short(score)),
+      chip(decisions.get(example)),
+    ),
+  ].filter(Boolean);
+}
+
+function makeReview(openQuery) {
+  const root = find("#review");
+  let marks = null;
+  const view = new View(root, {
+    label: "Suspected labels",
+    what: ["suspect"],
+    total: suspects.examples.length,
+    selects: [
+      { name: "state", label: "Decision", options: STATES },
+      ...classSelect(suspects.examples.map((example) => train.labels[example])),
+      ...modelSelect(train),
+      {
+        name: "order",
+        label: "Order",
+        options: [
+          ["high", "Highest score first"],
+          ["low", "Lowest score first"],
+          ["label", "By label"],
+          ["id", "By id"],
+        ],
+      },
+    ],
+    items: reviewItems,
+    row: reviewRow,
+    content: (example) => trainingExample(example, openQuery),
+    shown: () => marks?.refresh(),
+  });
+  marks = new Marks(find(".marks", root), () => view.list.item, (made) => made && advance(view));
+  marks.refresh();
+  decisions.watchers.push((examples) => {
+    view.refresh(examples);
+    tellProgress();
+  });
+  tellProgress();
+  const first = suspects.examples.findIndex((example) => !decisions.get(example));
+  if (first > 0) view.list.go(first);
+  return Object.assign(view, { marks });
+}
+
+// To the next row; focus stays where it is, in the list or on a button.
+function advance(view) {
+  const { list } = view;
+  if (list.current + 1 < list.items.length) {
+    list.go(list.current + 1, { focus: list.root.contains(document.activeElement) });
+  } else {
+    say("That was the last of the list.");
+  }
+}
+
+function goToOpen(view) {
+  const { items, current } = view.list;
+  const after = [...items.slice(current + 1), ...items.slice(0, current + 1)];
+  const next = after.find((example) => !decisions.get(example));
+  if (next === undefined) say("Everything in the list is reviewed.");
+  else view.list.goTo(next, { focus: view.list.root.contains(document.activeElement) });
+}
+
+function tellProgress() {
+  const numbers = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, 0]));
+  let done = 0;
+  for (const example of suspects.examples) {
+    const made = decisions.get(example);
+    if (!made) continue;
+    done += 1;
+    numbers[made.kind] += 1;
+  }
+  const total = suspects.examples.length;
+  find("#progress-text").replaceChildren(element("b", {}, count(done)), ` of ${count(total)} reviewed`);
+  Object.assign(find("#progress"), { max: total, value: done });
+  const parts = Object.entries(KINDS)
+    .filter(([kind]) => numbers[kind])
+    .map(([kind, { sign, word }]) => `${sign} ${count(numbers[kind])} ${word.toLowerCase()}`);
+  find("#tally").textContent = done === total ? `All done. ${parts.join(" · ")}` : parts.join(" · ");
+}

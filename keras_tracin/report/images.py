@@ -1,0 +1,88 @@
+"""Images as text that a page can hold: small, and encoded by Pillow.
+
+Synopsis:
+
+    encode = encoder(lowest=0.0, highest=1.0)
+    encode(image)  # "data:image/png;base64,…"
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+LARGEST = 160  # pixels: the longer side of an image on the page
+_SHARP = 64  # up to this many, pixels are kept as they are
+_QUALITY = 85  # of JPEG, from 0 to 95
+
+
+def is_grey(images: np.ndarray) -> bool:
+    """Whether `images [n, h, w(, channels)]` have a single channel."""
+    return images.ndim == 3 or images.shape[-1] == 1
+
+
+def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
+    """A function that makes a data URI of an image.
+
+    It takes `[h, w]` or `[h, w, 1]`, drawn from black at `lowest` to white at
+    `highest`, or `[h, w, 3 or 4]`, whose colours `check_colours` has accepted.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Images in a report need Pillow, which is not installed. Install "
+            "the `report` extra: pip install 'keras_tracin[report]'."
+        ) from error
+
+    def encode(pixels: np.ndarray) -> str:
+        image = Image.fromarray(_bytes(pixels, lowest, highest))
+        image.thumbnail((LARGEST, LARGEST))
+        is_photo = max(image.size) > _SHARP and image.mode != "RGBA"
+        kind = "jpeg" if is_photo else "png"
+        options: dict[str, Any] = (
+            {"quality": _QUALITY} if is_photo else {"optimize": True}
+        )
+        with io.BytesIO() as file:
+            image.save(file, kind, **options)
+            code = base64.b64encode(file.getvalue()).decode("ascii")
+        return f"data:image/{kind};base64,{code}"
+
+    return encode
+
+
+def check_colours(images: np.ndarray, name: str) -> None:
+    """Refuses colours that are not what a screen shows.
+
+    Raises:
+        ValueError: if they are no integers from 0 to 255 nor floats from 0
+            to 1.
+    """
+    highest = 255 if np.issubdtype(images.dtype, np.integer) else 1
+    # Written so that NaN is refused, too.
+    if not (images.min() >= 0 and images.max() <= highest):
+        raise ValueError(
+            f"The colours of the images in `{name}` should be integers from 0 "
+            f"to 255 or floats from 0 to 1. Received: {images.dtype} from "
+            f"{images.min():.3g} to {images.max():.3g}. Pass the images as "
+            "they were before preprocessing, in the same order or with the "
+            "same ids; or `render='row'` to see their numbers."
+        )
+
+
+def _bytes(pixels: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    """Values from 0 to 255 of `[h, w]` or `[h, w, 3 or 4]`."""
+    if pixels.ndim == 2 or pixels.shape[-1] == 1:
+        grey = pixels.reshape(pixels.shape[:2]).astype(np.float64)
+        span = (highest - lowest) or 1.0
+        return np.rint((grey - lowest) / span * 255).astype(np.uint8)
+    if np.issubdtype(pixels.dtype, np.integer):
+        return pixels.astype(np.uint8)
+    return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)

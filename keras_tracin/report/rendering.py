@@ -1,0 +1,242 @@
+"""What an example looks like on the page: images, text, or a row of values.
+
+Synopsis:
+
+    view = View.of(examples.first(1), render="auto", name="train")
+    view = view.with_limits(examples.batches(256))
+    for batch in examples.batches(256):
+        images, texts, rows = view.render(batch)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_tracin.datasets import Batch
+from keras_tracin.report.images import check_colours, encoder, is_grey
+
+KINDS = ("image", "text", "row")
+_MOST_CHARACTERS = 2_000  # of a text
+_MOST_FEATURES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How to show the examples of one data set.
+
+    Attributes:
+        name: what errors call the data set.
+        inputs: the inputs' names: their keys in `x`, or "".
+        kinds: for each input, one of `KINDS`.
+        limits: for each input, what is black and what white in its images;
+            None while that is to be found by `with_limits`.
+        features: the names of the values in a row.
+        num_hidden: how many more values an example has.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    kinds: tuple[str, ...]
+    limits: tuple[tuple[float, float] | None, ...]
+    features: tuple[str, ...]
+    num_hidden: int
+
+    @classmethod
+    def of(
+        cls, batch: Batch, render: str, name: str, feature_names: Any = None
+    ) -> View:
+        """The view that fits a batch.
+
+        Args:
+            batch: some of the examples.
+            render: one of `KINDS`, or "auto": images have the shape
+                `[n, h, w]` or `[n, h, w, 1, 3 or 4]`, texts are strings `[n]`
+                or `[n, 1]`, anything else is a row.
+            name: what errors call the data set.
+            feature_names: of the values in a row.
+
+        Raises:
+            ValueError: if something is to be an image that is none, or if the
+                names are more or fewer than there are values.
+        """
+        inputs, leaves = zip(*_named(batch.x), strict=True)
+        shapes = [leaf.shape for leaf in leaves]
+        if render == "auto":
+            kinds = tuple(map(_kind, leaves))
+        else:
+            kinds = (render,) * len(leaves)
+        if render == "image":
+            for shape in shapes:
+                _check_image(shape, name)
+        features = _features(inputs, shapes, kinds)
+        if feature_names is not None:
+            features = _given(feature_names, len(features), name)
+        return cls(
+            name,
+            inputs,
+            kinds,
+            tuple(
+                None if kind == "image" and is_grey(leaf) else (0.0, 1.0)
+                for kind, leaf in zip(kinds, leaves, strict=True)
+            ),
+            features[:_MOST_FEATURES],
+            max(0, len(features) - _MOST_FEATURES),
+        )
+
+    def with_limits(self, batches: Iterable[Batch]) -> View:
+        """The view with the range of the grey images in these batches.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        if None not in self.limits:
+            return self
+        limits = list(self.limits)
+        for batch in batches:
+            for place, images in self._of_kind("image", batch):
+                if self.limits[place] is None:
+                    low, high = images.min().item(), images.max().item()
+                    self._check_finite(low, high)
+                    known = limits[place] or (low, high)
+                    limits[place] = (min(low, known[0]), max(high, known[1]))
+        return dataclasses.replace(self, limits=tuple(limits))
+
+    def render(
+        self, batch: Batch
+    ) -> tuple[list[list[str]], list[str], list[list[Any]]]:
+        """Images as data URIs, texts, and rows of values, for each example.
+
+        A list is empty where there is nothing of its kind.
+
+        Raises:
+            ImportError: if there are images and Pillow is not installed.
+            ValueError: if colours are out of range.
+        """
+        images = []
+        for place, pixels in self._of_kind("image", batch):
+            if not is_grey(pixels):
+                check_colours(pixels, self.name)
+            encode = encoder(*(self.limits[place] or (0.0, 1.0)))
+            images.append([encode(each) for each in pixels])
+        texts = [
+            [self._text(place, value) for value in values]
+            for place, values in self._of_kind("text", batch)
+        ]
+        rows = [
+            values.reshape(len(batch), -1)
+            for _, values in self._of_kind("row", batch)
+        ]
+        return (
+            [list(each) for each in zip(*images, strict=True)],
+            ["\n\n".join(each) for each in zip(*texts, strict=True)],
+            [_row(values) for values in zip(*rows, strict=True)],
+        )
+
+    def _of_kind(
+        self, kind: str, batch: Batch
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        for place, (_, leaf) in enumerate(_named(batch.x)):
+            if self.kinds[place] == kind:
+                yield place, leaf
+
+    def _text(self, place: int, value: np.ndarray) -> str:
+        parts = np.asarray(value).reshape(-1).tolist()
+        text = " ".join(as_text(part) for part in parts)
+        if len(text) > _MOST_CHARACTERS:
+            rest = len(text) - _MOST_CHARACTERS
+            text = f"{text[:_MOST_CHARACTERS]}… ({rest:,} more characters)"
+        is_only = self.kinds.count("text") == 1
+        return text if is_only else f"{self.inputs[place]}: {text}"
+
+    def _check_finite(self, low: float, high: float) -> None:
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(
+                f"The images in `{self.name}` hold NaN or infinite values. "
+                "Pass `render='row'` to see their numbers."
+            )
+
+
+def as_text(value: Any) -> str:
+    """A value in words: strings as they are, numbers to six digits."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _named(x: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
+    """The inputs in a structure as arrays, named by their place in it."""
+    if isinstance(x, dict):
+        parts = [(str(key), x[key]) for key in sorted(x)]
+    elif isinstance(x, tuple | list):
+        parts = [(str(place), part) for place, part in enumerate(x)]
+    else:
+        return [] if x is None else [(name, np.asarray(x))]
+    return [
+        found
+        for key, part in parts
+        for found in _named(part, f"{name}/{key}" if name else key)
+    ]
+
+
+def _kind(leaf: np.ndarray) -> str:
+    if leaf.dtype.kind in "OSU":
+        return "text" if math.prod(leaf.shape[1:]) == 1 else "row"
+    return "image" if _is_image(leaf.shape) else "row"
+
+
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4))
+
+
+def _check_image(shape: tuple[int, ...], name: str) -> None:
+    if not _is_image(shape):
+        raise ValueError(
+            "With `render='image'` every input should have the shape [n, "
+            "height, width] or [n, height, width, channels] with 1, 3 or 4 "
+            f"channels. Received one of `{name}` of shape {shape}. Reshape it: "
+            "`train` and `test` need not be what the model is given, only "
+            "have the same ids."
+        )
+
+
+def _features(
+    inputs: tuple[str, ...],
+    shapes: list[tuple[int, ...]],
+    kinds: tuple[str, ...],
+) -> tuple[str, ...]:
+    """A name for each value of a row: its input's, its number, or both."""
+    names: list[str] = []
+    for name, shape, kind in zip(inputs, shapes, kinds, strict=True):
+        if kind == "row":
+            count = math.prod(shape[1:])
+            is_named = count == 1 and name
+            more = [f"{name}[{place}]" for place in range(count)]
+            names += [name] if is_named else more
+    return tuple(names)
+
+
+def _given(feature_names: Any, expected: int, name: str) -> tuple[str, ...]:
+    given = tuple(str(each) for each in feature_names)
+    if len(given) != expected:
+        raise ValueError(
+            "`feature_names` should have a name for each value in a row. "
+            f"Received: {len(given)} names, while an example of `{name}` has "
+            f"{expected} values."
+        )
+    return given
+
+
+def _row(values: tuple[np.ndarray, ...]) -> list[Any]:
+    """Values as JSON takes them; numbers to six digits."""
+    flat = [value for part in values for value in part.tolist()]
+    return [
+        float(as_text(value))
+        if isinstance(value, float) and math.isfinite(value)
+        else as_text(value)
+        for value in flat[:_MOST_FEATURES]
+    ]

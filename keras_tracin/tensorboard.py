@@ -1,0 +1,208 @@
+"""Scores for TensorBoard, beside what Keras's own callback writes there.
+
+`keras.callbacks.TensorBoard(log_dir)` writes the runs `log_dir/train` and
+`log_dir/validation`; the functions here write `log_dir/attribution`. They need
+the package `tensorboard`, and for pictures the `plots` extra.
+
+Synopsis:
+
+    run = kt.TrainingRun("runs/digits")
+    for at, checkpoint in enumerate(run):
+        tracin = kt.TracIn(model, train, run[at : at + 1])
+        kt.tensorboard.write_self_influence(
+            "logs", tracin.self_influence(), step=checkpoint
+        )
+        kt.tensorboard.write_proponents(
+            "logs", tracin.top_k(test, 5), x_test, x_train, step=checkpoint
+        )
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin import plots
+from keras_tracin.attribution import Ranking, SelfInfluence, TopK
+from keras_tracin.runs import Checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RUN = "attribution"  # the name of the run in TensorBoard
+
+
+def write_self_influence(
+    log_dir: str | os.PathLike,
+    self_influence: SelfInfluence,
+    *,
+    step: int | Checkpoint,
+    groups: Any = None,
+    tag: str = "self_influence",
+) -> None:
+    """Writes histograms of the scores, and of their decimal logarithms.
+
+    Few scores are large, so that a histogram of the scores themselves often
+    shows one bar; that of the logarithms shows the rest. It leaves out scores
+    that are not positive, which have none.
+
+    Args:
+        log_dir: what the callback was given.
+        self_influence: the scores of `n` examples.
+        step: where on TensorBoard's axis: a number, or the checkpoint that
+            the scores are of, for the place where Keras puts its epoch.
+        groups: `[n]`, in the order of the scores; each different value gets
+            histograms of its own. Labels, for example.
+        tag: the histograms are `tag`, `tag/log10` and, for each group,
+            `tag/log10/<group>`.
+
+    Raises:
+        ImportError: if tensorboard is not installed.
+        ValueError: if there are no scores, if one is not finite, or if
+            `groups` has another length.
+    """
+    scores = np.asarray(self_influence.scores)
+    if not scores.size or not np.isfinite(scores).all():
+        raise ValueError(
+            "There should be scores, all of them finite. Received: "
+            f"{scores.size}, of which {np.isnan(scores).sum()} are NaN."
+        )
+    drawn = {tag: scores, f"{tag}/log10": _log10(scores)}
+    if groups is not None:
+        names = np.asarray(groups)
+        if names.shape != scores.shape:
+            raise ValueError(
+                "`groups` should have a value for each score. Received: shape "
+                f"{names.shape}, and {len(scores)} scores."
+            )
+        for name in np.unique(names).tolist():
+            drawn[f"{tag}/log10/{name}"] = _log10(scores[names == name])
+    with _writer(log_dir):
+        for name, values in drawn.items():
+            if len(values):
+                tf.summary.histogram(name, values, step=_number(step))
+
+
+def write_proponents(
+    log_dir: str | os.PathLike,
+    top: TopK,
+    query_images: Any,
+    train_images: Any,
+    *,
+    step: int | Checkpoint,
+    max_queries: int = 10,
+    tag: str = "proponents",
+    query_labels: Any = None,
+    **options: Any,
+) -> None:
+    """Writes a picture of each query's proponents and opponents.
+
+    Args:
+        log_dir: what the callback was given.
+        top: what `top_k` returned for the `m` queries.
+        query_images: `[m, height, width]` or `[m, height, width, channels]`.
+        train_images: `[n, height, width]` or `[n, height, width, channels]`.
+        step: where on TensorBoard's axis: a number, or the checkpoint that
+            the scores are of, for the place where Keras puts its epoch.
+        max_queries: how many queries to draw, the first ones.
+        tag: the pictures are `tag/<query id>`.
+        query_labels: `[m]`, drawn as `str` gives them.
+        **options: what else `plots.proponents_and_opponents` takes, such as
+            `train_labels` and `train_ids`.
+
+    Raises:
+        ImportError: if tensorboard or matplotlib is not installed.
+        ValueError: if queries, images and labels do not fit one another.
+    """
+    for name, values in (
+        ("query_images", query_images),
+        ("query_labels", query_labels),
+    ):
+        if values is not None and len(values) != len(top):
+            raise ValueError(
+                f"`{name}` should have length {len(top)}. Received: length "
+                f"{len(values)}."
+            )
+    figures = {}
+    for row in range(min(len(top), max_queries)):
+        one = slice(row, row + 1)
+        figures[f"{tag}/{top.query_ids[row]}"] = plots.proponents_and_opponents(
+            _queries(top, one),
+            query_images[one],
+            train_images,
+            query_labels=None if query_labels is None else query_labels[one],
+            **options,
+        )
+    with _writer(log_dir):
+        for name, figure in figures.items():
+            _write_figure(name, figure, _number(step))
+
+
+def write_figure(
+    log_dir: str | os.PathLike,
+    tag: str,
+    figure: Figure,
+    *,
+    step: int | Checkpoint,
+) -> None:
+    """Writes any figure, such as those of `keras_tracin.plots`.
+
+    Args:
+        log_dir: what the callback was given.
+        tag: the picture's name.
+        figure: of matplotlib.
+        step: as in `write_proponents`.
+
+    Raises:
+        ImportError: if tensorboard is not installed.
+    """
+    with _writer(log_dir):
+        _write_figure(tag, figure, _number(step))
+
+
+@contextlib.contextmanager
+def _writer(log_dir: str | os.PathLike) -> Iterator[None]:
+    """Lets `tf.summary` write to the run; all of it is on disk at the end."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ImportError(
+            "keras_tracin.tensorboard needs tensorboard, which is not "
+            "installed: pip install tensorboard."
+        )
+    writer = tf.summary.create_file_writer(str(Path(log_dir) / RUN))
+    try:
+        with writer.as_default():
+            yield
+    finally:
+        writer.close()
+
+
+def _write_figure(tag: str, figure: Figure, step: int) -> None:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png")
+        picture = tf.image.decode_png(file.getvalue(), channels=3)
+    tf.summary.image(tag, picture[tf.newaxis], step=step)
+
+
+def _number(step: int | Checkpoint) -> int:
+    """Keras counts epochs from 0 in TensorBoard, checkpoints theirs from 1."""
+    return step.epoch - 1 if isinstance(step, Checkpoint) else int(step)
+
+
+def _log10(scores: np.ndarray) -> np.ndarray:
+    return np.log10(scores[scores > 0])
+
+
+def _queries(top: TopK, rows: slice) -> TopK:
+    sides = (top.proponents, top.opponents)
+    return TopK(
+        *(Ranking(side.ids[rows], side.scores[rows]) for side in sides),
+        query_ids=top.query_ids[rows],
+    )
