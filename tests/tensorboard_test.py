@@ -11,8 +11,15 @@ import tensorflow as tf
 from tensorboard import default, program
 
 import keras_tracin as kt
-from tests.plots_test import IMAGES, QUERIES, TOP
 
+IMAGES = np.linspace(0, 1, 5 * 4 * 4).reshape(5, 4, 4)
+QUERIES = np.linspace(0, 2, 2 * 4 * 4).reshape(2, 4, 4)
+UP, DOWN = np.array([[0.5, 0.2]] * 2), np.array([[-0.5, -0.2]] * 2)
+TOP = kt.TopK(
+    kt.Ranking(np.array([[4, 1], [0, 2]]), UP),
+    kt.Ranking(np.array([[3, 0], [1, 4]]), DOWN),
+    np.array([0, 1]),
+)
 SCORES = np.array([0.0, 1e-3, 1.0, 10.0, 1000.0])
 OWN = kt.SelfInfluence(SCORES, np.arange(5))
 
@@ -174,9 +181,7 @@ def test_tensorboard_shows_the_pictures(server):
         server("images/images", run="attribution", tag="proponents/0", sample=0)
     )
     assert [each["step"] for each in shown] == [0, 1]
-    route, _, query = shown[0]["query"].partition("?")
-    del route
-    key = urllib.parse.parse_qs(query or shown[0]["query"])["blob_key"][0]
+    (key,) = urllib.parse.parse_qs(shown[0]["query"])["blob_key"]
     png = server("images/individualImage", blob_key=key)
     assert png.startswith(b"\x89PNG")
 
