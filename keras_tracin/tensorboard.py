@@ -168,6 +168,11 @@ def write_figure(
         _write_figure(tag, figure, _number(step))
 
 
+# One file for each run: TensorBoard takes the names of a run's files for their
+# order, and those of files that TensorFlow makes in the same second have none.
+_writers: dict[Path, Any] = {}
+
+
 @contextlib.contextmanager
 def _writer(log_dir: str | os.PathLike) -> Iterator[None]:
     """Lets `tf.summary` write to the run; all of it is on disk at the end."""
@@ -176,12 +181,12 @@ def _writer(log_dir: str | os.PathLike) -> Iterator[None]:
             "keras_tracin.tensorboard needs tensorboard, which is not "
             "installed: pip install tensorboard."
         )
-    writer = tf.summary.create_file_writer(str(Path(log_dir) / RUN))
-    try:
-        with writer.as_default():
-            yield
-    finally:
-        writer.close()
+    run = Path(log_dir).absolute() / RUN
+    if run not in _writers or not run.is_dir():
+        _writers[run] = tf.summary.create_file_writer(str(run))
+    with _writers[run].as_default():
+        yield
+    _writers[run].flush()
 
 
 def _write_figure(tag: str, figure: Figure, step: int) -> None:
@@ -201,8 +206,8 @@ def _log10(scores: np.ndarray) -> np.ndarray:
 
 
 def _queries(top: TopK, rows: slice) -> TopK:
-    sides = (top.proponents, top.opponents)
-    return TopK(
-        *(Ranking(side.ids[rows], side.scores[rows]) for side in sides),
-        query_ids=top.query_ids[rows],
+    up, down = (
+        Ranking(side.ids[rows], side.scores[rows])
+        for side in (top.proponents, top.opponents)
     )
+    return TopK(up, down, top.query_ids[rows])

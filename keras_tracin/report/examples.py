@@ -101,9 +101,8 @@ def _columns(
     for batch in wanted.batches(_BATCH):
         found += batch.ids.tolist()
         labels.append(tf.nest.map_structure(np.asarray, batch.y))
-        for column, part in zip(
-            columns.values(), view.render(batch), strict=True
-        ):
+        shown: tuple[list, list, list] = view.render(batch)
+        for column, part in zip(columns.values(), shown, strict=True):
             column += part
     order = _order(found, ids, examples.name)
     joined = tf.nest.map_structure(

@@ -93,7 +93,12 @@ def write_html(
             shapes do not fit, or if colours are out of range.
     """
     path = Path(path)
-    _check(path, top_k, self_influence, max_suspects, render, overwrite)
+    _check(top_k, self_influence, max_suspects, render)
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} exists. Pass overwrite=True to replace it, or choose "
+            "another path."
+        )
     suspects = self_influence and _first(self_influence, max_suspects)
     train_ids = _distinct(
         *([top_k.proponents.ids, top_k.opponents.ids] if top_k else []),
@@ -123,28 +128,26 @@ def write_html(
     return path
 
 
-def _check(path, top_k, self_influence, max_suspects, render, overwrite):
+def _check(
+    top_k: Any, self_influence: Any, max_suspects: int, render: str
+) -> None:
     """Raises what `write_html` does for arguments that cannot be right."""
+    _check_result(
+        "top_k",
+        top_k,
+        TopK,
+        "`scores.top_k(k)` makes one of an Attribution",
+    )
+    _check_result(
+        "self_influence",
+        self_influence,
+        SelfInfluence,
+        "`kt.SelfInfluence(scores, ids)` makes one of arrays",
+    )
     if top_k is None and self_influence is None:
         raise ValueError(
             "There is nothing to show. Pass `top_k`, `self_influence` or both."
         )
-    for name, value, kind, remedy in (
-        ("top_k", top_k, TopK, "`scores.top_k(k)` makes one of an Attribution"),
-        (
-            "self_influence",
-            self_influence,
-            SelfInfluence,
-            "`kt.SelfInfluence(scores, ids)` makes one of arrays",
-        ),
-    ):
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(
-                f"`{name}` should be a {kind.__name__}. Received: "
-                f"{type(value).__name__}. {remedy}."
-            )
-        if value is not None and not len(value):
-            raise ValueError(f"`{name}` is empty.")
     if isinstance(max_suspects, bool) or max_suspects < 1:
         raise ValueError(
             "`max_suspects` should be a whole number of 1 or more. Received: "
@@ -155,11 +158,16 @@ def _check(path, top_k, self_influence, max_suspects, render, overwrite):
             f"`render` should be 'auto' or one of {list(KINDS)}. Received: "
             f"{render!r}."
         )
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} exists. Pass overwrite=True to replace it, or choose "
-            "another path."
+
+
+def _check_result(name: str, value: Any, kind: type, remedy: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(
+            f"`{name}` should be a {kind.__name__}. Received: "
+            f"{type(value).__name__}. {remedy}."
         )
+    if isinstance(value, TopK | SelfInfluence) and not len(value):
+        raise ValueError(f"`{name}` should not be empty.")
 
 
 def _first(self_influence: SelfInfluence, count: int) -> SelfInfluence:

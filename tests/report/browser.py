@@ -55,7 +55,7 @@ class Page:
         self.driver.get(self.path.as_uri())
         self.driver.execute_script("localStorage.clear()")
         self.driver.get("about:blank")
-        self.driver.get(f"{self.path.as_uri()}#{view}")
+        self.driver.get(f"{self.path.as_uri()}#view={view}")
         return self
 
     def reload(self):
@@ -99,8 +99,11 @@ class Page:
         return [text.removeprefix("id ") for text in texts]
 
     def focused(self) -> str:
-        """The text of what has the focus."""
-        return self.run("document.activeElement.textContent")
+        """The text of what has the focus, if anything has."""
+        element = "document.activeElement"
+        return self.run(
+            f"{element} === document.body ? '' : {element}.textContent"
+        )
 
     def exported(self, downloads: pathlib.Path) -> list[dict[str, str]]:
         """The rows of the table that the page exports."""

@@ -441,7 +441,7 @@ def test_where_the_browser_keeps_nothing_the_page_says_so(images):
     made = images.driver.execute_cdp_cmd(command, {"source": source})
     try:
         images.driver.get("about:blank")
-        images.driver.get(f"{images.path.as_uri()}#review")
+        images.driver.get(f"{images.path.as_uri()}#view=review")
         assert "Export them before you close it" in images.text("#notice")
         images.keys("k")
         assert images.text("#progress-text") == "1 of 30 reviewed"

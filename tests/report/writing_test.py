@@ -332,7 +332,7 @@ def test_data_cannot_end_its_element_and_the_policy_fits_the_page(tmp_path):
         (
             {"self_influence": kt.SelfInfluence(OWN.scores[:0], OWN.ids[:0])},
             ValueError,
-            "is empty",
+            "should not be empty",
         ),
     ],
 )

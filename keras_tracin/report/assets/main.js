@@ -19,7 +19,9 @@ function openView(name, { focus = true } = {}) {
   current.list.draw();
   if (focus) current.list.focus();
   try {
-    history.replaceState(null, "", `#${name}`); // so that a reload returns here
+    // So that a reload returns here. Not the name of an element: going to one
+    // would take the focus away.
+    history.replaceState(null, "", `#view=${name}`);
   } catch {
     // A sandbox may forbid it.
   }
@@ -166,7 +168,7 @@ function start() {
   addEventListener("beforeunload", (event) => {
     if (!decisions.storage && decisions.history.length) event.preventDefault();
   });
-  const asked = location.hash.slice(1);
+  const asked = location.hash.replace("#view=", "");
   openView(Object.hasOwn(views, asked) ? asked : names[0]);
 }
 
