@@ -95,7 +95,12 @@ class Page:
 
     def row_ids(self) -> list[str]:
         """The ids in the rows of the list that is shown."""
-        texts = [row.text for row in self.all(".row .excerpt")]
+        # At once, since rows come and go while the list is scrolled.
+        texts = self.run(
+            "[...document.querySelectorAll('.row .excerpt')]"
+            ".filter(each => each.offsetParent)"
+            ".map(each => each.textContent)"
+        )
         return [text.removeprefix("id ") for text in texts]
 
     def focused(self) -> str:
