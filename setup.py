@@ -8,6 +8,7 @@ import setuptools
 ROOT = Path(__file__).parent
 VERSION_FILE = ROOT / "keras_tracin" / "_version.py"
 
+PROGRAMS = ("check", "index", "query", "report", "score", "self_influence")
 PLOTS = ["matplotlib>=3.8"]
 INDEX = ["faiss-cpu>=1.9"]
 REPORT = ["jinja2>=3.1"]
@@ -43,6 +44,13 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["keras_tracin", "keras_tracin.*"]
     ),
+    package_data={"keras_tracin.report": ["assets/*"]},
+    entry_points={
+        "console_scripts": [
+            f"keras_tracin-{name}=keras_tracin.scripts.{name}:main"
+            for name in PROGRAMS
+        ]
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.0",

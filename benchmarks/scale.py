@@ -38,7 +38,9 @@ SECTIONS = (
 _SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "What to measure.")
 _MODELS = flags.DEFINE_list("models", ["mlp", "cnn"], "Networks of the line.")
 _NUM_TRAIN = flags.DEFINE_list(
-    "num_train", ["1000", "4000", "16000"], "Training examples of the line."
+    "num_train",
+    ["1000", "4000", "16000", "60000"],
+    "Training examples of the line.",
 )
 _NUM_QUERIES = flags.DEFINE_list(
     "num_queries", ["10", "100", "1000"], "Queries of the line."
@@ -77,6 +79,9 @@ def _draw(
         axes.loglog(n, curve, color=points.get_color(), linewidth=1)
     axes.set(xlabel="Training examples", ylabel="Seconds")
     axes.set_title(f"{name}: measured, and c0 + c1·N + c2·M + c3·N·M")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     directory = pathlib.Path(_OUTPUT_DIR.value)
