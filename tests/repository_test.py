@@ -18,7 +18,6 @@ from tests.source_tree import ROOT
 IMPORT_ORDER = (
     "_version",
     "_files",
-    "_figures",
     "distribution",
     "example_ids",
     "datasets",
@@ -75,8 +74,7 @@ IMPORT_ORDER = (
     "index.*",
     "check.*",
     "evaluation.*",
-    "training_plots",
-    "plots",
+    "plots.*",
     "tensorboard",
     "report.*",
     "scripts.*",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,3 +37,8 @@ def new_axes(width: float = 5.6, height: float = 4.2) -> Axes:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def whole(axes: Axes) -> Figure:
+    """The figure that axes of `new_axes` fill."""
+    return cast("Figure", axes.figure)

@@ -61,23 +61,3 @@ def test_loss_changes_are_points_of_real_and_estimated_change():
     assert len(figure.axes[0].lines[1].get_xdata()) == 4
     with pytest.raises(ValueError, match="Received: 'second'"):
         plots.loss_changes(make_trace(real, estimate), "second")
-
-
-def test_bars_count_the_wrong_labels_of_each_class_among_the_first():
-    labels = np.array([0, 0, 1, 1, 2, 2, 2, 0, 1, 2])
-    wrong = np.array([1, 0, 1, 1, 0, 0, 1, 0, 0, 0], bool)
-    scores = {
-        "all of them": wrong.astype(float),
-        "none": 1 - wrong.astype(float),
-    }
-    figure = plots.mislabeled_by_class(scores, labels, wrong, share=0.4)
-    (axes,) = figure.axes
-    heights = [[bar.get_height() for bar in group] for group in axes.containers]
-    assert heights == [[1, 2, 1], [0, 0, 0]]
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["all of them: 4 of 4", "none: 0 of 4"]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == [*"012"]
-    with pytest.raises(ValueError, match=r"lengths \[9, 10\]"):
-        plots.mislabeled_by_class(scores, labels[1:], wrong)
-    with pytest.raises(ValueError, match="Received: 2"):
-        plots.mislabeled_by_class(scores, labels, wrong, share=2)

@@ -1,4 +1,4 @@
-"""Figures of a training: its loss, what its steps did, and wrong labels found.
+"""Figures of a training: its loss, and what its steps did.
 
 Public as `keras_tracin.plots`.
 
@@ -6,18 +6,15 @@ Synopsis:
 
     plots.loss_curve(run, chosen=kt.select_checkpoints(run, 5))
     plots.loss_changes(trace).savefig("figure7.png")
-    plots.mislabeled_by_class(scores, labels, is_mislabeled)
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_tracin._figures import REFERENCE, WRONG, new_axes
+from keras_tracin.plots.figures import REFERENCE, WRONG, new_axes, whole
 from keras_tracin.runs import TrainingRun
 from keras_tracin.trace import TrainingTrace
 
@@ -75,7 +72,7 @@ def loss_curve(
     axes.set_ylim(bottom=min(0, min(values)))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    return _whole(axes)
+    return whole(axes)
 
 
 def loss_changes(
@@ -133,76 +130,4 @@ def loss_changes(
         fontsize=10,
     )
     axes.grid(alpha=0.25)
-    return _whole(axes)
-
-
-def mislabeled_by_class(
-    scores: Mapping[str, Any],
-    labels: Any,
-    is_mislabeled: Any,
-    *,
-    share: float = 0.1,
-) -> Figure:
-    """Draws how many wrong labels of each class stand among the first.
-
-    The paper's figure 8: different checkpoints highlight different labels.
-
-    Example:
-    ```python
-    scores = {
-        f"epoch {run[k].epoch}": kt.TracIn(model, train, run.select([k]))
-        .self_influence()
-        .scores
-        for k in (0, 4, 9)
-    }
-    plots.mislabeled_by_class(scores, y_train, y_train != y_true)
-    ```
-
-    Args:
-        scores: an array `[n]` for each group of bars, by its name; as a rule
-            self-influence at one checkpoint.
-        labels: `[n]`, as the examples are labelled, rightly or wrongly.
-        is_mislabeled: `[n]` booleans.
-        share: of the examples, the highest scores first, that are looked at.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if there are no scores, if lengths differ, or if `share`
-            is not between 0 and 1.
-    """
-    labels, wrong = np.asarray(labels), np.asarray(is_mislabeled, dtype=bool)
-    lengths = {len(labels), len(wrong), *(len(s) for s in scores.values())}
-    if not scores or len(lengths) != 1:
-        raise ValueError(
-            "`scores`, `labels` and `is_mislabeled` should be of the same "
-            f"examples. Received lengths {sorted(lengths)} for {len(scores)} "
-            "scores."
-        )
-    if not 0 < share <= 1:
-        raise ValueError(
-            f"`share` should be above 0 and at most 1. Received: {share!r}."
-        )
-    classes = np.unique(labels)
-    count = math.ceil(share * len(labels))
-    axes = new_axes(7.2, 3.6)
-    width = 0.8 / len(scores)
-    for place, (name, values) in enumerate(scores.items()):
-        first = np.argsort(-np.asarray(values), kind="stable")[:count]
-        found = labels[first][wrong[first]]
-        heights = [np.count_nonzero(found == one) for one in classes]
-        left = np.arange(len(classes)) - 0.4 + width * (place + 0.5)
-        label = f"{name}: {len(found):,} of {wrong.sum():,}"
-        axes.bar(left, heights, width, label=label)
-    axes.set_xticks(np.arange(len(classes)), [str(one) for one in classes])
-    axes.set(xlabel="Label", ylabel="Wrong labels found")
-    axes.set_title(
-        f"Wrong labels in the top {share:.0%} by self-influence", fontsize=10
-    )
-    axes.grid(alpha=0.25, axis="y")
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
-    return _whole(axes)
-
-
-def _whole(axes) -> Figure:
-    return axes.figure
+    return whole(axes)

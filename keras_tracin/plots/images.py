@@ -1,45 +1,28 @@
-"""Figures: proponents and opponents of images, wrong labels, trainings.
+"""Grids of images: queries with their proponents and opponents.
 
-They need the `plots` extra. Each function returns a `matplotlib.figure.Figure`
-of its own, which draws without a display and leaves pyplot alone.
+Public as `keras_tracin.plots`.
 
 Synopsis:
 
     top = tracin.top_k((x_test, y_test), k=5)
     figure = plots.proponents_and_opponents(top, x_test, x_train)
     figure.savefig("proponents.png")
-
-    suspicion = {"self-influence": tracin.self_influence().scores}
-    plots.recall_curve(suspicion, is_mislabeled).savefig("recall.png")
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_tracin._figures import REFERENCE, WRONG, new_figure
 from keras_tracin.attribution import TopK
-from keras_tracin.evaluation import mislabel_detection
-from keras_tracin.training_plots import (
-    loss_changes,
-    loss_curve,
-    mislabeled_by_class,
-)
+from keras_tracin.plots.columns import column, positions_of
+from keras_tracin.plots.figures import WRONG, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = [
-    "loss_changes",
-    "loss_curve",
-    "mislabeled_by_class",
-    "proponents_and_opponents",
-    "recall_curve",
-]
 
 # In inches, but for the spaces, which are in widths of an image.
 _IMAGE = 0.9
@@ -96,14 +79,15 @@ def proponents_and_opponents(
     m, n = len(top), len(train_images)
     if not m:
         raise ValueError("`top` should hold at least one query. Received none.")
-    names = _column("query_labels", query_labels, m)
-    labels = _column("train_labels", train_labels, n)
-    wrong = _column("is_mislabeled", is_mislabeled, n)
-    _column("query_images", query_images, m)
+    names = column("query_labels", query_labels, m)
+    labels = column("train_labels", train_labels, n)
+    wrong = column("is_mislabeled", is_mislabeled, n)
+    column("query_images", query_images, m)
 
     ids = np.hstack([top.proponents.ids, top.opponents.ids])  # [m, 2k]
     scores = np.hstack([top.proponents.scores, top.opponents.scores])
-    positions = _positions(ids, _column("train_ids", train_ids, n), n)
+    known = column("train_ids", train_ids, n)
+    positions = positions_of(ids, known, n, "train_images")
     queries = _drawable(query_images, "query_images")
     found = _drawable(train_images, "train_images", positions)
     limits = min(queries.min(), found.min()), max(queries.max(), found.max())
@@ -121,77 +105,6 @@ def proponents_and_opponents(
     if wrong is not None:
         _note_wrong(figure)
     return figure
-
-
-def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
-    """Draws how soon wrong labels are met by inspecting high scores first.
-
-    Recall, the share of the wrong labels that was met, stands over the share
-    of the examples that was inspected; beside it the ideal order and a random
-    one. Equal scores are inspected in the order given.
-
-    Example:
-    ```python
-    scores = {"self-influence": tracin.self_influence()}
-    plots.recall_curve(scores, y_train != y_true).savefig("recall.png")
-    ```
-
-    Args:
-        scores: a `SelfInfluence` or an array `[n]` for each curve, by its name
-            in the legend; the larger, the earlier inspected.
-        is_mislabeled: `[n]` booleans, in the same order.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if there is no curve, if lengths differ, if a score is
-            NaN, or if no label is wrong or all of them are.
-    """
-    figure = new_figure()
-    if not scores:
-        raise ValueError("`scores` should hold a curve. Received none.")
-    figure.set_size_inches(5.6, 4.2)
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots()
-    for name, values in scores.items():
-        try:
-            found = mislabel_detection(values, is_mislabeled)
-        except ValueError as error:
-            raise ValueError(f"There is no curve '{name}'. {error}") from error
-        inspected = np.linspace(0, 1, len(found.recall))
-        axes.plot(inspected, found.recall, linewidth=2, label=name)
-    _draw_references(axes, found.is_mislabeled.mean())
-    _label_recall(axes, int(found.is_mislabeled.sum()), len(found.ids))
-    return figure
-
-
-def _column(name: str, values: Any, expected: int) -> np.ndarray | None:
-    """Values as an array with one row for each of the expected examples."""
-    if values is None:
-        return None
-    if len(values) != expected:
-        raise ValueError(
-            f"`{name}` should have length {expected}. Received: length "
-            f"{len(values)}."
-        )
-    return np.asarray(values)
-
-
-def _positions(
-    ids: np.ndarray, train_ids: np.ndarray | None, n: int
-) -> np.ndarray:
-    """Where in the training images each of `ids [m, 2k]` is."""
-    known = np.arange(n) if train_ids is None else train_ids
-    order = np.argsort(known, kind="stable")
-    places = np.searchsorted(known, ids, sorter=order)
-    positions = order[np.minimum(places, n - 1)]
-    unknown = ids[known[positions] != ids].tolist()
-    if unknown:
-        raise ValueError(
-            f"`top` names the training id {unknown[0]!r}, which is not among "
-            f"the {n} of `train_images`. Pass all training images, and their "
-            "ids as `train_ids` if `with_ids` attached them."
-        )
-    return positions
 
 
 def _drawable(images: Any, name: str, chosen: Any = slice(None)) -> np.ndarray:
@@ -267,25 +180,3 @@ def _note_wrong(figure: Figure) -> None:
     y = 0.06 / figure.get_figheight()
     note = "red: wrong label"
     figure.text(0.99, y, note, fontsize=8, color=WRONG, ha="right")
-
-
-def _draw_references(axes: Axes, share_wrong: float) -> None:
-    """The best order, all wrong labels first, and a random one."""
-    for name, line, corner in (
-        ("ideal", "--", (share_wrong, 1)),
-        ("random", ":", (0, 0)),
-    ):
-        x, y = zip((0, 0), corner, (1, 1), strict=True)
-        axes.plot(x, y, line, color=REFERENCE, lw=1, zorder=1, label=name)
-
-
-def _label_recall(axes: Axes, num_wrong: int, n: int) -> None:
-    axes.set_title(f"Finding {num_wrong:,} wrong labels among {n:,} examples")
-    axes.set_xlabel("Share of the examples inspected, highest scores first")
-    axes.set_ylabel("Share of the wrong labels found")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:.0%}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)

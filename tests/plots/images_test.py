@@ -5,24 +5,11 @@ import pytest
 from matplotlib import _pylab_helpers
 
 from keras_tracin import plots
-from keras_tracin._figures import WRONG
-from keras_tracin.attribution import Ranking, TopK
+from keras_tracin.plots.figures import WRONG
+from tests.plots.helpers import top_of
 
 IMAGES = np.linspace(0, 1, 5 * 4 * 4).reshape(5, 4, 4)
 QUERIES = np.linspace(0, 2, 2 * 4 * 4).reshape(2, 4, 4)
-
-
-def top_of(proponents, opponents, query_ids=(0, 1)):
-    """A `TopK` with scores 0.5, 0.25, … and their negatives."""
-    proponents, opponents = np.array(proponents), np.array(opponents)
-    scores = np.broadcast_to(
-        0.5 ** np.arange(1, proponents.shape[1] + 1), proponents.shape
-    )
-    return TopK(
-        Ranking(proponents, scores),
-        Ranking(opponents, -scores),
-        np.array(query_ids),
-    )
 
 
 TOP = top_of([[4, 1], [0, 2]], [[3, 0], [1, 4]])
@@ -43,11 +30,6 @@ def texts(figure):
         for part in (figure, *figure.subfigs)
         for text in part.texts
     ]
-
-
-def curves(figure):
-    (axes,) = figure.axes
-    return {line.get_label(): line.get_xydata() for line in axes.lines}
 
 
 def grid(figure, m, k):
@@ -158,46 +140,6 @@ def test_grid_refuses_what_does_not_fit(changes, message):
         plots.proponents_and_opponents(**arguments | changes)
 
 
-def test_recall_counts_wrong_labels_from_the_highest_score_down():
-    wrong = [False, True, False, True]
-    figure = plots.recall_curve({"mine": [3.0, 4.0, 1.0, 2.0]}, wrong)
-    expected = [(0, 0), (0.25, 0.5), (0.5, 0.5), (0.75, 1), (1, 1)]
-    np.testing.assert_allclose(curves(figure)["mine"], expected)
-
-
-def test_recall_stands_beside_the_ideal_and_a_random_order():
-    wrong = [False, True, False, False]
-    found = curves(plots.recall_curve({"mine": [0, 9, 1, 2]}, wrong))
-    assert set(found) == {"mine", "ideal", "random"}
-    np.testing.assert_allclose(found["ideal"], [(0, 0), (0.25, 1), (1, 1)])
-    np.testing.assert_allclose(found["random"][:, 0], found["random"][:, 1])
-
-
-def test_recall_inspects_equal_scores_in_the_order_given():
-    figure = plots.recall_curve({"flat": np.ones(40)}, np.arange(40) < 20)
-    np.testing.assert_allclose(curves(figure)["flat"][20], (0.5, 1))
-
-
-@pytest.mark.parametrize(
-    ("scores", "wrong", "message"),
-    [
-        ({}, [True, False], "should hold a curve"),
-        (
-            {"a": [1.0]},
-            [True, False],
-            r"no curve 'a'.*scores of shape \(1,\)",
-        ),
-        ({"a": [1.0, np.nan]}, [True, False], "Scores are NaN"),
-        ({"a": [1.0, 2.0]}, [False, False], "0 of 2 true"),
-        ({"a": [1.0, 2.0]}, [True, True], "2 of 2 true"),
-        ({"a": [1.0, 2.0]}, [[True, False]], r"shape \(1, 2\)"),
-    ],
-)
-def test_recall_refuses_what_has_no_curve(scores, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        plots.recall_curve(scores, wrong)
-
-
 def test_figures_are_saved_without_pyplot(tmp_path):
     plots.proponents_and_opponents(TOP, QUERIES, IMAGES).savefig(
         tmp_path / "grid.png"
@@ -205,7 +147,9 @@ def test_figures_are_saved_without_pyplot(tmp_path):
     plots.recall_curve({"a": [1, 2]}, [True, False]).savefig(
         tmp_path / "recall.png"
     )
-    for name in ("grid.png", "recall.png"):
+    plots.score_map([1, 2], [3, 4], [1.0, -1.0]).savefig(tmp_path / "map.png")
+    plots.text_table(TOP, "ab", "cdefg").savefig(tmp_path / "texts.png")
+    for name in ("grid.png", "recall.png", "map.png", "texts.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert not _pylab_helpers.Gcf.get_all_fig_managers()
 

@@ -1,0 +1,189 @@
+"""Maps: where the training examples are that scores point to.
+
+Public as `keras_tracin.plots`.
+
+Synopsis:
+
+    scores = tracin.influence((x_test, y_test)).scores.sum(axis=0)
+    plots.score_map(longitude, latitude, scores, most=100)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_tracin.plots.columns import column
+from keras_tracin.plots.figures import new_axes, whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BACKGROUND = "#f3dc8c"  # examples that are not among the strongest
+_QUERY = "#101010"
+_HEIGHT = 5.4  # inches
+_DEGREE = 111.2  # kilometres, of latitude
+
+
+def score_map(
+    longitude: Any,
+    latitude: Any,
+    scores: Any,
+    *,
+    queries: tuple[Any, Any] | None = None,
+    most: int | None = None,
+    extent: tuple[float, float, float, float] | None = None,
+    name: str = "Score",
+    log: bool = False,
+) -> Figure:
+    """Draws examples where they are, coloured and sized by their scores.
+
+    The strongest are drawn last, on top. Where scores have both signs,
+    proponents are blue and opponents red, and white is zero.
+
+    Example:
+    ```python
+    scores = tracin.influence(test).scores.sum(axis=0)
+    plots.score_map(
+        longitude, latitude, scores, queries=(test_lon, test_lat), most=100
+    )
+    ```
+
+    Args:
+        longitude: `[n]` degrees.
+        latitude: `[n]` degrees.
+        scores: `[n]`, one for each example.
+        queries: longitudes and latitudes `[m]` of what the scores are about,
+            drawn as crosses.
+        most: how many of the largest and of the smallest scores are coloured,
+            where both signs are there; else how many of the largest. The
+            other examples are drawn in pale yellow. All by default.
+        extent: west, east, south and north end of the map, in degrees; that
+            of the data by default. Colours do not depend on it.
+        name: what the scores are, beside their colours.
+        log: whether colours and sizes follow the scores' logarithm; for scores
+            above zero.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if lengths differ, if there is no example, if a score is
+            NaN or infinite, or if `log` is given with scores of zero or below.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    _check(values, log)
+    places = [
+        column("longitude", longitude, len(values)),
+        column("latitude", latitude, len(values)),
+    ]
+    west, east, south, north = extent or _around(*places)
+    # A degree of longitude is shorter the further from the equator.
+    shrink = np.cos(np.deg2rad((south + north) / 2))
+    aspect = 1 / max(shrink, 0.01)
+    width = _HEIGHT * shrink * (east - west) / (north - south)
+    axes = new_axes(width + 1.6, _HEIGHT)
+    chosen = _strongest(values, most)
+    _draw_background(axes, *(np.delete(place, chosen) for place in places))
+    _draw_scores(
+        axes, *(place[chosen] for place in places), values[chosen], name, log
+    )
+    if queries is not None:
+        count = len(queries[0])
+        label = f"{count} quer{'y' if count == 1 else 'ies'}"
+        axes.scatter(*queries, 60, _QUERY, marker="x", label=label)
+        axes.legend(loc="upper right", frameon=True, fontsize=8)
+    axes.set(xlim=(west, east), ylim=(south, north), aspect=aspect)
+    axes.set(xlabel="Longitude", ylabel="Latitude")
+    _draw_scale(axes, shrink)
+    return whole(axes)
+
+
+def _check(values: np.ndarray, log: bool) -> None:
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            "`scores` should be finite numbers [n]. Received: shape "
+            f"{values.shape}, {np.count_nonzero(~np.isfinite(values))} of "
+            "them NaN or infinite."
+        )
+    if log and values.min() <= 0:
+        raise ValueError(
+            "`log=True` needs scores above zero. Received: scores from "
+            f"{values.min():.3g} on. Leave it out, or pass the logarithm of "
+            "what is above zero."
+        )
+
+
+def _around(longitude: np.ndarray, latitude: np.ndarray) -> tuple:
+    """The extent of the data with some room, never without any."""
+    ends = []
+    for values in (longitude, latitude):
+        low, high = float(values.min()), float(values.max())
+        room = 0.03 * (high - low) or 0.01
+        ends += [low - room, high + room]
+    return tuple(ends)
+
+
+def _strongest(values: np.ndarray, most: int | None) -> np.ndarray:
+    """Which examples are coloured, the strongest last."""
+    order = np.argsort(values, kind="stable")
+    if most is None or most >= len(values):
+        chosen = order
+    elif values.min() < 0 < values.max():
+        chosen = np.unique([*order[:most], *order[len(order) - most :]])
+    else:
+        chosen = order[len(order) - most :]
+    return chosen[np.argsort(np.abs(values[chosen]), kind="stable")]
+
+
+def _draw_background(axes: Axes, longitude, latitude) -> None:
+    axes.scatter(
+        longitude, latitude, 6, _BACKGROUND, linewidths=0, rasterized=True
+    )
+
+
+def _draw_scores(
+    axes: Axes, longitude, latitude, values: np.ndarray, name: str, log: bool
+) -> None:
+    size = np.log(values / values.min()) if log else np.abs(values)
+    size = size / (size.max() or 1)
+    if values.min() < 0:
+        limit = np.abs(values).max()
+        colours = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+    else:
+        colours = {"cmap": "viridis_r", "norm": "log" if log else "linear"}
+    drawn = axes.scatter(
+        longitude,
+        latitude,
+        6 + 54 * size,
+        values,
+        edgecolors="#404040",
+        linewidths=0.25,
+        rasterized=True,
+        **colours,
+    )
+    whole(axes).colorbar(drawn, label=name, shrink=0.7)
+
+
+def _draw_scale(axes: Axes, shrink: float) -> None:
+    """A bar of a round number of kilometres, in the lower left corner."""
+    west, east = axes.get_xlim()
+    south, north = axes.get_ylim()
+    across = (east - west) * shrink * _DEGREE
+    length = max(
+        step * 10.0**power
+        for power in range(-3, 5)
+        for step in (1, 2, 5)
+        if step * 10.0**power <= across / 3
+    )
+    left, low = west + 0.04 * (east - west), south + 0.04 * (north - south)
+    right = left + length / (shrink * _DEGREE)
+    axes.plot([left, right], [low, low], color=_QUERY, linewidth=2)
+    axes.annotate(
+        f"{length:g} km",
+        ((left + right) / 2, low),
+        (0, 3),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+    )

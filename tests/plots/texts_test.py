@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from keras_tracin import plots
+from keras_tracin.plots.figures import WRONG
+from tests.plots.helpers import top_of
+
+QUERIES = ["a cat", "a dog"]
+TEXTS = ["zero", "one", "two", "three", "four"]
+TOP = top_of([[4, 1], [0, 2]], [[3, 0], [1, 4]])
+
+
+def cells(figure):
+    """What each row says, in four columns."""
+    texts = [text.get_text() for text in figure.texts]
+    return [texts[start : start + 4] for start in range(0, len(texts), 4)]
+
+
+def test_each_query_is_followed_by_its_proponents_and_its_opponents():
+    figure = plots.text_table(
+        TOP, QUERIES, TEXTS, query_labels=["pet", 1], train_labels=[*"abcde"]
+    )
+    assert cells(figure) == [
+        ["Query", "", "pet", "a cat"],
+        ["Proponent", "+0.5", "e", "four"],
+        ["Proponent", "+0.25", "b", "one"],
+        ["Opponent", "-0.5", "d", "three"],
+        ["Opponent", "-0.25", "a", "zero"],
+        ["Query", "", "1", "a dog"],
+        ["Proponent", "+0.5", "a", "zero"],
+        ["Proponent", "+0.25", "c", "two"],
+        ["Opponent", "-0.5", "b", "one"],
+        ["Opponent", "-0.25", "e", "four"],
+    ]
+
+
+def test_rows_stand_below_one_another_within_the_figure():
+    figure = plots.text_table(TOP, QUERIES, TEXTS)
+    heights = [text.get_position()[1] for text in figure.texts[::4]]
+    assert heights[0] < 1
+    assert (np.diff(heights) < 0).all()
+    assert heights[-1] > 0
+
+
+def test_long_texts_are_cut_and_wrapped_and_dollars_are_no_formula():
+    texts = ["word " * 100, "costs $5 or $6", *TEXTS[2:]]
+    figure = plots.text_table(
+        top_of([[0], [1]], [[1], [0]]), QUERIES, texts, letters=120
+    )
+    shown = [row[3] for row in cells(figure)]
+    first, second = shown[1].split("\n")
+    assert first == " ".join(["word"] * 17)
+    assert second.endswith("word …")
+    assert len(first) + len(second) <= 120
+    assert shown[2] == r"costs \$5 or \$6"
+
+
+def test_wrong_labels_and_no_others_are_red():
+    figure = plots.text_table(
+        TOP,
+        QUERIES,
+        TEXTS,
+        train_labels=[*"abcde"],
+        is_mislabeled=np.arange(5) == 4,
+    )
+    red = [t.get_text() for t in figure.texts if t.get_color() == WRONG]
+    assert red == ["e", "e"]
+
+
+def test_attached_ids_find_their_texts():
+    ids = np.array(["e", "b", "d", "a", "c"])
+    top = top_of([["a"], ["b"]], [["c"], ["d"]])
+    figure = plots.text_table(top, QUERIES, TEXTS, train_ids=ids)
+    shown = [row[3] for row in cells(figure) if row[0] != "Query"]
+    assert shown == ["three", "four", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_texts": ["a"]}, "`query_texts` should have length 2"),
+        ({"query_labels": ["a"]}, "`query_labels` should have length 2"),
+        ({"train_labels": ["a"]}, "`train_labels` should have length 5"),
+        ({"train_ids": ["a"]}, "`train_ids` should have length 5"),
+        ({"is_mislabeled": [True]}, "`is_mislabeled` should have length 5"),
+        ({"train_texts": TEXTS[:3]}, "id 4, which is not .* `train_texts`"),
+        ({"top": top_of(np.zeros((0, 1)), np.zeros((0, 1)), ())}, "one query"),
+    ],
+)
+def test_table_refuses_what_does_not_fit(changes, message):
+    arguments = {"top": TOP, "query_texts": QUERIES, "train_texts": TEXTS}
+    with pytest.raises(ValueError, match=message):
+        plots.text_table(**arguments | changes)
