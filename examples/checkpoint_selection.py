@@ -1,6 +1,6 @@
 """Which checkpoints to use: selected, evenly spaced, or the last ones.
 
-    python examples/checkpoint_selection.py --output_dir=out/checkpoints
+    python -m examples.checkpoint_selection --output_dir=out/checkpoints
 
 Trains a network on MNIST, a tenth of whose training labels are wrong, and
 records a checkpoint at the end of each epoch; at every step, also what it did
@@ -17,59 +17,50 @@ and draws into the output directory:
 - loss_curve.png: the loss of each epoch, with the checkpoints selected;
 - mislabeled_by_class.png: the wrong labels that three checkpoints find, class
   by class, the paper's figure 8.
-
-MNIST is read from `--data_dir`, where TensorFlow Datasets keeps its data sets;
-by default that is `tfds` in the directory that KERAS_TRACIN_DATA names, or
-TFDS's own.
 """
 
-import os
 import pathlib
 import warnings
 
 import keras
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import app, flags
 from scipy.stats import spearmanr
 
 import keras_tracin as kt
+from examples import _common, _networks
 from keras_tracin import evaluation, plots
 
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "out/checkpoints", "Where the run and the pictures go."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST.")
-_NUM_TRAIN = flags.DEFINE_integer(
-    "num_train", 4_000, "Training digits.", lower_bound=1
-)
-_NUM_QUERIES = flags.DEFINE_integer(
-    "num_queries", 60, "Test digits that are watched.", lower_bound=1
-)
-_EPOCHS = flags.DEFINE_integer("epochs", 24, "Epochs.", lower_bound=3)
+_OUTPUT_DIR = _common.output_dir("out/checkpoints")
+_DATA_DIR = _common.data_dir()
+_SEED = _common.seed()
+_NUM_TRAIN = _common.num_train(4_000)
+_NUM_QUERIES = _common.num_queries(60)
+_EPOCHS = _common.epochs(24, lower_bound=3)
+_FLIP_SHARE = _common.flip_share()
 _COUNT = flags.DEFINE_integer(
     "count", 5, "How many checkpoints to choose.", lower_bound=1
 )
-_FLIP_SHARE = flags.DEFINE_float(
-    "flip_share",
-    0.1,
-    "Share of the training labels that are made wrong.",
-    lower_bound=0.01,
-    upper_bound=0.9,
-)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of SGD.")
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
 
 
 def main(_):
     output = pathlib.Path(_OUTPUT_DIR.value)
     keras.utils.set_random_seed(_SEED.value)
-    x, true_labels = load_mnist(f"train[:{_NUM_TRAIN.value}]")
-    queries = load_mnist(f"test[:{_NUM_QUERIES.value}]")
+    (x, true_labels), queries = (
+        _common.load_images("mnist", split, _DATA_DIR.value)
+        for split in (
+            f"train[:{_NUM_TRAIN.value}]",
+            f"test[:{_NUM_QUERIES.value}]",
+        )
+    )
     y = evaluation.flip_labels(true_labels, _FLIP_SHARE.value, seed=_SEED.value)
     is_flipped = y != true_labels
 
-    model = build_model()
+    model = _common.compiled(
+        _networks.digits_mlp(128),
+        keras.optimizers.SGD(_LEARNING_RATE.value),
+    )
     trace = kt.trace_training(
         model,
         (x, y),
@@ -100,38 +91,6 @@ def main(_):
 
     draw(output, model, (x, y), is_flipped, run, selected)
     print(f"\nThe pictures and the recorded run are in {output}.")
-
-
-def load_mnist(split):
-    """Digits `[n, 784]` from 0 to 1, and their labels."""
-    data_dir = _DATA_DIR.value
-    if data_dir is None and "KERAS_TRACIN_DATA" in os.environ:
-        data_dir = os.path.join(os.environ["KERAS_TRACIN_DATA"], "tfds")
-    images, labels = tfds.load(
-        "mnist",
-        split=split,
-        data_dir=data_dir,
-        as_supervised=True,
-        batch_size=-1,
-    )
-    x = images.numpy().reshape(-1, 784).astype("float32") / 255
-    return x, labels.numpy().astype("int32")
-
-
-def build_model():
-    """784-128-10 with ReLU, compiled with plain SGD."""
-    model = keras.Sequential(
-        [
-            keras.Input((784,)),
-            keras.layers.Dense(128, activation="relu"),
-            keras.layers.Dense(10),
-        ]
-    )
-    model.compile(
-        keras.optimizers.SGD(_LEARNING_RATE.value),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
 
 
 def evenly_spaced(run, count):

@@ -1,6 +1,6 @@
 """Answers in milliseconds which training digits an image rests on.
 
-    python examples/low_latency.py --output_dir=out/low_latency
+    python -m examples.low_latency --output_dir=out/low_latency
 
 Trains a small network, sketches the gradients of all its training digits at
 every checkpoint into an index on disk, opens that index as a service would,
@@ -19,27 +19,18 @@ import numpy as np
 from absl import app, flags
 
 import keras_tracin as kt
+from examples import _common
 
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir",
-    "out/low_latency",
-    "Where the run and the index go; a second run replaces the first.",
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps MNIST.")
-_NUM_TRAIN = flags.DEFINE_integer(
-    "num_train", 60_000, "Training digits, at most.", lower_bound=100
-)
-_EPOCHS = flags.DEFINE_integer("epochs", 5, "Epochs.", lower_bound=1)
+_OUTPUT_DIR = _common.output_dir("out/low_latency")
+_DATA_DIR = _common.data_dir()
+_SEED = _common.seed()
+_NUM_TRAIN = _common.num_train(60_000)
+_NUM_QUERIES = _common.num_queries(100)
+_EPOCHS = _common.epochs(5)
+_K = _common.k(5)
 _DIM = flags.DEFINE_integer(
     "dim", 1024, "Numbers kept of a gradient at a checkpoint.", lower_bound=1
 )
-_NUM_QUERIES = flags.DEFINE_integer(
-    "num_queries", 100, "How many test digits to ask for.", lower_bound=2
-)
-_K = flags.DEFINE_integer(
-    "k", 5, "Proponents and opponents of each.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
 
 
 def main(_):
@@ -86,23 +77,11 @@ def main(_):
 
 def load_images():
     """Digits `[n, rows, columns, 1]` from 0 to 1, with labels."""
-    data_dir = _DATA_DIR.value
-    if data_dir is None and "KERAS_TRACIN_DATA" in os.environ:
-        data_dir = os.path.join(os.environ["KERAS_TRACIN_DATA"], "tfds")
+    data_dir = _DATA_DIR.value or _common.offline("tfds")
     if data_dir and os.path.isdir(os.path.join(data_dir, "mnist")):
-        import tensorflow_datasets as tfds
-
-        parts = tfds.load(
-            "mnist",
-            split=[f"train[:{_NUM_TRAIN.value}]", "test[:1000]"],
-            data_dir=data_dir,
-            download=False,
-            as_supervised=True,
-            batch_size=-1,
-        )
         return [
-            (images.numpy().astype("float32") / 255, labels.numpy())
-            for images, labels in parts
+            _common.load_images("mnist", split, data_dir)
+            for split in (f"train[:{_NUM_TRAIN.value}]", "test[:1000]")
         ]
     from sklearn.datasets import load_digits
 
@@ -128,11 +107,7 @@ def build_model(shape):
             keras.layers.Dense(10),
         ]
     )
-    model.compile(
-        keras.optimizers.SGD(0.05),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
+    return _common.compiled(model, keras.optimizers.SGD(0.05))
 
 
 def one(examples, at):
@@ -150,20 +125,12 @@ def timed(call):
 def print_answers(index, model, train, test):
     """What the test digits that are most wrong rest on."""
     x, y = (part[: _NUM_QUERIES.value] for part in test)
-    logits = model.predict(x, verbose=0)
-    losses = keras.losses.sparse_categorical_crossentropy(
-        y, logits, from_logits=True
-    )
-    for at in np.argsort(-np.asarray(losses))[:3]:
+    predicted = _common.predictions(model, x)
+    names = [f"{label} (number {i})" for i, label in enumerate(train[1])]
+    for at in np.argsort(-_common.losses(model, x, y))[:3]:
         top = index.query(one(test, at), _K.value)
-        print(f"Test digit {at}, a {y[at]}, taken for {logits[at].argmax()}")
-        for side in ("proponents", "opponents"):
-            ranking = getattr(top, side)
-            found = zip(ranking.ids[0], ranking.scores[0], strict=True)
-            words = [
-                f"{train[1][i]} (number {i}) {score:+.3g}" for i, score in found
-            ]
-            print(f"  {side:<10}  {', '.join(words)}")
+        print(f"Test digit {at}, a {y[at]}, taken for {predicted[at]}")
+        _common.print_top(top, 0, names)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,7 @@ def score_map(
     """
     values = np.asarray(scores, dtype=np.float64)
     _check(values, log)
-    places = [
-        column("longitude", longitude, len(values)),
-        column("latitude", latitude, len(values)),
-    ]
+    places = _places(longitude, latitude, len(values))
     west, east, south, north = extent or _around(*places)
     # A degree of longitude is shorter the further from the equator.
     shrink = np.cos(np.deg2rad((south + north) / 2))
@@ -84,14 +81,12 @@ def score_map(
     width = _HEIGHT * shrink * (east - west) / (north - south)
     axes = new_axes(width + 1.6, _HEIGHT)
     chosen = _strongest(values, most)
-    _draw_background(axes, *(np.delete(place, chosen) for place in places))
-    _draw_scores(
-        axes, *(place[chosen] for place in places), values[chosen], name, log
-    )
+    _draw_background(axes, np.delete(places, chosen, axis=1))
+    _draw_scores(axes, places[:, chosen], values[chosen], name, log)
     if queries is not None:
         count = len(queries[0])
         label = f"{count} quer{'y' if count == 1 else 'ies'}"
-        axes.scatter(*queries, 60, _QUERY, marker="x", label=label)
+        axes.scatter(*queries, s=60, c=_QUERY, marker="x", label=label)
         axes.legend(loc="upper right", frameon=True, fontsize=8)
     axes.set(xlim=(west, east), ylim=(south, north), aspect=aspect)
     axes.set(xlabel="Longitude", ylabel="Latitude")
@@ -112,6 +107,13 @@ def _check(values: np.ndarray, log: bool) -> None:
             f"{values.min():.3g} on. Leave it out, or pass the logarithm of "
             "what is above zero."
         )
+
+
+def _places(longitude: Any, latitude: Any, count: int) -> np.ndarray:
+    """Both of each example, `[2, n]`."""
+    column("longitude", longitude, count)
+    column("latitude", latitude, count)
+    return np.array([longitude, latitude], dtype=np.float64)
 
 
 def _around(longitude: np.ndarray, latitude: np.ndarray) -> tuple:
@@ -136,27 +138,26 @@ def _strongest(values: np.ndarray, most: int | None) -> np.ndarray:
     return chosen[np.argsort(np.abs(values[chosen]), kind="stable")]
 
 
-def _draw_background(axes: Axes, longitude, latitude) -> None:
-    axes.scatter(
-        longitude, latitude, 6, _BACKGROUND, linewidths=0, rasterized=True
-    )
+def _draw_background(axes: Axes, places: np.ndarray) -> None:
+    axes.scatter(*places, s=6, c=_BACKGROUND, linewidths=0, rasterized=True)
 
 
 def _draw_scores(
-    axes: Axes, longitude, latitude, values: np.ndarray, name: str, log: bool
+    axes: Axes, places: np.ndarray, values: np.ndarray, name: str, log: bool
 ) -> None:
     size = np.log(values / values.min()) if log else np.abs(values)
     size = size / (size.max() or 1)
+    colours: dict[str, Any]
     if values.min() < 0:
         limit = np.abs(values).max()
         colours = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
     else:
         colours = {"cmap": "viridis_r", "norm": "log" if log else "linear"}
     drawn = axes.scatter(
-        longitude,
-        latitude,
-        6 + 54 * size,
-        values,
+        places[0],
+        places[1],
+        s=6 + 54 * size,
+        c=values,
         edgecolors="#404040",
         linewidths=0.25,
         rasterized=True,

@@ -193,11 +193,11 @@ def score_distribution(
     return whole(axes)
 
 
-def _bins(axes: Axes, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bins(axes: Axes, values: np.ndarray) -> tuple[list[float], np.ndarray]:
     """Edges of bins, evenly spaced on the axis, and the values within them."""
     lowest, highest = values.min(), values.max()
     if lowest < 0 or highest <= 0:
-        return np.histogram_bin_edges(values, _BINS), values
+        return np.histogram_bin_edges(values, _BINS).tolist(), values
     axes.set_xscale("log")
     # The least of them may be many powers of ten below the rest.
     positive = values[values > 0]
@@ -205,7 +205,7 @@ def _bins(axes: Axes, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if lowest == highest:
         lowest, highest = lowest / 2, highest * 2
     edges = np.geomspace(lowest, highest, _BINS + 1)
-    return edges, np.clip(values, edges[0], edges[-1])
+    return edges.tolist(), np.clip(values, edges[0], edges[-1])
 
 
 def _draw_references(axes: Axes, share_wrong: float) -> None:

@@ -1,23 +1,21 @@
 import re
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 import keras_tracin as kt
-from examples import digits
-
-
-def run(output, *arguments):
-    """The program's `main`, small: two epochs, two queries, k = 2."""
-    small = ["--epochs=2", "--num_queries=2", "--k=2"]
-    with flagsaver.flagsaver():
-        flags.FLAGS(["digits", f"--output_dir={output}", *small, *arguments])
-        digits.main([])
+from tests.examples import programs
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
+def run():
+    """The program's `main`, small: two epochs, two queries, k = 2."""
+    with programs.program("digits") as digits:
+        small = ["--epochs=2", "--num_queries=2", "--k=2"]
+        yield lambda output, *more: programs.run(digits, output, *small, *more)
+
+
+@pytest.fixture(scope="module")
+def output(run, tmp_path_factory):
     directory = tmp_path_factory.mktemp("digits")
     run(directory)
     return directory
@@ -29,7 +27,9 @@ def test_records_the_run_and_draws_two_pictures(output):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_second_run_replaces_the_first_and_prints_what_it_found(output, capsys):
+def test_second_run_replaces_the_first_and_prints_what_it_found(
+    run, output, capsys
+):
     run(output, "--flip_share=0.2")
     printed = capsys.readouterr().out
     assert "259 of 1297 training labels are wrong." in printed

@@ -1,58 +1,21 @@
-"""The examples of trained digits, run small, as programs of their own.
+"""The examples of how digits are learnt, run small."""
 
-Each has flags of the same names, so one process cannot import them all.
-"""
-
-import os
-import pathlib
 import re
-import subprocess
-import sys
-
-import pytest
 
 import keras_tracin as kt
+from tests.examples.programs import DATA, assert_pictures, needs, run_program
 
-ROOT = pathlib.Path(__file__).parents[2]
-DATA = pathlib.Path(os.environ.get("KERAS_TRACIN_DATA", "../shared/data"))
+IMAGES = f"--data_dir={DATA / 'tfds'}"
 
-pytestmark = pytest.mark.skipif(
-    not (DATA / "tfds" / "mnist").is_dir(),
-    reason=f"MNIST is not in {DATA / 'tfds'}; set KERAS_TRACIN_DATA",
-)
+pytestmark = needs("tfds/mnist")
 
 
-def run(program, output, *arguments):
-    """What the program prints."""
-    command = [
-        sys.executable,
-        f"examples/{program}.py",
-        f"--output_dir={output}",
-        f"--data_dir={DATA / 'tfds'}",
-        *arguments,
-    ]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def assert_pictures(output, *names):
-    for name in names:
-        assert (output / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_training_trace_prints_the_balance_and_draws_figure_7(tmp_path):
-    printed = run(
+def test_training_trace_prints_the_balance_and_draws_figure_7(tmp_path, capsys):
+    printed = run_program(
         "training_trace",
         tmp_path,
+        capsys,
+        IMAGES,
         "--num_train=64",
         "--num_queries=5",
         "--epochs=1",
@@ -69,10 +32,14 @@ def test_training_trace_prints_the_balance_and_draws_figure_7(tmp_path):
     assert_pictures(tmp_path, "loss_changes.png")
 
 
-def test_checkpoint_selection_compares_three_choices_and_draws(tmp_path):
-    printed = run(
+def test_checkpoint_selection_compares_three_choices_and_draws(
+    tmp_path, capsys
+):
+    printed = run_program(
         "checkpoint_selection",
         tmp_path,
+        capsys,
+        IMAGES,
         "--num_train=200",
         "--num_queries=5",
         "--epochs=5",

@@ -1,0 +1,65 @@
+"""The networks that several examples train."""
+
+import keras
+from keras import layers
+
+LAST_LAYER = "logits"
+
+
+def digits_mlp(*widths):
+    """Dense layers over an image of MNIST, with ReLU between."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Flatten(),
+            *(layers.Dense(width, activation="relu") for width in widths),
+            layers.Dense(10, name=LAST_LAYER),
+        ]
+    )
+
+
+def digits_cnn(shape=(28, 28, 1)):
+    """Two convolutions and two dense layers; 57,000 weights for MNIST."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(16, 5, strides=2, activation="relu"),
+            layers.Conv2D(32, 3, strides=2, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10, name=LAST_LAYER),
+        ]
+    )
+
+
+def small_resnet():
+    """Three residual blocks over an image of CIFAR-10; 309,000 weights.
+
+    Blocks as in He et al. 2016, with 1 × 1 convolutions as shortcuts. Training
+    sees images flipped and moved at random; scores, the images themselves.
+    """
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(4.0, -1.9)(inputs)  # about mean 0 and variance 1
+    x = layers.RandomFlip("horizontal")(x)
+    x = layers.RandomTranslation(0.1, 0.1, fill_mode="constant")(x)
+    x = layers.ReLU()(_normalized(x, 16))
+    for width in (32, 64, 128):
+        y = layers.ReLU()(_normalized(x, width, stride=2))
+        y = _normalized(y, width)
+        x = _normalized(x, width, kernel=1, stride=2)
+        x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, name=LAST_LAYER)(x))
+
+
+def _normalized(x, width, kernel=3, stride=1):
+    x = layers.Conv2D(width, kernel, stride, padding="same", use_bias=False)(x)
+    # Statistics of the last 10 steps or so: an epoch has few.
+    return layers.BatchNormalization(momentum=0.9)(x)
+
+
+def falling_rate(highest, num_examples, num_epochs, batch_size=64):
+    """SGD with Nesterov momentum, its rate falling along a cosine to zero."""
+    steps = num_epochs * -(-num_examples // batch_size)
+    rate = keras.optimizers.schedules.CosineDecay(highest, steps)
+    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
