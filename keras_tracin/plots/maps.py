@@ -139,7 +139,9 @@ def _strongest(values: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def _draw_background(axes: Axes, places: np.ndarray) -> None:
-    axes.scatter(*places, s=6, c=_BACKGROUND, linewidths=0, rasterized=True)
+    axes.scatter(
+        places[0], places[1], s=6, c=_BACKGROUND, linewidths=0, rasterized=True
+    )
 
 
 def _draw_scores(
