@@ -215,5 +215,5 @@ def save(figure, output, name):
     """Writes a picture into the output directory and says so."""
     path = pathlib.Path(output, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, dpi=100)
     print(f"Drew {path}", flush=True)

@@ -3,8 +3,9 @@
     python -m examples.mnist --output_dir=out/mnist
 
 Trains a small convolutional network on MNIST, and for a few test digits that it
-gets right prints, and draws side by side, the proponents and opponents by
-TracIn, influence functions and representer points: the paper's figure 9.
+gets right, but is not sure of, prints, and draws side by side, the proponents
+and opponents by TracIn, influence functions and representer points: the paper's
+figure 9.
 
 Then makes a tenth of the labels wrong, each the wrong class that the network
 found likeliest, trains again, and draws for three checkpoints how many of the
@@ -32,6 +33,8 @@ _K = _common.k(5)
 _FLIP_SHARE = _common.flip_share()
 _METHODS = _methods.flags_of_methods(checkpoints=5)
 
+SURE = 0.9  # a label's probability
+
 
 def main(_):
     strategy = _common.under(_STRATEGY.value)
@@ -43,7 +46,7 @@ def main(_):
 
     model, run = fit(train, "run", strategy)
     print(f"{_common.accuracy(model, test):.1%} of the test digits are right.")
-    queries = first_right(model, test, _NUM_QUERIES.value)
+    queries = right_but_unsure(model, test, _NUM_QUERIES.value)
     explain(model, train, run, queries, strategy)
 
     x, labels = train
@@ -65,10 +68,16 @@ def fit(train, name, strategy):
     return model, _common.fit(model, train, directory, _EPOCHS.value)
 
 
-def first_right(model, test, count):
-    """The first test digits that the network gets right, one of each class."""
+def right_but_unsure(model, test, count):
+    """The first test digits that are right but not sure, one of each class.
+
+    Where the network is sure of its answer, no training digit moves it. Sure
+    ones come where there are no others.
+    """
     x, y = test
     right = np.flatnonzero(_common.predictions(model, x) == y)
+    is_sure = _common.losses(model, x, y)[right] < -np.log(SURE)
+    right = right[np.argsort(is_sure, kind="stable")]
     _, first = np.unique(y[right], return_index=True)
     chosen = right[np.sort(first)][:count]
     return x[chosen], y[chosen]

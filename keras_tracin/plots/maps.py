@@ -25,6 +25,7 @@ _BACKGROUND = "#f3dc8c"  # examples that are not among the strongest
 _QUERY = "#101010"
 _HEIGHT = 5.4  # inches
 _DEGREE = 111.2  # kilometres, of latitude
+_MANY = 1_000  # points, beyond which they are small and have no edge
 
 
 def score_map(
@@ -90,6 +91,7 @@ def score_map(
         axes.legend(loc="upper right", frameon=True, fontsize=8)
     axes.set(xlim=(west, east), ylim=(south, north), aspect=aspect)
     axes.set(xlabel="Longitude", ylabel="Latitude")
+    axes.locator_params(nbins=6)
     _draw_scale(axes, shrink)
     return whole(axes)
 
@@ -149,6 +151,7 @@ def _draw_scores(
 ) -> None:
     size = np.log(values / values.min()) if log else np.abs(values)
     size = size / (size.max() or 1)
+    many = len(values) > _MANY
     colours: dict[str, Any]
     if values.min() < 0:
         limit = np.abs(values).max()
@@ -158,10 +161,10 @@ def _draw_scores(
     drawn = axes.scatter(
         places[0],
         places[1],
-        s=6 + 54 * size,
+        s=3 + 15 * size if many else 6 + 54 * size,
         c=values,
         edgecolors="#404040",
-        linewidths=0.25,
+        linewidths=0 if many else 0.25,
         rasterized=True,
         **colours,
     )

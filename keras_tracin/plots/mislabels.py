@@ -133,7 +133,8 @@ def mislabeled_by_class(
     )
     axes.grid(alpha=0.25, axis="y")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(top=1.2 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
     return whole(axes)
 
 

@@ -28,6 +28,7 @@ _SIDE, _SCORE, _LABEL, _TEXT = 0.12, 1.62, 1.75, 3.35  # where columns begin
 _LINE, _ROOM = 0.165, 0.13  # a line of text, and what is around a row
 _SIZE = 8.5  # of the letters, in points
 _IN_A_LINE = 88  # letters of text
+_IN_A_BOLD_LINE = 76
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def text_table(
     rows: list[_Row] = []
     for query in range(m):
         label = "" if names is None else str(names[query])
-        lines = _wrapped(query_texts[query], letters)
+        lines = _wrapped(query_texts[query], letters, _IN_A_BOLD_LINE)
         rows.append(_Row("Query", "", label, lines, is_query=True))
         for side in ("proponents", "opponents"):
             ranking = getattr(top, side)
@@ -121,12 +122,12 @@ def text_table(
     return figure
 
 
-def _wrapped(text: str, letters: int) -> list[str]:
+def _wrapped(text: str, letters: int, in_a_line: int = _IN_A_LINE) -> list[str]:
     """The opening of a text, in lines."""
     opening = textwrap.shorten(
         " ".join(str(text).split()), letters, placeholder=" …"
     )
-    return textwrap.wrap(opening, _IN_A_LINE) or [""]
+    return textwrap.wrap(opening, in_a_line) or [""]
 
 
 def _draw(figure: Figure, rows: list[_Row]) -> None:
@@ -155,16 +156,18 @@ def _draw(figure: Figure, rows: list[_Row]) -> None:
             (_TEXT, "left", "\n".join(row.lines), "black"),
         )
         for x, align, text, colour in columns:
-            figure.text(
-                x / _WIDTH,
-                (top - _ROOM / 2) / total,
-                # What follows a dollar sign would be set as a formula.
-                text.replace("$", r"\$"),
-                color=colour,
-                ha=align,
-                va="top",
-                fontsize=_SIZE,
-                fontweight="bold" if row.is_query else "normal",
-                linespacing=1.25,
-            )
+            # Line by line: what is below the first would move with its height.
+            for place, line in enumerate(text.split("\n")):
+                baseline = top - _ROOM / 2 - (place + 0.75) * _LINE
+                figure.text(
+                    x / _WIDTH,
+                    baseline / total,
+                    # After a dollar sign a formula would begin.
+                    line.replace("$", r"\$"),
+                    color=colour,
+                    ha=align,
+                    va="baseline",
+                    fontsize=_SIZE,
+                    fontweight="bold" if row.is_query else "normal",
+                )
         top = low

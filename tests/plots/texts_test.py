@@ -11,9 +11,13 @@ TOP = top_of([[4, 1], [0, 2]], [[3, 0], [1, 4]])
 
 
 def cells(figure):
-    """What each row says, in four columns."""
-    texts = [text.get_text() for text in figure.texts]
-    return [texts[start : start + 4] for start in range(0, len(texts), 4)]
+    """What each row says, in four columns, lines of text joined by a bar."""
+    rows = []
+    for text in figure.texts:
+        if text.get_text() in ("Query", "Proponent", "Opponent"):
+            rows.append([])
+        rows[-1].append(text.get_text())
+    return [[*row[:3], "|".join(row[3:])] for row in rows]
 
 
 def test_each_query_is_followed_by_its_proponents_and_its_opponents():
@@ -36,7 +40,12 @@ def test_each_query_is_followed_by_its_proponents_and_its_opponents():
 
 def test_rows_stand_below_one_another_within_the_figure():
     figure = plots.text_table(TOP, QUERIES, TEXTS)
-    heights = [text.get_position()[1] for text in figure.texts[::4]]
+    heights = [
+        text.get_position()[1]
+        for text in figure.texts
+        if text.get_position()[0] < 0.1
+    ]
+    assert len(heights) == 10
     assert heights[0] < 1
     assert (np.diff(heights) < 0).all()
     assert heights[-1] > 0
@@ -48,7 +57,7 @@ def test_long_texts_are_cut_and_wrapped_and_dollars_are_no_formula():
         top_of([[0], [1]], [[1], [0]]), QUERIES, texts, letters=120
     )
     shown = [row[3] for row in cells(figure)]
-    first, second = shown[1].split("\n")
+    first, second = shown[1].split("|")
     assert first == " ".join(["word"] * 17)
     assert second.endswith("word …")
     assert len(first) + len(second) <= 120
