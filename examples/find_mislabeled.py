@@ -171,7 +171,7 @@ def best_of(run):
 
 def suspicion(model, train, run, strategy):
     """Scores of the training images by each ranking, the timings printed."""
-    epochs = ", ".join(str(epoch) for epoch in run.epochs)
+    epochs = ", ".join(str(checkpoint.epoch) for checkpoint in run)
     print(f"TracIn counts the checkpoints of epochs {epochs}.")
     deep = SETTINGS[_DATASET.value].is_deep
     methods = _METHODS.make(model, train, run, strategy, head_only=deep)
