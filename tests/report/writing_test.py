@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.resources
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_tracin as kt
+from keras_tracin.report import page
 from tests.report import pages
 
 TOP, OWN = pages.results()
@@ -301,6 +303,15 @@ def test_data_cannot_end_its_element_and_the_policy_fits_the_page(tmp_path):
         assert f"{tag}-src 'sha256-{code}'" in policy
     assert "default-src 'none'" in policy
     assert not re.search(r"(?:src|href)=\"(?!data:)", html)
+
+
+def test_every_script_that_is_installed_is_in_the_page(tmp_path):
+    write(tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    folder = importlib.resources.files(page.__package__) / "assets"
+    scripts = [each for each in folder.iterdir() if each.name.endswith(".js")]
+    assert len(scripts) > 5
+    assert all(each.read_text(encoding="utf-8") in html for each in scripts)
 
 
 @pytest.mark.parametrize(

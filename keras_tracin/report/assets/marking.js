@@ -115,6 +115,7 @@ function chooseOption() {
     return;
   }
   const { chosen } = asking;
+  find("#relabel-input").blur(); // the next key is not for it, however soon
   find("#relabel").close(); // gives focus back to where it was
   chosen(option.label);
 }
