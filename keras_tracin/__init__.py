@@ -56,11 +56,13 @@ from keras_tracin.trace import (
     StepTable,
     TrainingSketches,
     TrainingTrace,
+    record_training,
     sketch_training,
     trace_training,
 )
 from keras_tracin.tracin import TracIn
 from keras_tracin.trak import TRAK
+from keras_tracin.unrolled import UnrolledInfluence
 
 __all__ = [
     "CG",
@@ -91,12 +93,14 @@ __all__ = [
     "TrainingRun",
     "TrainingSketches",
     "TrainingTrace",
+    "UnrolledInfluence",
     "WhenLossDrops",
     "__version__",
     "check",
     "evaluation",
     "plots",
     "report",
+    "record_training",
     "select_checkpoints",
     "sketch_training",
     "sweep_l2",

@@ -69,7 +69,7 @@ IMPORT_ORDER = (
     "influence",
     "representer.*",
     "trace.*",
-    "unrolled",
+    "unrolled.*",
     "trak",
     "index.*",
     "check.*",

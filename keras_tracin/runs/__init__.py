@@ -1,6 +1,9 @@
 """Training runs: their checkpoints, on the disk and put into a model."""
 
-from keras_tracin.runs.optimizer_state import recorded_optimizer
+from keras_tracin.runs.optimizer_state import (
+    initial_optimizer,
+    recorded_optimizer,
+)
 from keras_tracin.runs.run import Checkpoint, TrainingRun
 from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
 from keras_tracin.runs.weights import check_checkpoint, run_weights
@@ -12,6 +15,7 @@ __all__ = [
     "TrainingRun",
     "WhenLossDrops",
     "check_checkpoint",
+    "initial_optimizer",
     "recorded_optimizer",
     "run_weights",
     "select_checkpoints",

@@ -11,7 +11,8 @@ only after the files it lists are on the disk. Its parts:
 
     format_version   1
     model            class, and [path, shape, dtype] of each of model.weights
-    initial          the snapshot before the first step
+    initial          the snapshot before the first step; the states of random
+                     numbers there (seeds), where they were recorded
     checkpoints      the snapshots: step, epoch, logs
     segments         spans of steps: first_step, last_step, epoch, epoch_end,
                      logs (at epoch ends), weights_digest (after last_step)
@@ -24,12 +25,14 @@ over all of the run, whatever Keras counted. The arrays of a segment are named;
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_tracin import _files
 
@@ -113,6 +116,20 @@ def listed_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         *manifest["checkpoints"],
         *manifest["segments"],
     ]
+
+
+def read_arrays(
+    directory: Path, entry: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The arrays of a segment.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    path = directory / entry["file"]
+    _files.check_digest(path, entry["sha256"])
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        return dict(file)
 
 
 def architecture(model: keras.Model) -> dict[str, Any]:

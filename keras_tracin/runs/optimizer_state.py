@@ -17,7 +17,7 @@ import h5py
 import keras
 import numpy as np
 
-from keras_tracin.runs.run import Checkpoint
+from keras_tracin.runs.run import Checkpoint, TrainingRun
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 
@@ -40,6 +40,29 @@ def recorded_optimizer(
         ValueError: if the model has no optimizer, or the file holds no state,
             or that of another optimizer.
     """
+    optimizer = _built_twin(model)
+    _fill(optimizer, checkpoint.path, _read(checkpoint.path))
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def initial_optimizer(
+    model: keras.Model, run: TrainingRun
+) -> keras.optimizers.Optimizer:
+    """The same for the beginning of a run.
+
+    Raises:
+        ValueError: as `recorded_optimizer`, but that an optimizer which had
+            not made a step then needs no state in the file.
+    """
+    optimizer = _built_twin(model)
+    assert run.initial is not None
+    values = _read(run.initial)
+    if values and values[0] > 0:  # its count of iterations
+        _fill(optimizer, run.initial, values)
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _built_twin(model: keras.Model) -> Any:
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "The recorded state of the optimizer says nothing without its "
@@ -48,18 +71,21 @@ def recorded_optimizer(
         )
     optimizer = _twin(model.optimizer)
     optimizer.build(model.trainable_variables)
-    values = _read(checkpoint.path)
+    return optimizer
+
+
+def _fill(optimizer: Any, path: Path, values: list[np.ndarray]) -> None:
+    """Gives an optimizer the values of its variables."""
     shapes = [tuple(v.shape) for v in optimizer.variables]
     if [value.shape for value in values] != shapes:
         raise ValueError(
-            f"{checkpoint.path} does not hold the state of the model's "
+            f"{path} does not hold the state of the model's "
             f"optimizer. Received a file with {len(values)} arrays of state, "
-            f"expected the {len(shapes)} of {type(model.optimizer).__name__}. "
+            f"expected the {len(shapes)} of {type(optimizer).__name__}. "
             "Compile the model with the optimizer it was trained with."
         )
     for variable, value in zip(optimizer.variables, values, strict=True):
         variable.assign(value)
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _twin(optimizer: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import operator
 import os
@@ -274,9 +273,7 @@ def _read_learning_rates(directory: Path, manifest: dict) -> np.ndarray:
     parts = [np.empty(0)]
     for entry in manifest["segments"]:
         path = directory / entry["file"]
-        _files.check_digest(path, entry["sha256"])
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            rates = file.get("learning_rate")
+        rates = run_manifest.read_arrays(directory, entry).get("learning_rate")
         num_steps = entry["last_step"] - entry["first_step"] + 1
         if rates is None or rates.shape != (num_steps,):
             found = "none" if rates is None else f"shape {rates.shape}"

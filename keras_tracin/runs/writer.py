@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_tracin import _files
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.seeds import seed_states
 
 _OWN_FILES = re.compile(
     rf"({_files.UNFINISHED})?(step-\d{{8,}}\.weights\.h5|\d{{8,}}\.npz)"
@@ -47,6 +48,7 @@ class RunWriter:
                 **writer._save_weights(model, step=0),
                 "step": 0,
                 "weights_digest": run_manifest.weights_digest(model),
+                "seeds": [state.tolist() for state in seed_states(model)],
             },
             "checkpoints": [],
             "segments": [],

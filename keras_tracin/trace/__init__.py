@@ -1,5 +1,6 @@
 """Training watched step by step: TracInIdeal, and sketches made on the way."""
 
+from keras_tracin.trace.plain import record_training
 from keras_tracin.trace.result import StepTable, TrainingTrace
 from keras_tracin.trace.sketching import TrainingSketches, sketch_training
 from keras_tracin.trace.tracing import trace_training
@@ -8,6 +9,7 @@ __all__ = [
     "StepTable",
     "TrainingSketches",
     "TrainingTrace",
+    "record_training",
     "sketch_training",
     "trace_training",
 ]

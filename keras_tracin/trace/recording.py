@@ -14,7 +14,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from keras_tracin import _files
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.seeds import seed_states, seed_variables
 
 _SETTINGS = "settings"
 
@@ -125,7 +125,7 @@ class Recording:
         segments, checkpoints = manifest["segments"], manifest["checkpoints"]
         if not segments:
             return  # It was killed in the first epoch.
-        first = _read(self._directory, segments[0])
+        first = run_manifest.read_arrays(self._directory, segments[0])
         if _SETTINGS not in first:
             raise ValueError(_not_a_recording(self._directory))
         self._check_settings(json.loads(str(first[_SETTINGS])))
@@ -147,7 +147,9 @@ class Recording:
         self._model.load_weights(self._directory / entry["file"])
         # What it has of a later epoch is dropped, with a warning.
         self._writer = RunWriter.reopen(self._directory, self._model)
-        _set_states(self._model, _read(self._directory, ended[-1]))
+        _set_states(
+            self._model, run_manifest.read_arrays(self._directory, ended[-1])
+        )
         self.done, self.num_steps = self._writer.last_epoch, last
 
     def _check_settings(self, recorded: Mapping[str, Any]) -> None:
@@ -178,7 +180,10 @@ def read_segments(directory: Path, kind: str) -> list[dict[str, np.ndarray]]:
         ValueError: if there is no such recording, or a file is damaged.
     """
     manifest = run_manifest.read(directory)
-    found = [_read(directory, entry) for entry in manifest["segments"]]
+    found = [
+        run_manifest.read_arrays(directory, entry)
+        for entry in manifest["segments"]
+    ]
     if not found or _SETTINGS not in found[0]:
         raise ValueError(_not_a_recording(directory))
     recorded = json.loads(str(found[0][_SETTINGS]))["kind"]
@@ -199,30 +204,15 @@ def recorded_history(directory: Path) -> keras.callbacks.History:
     return history
 
 
-def _seeds(model: keras.Model) -> dict[str, keras.Variable]:
-    """The states of random numbers, which a weights file leaves out."""
-    weights = {id(v) for v in model.weights}
-    others = [v for v in model.variables if id(v) not in weights]
-    return {f"seed_{at}": v for at, v in enumerate(others)}
-
-
 def _states(model: keras.Model) -> dict[str, np.ndarray]:
-    return {
-        name: keras.ops.convert_to_numpy(v) for name, v in _seeds(model).items()
-    }
+    """The states of random numbers, which a weights file leaves out."""
+    return {f"seed_{at}": one for at, one in enumerate(seed_states(model))}
 
 
 def _set_states(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
-    for name, variable in _seeds(model).items():
-        if name in arrays:
-            variable.assign(arrays[name])
-
-
-def _read(directory: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    path = directory / entry["file"]
-    _files.check_digest(path, entry["sha256"])
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        return dict(file)
+    for at, variable in enumerate(seed_variables(model)):
+        if f"seed_{at}" in arrays:
+            variable.assign(arrays[f"seed_{at}"])
 
 
 def _not_a_recording(directory: Path) -> str:

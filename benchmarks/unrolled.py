@@ -1,0 +1,182 @@
+"""Unrolled influence beside what leaving examples out really does.
+
+    python -m benchmarks.unrolled --data_dir=$KERAS_TRACIN_DATA
+
+A network 784-128-64-10 (109,386 parameters) on 5,000 digits (random examples
+without `--data_dir`), batches of 50, and the first queries of the test set.
+
+`lds`: random subsets of the training set are left out (weight 0, with all else
+as it was: batches, divisors, order), and training is made again without each.
+Spearman's correlation over the subsets of the queries' real losses with the
+sum of the scores, the mean over queries, with a 95% interval from bootstrapping
+them; `UnrolledInfluence` beside `TracIn` at the checkpoints of all epochs.
+`costs`: times of the replay, and of the way back for one query and for many,
+beside `model.fit` of the same training, in turns.
+"""
+
+import pathlib
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+import scipy.stats
+from absl import app, flags
+
+import keras_tracin as kt
+from benchmarks import _models
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds `tfds/mnist`.")
+_SECTIONS = flags.DEFINE_list("sections", ["lds", "costs"], "What to measure.")
+_TRAININGS = flags.DEFINE_list(
+    "trainings", ["sgd", "tanh", "momentum", "adam"], "Which trainings."
+)
+_NUM_TRAIN = flags.DEFINE_integer("num_train", 5_000, "Training examples.")
+_EPOCHS = flags.DEFINE_integer("epochs", 10, "Of training.")
+_SUBSETS = flags.DEFINE_integer("subsets", 40, "For each share removed.")
+_SHARES = flags.DEFINE_list("shares", ["0.01", "0.1", "0.5"], "Removed.")
+_QUERIES = flags.DEFINE_integer("queries", 40, "From the test set.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of the costs.")
+
+_BATCH = 50
+# An optimizer and an activation.
+_KINDS = {
+    "sgd": (lambda: keras.optimizers.SGD(0.1), "relu"),
+    "tanh": (lambda: keras.optimizers.SGD(0.1), "tanh"),
+    "momentum": (lambda: keras.optimizers.SGD(0.02, momentum=0.9), "relu"),
+    "adam": (lambda: keras.optimizers.Adam(0.001, epsilon=1e-4), "relu"),
+}
+
+
+def _data() -> tuple[_models.Arrays, _models.Arrays]:
+    workload = _models.Workload(
+        _models.mlp, (784,), _QUERIES.value, 0, reads_digits=True
+    )
+    directory = _DATA_DIR.value and _models.mnist_in(_DATA_DIR.value)
+    return _models.load_examples(workload, _NUM_TRAIN.value, directory)
+
+
+def _model(kind: str) -> keras.Model:
+    optimizer, activation = _KINDS[kind]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(128, activation),
+            keras.layers.Dense(64, activation),
+            keras.layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(), loss)
+    return model
+
+
+def lds() -> None:
+    """How well scores rank subsets by what removing them does."""
+    train, queries = _data()
+    print(
+        "| training | removed | unrolled | TracIn | error of the replay |\n"
+        "|---|---:|---:|---:|---:|"
+    )
+    for kind in _TRAININGS.value:
+        with tempfile.TemporaryDirectory() as directory:
+            _correlations(kind, train, queries, pathlib.Path(directory, "run"))
+
+
+def _correlations(kind, train, queries, directory) -> None:
+    model = _model(kind)
+    kt.record_training(
+        model, train, directory, epochs=_EPOCHS.value, batch_size=_BATCH
+    )
+    unrolled = kt.UnrolledInfluence(model, train, directory)
+    scores = {
+        "unrolled": unrolled.influence(queries, verbose=0).scores,
+        "TracIn": kt.TracIn(model, train, directory)
+        .influence(queries, verbose=0)
+        .scores,
+    }
+    for share in map(float, _SHARES.value):
+        counts = _counts(len(train[0]), share)
+        real = unrolled.retrain(queries, counts)  # [s, m]
+        cells = [
+            _interval(found @ (1 - counts).T, real.T)
+            for found in scores.values()
+        ]
+        print(
+            f"| {kind} | {share:.0%} | {' | '.join(cells)} | "
+            f"{unrolled.replay_error:.1g} |",
+            flush=True,
+        )
+
+
+def _counts(size: int, share: float) -> np.ndarray:
+    """`[s, n]`, 0 for what is removed."""
+    random = np.random.default_rng([1, round(1000 * share)])
+    counts = np.ones((_SUBSETS.value, size))
+    for row in counts:
+        row[random.choice(size, round(share * size), replace=False)] = 0
+    return counts
+
+
+def _interval(predicted: np.ndarray, real: np.ndarray) -> str:
+    """Of `[m, s]` each: the mean correlation over queries, and its interval."""
+    found = np.array(
+        [
+            scipy.stats.spearmanr(*pair).statistic
+            for pair in zip(predicted, real, strict=True)
+        ]
+    )
+    random = np.random.default_rng(0)
+    drawn = random.choice(found, (2000, len(found))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{found.mean():.3f} ({low:.3f} to {high:.3f})"
+
+
+def costs() -> None:
+    """Seconds, once everything is compiled."""
+    train, queries = _data()
+    print("| training | fit, s | replay | one query | many | per query |")
+    for kind in _TRAININGS.value:
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "run")
+            print(f"| {kind} | {_times(kind, train, queries, path)} |")
+
+
+def _times(kind, train, queries, directory) -> str:
+    model = _model(kind)
+    options = {"epochs": _EPOCHS.value, "batch_size": _BATCH}
+    kt.record_training(model, train, directory, **options)
+    one = tuple(part[:1] for part in queries)
+    ones = np.ones(len(train[0]))
+    unrolled = kt.UnrolledInfluence(model, train, directory)
+    calls = {
+        "fit": lambda: model.fit(*train, verbose=0, **options),
+        "replay": lambda: unrolled.retrain(queries, ones),
+        "one": lambda: unrolled.influence(one, verbose=0),
+        "many": lambda: unrolled.influence(queries, verbose=0),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(1 + _REPEATS.value):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:  # the first compiles
+                seconds[name].append(time.perf_counter() - start)
+    fit, replay, alone, many = map(statistics.median, seconds.values())
+    each = many / fit / len(queries[0])
+    return (
+        f"{fit:.2f} | {replay / fit:.2f} | {alone / fit:.2f} | "
+        f"{many / fit:.1f} | {each:.2f}"
+    )
+
+
+def main(_):
+    for section in _SECTIONS.value:
+        print(f"\n{section}")
+        globals()[section]()
+
+
+if __name__ == "__main__":
+    app.run(main)
