@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import keras
 import numpy as np
@@ -270,6 +270,14 @@ def in_chunks(batches: Iterable[Some], size: int) -> Iterator[list[Some]]:
         yield chunk
 
 
+class Announced(Protocol):
+    """Long work, which says of itself what it is when printed."""
+
+    @property
+    def steps(self) -> int | None:
+        """How many it has, None where nobody can tell."""
+
+
 class Progress:
     """Announces work that takes longer than two seconds, then shows a bar.
 
@@ -279,7 +287,7 @@ class Progress:
         title: the name of the method.
     """
 
-    def __init__(self, plan: Plan, verbose: int, title: str):
+    def __init__(self, plan: Announced, verbose: int, title: str):
         self._plan = plan
         self._verbose = verbose
         self._title = title

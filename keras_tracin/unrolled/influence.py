@@ -27,7 +27,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -359,7 +359,7 @@ class UnrolledInfluence:
     ) -> np.ndarray:
         """The scores `[m, n]` of queries with this adjoint of the end."""
         plan = _Plan(len(self._steps), len(ids))
-        progress = Progress(cast(Any, plan), verbose, "Unrolled influence")
+        progress = Progress(plan, verbose, "Unrolled influence")
         columns = np.zeros((len(self._held), len(ids)))
         for number, state in self._replay.backwards():
             adjoint, found = self._replay.training.backward(
