@@ -31,7 +31,7 @@ import keras
 import tensorflow as tf
 
 Tensors = tuple[tf.Tensor, ...]
-Gradient = tf.Tensor | tf.IndexedSlices
+Gradient = Any  # a tensor, or `tf.IndexedSlices`
 # (optimizer, weight, slots, gradient, its square, rate, number)
 # -> (weight, slots)
 Rule = Callable[..., tuple[tf.Tensor, Tensors]]

@@ -38,10 +38,12 @@ CASES = {
 @pytest.fixture(autouse=True)
 def double():
     """Keras computes losses, too, in float64 here."""
-    before = keras.config.floatx()
+    before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
 
 
 DIRECTIONS = np.random.default_rng(5).normal(size=(3, len(X)))
