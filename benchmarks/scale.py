@@ -10,6 +10,7 @@
 - shares: how a batch's time falls to reading, the forward pass, the backward
   pass, and the products of the scores;
 - plans: the memory and time that `plan()` announces, beside what is measured;
+- memory: peaks at 20,000 and 60,000 training examples;
 - workers: two processes, pinned to a core each, that share one call, beside
   one.
 
@@ -23,7 +24,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from benchmarks import _measure, _plans, _scale
+from benchmarks import _cases, _measure, _plans, _scale
 
 SECTIONS = (
     "line",
@@ -32,6 +33,7 @@ SECTIONS = (
     "length",
     "shares",
     "plans",
+    "memory",
     "workers",
 )
 
@@ -118,6 +120,26 @@ def _print_plans() -> None:
         print(_plans.row(case, found), flush=True)
 
 
+def _print_memory() -> None:
+    """Peaks of new processes, the input arrays left out."""
+    sizes = 20_000, 60_000
+    calls = {
+        "top_k": lambda n: (_cases.memory, "top_k", "cnn", n),
+        "self_influence": lambda n: (_cases.memory, "self_influence", "cnn", n),
+        "index": lambda n: (_cases.index_memory, n, 1024),
+    }
+    print("\n| CNN, MiB | 20,000 | 60,000 | ratio |\n|---|---:|---:|---:|")
+    for name, call in calls.items():
+        small, large = (
+            _measure.in_new_process(*call(n)).peak / 2**20 for n in sizes
+        )
+        ratio = large / small
+        print(
+            f"| {name} | {small:,.0f} | {large:,.0f} | {ratio:.2f} |",
+            flush=True,
+        )
+
+
 def main(_):
     started = time.perf_counter()
     for name in _MODELS.value:
@@ -156,6 +178,8 @@ def main(_):
             print(f"| {length} | {row} |", flush=True)
     if "plans" in _SECTIONS.value:
         _print_plans()
+    if "memory" in _SECTIONS.value:
+        _print_memory()
     print(f"\nIn all {time.perf_counter() - started:.0f} s.")
 
 
