@@ -11,10 +11,12 @@ VERSION_FILE = ROOT / "keras_tracin" / "_version.py"
 PROGRAMS = ("check", "index", "query", "report", "score", "self_influence")
 PLOTS = ["matplotlib>=3.8"]
 INDEX = ["faiss-cpu>=1.9"]
-REPORT = ["jinja2>=3.1"]
+REPORT = ["jinja2>=3.1", "pillow>=10"]
+TENSORBOARD = [*PLOTS, "tensorboard>=2.18"]
 EXAMPLES = [*PLOTS, *REPORT, "pandas>=2.2", "scikit-learn>=1.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 DOCS = ["pdoc>=15"]
+BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
 # New releases of the formatter, linter and type checker bring new findings:
 # a fresh environment must not fail because of the day it was made on.
 TEST = [
@@ -22,13 +24,13 @@ TEST = [
     *INDEX,
     *NOTEBOOKS,
     *DOCS,
+    *TENSORBOARD,
     "hypothesis>=6.100",
     "mypy~=2.4.1",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff~=0.17.6",
     "selenium>=4.20",
-    "tensorboard>=2.18",
 ]
 
 setuptools.setup(
@@ -65,9 +67,11 @@ setuptools.setup(
         "plots": PLOTS,
         "index": INDEX,
         "report": REPORT,
+        "tensorboard": TENSORBOARD,
         "examples": EXAMPLES,
         "notebooks": [*EXAMPLES, *NOTEBOOKS],
         "docs": DOCS,
+        "beam": BEAM,
         "test": TEST,
         "all": TEST,
     },

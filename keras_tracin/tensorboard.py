@@ -179,7 +179,8 @@ def _writer(log_dir: str | os.PathLike) -> Iterator[None]:
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError(
             "keras_tracin.tensorboard needs tensorboard, which is not "
-            "installed: pip install tensorboard."
+            "installed. Install the `tensorboard` extra: pip install "
+            "'keras_tracin[tensorboard]'."
         )
     run = Path(log_dir).absolute() / RUN
     if run not in _writers or not run.is_dir():

@@ -250,3 +250,17 @@ def test_setup_installs_the_whole_package_and_nothing_else(monkeypatch):
     packages = {".".join(parts) for parts in directories}
     installed = set(setup_arguments(monkeypatch)["packages"])
     assert installed == packages, "a package needs an __init__.py"
+
+
+def test_files_beside_the_modules_are_installed(monkeypatch):
+    packages = setup_arguments(monkeypatch)["package_data"]
+    for package, patterns in packages.items():
+        folder = ROOT / package.replace(".", "/")
+        installed = {path for each in patterns for path in folder.glob(each)}
+        others = {
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        }
+        assert others, f"{package} has no files beside its modules"
+        assert others == installed

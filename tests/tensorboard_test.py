@@ -222,5 +222,5 @@ def test_pictures_refuse_what_does_not_fit(tmp_path, changes, message):
 
 def test_without_tensorboard_the_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ImportError, match="pip install tensorboard"):
+    with pytest.raises(ImportError, match="the `tensorboard` extra"):
         kt.tensorboard.write_self_influence(tmp_path, OWN, step=0)
