@@ -12,6 +12,7 @@ import numpy as np
 import keras_tracin as kt
 from benchmarks._quality_settings import Arrays, Setting
 from benchmarks._quality_training import Trained, recorded
+from keras_tracin.runs import run_weights
 
 ENSEMBLE = 5  # trainings
 
@@ -86,18 +87,29 @@ def cosine(problem: Problem, seed: int) -> Scores:
     return dataclasses.replace(found, scores=found.scores / lengths)
 
 
-def influence(damping: float, solver=None, curvature="gauss_newton") -> Method:
-    """Influence functions at the end of training."""
+def influence(
+    damping: float,
+    solver=None,
+    curvature="gauss_newton",
+    choose: Callable = lambda run: run[-1:],
+) -> Method:
+    """Influence functions at the end of training, or the mean at several."""
 
     def scores(problem: Problem, seed: int) -> Scores:
-        method = kt.InfluenceFunctions(
-            problem.trained(seed).model,
-            problem.train,
-            damping=damping,
-            solver=solver,
-            curvature=curvature,
-        )
-        return method.influence(problem.test, verbose=0)
+        trained = problem.trained(seed)
+        found = []
+        with run_weights(trained.model) as load:
+            for checkpoint in choose(trained.run):
+                load(checkpoint)
+                method = kt.InfluenceFunctions(
+                    trained.model,
+                    problem.train,
+                    damping=damping,
+                    solver=solver,
+                    curvature=curvature,
+                )
+                found.append(method.influence(problem.test, verbose=0))
+        return Scores.mean(found)
 
     return scores
 
@@ -178,6 +190,11 @@ def last(run: kt.TrainingRun) -> kt.TrainingRun:
     return run[-1:]
 
 
+def five(run: kt.TrainingRun) -> kt.TrainingRun:
+    """Five checkpoints, evenly spaced."""
+    return evenly(run, 5)
+
+
 def ten(run: kt.TrainingRun) -> kt.TrainingRun:
     """Ten checkpoints, evenly spaced."""
     return evenly(run, 10)
@@ -206,7 +223,7 @@ def methods(
     ekfac = influence(ekfac_damping, curvature="ekfac")
     found: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
-        "TracIn, 5": tracin(lambda run: evenly(run, 5)),
+        "TracIn, 5": tracin(five),
         "TracIn, 10": tracin(ten),
         "TracIn, 10 selected": tracin(
             lambda run: kt.select_checkpoints(run, 10, verbose=0)
@@ -238,7 +255,15 @@ def methods(
         found["embedding similarity, by label"] = functools.partial(
             similarity, by_label=True
         )
+    if isinstance(setting.build().layers[0], keras.layers.Dense):
+        # Not of convolutions and tables: there it would take hours.
+        found["influence, CG of 10 steps, 5 checkpoints"] = influence(
+            damping, kt.CG(1e-2, max_steps=10), choose=five
+        )
     found |= {
+        "influence, EK-FAC, 5 checkpoints": influence(
+            ekfac_damping, curvature="ekfac", choose=five
+        ),
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
         f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),

@@ -107,9 +107,12 @@ class Bench:
     def damping(self, kind: str) -> float:
         """The λ whose scores of the tuning queries predict best."""
         solver = None if kind == "ekfac" else self.setting.solvers[0]
+        dampings = self.setting.dampings
+        if kind == "ekfac":  # best where other solvers no longer converge
+            dampings = (dampings[0] / 100, dampings[0] / 10, *dampings)
         found = {}
-        for damping in self.setting.dampings:
-            name = f"tuning-{kind}-{damping}"
+        for damping in dampings:
+            name = f"tuning-{kind}-{damping:.7g}"
             if name not in self.rows:
                 method = _methods.influence(damping, solver, kind)
                 scores = method(self._tuning, 0)
@@ -206,6 +209,8 @@ class Bench:
         return "\n".join(lines)
 
     def _keep(self, name: str, row: dict[str, Any]) -> None:
+        if self._results.is_file():  # another process may have added to it
+            self.rows |= json.loads(self._results.read_text())
         self.rows[name] = row
         with written_whole(self._results) as unfinished:
             unfinished.write_text(json.dumps(self.rows, indent=1))
