@@ -208,11 +208,9 @@ def _opened(problem: Problem, seed: int):
 
 def described(solver) -> str:
     """A solver's class, and what was chosen of it."""
-    fields = (
-        f"{field.name}={getattr(solver, field.name)}"
-        for field in dataclasses.fields(solver)
-        if getattr(solver, field.name) != field.default
-    )
+    first, *others = dataclasses.fields(solver)
+    others = [f for f in others if getattr(solver, f.name) != f.default]
+    fields = (f"{f.name}={getattr(solver, f.name)}" for f in [first, *others])
     return f"{type(solver).__name__}({', '.join(fields)})"
 
 

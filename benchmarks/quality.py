@@ -261,6 +261,20 @@ def _compare(bench: Bench) -> None:
         )
 
 
+def _measure_ours(bench: Bench) -> None:
+    """All methods, or those that were asked for."""
+
+    def known(*dampings: float) -> dict[str, _methods.Method]:
+        found = _methods.methods(bench.setting, *dampings)
+        return {n: each for n, each in found.items() if _METHODS.value in n}
+
+    dampings = [0.0, 0.0]
+    if any("influence" in name for name in known(*dampings)):
+        dampings = [bench.damping(k) for k in ("gauss_newton", "ekfac")]
+    for name, method in known(*dampings).items():
+        bench.measure(name, method)
+
+
 def main(_) -> None:
     """Measures the settings that were asked for."""
     warnings.simplefilter("once")
@@ -271,11 +285,7 @@ def main(_) -> None:
         if _PEER.value != "none":
             _compare(bench)
         else:
-            dampings = [bench.damping(k) for k in ("gauss_newton", "ekfac")]
-            known = _methods.methods(bench.setting, *dampings)
-            for each, method in known.items():
-                if _METHODS.value in each:
-                    bench.measure(each, method)
+            _measure_ours(bench)
         print(bench.table(), flush=True)
         benches.append(bench)
     print(overview(benches))
