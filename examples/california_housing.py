@@ -96,9 +96,7 @@ def build_model():
             keras.layers.Dense(1),
         ]
     )
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9), "mean_squared_error"
-    )
+    model.compile(keras.optimizers.SGD(0.02), "mean_squared_error")
     return model
 
 
