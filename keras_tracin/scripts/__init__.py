@@ -25,7 +25,9 @@ and may have
   `--run` is used before it.
 - `loss`: in place of the compiled loss.
 - `class_weight`: what `fit` was given.
-- `class_names`: a name for each label, for reports.
+- `class_names`, `feature_names`: for reports, as are
+- `shown_train()`, `shown_test()`: the same examples, with the same ids, as
+  people read them, such as texts in place of tokens.
 
 `model`, `train` and `test` may also be what these functions would return. An
 attribute that is a class, or a function, is called without arguments for the

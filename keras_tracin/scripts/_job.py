@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -94,6 +95,24 @@ class Job:
         if self.values.queries is None:
             return test
         return queries_with(test, self.values.queries)
+
+    def call_options(self, call: str) -> dict[str, Any]:
+        """What this call of the method takes beside data and `k`.
+
+        Args:
+            call: its name; parts of several calls do not mix.
+        """
+        values, options = self.values, {"verbose": self.verbose}
+        if values.method != "representer":
+            kept = values.directory and Path(values.directory) / call
+            return {**options, "directory": kept}
+        if call == "self_influence":
+            return options
+        target = values.target
+        return {
+            **options,
+            "target": int(target) if target.isdigit() else target,
+        }
 
     def projection(self) -> Projection:
         """The projection of `--projection`, `--dim` and `--seed`."""

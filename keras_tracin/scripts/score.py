@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -71,26 +70,14 @@ def _work(values: flags.FlagValues) -> int:
 
 
 def _scores(job: Job) -> Attribution | TopK:
-    values, options = job.values, _options(job)
-    queries, method = job.queries(), job.method()
-    if values.k is None or values.aggregate:
-        scores = method.influence(queries, **options)
-        return scores if values.k is None else scores.top_k(values.k)
-    return method.top_k(queries, values.k, **options)
-
-
-def _options(job: Job) -> dict[str, Any]:
-    """What this method's calls take."""
-    values, options = job.values, {"verbose": job.verbose}
-    if values.method == "representer":
-        target = values.target
-        return {
-            **options,
-            "target": int(target) if target.isdigit() else target,
-        }
+    values, queries, method = job.values, job.queries(), job.method()
+    if values.k is not None and not values.aggregate:
+        return method.top_k(queries, values.k, **job.call_options("top_k"))
+    options = job.call_options("influence")
     if values.aggregate:
-        return {**options, "aggregate": True}
-    return {**options, "directory": values.directory}
+        options["aggregate"] = True
+    scores = method.influence(queries, **options)
+    return scores if values.k is None else scores.top_k(values.k)
 
 
 def _told(found: Attribution | TopK) -> str:

@@ -40,10 +40,8 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues) -> int:
     output = Output.of(values)
     with opened(values) as job:
-        kept = {}
-        if values.method != "representer":
-            kept = {"directory": values.directory, "verbose": job.verbose}
-        found = job.method().self_influence(**kept)
+        options = job.call_options("self_influence")
+        found = job.method().self_influence(**options)
         output.write(found)
         if not values.quiet:
             print(

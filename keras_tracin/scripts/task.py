@@ -76,6 +76,16 @@ class Task:
             )
         return self._made("test")
 
+    def shown(self, name: str) -> Any:
+        """The examples of `train` or `test` as people read them.
+
+        Raises:
+            TaskError: if the task fails to give them.
+        """
+        return self._made(
+            f"shown_{name}" if self.has(f"shown_{name}") else name
+        )
+
     def has(self, name: str) -> bool:
         """Whether the task has this attribute."""
         return getattr(self.source, name, None) is not None

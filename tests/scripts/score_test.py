@@ -106,7 +106,7 @@ def test_interrupted_call_goes_on_from_its_directory(work, monkeypatch):
         patch.setattr(Output, "write", _interrupt)
         assert score.main(list(flags)) == 130
     assert not (work.directory / "out/kept.csv").exists()
-    scores = work.directory / "parts" / "scores.npy"
+    scores = work.directory / "parts" / "influence" / "scores.npy"
     written = scores.stat().st_mtime_ns
     work.run(score, *flags)
     assert scores.stat().st_mtime_ns == written

@@ -1,0 +1,224 @@
+"""The reference is whole, and what pages show and link to is there."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import warnings
+
+import pytest
+
+import keras_tracin
+from keras_tracin import scripts
+from tests import source_tree
+from tests.source_tree import ROOT
+
+PAGES = sorted(
+    [
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+        ROOT / "examples" / "README.md",
+        ROOT / "benchmarks" / "README.md",
+    ]
+)
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+MODULES = [
+    getattr(keras_tracin, name)
+    for name in keras_tracin.__all__
+    if isinstance(getattr(keras_tracin, name), types.ModuleType)
+]
+
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+
+
+def public_objects():
+    """Classes, functions and public methods by name, of this package."""
+    found = {}
+    for module in (keras_tracin, *MODULES):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                found[name] = value
+                found.update(methods_of(value))
+    return found
+
+
+def methods_of(value):
+    """The public methods that a class of this package writes itself."""
+    found = {}
+    if inspect.isclass(value):
+        for name, member in vars(value).items():
+            function = getattr(member, "__func__", member)
+            if inspect.isfunction(function) and not name.startswith("_"):
+                found[f"{value.__name__}.{name}"] = function
+    return found
+
+
+PUBLIC = public_objects()
+each_public = pytest.mark.parametrize("name", PUBLIC)
+
+
+def section(text, *names):
+    """The part of a docstring under one of these headings."""
+    pattern = rf"^(?:{'|'.join(names)}):\n((?:[ ]+.*\n|\n)*)"
+    found = re.findall(pattern, f"{text}\n", re.M)
+    return textwrap.dedent("".join(found))
+
+
+def documented(text):
+    """The names that have an entry under Args or Attributes."""
+    entries = section(text, "Args", "Attributes")
+    return set(re.findall(r"^\*{0,2}(\w+)(?: \(.*?\))?:", entries, re.M))
+
+
+def parameters_of(value):
+    """The names of a callable's public parameters."""
+    if dataclasses.is_dataclass(value):
+        return {f.name for f in dataclasses.fields(value) if f.init}
+    if inspect.isclass(value) and "__init__" not in vars(value):
+        return set()
+    names = inspect.signature(value).parameters
+    return {name for name in names if name not in ("self", "cls")}
+
+
+@each_public
+def test_every_parameter_is_documented(name):
+    value = PUBLIC[name]
+    text = inspect.getdoc(value) or ""
+    assert text, f"{name} has no docstring"
+    missing = parameters_of(value) - documented(text)
+    # A method of one obvious argument may say it in its only sentence.
+    told = {word for word in missing if f"`{word}`" in text}
+    told |= {word for word in missing if word in OBVIOUS}
+    assert not missing - told, f"{name} leaves out {sorted(missing - told)}"
+
+
+OBVIOUS = {"path", "verbose"}
+
+
+@each_public
+def test_what_a_function_raises_itself_is_documented(name):
+    value = PUBLIC[name]
+    is_class = inspect.isclass(value)
+    own = vars(value).get("__init__") if is_class else value
+    if not inspect.isfunction(own) or own.__name__ == "__create_fn__":
+        return
+    try:
+        source = textwrap.dedent(inspect.getsource(own))
+    except (OSError, TypeError):  # made by `dataclass`
+        return
+    raised = {
+        node.exc.func.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+    text = section(inspect.getdoc(value) or "", "Raises")
+    missing = {error for error in raised if error not in text}
+    assert not missing, f"{name} raises {missing}, which Raises leaves out"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The reference as pages, by name, made as docs/README.md says."""
+    import pdoc
+    import pdoc.render
+
+    readme = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"-m pdoc (.*)$", readme, re.M)[1].split()
+    assert command[:2] == ["--docformat", "google"]
+    modules = command[command.index("out/reference") + 1 :]
+    directory = tmp_path_factory.mktemp("reference")
+    pdoc.render.configure(docformat="google")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pdoc.pdoc(*modules, output_directory=directory)
+    told = [str(warning.message) for warning in caught]
+    assert not told, told
+    return {
+        path.relative_to(directory).as_posix(): path.read_text("utf-8")
+        for path in directory.rglob("*.html")
+    }
+
+
+def test_reference_has_every_public_name(reference):
+    for module in (keras_tracin, *MODULES):
+        page = reference[module.__name__.replace(".", "/") + ".html"]
+        for name in module.__all__:
+            value = getattr(module, name)
+            if isinstance(value, types.ModuleType):
+                assert f"{module.__name__}/{name}.html" in reference
+            elif not isinstance(value, str):
+                assert f'id="{name}"' in page, f"{module.__name__}.{name}"
+    for name in PUBLIC:
+        assert any(f'id="{name}"' in page for page in reference.values())
+
+
+def test_reference_shows_how_to_write_a_task(reference):
+    assert (
+        "digits_task.py"
+        in reference[f"{scripts.__name__}.html".replace(".", "/", 1)]
+    )
+
+
+@each_page
+def test_relative_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+
+
+@each_page
+def test_python_that_pages_show_compiles(page):
+    for language, code in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            compile(code, str(page), "exec")
+
+
+def test_errors_are_quoted_as_the_library_says_them():
+    said = "\n".join(
+        text
+        for module, path in source_tree.modules().items()
+        if module.split(".")[0] == "keras_tracin"
+        for text in strings(source_tree.parse(path))
+    )
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if " | `" in line]
+    quoted = [quote for row in rows for quote in re.findall("`(.*?)`", row[1])]
+    assert len(quoted) > 80
+    for quote in quoted:
+        pattern = ".*".join(map(re.escape, re.split(r"\.{3}", quote)))
+        assert re.search(pattern, said), f"nothing says {quote!r}"
+
+
+def strings(tree):
+    """The texts in a module, with … for what is filled in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else "…"
+                for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value

@@ -1,0 +1,71 @@
+import re
+
+import nbformat
+import pytest
+
+from examples import make_notebooks
+
+TEXTS = sorted(make_notebooks.FOLDER.glob("*.py"))
+
+each_notebook = pytest.mark.parametrize("text", TEXTS, ids=lambda t: t.stem)
+
+
+def committed(text):
+    return nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+
+
+def sources(notebook):
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def outputs(notebook):
+    """The kinds of output of each cell."""
+    return [
+        [
+            set(output.data) if "data" in output else output.output_type
+            for output in cell.get("outputs", [])
+        ]
+        for cell in notebook.cells
+    ]
+
+
+def test_every_notebook_is_there_as_text_and_with_outputs():
+    notebooks = make_notebooks.FOLDER.glob("*.ipynb")
+    assert len(TEXTS) == 4
+    assert sorted(path.stem for path in notebooks) == [t.stem for t in TEXTS]
+
+
+@each_notebook
+def test_text_and_notebook_have_the_same_cells(text):
+    notebook = committed(text)
+    nbformat.validate(notebook)
+    assert sources(notebook) == sources(make_notebooks.read(text))
+    assert sources(notebook)[0][1].startswith("# ")
+    assert "**Description:**" in sources(notebook)[0][1]
+
+
+@each_notebook
+def test_committed_outputs_are_small_and_show_pictures(text):
+    path = text.with_suffix(".ipynb")
+    assert path.stat().st_size <= 300_000
+    kinds = [kind for cell in outputs(committed(text)) for kind in cell]
+    assert any("image/png" in kind for kind in kinds)
+    written = path.read_text(encoding="utf-8")
+    assert not re.findall(r"/(?:home|root|tmp|var|work|Users)/", written)
+
+
+@pytest.fixture(scope="module")
+def run_again(tmp_path_factory):
+    """All notebooks, run from start to end, by their text."""
+    directory = tmp_path_factory.mktemp("notebooks")
+    return dict(zip(TEXTS, make_notebooks.ran(TEXTS, directory), strict=True))
+
+
+@each_notebook
+def test_notebook_runs_and_prints_and_draws_as_committed(text, run_again):
+    notebook = run_again[text]
+    assert outputs(notebook) == outputs(committed(text))
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in codes] == [
+        number + 1 for number in range(len(codes))
+    ]
