@@ -64,7 +64,11 @@ class TopK:
 
     @classmethod
     def concat(cls, blocks: Sequence[TopK]) -> TopK:
-        """The queries of several results, one after another."""
+        """The queries of several results, one after another.
+
+        Args:
+            blocks: the results, with the same `k`.
+        """
 
         def joined(side: str) -> Ranking:
             rankings = [getattr(block, side) for block in blocks]

@@ -167,7 +167,11 @@ class TracIn:
         return self._preconditioner is not None
 
     def among(self, ids: np.ndarray) -> TracIn:
-        """The same for only those training examples that have these ids."""
+        """The same for only those training examples that have these ids.
+
+        Args:
+            ids: of any number of training examples.
+        """
         found = copy.copy(self)
         found._scorer = self._scorer.among(ids)
         return found

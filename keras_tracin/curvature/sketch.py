@@ -99,6 +99,9 @@ class RandomizedSketch:
     def prepare(self, operator: Operator) -> InverseSketch:
         """Makes the sketch.
 
+        Args:
+            operator: what is to be inverted, damping included.
+
         Raises:
             ValueError: if it takes more memory than there is.
         """
@@ -222,7 +225,11 @@ class InverseSketch:
         )
 
     def project(self, gradients: tf.Tensor) -> tf.Tensor:
-        """`G g` for each row, `[m, d]`: a query's side of the sketch."""
+        """`G g` for each row, `[m, d]`: a query's side of the sketch.
+
+        Args:
+            gradients: `[m, p]`.
+        """
         return tf.matmul(gradients, self._gaussian, transpose_b=True)
 
     @functools.cached_property
@@ -235,11 +242,17 @@ class InverseSketch:
 
         Its products with `project` of queries are the scores, so these rows
         can be searched for nearest neighbours.
+
+        Args:
+            gradients: `[m, p]`.
         """
         return tf.matmul(gradients, self.rows, transpose_b=True)
 
     def prepare(self, operator: Operator) -> InverseSketch:
         """Itself: a loaded sketch can be given as a solver.
+
+        Args:
+            operator: what it inverts.
 
         Raises:
             ValueError: if it was made for another number of weights.

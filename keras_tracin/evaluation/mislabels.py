@@ -54,11 +54,25 @@ class MislabelDetection:
         return np.cumsum(self.is_mislabeled) / inspected
 
     def recall_at(self, share: float) -> float:
-        """The recall once this share of the examples has been inspected."""
+        """The recall once this share of the examples has been inspected.
+
+        Args:
+            share: from 0 to 1.
+
+        Raises:
+            ValueError: if it is not.
+        """
         return float(self.recall[self._count(share)])
 
     def precision_at(self, share: float) -> float:
-        """The precision once this share of the examples has been inspected."""
+        """The precision once this share of the examples has been inspected.
+
+        Args:
+            share: from 0 to 1; of one example at least.
+
+        Raises:
+            ValueError: if it is not.
+        """
         return float(self.precision[max(1, self._count(share)) - 1])
 
     def _count(self, share: float) -> int:

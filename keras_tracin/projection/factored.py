@@ -69,7 +69,12 @@ class FactoredProjection:
     def sketch(
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
     ) -> tf.Tensor:
-        """Sketches `[n, dim]` of `n` examples' gradients."""
+        """Sketches `[n, dim]` of `n` examples' gradients.
+
+        Args:
+            factors: those of all groups of variables, in the model's order.
+            position: the checkpoint's, among those that are visited.
+        """
         return tf.add_n(
             [
                 self._sketch_group(group, key)
@@ -83,6 +88,10 @@ class FactoredProjection:
         """The two sides of each group apart, as factors of a smaller kernel.
 
         Groups that do not factor are sketched.
+
+        Args:
+            factors: those of all groups of variables, in the model's order.
+            position: the checkpoint's, among those that are visited.
         """
         found: list[Any] = []
         for group, key in keyed(factors, self.seed, position):

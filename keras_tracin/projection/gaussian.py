@@ -55,7 +55,12 @@ class GaussianProjection:
     def sketch(
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
     ) -> tf.Tensor:
-        """Sketches `[n, dim]` of `n` examples' gradients."""
+        """Sketches `[n, dim]` of `n` examples' gradients.
+
+        Args:
+            factors: those of all groups of variables, in the model's order.
+            position: the checkpoint's, among those that are visited.
+        """
         return tf.add_n(
             [
                 gaussian_sketch(group, self.dim, key)

@@ -64,7 +64,12 @@ class TensorSketch:
     def sketch(
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
     ) -> tf.Tensor:
-        """Sketches `[n, dim]` of `n` examples' gradients."""
+        """Sketches `[n, dim]` of `n` examples' gradients.
+
+        Args:
+            factors: those of all groups of variables, in the model's order.
+            position: the checkpoint's, among those that are visited.
+        """
         sums: list[tf.Tensor] = []
         spectra: list[tf.Tensor] = []
         for group, key in keyed(factors, self.seed, position):

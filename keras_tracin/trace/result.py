@@ -80,6 +80,9 @@ class TrainingTrace:
     def load(cls, directory: str | os.PathLike) -> TrainingTrace:
         """Reads what `trace_training` has recorded in a directory so far.
 
+        Args:
+            directory: that of the trace.
+
         Raises:
             ValueError: if there is no trace, or a file of it is damaged.
         """
@@ -92,7 +95,12 @@ class TrainingTrace:
         segments: Sequence[Mapping[str, Any]],
         history: keras.callbacks.History,
     ) -> TrainingTrace:
-        """Joins the segments of a recording; see `pack`."""
+        """Joins the segments of a recording; see `pack`.
+
+        Args:
+            segments: the arrays of each, in order.
+            history: what `fit` reported.
+        """
         steps = StepTable(
             **{
                 name: np.concatenate([s[name] for s in segments])

@@ -45,7 +45,11 @@ class Arnoldi:
             )
 
     def prepare(self, operator: Operator) -> ArnoldiInverse:
-        """Finds the eigenpairs; a pass over the data for each step."""
+        """Finds the eigenpairs; a pass over the data for each step.
+
+        Args:
+            operator: what is to be inverted, damping included.
+        """
         damping, inner = 0.0, operator
         if isinstance(operator, Damped):
             damping, inner = operator.damping, operator.operator

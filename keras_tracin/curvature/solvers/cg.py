@@ -35,7 +35,11 @@ class CG:
             )
 
     def prepare(self, operator: Operator) -> CGInverse:
-        """Nothing to be done beforehand."""
+        """Nothing to be done beforehand.
+
+        Args:
+            operator: what is to be inverted, damping included.
+        """
         return CGInverse(operator, self)
 
 

@@ -29,6 +29,9 @@ class Exact:
     def prepare(self, operator: Operator) -> ExactInverse:
         """Makes the matrix and factorises it.
 
+        Args:
+            operator: what is to be inverted, damping included.
+
         Raises:
             ValueError: if p is above `max_size`.
         """

@@ -49,7 +49,11 @@ class LiSSA:
             )
 
     def prepare(self, operator: Operator) -> LiSSAInverse:
-        """Estimates the scale, and how many steps it takes."""
+        """Estimates the scale, and how many steps it takes.
+
+        Args:
+            operator: what is to be inverted, damping included.
+        """
         smallest, scale = extreme_eigenvalues(operator)
         rng = np.random.default_rng([self.seed, 1])
         for _ in range(_PROBES):
