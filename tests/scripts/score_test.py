@@ -119,6 +119,13 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
+def test_strategy_has_the_model_built_under_it(work):
+    flags = (TASK, FEW, "--epochs=2,5", "--k=2")
+    plain = table(work.run(score, *flags))
+    spread = table(work.run(score, *flags, "--strategy=one_device"))
+    assert [r["train_id"] for r in spread] == [r["train_id"] for r in plain]
+
+
 def test_sum_over_queries_is_one_row(work):
     printed = work.run(score, TASK, FEW, "--aggregate", "--epochs=2,5")
     (row,) = table(printed)
