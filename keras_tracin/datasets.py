@@ -66,10 +66,12 @@ def with_ids(
     """Attaches ids to examples, before they are shuffled and batched.
 
     Example:
-        train = kt.with_ids((x, y)).shuffle(10_000).batch(32)
-        train = kt.with_ids(tfds_dataset, "tfds_id").map(to_xy).batch(32)
-        model.fit(train, callbacks=[kt.TracInCheckpoint("runs/digits")])
-        kt.TracIn(model, train, "runs/digits").self_influence().ids
+    ```python
+    train = kt.with_ids((x, y)).shuffle(10_000).batch(32)
+    train = kt.with_ids(tfds_dataset, "tfds_id").map(to_xy).batch(32)
+    model.fit(train, callbacks=[kt.TracInCheckpoint("runs/digits")])
+    kt.TracIn(model, train, "runs/digits").self_influence().ids
+    ```
 
     Args:
         data: an unbatched `tf.data.Dataset`, or arrays `(x, y)` or

@@ -57,9 +57,11 @@ class InfluenceFunctions:
     """Influence of training examples at the minimum of the objective.
 
     Example:
-        method = kt.InfluenceFunctions(model, train, damping=0.01)
-        scores = method.influence(test).scores / num_train
-        # about: loss of each query without the example - loss with it
+    ```python
+    method = kt.InfluenceFunctions(model, train, damping=0.01)
+    scores = method.influence(test).scores / num_train
+    # about: loss of each query without the example - loss with it
+    ```
 
     The weights are taken to minimise the objective; a warning gives the length
     of its gradient where they do not. What the solver prepares is kept from

@@ -50,10 +50,12 @@ class TracIn:
     """Influence of training examples by TracIn over checkpoints.
 
     Example:
-        model.fit(train, epochs=10, callbacks=[kt.TracInCheckpoint("runs/a")])
-        tracin = kt.TracIn(model, train, "runs/a")
-        top = tracin.top_k(test, k=10)
-        top.proponents.ids      # [num_test, 10]
+    ```python
+    model.fit(train, epochs=10, callbacks=[kt.TracInCheckpoint("runs/a")])
+    tracin = kt.TracIn(model, train, "runs/a")
+    top = tracin.top_k(test, k=10)
+    top.proponents.ids      # [num_test, 10]
+    ```
 
     The model runs in inference mode: BatchNormalization uses each
     checkpoint's statistics, Dropout is off. Weight regularisers are part of

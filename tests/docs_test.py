@@ -12,6 +12,7 @@ import pytest
 
 import keras_tracin
 from keras_tracin import scripts
+from keras_tracin.scripts import task
 from tests import source_tree
 from tests.source_tree import ROOT
 
@@ -122,6 +123,18 @@ def test_what_a_function_raises_itself_is_documented(name):
     text = section(inspect.getdoc(value) or "", "Raises")
     missing = {error for error in raised if error not in text}
     assert not missing, f"{name} raises {missing}, which Raises leaves out"
+
+
+@each_public
+def test_example_is_set_as_code(name):
+    text = inspect.getdoc(PUBLIC[name]) or ""
+    flowing = section(text, "Example", "Synopsis").strip()
+    assert not flowing, f"{name}: set this between ``` lines: {flowing}"
+
+
+def test_synopsis_of_a_page_is_set_as_code():
+    for module in (keras_tracin, *MODULES, scripts, task):
+        assert not section(module.__doc__, "Example", "Synopsis").strip()
 
 
 @pytest.fixture(scope="module")

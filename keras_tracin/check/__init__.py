@@ -1,9 +1,10 @@
 """A preflight: what scoring will cover, and what would go wrong.
 
 Synopsis:
-
-    report = kt.check(model, train, "runs/digits", test)  # prints it
-    report.ok, report.errors, report.layers, report.seconds
+```python
+report = kt.check(model, train, "runs/digits", test)  # prints it
+report.ok, report.errors, report.layers, report.seconds
+```
 """
 
 from keras_tracin.check.preflight import check

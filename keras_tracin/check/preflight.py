@@ -55,8 +55,10 @@ def check(
     of it only when they come to it.
 
     Example:
-        report = kt.check(model, train, "runs/digits", test)
-        if report.ok: ...
+    ```python
+    report = kt.check(model, train, "runs/digits", test)
+    if report.ok: ...
+    ```
 
     Args:
         model: as for `kt.TracIn`; so are the arguments of the same names. It

@@ -60,11 +60,13 @@ class InfluenceIndex:
     """Training examples' sketches on disk, to be searched for a query's.
 
     Example:
-        index = kt.InfluenceIndex.build(
-            tracin, "index/digits", projection=kt.TensorSketch(1024)
-        )
-        index.query((x_test, y_test), k=10).proponents.ids
-        print(index)    # size, kind of search, recall
+    ```python
+    index = kt.InfluenceIndex.build(
+        tracin, "index/digits", projection=kt.TensorSketch(1024)
+    )
+    index.query((x_test, y_test), k=10).proponents.ids
+    print(index)    # size, kind of search, recall
+    ```
 
     Scores are estimates from sketches, positive for proponents; with
     `rerank=` they are exact. The first query of a kind reads the weights of

@@ -48,10 +48,12 @@ class RepresenterPoints:
     """Influence of training examples by representer points.
 
     Example:
-        model.fit(train, epochs=10)
-        points = kt.RepresenterPoints(model, train, l2=1e-3)
-        top = points.top_k(test, k=5, target="predicted")
-        top.proponents.ids          # [num_test, 5]
+    ```python
+    model.fit(train, epochs=10)
+    points = kt.RepresenterPoints(model, train, l2=1e-3)
+    top = points.top_k(test, k=5, target="predicted")
+    top.proponents.ids          # [num_test, 5]
+    ```
 
     The last Dense layer is retuned on cached representations when the object
     is made; the model keeps its weights, and later calls expect it to have

@@ -170,9 +170,11 @@ class WhenLossDrops:
     epoch starts afresh.
 
     Example:
-        callback = kt.TracInCheckpoint(
-            "runs/digits", epochs=kt.WhenLossDrops(0.1)
-        )
+    ```python
+    callback = kt.TracInCheckpoint(
+        "runs/digits", epochs=kt.WhenLossDrops(0.1)
+    )
+    ```
 
     Args:
         fraction: of the loss, between 0 and 1.

@@ -3,9 +3,10 @@
 The package's docstring says what a task has, with an example.
 
 Synopsis:
-
-    task = load_task("digits_task:Digits")
-    task.model(), task.train(), task.test(), task.option("class_names")
+```python
+task = load_task("digits_task:Digits")
+task.model(), task.train(), task.test(), task.option("class_names")
+```
 """
 
 from __future__ import annotations

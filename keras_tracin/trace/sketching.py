@@ -79,10 +79,12 @@ def sketch_training(
     """Trains with `model.fit` and saves sketches of every step's gradients.
 
     Example:
-        sketches = kt.sketch_training(
-            model, (x, y), epochs=3, directory="runs/sketched",
-            projection=kt.TensorSketch(dim=256), keep_weights=50)
-        sketches.influence((x_test, y_test), model=model)
+    ```python
+    sketches = kt.sketch_training(
+        model, (x, y), epochs=3, directory="runs/sketched",
+        projection=kt.TensorSketch(dim=256), keep_weights=50)
+    sketches.influence((x_test, y_test), model=model)
+    ```
 
     Args:
         model: a built and compiled model; it is trained.

@@ -85,8 +85,10 @@ def trace_training(
     weights between two steps counts to neither.
 
     Example:
-        trace = kt.trace_training(model, (x, y), (x_test, y_test), epochs=3)
-        trace.attribution().top_k(10).proponents.ids
+    ```python
+    trace = kt.trace_training(model, (x, y), (x_test, y_test), epochs=3)
+    trace.attribution().top_k(10).proponents.ids
+    ```
 
     Args:
         model: a built and compiled model; it is trained.
