@@ -174,10 +174,7 @@ def test_reference_has_every_public_name(reference):
 
 
 def test_reference_shows_how_to_write_a_task(reference):
-    assert (
-        "digits_task.py"
-        in reference[f"{scripts.__name__}.html".replace(".", "/", 1)]
-    )
+    assert "digits_task.py" in reference["keras_tracin/scripts.html"]
 
 
 @each_page
