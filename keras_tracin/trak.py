@@ -59,8 +59,10 @@ class TRAK:
     """Influence of training examples by TRAK.
 
     Example:
-        trak = kt.TRAK(model, train, ["runs/a", "runs/b", "runs/c"])
-        trak.top_k(test, k=10).proponents.ids
+    ```python
+    trak = kt.TRAK(model, train, ["runs/a", "runs/b", "runs/c"])
+    trak.top_k(test, k=10).proponents.ids
+    ```
 
     All checkpoints of all runs count alike; several trainings help most, of
     one training take late checkpoints (`run[-1:]` for the last). The first
