@@ -5,16 +5,17 @@
 the package `tensorboard`, and for pictures the `plots` extra.
 
 Synopsis:
-
-    run = kt.TrainingRun("runs/digits")
-    for at, checkpoint in enumerate(run):
-        tracin = kt.TracIn(model, train, run[at : at + 1])
-        kt.tensorboard.write_self_influence(
-            "logs", tracin.self_influence(), step=checkpoint
-        )
-        kt.tensorboard.write_proponents(
-            "logs", tracin.top_k(test, 5), x_test, x_train, step=checkpoint
-        )
+```python
+run = kt.TrainingRun("runs/digits")
+for at, checkpoint in enumerate(run):
+    tracin = kt.TracIn(model, train, run[at : at + 1])
+    kt.tensorboard.write_self_influence(
+        "logs", tracin.self_influence(), step=checkpoint
+    )
+    kt.tensorboard.write_proponents(
+        "logs", tracin.top_k(test, 5), x_test, x_train, step=checkpoint
+    )
+```
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
     keras_tracin-self_influence --task=digits_task --output=suspicious.csv
     keras_tracin-index --task=digits_task --index=index/digits
     keras_tracin-query --task=digits_task --index=index/digits --queries=3
+    keras_tracin-report --task=digits_task --output=digits.html
 
 `python -m keras_tracin.scripts.check` is the same as `keras_tracin-check`, and
 so on. `--help` tells of each.
@@ -25,9 +26,10 @@ and may have
   `--run` is used before it.
 - `loss`: in place of the compiled loss.
 - `class_weight`: what `fit` was given.
-- `class_names`, `feature_names`: for reports, as are
-- `shown_train()`, `shown_test()`: the same examples, with the same ids, as
-  people read them, such as texts in place of tokens.
+- `class_names`, `feature_names`: for reports, names of the labels and of the
+  values in a row.
+- `shown_train()`, `shown_test()`: for reports, the same examples, with the same
+  ids, as people read them, such as texts in place of tokens.
 
 `model`, `train` and `test` may also be what these functions would return. An
 attribute that is a class, or a function, is called without arguments for the

@@ -13,13 +13,14 @@ from keras_tracin.scripts import (
     check,
     index,
     query,
+    report,
     score,
     self_influence,
 )
 from keras_tracin.scripts._program import Program
 from tests.scripts.helpers import TASK, Workplace
 
-PROGRAMS = (check, index, query, score, self_influence)
+PROGRAMS = (check, index, query, report, score, self_influence)
 ROOT = Path(__file__).absolute().parents[2]
 
 
