@@ -38,6 +38,8 @@ from keras_tracin.runs import Checkpoint
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["write_figure", "write_proponents", "write_self_influence"]
+
 RUN = "attribution"  # the name of the run in TensorBoard
 
 

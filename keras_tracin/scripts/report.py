@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,3 +119,7 @@ def _predictions(job: Job, data: Any) -> dict[Any, np.ndarray] | None:
             return None
         found.update(zip(batch.ids.tolist(), np.asarray(outputs), strict=True))
     return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
