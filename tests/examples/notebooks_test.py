@@ -50,7 +50,8 @@ def test_committed_outputs_are_small_and_show_pictures(text):
     assert path.stat().st_size <= 300_000
     kinds = [kind for cell in outputs(committed(text)) for kind in cell]
     assert any("image/png" in kind for kind in kinds)
-    written = path.read_text(encoding="utf-8")
+    pictures = re.compile(r'"image/png": ".*?"')
+    written = pictures.sub("", path.read_text(encoding="utf-8"))
     assert not re.findall(r"/(?:home|root|tmp|var|work|Users)/", written)
 
 
