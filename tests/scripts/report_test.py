@@ -42,8 +42,10 @@ def test_page_shows_examples_as_the_task_wants_them_shown(
 ):
     (tmp_path / "shown_task.py").write_text(
         "from digits_task import *\n"
+        "import numpy as np\n"
         "def shown_train():\n"
-        "    return [f'digit number {i}' for i in range(1200)], train()[1]\n"
+        "    names = [f'digit number {i}' for i in range(1200)]\n"
+        "    return np.array(names), train()[1]\n"
         "test = None\n",
         encoding="utf-8",
     )
