@@ -84,6 +84,7 @@ def ran(texts, directory) -> Iterator[nbformat.NotebookNode]:
             _number(notebook)
             yield notebook
             forget = nbformat.v4.new_code_cell("%reset -f")
+            client.nb = nbformat.v4.new_notebook(cells=[forget])
             client.execute_cell(forget, 0, store_history=False)
 
 
