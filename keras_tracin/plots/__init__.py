@@ -4,15 +4,16 @@ They need the `plots` extra. Each function returns a `matplotlib.figure.Figure`
 of its own, which draws without a display and leaves pyplot alone.
 
 Synopsis:
+```python
+top = tracin.top_k((x_test, y_test), k=5)
+plots.proponents_and_opponents(top, x_test, x_train)    # images
+plots.text_table(top, test_texts, train_texts)
+plots.score_map(longitude, latitude, scores)
 
-    top = tracin.top_k((x_test, y_test), k=5)
-    plots.proponents_and_opponents(top, x_test, x_train)    # images
-    plots.text_table(top, test_texts, train_texts)
-    plots.score_map(longitude, latitude, scores)
-
-    suspicion = {"self-influence": tracin.self_influence().scores}
-    plots.recall_curve(suspicion, is_mislabeled).savefig("recall.png")
-    plots.score_distribution(suspicion["self-influence"], is_mislabeled)
+suspicion = {"self-influence": tracin.self_influence().scores}
+plots.recall_curve(suspicion, is_mislabeled).savefig("recall.png")
+plots.score_distribution(suspicion["self-influence"], is_mislabeled)
+```
 """
 
 from keras_tracin.plots.images import proponents_and_opponents

@@ -45,8 +45,10 @@ def record_training(
     step's batch and the states of random numbers.
 
     Example:
-        kt.record_training(model, (x, y), "runs/digits", epochs=10)
-        kt.UnrolledInfluence(model, (x, y), "runs/digits").influence(test)
+    ```python
+    kt.record_training(model, (x, y), "runs/digits", epochs=10)
+    kt.UnrolledInfluence(model, (x, y), "runs/digits").influence(test)
+    ```
 
     Args:
         model: a built and compiled model; it is trained.

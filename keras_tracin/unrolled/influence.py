@@ -79,9 +79,11 @@ class UnrolledInfluence:
     """Influence through the whole of a recorded training, to first order.
 
     Example:
-        kt.record_training(model, (x, y), "runs/digits", epochs=10)
-        unrolled = kt.UnrolledInfluence(model, (x, y), "runs/digits")
-        unrolled.top_k(test, k=10).proponents.ids
+    ```python
+    kt.record_training(model, (x, y), "runs/digits", epochs=10)
+    unrolled = kt.UnrolledInfluence(model, (x, y), "runs/digits")
+    unrolled.top_k(test, k=10).proponents.ids
+    ```
 
     The training is made again from the weights it began with, batch by batch,
     and compared with the checkpoints on the way; scores are of its last
@@ -183,6 +185,11 @@ class UnrolledInfluence:
 
     def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
         """The `k` strongest proponents and opponents of every query.
+
+        Args:
+            test: the queries, in the same form as `train`.
+            k: how many on each side.
+            verbose: 0 for silence.
 
         Raises:
             ValueError: if `k` is below 1 or above the number of training
