@@ -231,7 +231,8 @@ def large(directory: pathlib.Path) -> None:
         size = min(32_768, count - start)
         rows = _synthetic(rng, size, scales).astype(np.float16)
         ids = np.arange(start, start + size)
-        store.append({"rows": rows, "ids": ids}, "")
+        store.put(store.num_shards, {"rows": rows, "ids": ids}, "")
+        store.take(store.num_shards, "")
     queries = _synthetic(rng, _QUERIES.value, scales)
     sample = _synthetic(rng, 20, scales)
     made: list = []

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.runs import RunWriter
+from keras_tracin.distribution import worker_of
+from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.steps import StepLog, record_steps, stop_recording
 
@@ -35,6 +36,11 @@ class TracInCheckpoint(keras.callbacks.Callback):
     warning. List this callback before `BackupAndRestore`, so that the run is
     never behind the backup. An interrupted `fit` loses the rates recorded
     since the last epoch end or snapshot, nothing else.
+
+    Under a strategy of several processes, `MultiWorkerMirroredStrategy`, each
+    of them makes the callback and only the first (the chief) writes: variables
+    are alike in all. The others count along. To read the run, they wait until
+    the first has written it.
 
     Where a snapshot cannot be written (the disk is full, the directory is
     read-only), training stops with an `OSError`: a run with a gap would be of
@@ -93,7 +99,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self.verbose = verbose
         self._is_chosen = _epoch_filter(epochs)
         self._opened = False
-        self._writer: Any = None  # a RunWriter while training
+        self._writer: Any = None  # a RunWriter or Onlooker while training
         self._steps = StepLog(self._open)
         self._epoch_index = 0  # Keras's number of the epoch
         self._epoch = 0  # the run's number of it, counted from 1
@@ -149,6 +155,11 @@ class TracInCheckpoint(keras.callbacks.Callback):
         BackupAndRestore), and the data show how to build an unbuilt model.
         """
         _build(self.model, iterator)
+        index, _ = worker_of(self.model.distribute_strategy)
+        if index:
+            self._writer = Onlooker()
+            self._begin_epoch(self._epoch_index + 1)
+            return
         replace = self.overwrite and not self._opened
         with self._explaining():
             if replace or not run_manifest.exists(self.directory):

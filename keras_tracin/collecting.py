@@ -53,7 +53,7 @@ def influence(
 ) -> Attribution:
     """All scores, from a function that streams those of one block."""
     if parts is not None:
-        return _mapped_influence(blocks, stream, parts)
+        return Attribution(**mapped(blocks, stream, parts))
     rows = []
     for queries in blocks:
         columns = ScoreColumns()
@@ -66,16 +66,22 @@ def influence(
     return Attribution(scores, query_ids, columns.ids)
 
 
-def _mapped_influence(
+def mapped(
     blocks: Iterable[SomeBlock], stream: Stream[SomeBlock], parts: Parts
-) -> Attribution:
+) -> Arrays:
+    """All scores of all blocks, mapped from a file.
+
+    Returns:
+        `scores [m, n]`, or with more axes where the stream's have them,
+        `query_ids [m]` and `train_ids [n]`.
+    """
     ids, count = [], 0
     for number, queries in enumerate(blocks):
         keeper = _Keeper(parts, number, queries, _as_they_are)
         stream(queries, keeper.sink)
         ids.append(queries.ids)
         count = keeper.count
-    return Attribution(**parts.matrix(ids, count))
+    return parts.matrix(ids, count)
 
 
 def top_k(

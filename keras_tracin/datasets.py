@@ -247,22 +247,43 @@ def joined(batches: list[Batch]) -> Batch:
 def content_digest(batches: Iterable[Batch], start: str = "") -> str:
     """A digest of examples, leaf by leaf, and their ids.
 
+    It does not depend on how the examples are cut into batches.
+
     Args:
         batches: the examples.
         start: what the digest depends on beside them.
     """
-    found = hashlib.blake2b(start.encode(), digest_size=16)
+    digests: list[_LeafDigest] = []
     for batch in batches:
-        for leaf in [batch.ids, *tf.nest.flatten(batch.data)]:
-            array = np.asarray(leaf)
-            is_text = array.dtype == object  # its bytes are addresses
-            found.update(f"{array.dtype.str}{array.shape}".encode())
-            found.update(
-                repr(array.tolist()).encode()
-                if is_text
-                else np.ascontiguousarray(array).tobytes()
-            )
-    return found.hexdigest()
+        leaves = [batch.ids, *tf.nest.flatten(batch.data)]
+        digests = digests or [_LeafDigest() for _ in leaves]
+        for digest, leaf in zip(digests, leaves, strict=True):
+            digest.update(np.asarray(leaf))
+    whole = hashlib.blake2b(start.encode(), digest_size=16)
+    for digest in digests:
+        whole.update(digest.found.digest())
+    return whole.hexdigest()
+
+
+class _LeafDigest:
+    """The digest of one leaf of all batches, one after another."""
+
+    def __init__(self):
+        self.found = hashlib.blake2b(digest_size=16)
+        self._form = ""
+
+    def update(self, array: np.ndarray) -> None:
+        # Text has addresses for bytes, or as many as the longest needs.
+        is_text = array.dtype.kind in "OSU"
+        form = f"{'text' if is_text else array.dtype.str}{array.shape[1:]}"
+        if form != self._form:
+            self.found.update(form.encode())
+            self._form = form
+        if is_text:
+            for item in array if array.ndim else [array]:
+                self.found.update(f"{np.asarray(item).tolist()!r},".encode())
+        else:
+            self.found.update(np.ascontiguousarray(array).tobytes())
 
 
 class _ArrayExamples(Examples):

@@ -96,6 +96,22 @@ def check_alone(strategy: Strategy | None) -> None:
         )
 
 
+def check_first(strategy: Strategy | None, what: str) -> None:
+    """Raises ValueError in any but the first process of a cluster.
+
+    Args:
+        strategy: that of the cluster; None for `TF_CONFIG`.
+        what: which work is not shared, in words.
+    """
+    index, workers = worker_of(strategy)
+    if index:
+        raise ValueError(
+            f"{what} is the work of the first of {workers} processes. "
+            f"Received a call in number {index}, counted from 0: call it in "
+            "number 0 only, or outside of the cluster."
+        )
+
+
 def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
     """A step each of whose replicas works on a share of the batch.
 

@@ -23,14 +23,11 @@ Synopsis:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
-import time
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,14 +36,13 @@ from typing import Any
 import numpy as np
 
 from keras_tracin._files import save_arrays, written_whole
+from keras_tracin.sharing import wait_for_worker, write_first
 from keras_tracin.sweep import Plan
 
 FORMAT_VERSION = 1
 
 _PARTS = 16  # of a worker's share of the training examples, and a block
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
-_POLL = 0.2  # seconds between looks at what other workers have done
-_PATIENCE = 60.0  # seconds after which waiting is announced, again and again
 
 
 class Parts:
@@ -81,7 +77,9 @@ class Parts:
         """
         parts = cls(Path(directory), worker)
         job = {"format_version": FORMAT_VERSION, **job}
-        job = json.loads(json.dumps(job))  # of JSON's types, to compare
+        # Of JSON's types, to compare; NumPy's numbers are none of them.
+        text = json.dumps(job, default=lambda number: number.item())
+        job = json.loads(text)
         recorded = parts.agreed("job", job)
         differing = [
             name
@@ -105,7 +103,7 @@ class Parts:
         """
         path = self.directory / f"{name}.json"
         if not path.is_file():
-            _write_first(path, json.dumps(value, indent=1))
+            write_first(path, json.dumps(value, indent=1))
         try:
             return json.loads(path.read_text())
         except ValueError as error:
@@ -180,7 +178,8 @@ class Parts:
             count: the chunks of each block.
 
         Returns:
-            `scores [m, n]`, `query_ids [m]` and `train_ids [n]`.
+            `scores [m, n]`, or with more axes where parts have them,
+            `query_ids [m]` and `train_ids [n]`.
         """
         if not self._matrix_is_there and self._index == 0:
             self._put_together(query_ids, count)
@@ -194,20 +193,22 @@ class Parts:
     def _put_together(
         self, query_ids: Sequence[np.ndarray], count: int
     ) -> None:
-        first = [(a["ids"], a["scores"].dtype) for a in self.all_of(0, count)]
-        train_ids = np.concatenate([ids for ids, _ in first])
-        shape = (sum(map(len, query_ids)), len(train_ids))
+        found: list[tuple] = []  # of the first block
+        for arrays in self.all_of(0, count):
+            scores = arrays["scores"]
+            found.append((arrays["ids"], scores.dtype, scores.shape[2:]))
+        train_ids = np.concatenate([ids for ids, _, _ in found])
+        _, dtype, more = found[0]
+        shape = (sum(map(len, query_ids)), len(train_ids), *more)
         with written_whole(self.directory / "scores.npy") as unfinished:
-            scores = np.lib.format.open_memmap(
-                unfinished, "w+", first[0][1], shape
-            )
+            scores = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
             row = 0
             for block, ids in enumerate(query_ids):
                 column = 0
                 for arrays in self.all_of(block, count):
-                    found = arrays["scores"]
-                    stop = column + found.shape[1]
-                    scores[row : row + len(ids), column:stop] = found
+                    part = arrays["scores"]
+                    stop = column + part.shape[1]
+                    scores[row : row + len(ids), column:stop] = part
                     column = stop
                 row += len(ids)
             scores.flush()
@@ -234,33 +235,10 @@ class Parts:
         return self.agreed("matrix", None)
 
     def _wait_for(self, path: Path, worker: int) -> None:
-        announced = time.monotonic()
-        while not path.is_file():
-            time.sleep(_POLL)
-            if time.monotonic() - announced > _PATIENCE:
-                announced = time.monotonic()
-                print(
-                    f"Waiting for worker {worker} of {self._workers} to write "
-                    f"{path}. If it has ended, start "
-                    "it again: it goes on where it was.",
-                    flush=True,
-                )
+        wait_for_worker(path.is_file, worker, self._workers, str(path))
 
     def _path(self, block: int, chunk: int) -> Path:
         return self.directory / f"part-{block:04}-{chunk:06}.npz"
-
-
-def _write_first(path: Path, text: str) -> None:
-    """Writes a file, unless another process was first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{uuid.uuid4().hex}-{path.name}")
-    try:
-        with written_whole(own) as unfinished:
-            unfinished.write_text(text)
-        with contextlib.suppress(FileExistsError):
-            os.link(own, path)
-    finally:
-        own.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -165,8 +165,8 @@ class Scorer:
         self._memory_limit = memory_limit
         self._strict = loss is None
         self._names = {
-            "loss": _names("compiled" if loss is None else loss),
-            "query_loss": _names(query_loss or "loss"),
+            "loss": loss_names("compiled" if loss is None else loss),
+            "query_loss": loss_names(query_loss or "loss"),
             "class_weight": {
                 str(label): float(weight)
                 for label, weight in (class_weight or {}).items()
@@ -478,7 +478,7 @@ def _padded(batch: Batch, size: int) -> Any:
     )
 
 
-def _names(losses: Any) -> str:
+def loss_names(losses: Any) -> str:
     """Names of losses: the same in every process, unlike their `repr`."""
 
     def name(loss: Any) -> str:

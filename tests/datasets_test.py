@@ -471,3 +471,16 @@ def test_a_digest_takes_any_text():
 
     assert of("é", "x") == of("é", "x") != of("e", "x")
     assert of(b"a", b"b") != of(b"a\0", b"b")
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_a_digest_does_not_depend_on_the_batches(texts):
+    x, y = arrays(7)
+    ids = [f"{'n' * at}" for at in range(7)] if texts else list(range(7))
+    whole = Batch(np.array(ids), x, y)
+    cut = [
+        Batch(np.array(ids[rows]), x[rows], y[rows])
+        for rows in (slice(0, 3), slice(3, 4), slice(4, 7))
+    ]
+    assert content_digest([whole]) == content_digest(cut)
+    assert content_digest(cut) != content_digest(cut[::-1])

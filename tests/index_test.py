@@ -321,7 +321,8 @@ def long(tmp_path_factory):
         rows *= 10 ** rng.uniform(-2, 0, size=(size, 1)).astype("float32")
         rows += 0.01 * rng.normal(size=rows.shape).astype("float32")
         ids = store.size + np.arange(size)
-        store.append({"rows": rows, "ids": ids}, "")
+        store.put(store.num_shards, {"rows": rows, "ids": ids}, "")
+        store.take(store.num_shards, "")
     return store, rng.normal(size=(6, 20)).astype("float32") @ plane
 
 
@@ -359,7 +360,8 @@ def test_short_rows_grow_until_the_best_are_among_the_candidates(tmp_path):
     rng = np.random.default_rng(0)
     store = Store.open_or_create(tmp_path, {}, True)
     rows = rng.normal(size=(4000, 600)).astype("float32")  # no plane at all
-    store.append({"rows": rows, "ids": np.arange(4000)}, "")
+    store.put(0, {"rows": rows, "ids": np.arange(4000)}, "")
+    store.take(0, "")
     queries = rng.normal(size=(5, 600)).astype("float32")
     made, _ = searches.make(store, queries, "flat")
     assert made.basis.shape == (600, 256)
@@ -436,15 +438,15 @@ def test_an_interrupted_append_adds_nothing_and_is_resumed(
     kt.InfluenceIndex(expected, model, method=tracin, **run).append(MORE)
     before = kt.InfluenceIndex(copied, model, **run).query(TEST, 5)
     index = kt.InfluenceIndex(copied, model, method=tracin)
-    append, calls = Store.append, []
+    put, calls = Store.put, []
 
     def interrupted(store, *arguments):
         if calls:
             raise KeyboardInterrupt
-        calls.append(append(store, *arguments))
+        calls.append(put(store, *arguments))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "append", interrupted)
+        patch.setattr(Store, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.append(MORE)
     same(index.query(TEST, 5), before)

@@ -1,10 +1,5 @@
 """Parts of calls on disk: killed, resumed, shared among processes."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +7,9 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin.distribution import check_alone, worker_of
 from keras_tracin.parts import Parts
+from tests import processes
 from tests import scoring_worker as worker
+from tests.processes import end_of, free_ports, tf_config
 
 CALLS = ("influence", "top_k", "self_influence")
 KILLED = -9
@@ -45,29 +42,11 @@ def start(
     strategy=None,
 ):
     """A process that makes one call and writes what it returns."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    if workers > 1:
-        cluster = {"worker": [f"127.0.0.1:{port + i}" for i in range(workers)]}
-        task = {"type": "worker", "index": index}
-        environment["TF_CONFIG"] = json.dumps(
-            {"cluster": cluster, "task": task}
-        )
     arguments = [run, directory, call, directory / f"{index}.npz", kill_after]
     if strategy is not None:
         arguments.append(strategy)
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.scoring_worker", *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def end_of(process):
-    """Waits for a process to end."""
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    config = None if workers == 1 else tf_config(index, workers, port)
+    return processes.start("tests.scoring_worker", *arguments, config=config)
 
 
 def parts_in(directory):
@@ -113,18 +92,18 @@ def test_a_killed_call_goes_on_with_the_same_bits(
 
 
 def test_processes_share_the_work_though_one_is_killed(run, tracin, tmp_path):
-    workers, port = 3, 21700 + os.getpid() % 1000 * 3
+    workers, port = 3, free_ports(21700, 3)
     options = {"workers": workers, "port": port}
-    processes = [
+    started = [
         start(
             run, tmp_path, "top_k", index=i, kill_after=int(i == 1), **options
         )
         for i in range(workers)
     ]
-    code, output = end_of(processes[1])
+    code, output = end_of(started[1])
     assert code == KILLED, output
-    processes[1] = start(run, tmp_path, "top_k", index=1, **options)
-    for process in processes:
+    started[1] = start(run, tmp_path, "top_k", index=1, **options)
+    for process in started:
         code, output = end_of(process)
         assert code == 0, output
     expected = worker.arrays_of(worker.answer(tracin, "top_k"))
@@ -138,8 +117,8 @@ def test_processes_share_the_work_though_one_is_killed(run, tracin, tmp_path):
 
 
 def test_workers_of_a_strategy_share_the_work(run, tracin, tmp_path):
-    port = 24700 + os.getpid() % 1000 * 2
-    processes = [
+    port = free_ports(24700, 2)
+    started = [
         start(
             run,
             tmp_path,
@@ -151,7 +130,7 @@ def test_workers_of_a_strategy_share_the_work(run, tracin, tmp_path):
         )
         for index in range(2)
     ]
-    for process in processes:
+    for process in started:
         code, output = end_of(process)
         assert code == 0, output
     expected = worker.answer(tracin, "influence").scores
@@ -165,11 +144,7 @@ def test_workers_of_a_strategy_share_the_work(run, tracin, tmp_path):
 
 def test_workers_need_a_directory_in_common(run, monkeypatch):
     tracin = worker.tracin(run)
-    cluster = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
-    task = {"type": "worker", "index": 1}
-    monkeypatch.setenv(
-        "TF_CONFIG", json.dumps({"cluster": cluster, "task": task})
-    )
+    monkeypatch.setenv("TF_CONFIG", tf_config(1, 2, 1))
     assert worker_of(None) == (1, 2)
     tracin.self_influence(verbose=0)  # without a strategy, all by itself
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()

@@ -18,6 +18,7 @@ from tests.source_tree import ROOT
 IMPORT_ORDER = (
     "_version",
     "_files",
+    "sharing",
     "distribution",
     "example_ids",
     "datasets",
@@ -72,6 +73,7 @@ IMPORT_ORDER = (
     "unrolled.*",
     "trak",
     "index.*",
+    "beam",
     "check.*",
     "evaluation.*",
     "plots.*",

@@ -41,11 +41,11 @@ def build():
     return model
 
 
-def tracin(run, strategy=None):
+def tracin(run, strategy=None, train=TRAIN):
     """One that has so little memory that it cuts its work into parts."""
     with contextlib.nullcontext() if strategy is None else strategy.scope():
         model = build()
-    return kt.TracIn(model, TRAIN, run, strategy=strategy, memory_limit=20_000)
+    return kt.TracIn(model, train, run, strategy=strategy, memory_limit=20_000)
 
 
 def answer(method, call, directory=None):

@@ -19,7 +19,6 @@ Synopsis:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +27,20 @@ import numpy as np
 
 from keras_tracin import _files
 from keras_tracin.attribution import Ranking, TopK, TopKMerger
-from keras_tracin.datasets import Batch, Examples, open_examples
+from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.distribution import check_first, worker_of
 from keras_tracin.index import search as searches
-from keras_tracin.index.opening import (
-    check_model,
-    resident_in,
-    source_in,
-    source_of,
-)
-from keras_tracin.index.recall import measured
-from keras_tracin.index.resident import Resident
+from keras_tracin.index.building import SAMPLE, Build, add, begin
+from keras_tracin.index.opening import check_model, resident_in, source_in
 from keras_tracin.index.sketched_inverse import INVERSE
-from keras_tracin.index.source import Source, places_of
 from keras_tracin.index.store import Store
-from keras_tracin.index.writing import (
-    Naming,
-    check_form,
-    queries_among,
-    write_rows,
-)
+from keras_tracin.index.writing import Naming, check_form, queries_among
 from keras_tracin.influence import InfluenceFunctions
 from keras_tracin.projection import Projection
 from keras_tracin.runs import TrainingRun
 from keras_tracin.tracin import TracIn
 
 _BATCH = 256  # queries sketched in one step
-_SAMPLE = 20  # training examples that recall is measured on
 
 
 class InfluenceIndex:
@@ -143,6 +130,13 @@ class InfluenceIndex:
         interrupted, by whatever, is continued by the same call, with the same
         bits.
 
+        Processes of one cluster (`TF_CONFIG`, or that of the method's
+        strategy) that make the same call with a directory in common share the
+        work. Each writes shards of its own; the first also lists them and
+        makes the search, while the others wait. The index is the same as one
+        process would build. One that was killed is started again, and goes on
+        after the shards that it had written.
+
         Args:
             method: a `TracIn` without a projection of its own, or
                 `InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`.
@@ -155,36 +149,28 @@ class InfluenceIndex:
                 "ivf" (by faiss) look at some. By default, the first of these
                 that is fast at this size.
             resume: continue what is there; otherwise it is an error.
+                Several processes need it.
 
         Raises:
             ValueError: if the index there is of another run, model,
-                projection or other training examples, or if a gradient is NaN
-                or infinite.
+                projection or other training examples, if a gradient is NaN
+                or infinite, or if several processes are not to resume.
             OSError: if the disk is too small, or full. What was written
                 stays.
         """
-        if dtype not in ("float32", "float16"):
-            raise ValueError(
-                "`dtype` should be 'float32' or 'float16'. Received: "
-                f"{dtype!r}."
-            )
-        searches.check_kind(search)
-        directory = Path(directory)
-        source = source_of(method, projection, directory)
-        queries = queries_among(source, _SAMPLE)
-        store = Store.open_or_create(
-            directory,
-            {**source.identity, "dtype": dtype},
-            resume,
-            checkpoints=places_of(source.rates, directory),
-            asked=search,
-            queries=queries.ids.tolist(),
+        build = begin(
+            method,
+            Path(directory),
+            projection=projection,
+            dtype=dtype,
+            search=search,
+            resume=resume,
         )
-        model = source.scorer.model
-        if not store.finished:
-            store.verify()
-            resident = resident_in(store, model, source, projection, None)
-            _add(store, source, resident, queries, source.scorer.train)
+        if not build.store.finished:
+            build.store.verify()
+            scorer = build.source.scorer
+            add(build, scorer.train, worker=worker_of(scorer.strategy))
+        model = build.source.scorer.model
         return cls(directory, model, method=method, projection=projection)
 
     def append(self, train: Any, *, resume: bool = True) -> None:
@@ -202,8 +188,9 @@ class InfluenceIndex:
 
         Raises:
             ValueError: if the index was opened without `method=`, if an id
-                is taken already, if another `append` was interrupted, or if
-                a gradient is NaN or infinite.
+                is taken already, if another `append` was interrupted, if
+                a gradient is NaN or infinite, or in any but the first process
+                of a cluster: an `append` is not shared.
             OSError: if the disk is too small, or full.
         """
         if self._source is None:
@@ -213,11 +200,12 @@ class InfluenceIndex:
                 "model, method=tracin)`."
             )
         source, store = self._source, Store(self._store.directory, sparing=True)
+        check_first(source.scorer.strategy, "`append` of an index")
         examples = open_examples(train, "train")
         check_form(examples, source)
         if not resume:
             store.drop_pending()
-        queries = queries_among(source, _SAMPLE)
+        queries = queries_among(source, SAMPLE)
         if queries.ids.tolist() != store.noted("queries"):
             raise ValueError(
                 "The training examples of the method do not begin as those in "
@@ -227,7 +215,7 @@ class InfluenceIndex:
                 "method it was built from."
             )
         name = Naming(self._ids, examples.carries_ids)
-        _add(store, source, self._resident, queries, examples, name)
+        add(Build(store, source, queries, self._resident), examples, name)
         self._open(store)
 
     def __len__(self) -> int:
@@ -335,27 +323,3 @@ class InfluenceIndex:
                 )
             )
         return TopK(sides[0], sides[1], found.query_ids)
-
-
-def _add(
-    store: Store,
-    source: Source,
-    resident: Resident,
-    queries: Batch,
-    examples: Examples,
-    name: Callable[[Batch], np.ndarray] = lambda batch: batch.ids,
-) -> None:
-    """Writes rows of examples, makes the search of all, and measures it."""
-    write_rows(
-        store,
-        source,
-        examples,
-        dtype=store.identity["dtype"],
-        # Scores of a sketched inverse are products of its rows: no others.
-        queries=queries if store.identity["checkpoints"] else None,
-        name=name,
-    )
-    vectors = resident.vectors(queries)
-    search, noted = searches.make(store, vectors, store.noted("asked"))
-    noted["recall"] = measured(store, search, vectors, queries.ids)
-    store.finish(noted)

@@ -21,10 +21,11 @@ import tensorflow as tf
 
 from keras_tracin import _files
 from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
+from keras_tracin.distribution import worker_of
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.index.source import Source
-from keras_tracin.index.store import FILE_NAME
+from keras_tracin.index.store import FILE_NAME, wait_for_store
 from keras_tracin.influence import InfluenceFunctions
 from keras_tracin.projection import Projection
 from keras_tracin.runs.manifest import weights_digest
@@ -87,6 +88,7 @@ def source_of_influence(
             f"relative={settings['relative']!r}. Leave these out."
         )
     path = directory / INVERSE
+    wait_for_store(directory, worker_of(method.scorer.strategy))
     if not (directory / FILE_NAME).is_file():
         sketch = method.inverse
         assert isinstance(sketch, InverseSketch)

@@ -12,10 +12,14 @@ SHA-256, and for each shard a digest of the examples it was made from. A crash
 loses the shard in the making and no other. Shards count once the build, or the
 `append`, that they belong to is finished: until then readers do not see them.
 
+Any process may put a shard: the entry for the list is a file of its own then,
+`entries/00000003.json`, and only the first process changes the list.
+
 Synopsis:
 
     store = Store.open_or_create(directory, identity, resume=True)
-    store.append({"rows": rows, "ids": ids}, digest)
+    store.put(0, {"rows": rows, "ids": ids}, digest)
+    store.take(0, digest)
     store.finish(search)
     Store(directory).rows(positions)  # [n, width], read from the disk
 """
@@ -34,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin import _files
+from keras_tracin.sharing import wait_for_worker
 
 FORMAT_VERSION = 2
 FILE_NAME = "index.json"
@@ -70,6 +75,7 @@ class Store:
         directory: Path,
         identity: dict[str, Any],
         resume: bool,
+        worker: tuple[int, int] = (0, 1),
         **more: Any,
     ) -> Store:
         """The store to continue, or a new one.
@@ -78,12 +84,15 @@ class Store:
             directory: where it is, or is to be.
             identity: what its rows are made with.
             resume: whether one that is there may be continued.
+            worker: this process's index, and how many share the work; the
+                first of them makes a new one.
             **more: what else a new one is to note, see `noted`.
 
         Raises:
             ValueError: if there is one already and `resume` is False, or it
                 was made with something else.
         """
+        wait_for_store(directory, worker)
         if not (directory / FILE_NAME).is_file():
             first = {
                 "format_version": FORMAT_VERSION,
@@ -93,7 +102,7 @@ class Store:
                 "shards": [],
                 "search": None,
             }
-            _write(directory, first)
+            _write(directory / FILE_NAME, first)
             return cls(directory, sparing=True)
         if not resume:
             raise ValueError(
@@ -126,6 +135,11 @@ class Store:
         """How many shards count."""
         return self._manifest["finished"]
 
+    def is_finished(self) -> bool:
+        """Whether another process has by now said that all rows are there."""
+        self.reread()
+        return bool(self.finished)
+
     @property
     def num_shards(self) -> int:
         """How many shards are listed."""
@@ -139,7 +153,8 @@ class Store:
     @property
     def pending(self) -> int:
         """How many rows were written by what was not finished."""
-        return self._count(self.finished, self.num_shards)
+        put = sum(_parsed(path)["count"] for path in self._untaken())
+        return self._count(self.finished, self.num_shards) + put
 
     @property
     def nbytes(self) -> int:
@@ -219,22 +234,32 @@ class Store:
             self._mapped[kind, shard] = array
         return self._mapped[kind, shard]
 
-    def holds(self, shard: int, ids: np.ndarray, digest: str) -> None:
-        """Checks that a shard was made from these examples.
+    def is_there(self, shard: int) -> bool:
+        """Whether somebody has put a shard."""
+        if self._entry_path(shard).is_file():
+            return True
+        self.reread()  # an entry is gone once it is listed
+        return shard < self.num_shards
+
+    def reread(self) -> None:
+        """Looks at what another process has listed."""
+        self._manifest = _read(self.directory / FILE_NAME)
+
+    def holds(self, shard: int, digest: str) -> None:
+        """Checks that a shard was made from examples with this digest.
 
         Raises:
             ValueError: if it was not.
         """
-        found = self._array("ids", shard)
-        entry = self._manifest["shards"][shard]
-        if not np.array_equal(found, ids) or entry["examples"] != digest:
+        if self._entry(shard)["examples"] != digest:
+            ids = self._array("ids", shard)
             raise ValueError(
                 f"The index in {self.directory} was begun on other training "
-                f"examples: shard {shard} has ids from {found[0]!r} to "
-                f"{found[-1]!r}, received {ids[0]!r} to {ids[-1]!r}, or their "
-                "content has changed. Give the examples it was begun with, "
-                "in the same order, or choose another directory; "
-                "`resume=False` drops what an `append` began."
+                f"examples: shard {shard} has ids from {ids[0]!r} to "
+                f"{ids[-1]!r}; those received have others, or another "
+                "content. Give the examples it was begun with, in the same "
+                "order, or choose another directory; `resume=False` drops "
+                "what an `append` began."
             )
 
     def check_room(self, needed: int) -> None:
@@ -249,17 +274,19 @@ class Store:
                 "of a smaller `dim`",
             )
 
-    def append(self, arrays: Mapping[str, np.ndarray], digest: str) -> None:
-        """Writes a shard, then lists it.
+    def put(
+        self, shard: int, arrays: Mapping[str, np.ndarray], digest: str
+    ) -> None:
+        """Writes a shard, for the first process to list.
 
         Args:
+            shard: its number.
             arrays: "rows", "ids" and others, an entry of each per example.
             digest: that of the examples.
 
         Raises:
-            OSError: if the disk is full; what is listed stays as it is.
+            OSError: if the disk is full; what was put before stays as it is.
         """
-        shard = self.num_shards
         entry: dict[str, Any] = {
             "count": len(arrays["ids"]),
             "examples": digest,
@@ -271,7 +298,17 @@ class Store:
                 with _files.written_whole(path) as unfinished:
                     save_array(unfinished, array)
                 entry["files"][kind] = _files.describe(path)
-            self._list(shards=[*self._manifest["shards"], entry])
+            _write(self._entry_path(shard), entry)
+
+    def take(self, shard: int, digest: str) -> None:
+        """Lists the next shard, which somebody has put.
+
+        Raises:
+            ValueError: if it was made from other examples.
+        """
+        self.holds(shard, digest)
+        self._list(shards=[*self._manifest["shards"], self._entry(shard)])
+        self._entry_path(shard).unlink()
 
     @contextlib.contextmanager
     def _kept(self, what: str) -> Iterator[None]:
@@ -281,12 +318,12 @@ class Store:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
+            rows = self._count(0, self.finished) + self.pending
             raise OSError(
                 error.errno,
                 f"The disk is full: {what} of the index in {self.directory} "
-                f"did not fit. {self.num_shards} shards with {self.size:,} "
-                "rows are kept. Free space and call this again: it goes on "
-                "from there",
+                f"did not fit. {rows:,} rows are kept. Free space and call "
+                "this again: it goes on from there",
             ) from error
 
     def write_search(self, name: str, write) -> dict[str, Any]:
@@ -319,6 +356,7 @@ class Store:
             search: its "files" by name, and whatever else it wants to know.
         """
         self._list(finished=self.num_shards, search=search)
+        self._drop_entries()
         for path in self.directory.glob("search/*"):
             if path.name.split(".")[0] != f"{self.finished:08d}":
                 path.unlink()
@@ -332,14 +370,32 @@ class Store:
             for kind in entry["files"]
         }
         self._list(shards=self._manifest["shards"][: self.finished])
+        self._drop_entries()
         for shard in dropped:
             for kind in kinds:
                 self._mapped.pop((kind, shard), None)
                 self._path(kind, shard).unlink(missing_ok=True)
 
+    def _drop_entries(self) -> None:
+        for path in (self.directory / "entries").glob("[0-9]*.json"):
+            path.unlink()
+
+    def _untaken(self) -> list[Path]:
+        """The entries of shards that are not listed."""
+        found = (self.directory / "entries").glob("[0-9]*.json")
+        return [path for path in found if int(path.stem) >= self.num_shards]
+
+    def _entry(self, shard: int) -> dict[str, Any]:
+        if shard < self.num_shards:
+            return self._manifest["shards"][shard]
+        return _parsed(self._entry_path(shard))
+
+    def _entry_path(self, shard: int) -> Path:
+        return self.directory / "entries" / f"{shard:08d}.json"
+
     def _list(self, **changes: Any) -> None:
         listed = {**self._manifest, **changes}
-        _write(self.directory, listed)
+        _write(self.directory / FILE_NAME, listed)
         self._manifest = listed
 
     def only_finished(self) -> Store:
@@ -382,10 +438,28 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _write(directory: Path, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=2)
-    with _files.written_whole(directory / FILE_NAME) as unfinished:
+def wait_for_store(directory: Path, worker: tuple[int, int]) -> None:
+    """Returns once there is an index, if another process is to begin it."""
+    index, workers = worker
+    if index:
+        path = directory / FILE_NAME
+        wait_for_worker(path.is_file, 0, workers, str(path))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2)
+    with _files.written_whole(path) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: {error!r}. Delete it and call this again: "
+            "only this shard is made anew."
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -29,16 +31,18 @@ from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
 from keras_tracin.runs import run_weights
+from keras_tracin.sharing import wait_for_worker
 from keras_tracin.sweep import in_chunks
 
 _SHARD = 64 * 2**20  # bytes of rows, about
-_BATCH = 256  # fixed, so that a resumed build has the same bits
+BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
 def queries_among(source: Source, count: int) -> Batch:
     """`count` training examples, spread over those of the first shard."""
-    batches = source.scorer.train.batches(_BATCH)
-    whole = joined(next(in_chunks(batches, _rows_per_shard(source, "float32"))))
+    batches = source.scorer.train.batches(BATCH)
+    size = examples_per_shard(source, "float32")
+    whole = joined(next(in_chunks(batches, size)))
     chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
     data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
     return Batch(whole.ids[chosen], *data)
@@ -52,8 +56,12 @@ def write_rows(
     dtype: str,
     queries: Batch | None,
     name: Callable[[Batch], np.ndarray] = lambda batch: batch.ids,
+    worker: tuple[int, int] = (0, 1),
 ) -> None:
     """Writes the shards of some examples that are not there yet.
+
+    Returns once all are listed, or, in processes other than the first, once
+    all of this process's own are written.
 
     Args:
         store: where to.
@@ -62,38 +70,95 @@ def write_rows(
         dtype: of the rows.
         queries: those whose exact scores are kept, if any.
         name: gives a batch's ids.
+        worker: this process's index, and how many share the work. Each writes
+            every so-manieth shard, and the first lists all.
 
     Raises:
         OSError: if the disk is too small, or full.
         ValueError: if other examples were begun with, or if a gradient is
             NaN or infinite, naming ids.
     """
-    scorer = source.scorer
-    scorer.check_interaction()
-    if examples.size is not None:
-        row = (source.width + NEAR) * np.dtype(np.float32).itemsize
-        if dtype == "float16":
-            row -= source.width * np.dtype(np.float16).itemsize
-        store.check_room(max(0, examples.size - store.pending) * row)
-    pass_at = _passes(source, queries)
+    index, workers = worker
+    _check_room(store, source, examples, dtype)
+    maker = ShardMaker(source, dtype, queries)
     first = store.finished
-    with run_weights(scorer.model) as load:
-        size = _rows_per_shard(source, dtype)
-        chunks = in_chunks(examples.batches(_BATCH), size)
+    digests: dict[int, str] = {}  # of the shards that were read
+    with run_weights(source.scorer.model) as load:
+        size = examples_per_shard(source, dtype)
+        chunks = in_chunks(examples.batches(BATCH), size)
         for shard, chunk in enumerate(chunks, first):
-            ids = np.concatenate([name(batch) for batch in chunk])
-            digest = content_digest(chunk)
-            if shard < store.num_shards:
-                store.holds(shard, ids, digest)
-                continue
-            arrays = _arrays(chunk, source, pass_at, load)
-            arrays["rows"] = _narrowed(arrays["rows"], dtype)
-            store.append({**arrays, "ids": ids}, digest)
-            del arrays  # or two shards would be held at a time
+            chunk = [dataclasses.replace(b, ids=name(b)) for b in chunk]
+            own = shard % workers == index
+            if own or index == 0:
+                digests[shard] = content_digest(chunk)
+            if own and not store.is_there(shard):
+                store.put(shard, maker.arrays(chunk, load), digests[shard])
+            elif shard in digests and shard < store.num_shards:
+                store.holds(shard, digests[shard])
+            if index == 0:
+                _take(store, digests)
+    while index == 0 and store.num_shards < first + len(digests):
+        shard = store.num_shards
+        wait_for_worker(
+            functools.partial(store.is_there, shard),
+            shard % workers,
+            workers,
+            f"shard {shard} of the index in {store.directory}",
+        )
+        _take(store, digests)
 
 
-def _rows_per_shard(source: Source, dtype: str) -> int:
-    return max(_BATCH, _SHARD // (source.width * np.dtype(dtype).itemsize))
+def _take(store: Store, digests: dict[int, str]) -> None:
+    """Lists what is there of the shards whose examples are known."""
+    while store.num_shards in digests and store.is_there(store.num_shards):
+        store.take(store.num_shards, digests[store.num_shards])
+
+
+def _check_room(
+    store: Store, source: Source, examples: Examples, dtype: str
+) -> None:
+    if examples.size is None:
+        return
+    numbers, near = np.dtype(dtype).itemsize, np.dtype(np.float32).itemsize
+    row = source.width * numbers + NEAR * near
+    store.check_room(max(0, examples.size - store.pending) * row)
+
+
+class ShardMaker:
+    """Makes the arrays of shards.
+
+    Args:
+        source: what makes the rows.
+        dtype: of the rows.
+        queries: those whose exact scores are kept, if any.
+    """
+
+    def __init__(self, source: Source, dtype: str, queries: Batch | None):
+        source.scorer.check_interaction()
+        self._source, self._dtype = source, dtype
+        self._pass_at = _passes(source, queries)
+
+    def arrays(self, chunk: list[Batch], load: Callable) -> dict:
+        """The arrays of a shard, by kind.
+
+        Args:
+            chunk: its examples.
+            load: puts a checkpoint's weights into the model.
+
+        Raises:
+            ValueError: if a gradient is NaN or infinite, naming ids, or a row
+                does not fit the dtype.
+        """
+        arrays = _arrays(chunk, self._source, self._pass_at, load)
+        rows = _narrowed(arrays.pop("rows"), self._dtype)
+        ids = np.concatenate([batch.ids for batch in chunk])
+        return {"rows": rows, **arrays, "ids": ids}
+
+
+def examples_per_shard(source: Source, dtype: str) -> int:
+    """How many examples a shard has, all but the last: whole batches."""
+    row = source.width * np.dtype(dtype).itemsize
+    return BATCH * max(1, math.ceil(_SHARD / (row * BATCH)))
 
 
 def _passes(source: Source, queries: Batch | None) -> Callable:

@@ -21,7 +21,10 @@ Synopsis:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -29,8 +32,9 @@ import numpy as np
 
 from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
-from keras_tracin.datasets import open_examples
-from keras_tracin.distribution import Strategy
+from keras_tracin.datasets import Batch, content_digest, open_examples
+from keras_tracin.distribution import Strategy, check_alone, worker_of
+from keras_tracin.parts import Parts
 from keras_tracin.representer.decomposition import L2Points, LocalExpansion
 from keras_tracin.representer.faithfulness import Faithfulness, compare
 from keras_tracin.representer.features import Representations
@@ -38,7 +42,9 @@ from keras_tracin.representer.head import RetunedModel
 from keras_tracin.representer.problem import Problem
 from keras_tracin.representer.retune import retune
 from keras_tracin.representer.targets import Target
-from keras_tracin.sweep import Sink
+from keras_tracin.runs.manifest import weights_digest
+from keras_tracin.scoring import loss_names
+from keras_tracin.sweep import Chunk, Plan, Sink
 
 _QUERY_BLOCK = 1024  # queries that are scored together, at most
 _CHUNK = 2**22  # scores that are made at a time, at most: more saves no time
@@ -62,6 +68,11 @@ class RepresenterPoints:
     stands in for them. The model runs in inference mode, and the loss is the
     compiled one, times each example's sample weight. Memory grows with the
     number of training examples times the width of the representation.
+
+    With `directory=`, calls keep what is finished and go on from it, and
+    processes of one cluster (`TF_CONFIG`) share the scores. Retuning is not
+    shared: each process reads all training examples and retunes by itself,
+    which is deterministic, before it scores its part of them.
 
     Args:
         model: the trained model, compiled with its loss. It ends in a Dense
@@ -118,6 +129,7 @@ class RepresenterPoints:
             raise ValueError(
                 f"`method` should be 'l2' or 'lje'. Received: {method!r}."
             )
+        self._strategy = strategy
         self._problem = Problem.read(
             model,
             train,
@@ -129,6 +141,11 @@ class RepresenterPoints:
         )
         self._model, self._retuned = model, None
         objective = self._problem.objective(l2)
+        self._settings = {
+            "l2": float(l2),
+            "kind": method,
+            "loss": loss_names("compiled" if loss is None else loss),
+        }
         self.weights = self._problem.head.weights
         self._points: L2Points | LocalExpansion
         if method == "l2":
@@ -167,7 +184,12 @@ class RepresenterPoints:
         return RetunedModel(self._model, self._problem.head, self.weights)
 
     def influence(
-        self, test: Any, *, target: Target = "label", verbose: int = 1
+        self,
+        test: Any,
+        *,
+        target: Target = "label",
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
     ) -> Attribution:
         """The score of every training example for every query's target.
 
@@ -178,6 +200,9 @@ class RepresenterPoints:
                 class index for all queries. For a single sigmoid, classes 0
                 and 1 are its sides. In a regression positive scores raise the
                 output, whose index may be given.
+            directory: where finished parts are kept, as in `TracIn`: a call
+                that was killed goes on from them, processes that share it
+                share the work, and the scores are mapped from a file there.
             verbose: 0 for silence.
 
         Returns:
@@ -186,10 +211,16 @@ class RepresenterPoints:
             to its negative).
 
         Raises:
-            ValueError: if the queries have no such target.
+            ValueError: if the queries have no such target, if `directory`
+                holds parts of another call, or if several processes have the
+                strategy in common and no directory.
         """
+        self._problem.meaning.check(target)
+        parts = self._kept(directory, "influence", test, target=target)
         return collecting.influence(
-            self._blocks(test, target, verbose), self._stream(target)
+            self._blocks(test, verbose, parts),
+            self._stream(target, parts),
+            parts,
         )
 
     def top_k(
@@ -198,6 +229,7 @@ class RepresenterPoints:
         k: int = 10,
         *,
         target: Target = "label",
+        directory: str | os.PathLike | None = None,
         verbose: int = 1,
     ) -> TopK:
         """The `k` strongest proponents and opponents of every query's target.
@@ -209,38 +241,51 @@ class RepresenterPoints:
             test: the queries, in the same form as `train`.
             k: how many on each side.
             target: as in `influence`.
+            directory: as in `influence`.
             verbose: 0 for silence.
 
         Raises:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
+        self._problem.meaning.check(target)
+        parts = self._kept(directory, "top_k", test, target=target, k=k)
         return collecting.top_k(
-            self._blocks(test, target, verbose),
-            self._stream(target),
+            self._blocks(test, verbose, parts),
+            self._stream(target, parts),
             k,
             len(self._problem.train),
+            parts,
         )
 
-    def class_scores(self, test: Any, *, verbose: int = 1) -> np.ndarray:
+    def class_scores(
+        self,
+        test: Any,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> np.ndarray:
         """The scores for every output, `[num_test, num_train, num_outputs]`.
 
         Positive raises the output's logit, of which the scores are the parts.
-        All are held, in float32: for many queries, `top_k` is the way.
+        All are held, in float32, unless there is a directory: for many
+        queries, `top_k` is the way.
 
         Args:
             test: the queries, in the same form as `train`.
+            directory: as in `influence`.
             verbose: 0 for silence.
         """
-        outputs = self.weights.shape[1]
+        parts = self._kept(directory, "class_scores", test)
+        blocks = self._blocks(test, verbose, parts)
+        stream = self._stream_for_all(parts)
+        if parts is not None:
+            return collecting.mapped(blocks, stream, parts)["scores"]
+        shape = (len(self.train_ids), self.weights.shape[1])
         found = []
-        for queries in self._problem.blocks(test, self._block(), verbose):
-            prepared = self._points.prepared_for_all(queries.features)
-            scores = np.empty(
-                (len(queries), len(self.train_ids), outputs), np.float32
-            )
-            for rows in self._chunks(len(queries) * outputs):
-                scores[:, rows] = self._points.class_scores(prepared, rows)
+        for queries in blocks:
+            scores = np.empty((len(queries), *shape), np.float32)
+            stream(queries, _filling(scores))
             found.append(scores)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
@@ -296,36 +341,121 @@ class RepresenterPoints:
             ),
         )
 
-    def _blocks(
-        self, test: Any, target: Target, verbose: int
-    ) -> Iterator[Representations]:
-        self._problem.meaning.check(target)
-        return self._problem.blocks(test, self._block(), verbose)
+    def _kept(
+        self,
+        directory: str | os.PathLike | None,
+        call: str,
+        test: Any,
+        **options: Any,
+    ) -> Parts | None:
+        """The parts of a call, if it is to keep any."""
+        if directory is None:
+            check_alone(self._strategy)
+            return None
+        layers = self._model._flatten_layers()
+        job = {
+            "method": "RepresenterPoints",
+            "call": call,
+            **self._settings,
+            "weights": weights_digest(self._model),
+            "layer": layers.index(self._problem.head.layer),
+            "train": self._train_digest,
+            "test": content_digest(
+                open_examples(test, "test").batches(_QUERY_BLOCK)
+            ),
+            **options,
+        }
+        return Parts.open(directory, job, worker_of(self._strategy))
 
-    def _stream(self, target: Target) -> collecting.Stream[Representations]:
+    @functools.cached_property
+    def _train_digest(self) -> str:
+        return content_digest(self._problem.examples.batches(_QUERY_BLOCK))
+
+    def _blocks(
+        self, test: Any, verbose: int, parts: Parts | None
+    ) -> Iterator[Representations]:
+        """Queries that are scored together."""
+        room = self._problem.memory_limit // 8
+        # Of each its features, and under `lje` one solution for each output.
+        per_query = 8 * 3 * self.weights.size * self.weights.shape[1]
+        size = min(max(1, room // per_query), _QUERY_BLOCK)
+        # A power of two, so that batches of whatever size fill it.
+        size = 2 ** int(math.log2(size))
+        if parts is not None:
+            size = parts.agreed("block", size)
+        return self._problem.blocks(test, size, verbose)
+
+    def _stream(
+        self, target: Target, parts: Parts | None
+    ) -> collecting.Stream[Representations]:
         """Streams the scores of one block of queries."""
 
         def stream(queries: Representations, sink: Sink) -> None:
             logits = queries.features @ self._problem.head.weights
             targets = self._problem.meaning.targets(target, queries, logits)
-            prepared = self._points.prepared(queries.features, targets.outputs)
-            for rows in self._chunks(len(queries)):
-                scores = self._points.scores(prepared, rows)
+
+            @functools.cache
+            def prepared():
+                return self._points.prepared(queries.features, targets.outputs)
+
+            def scores_of(rows: slice) -> np.ndarray:
+                scores = self._points.scores(prepared(), rows)
                 scores *= targets.signs[:, np.newaxis]
-                sink.add(self.train_ids[rows], scores.astype(np.float32))
+                return scores
+
+            self._pour(scores_of, sink, len(queries), parts)
 
         return stream
 
-    def _block(self) -> int:
-        """Queries that are scored together."""
-        room = self._problem.memory_limit // 8
-        # Of each its features, and under `lje` one solution for each output.
-        per_query = 8 * 3 * self.weights.size * self.weights.shape[1]
-        return int(min(max(1, room // per_query), _QUERY_BLOCK))
+    def _stream_for_all(
+        self, parts: Parts | None
+    ) -> collecting.Stream[Representations]:
+        """Streams one block's scores for every output, `[m, c, k]`."""
 
-    def _chunks(self, columns: int) -> Iterator[slice]:
-        """Training examples in pieces that fit memory, by scores of each."""
+        def stream(queries: Representations, sink: Sink) -> None:
+            @functools.cache
+            def prepared():
+                return self._points.prepared_for_all(queries.features)
+
+            self._pour(
+                lambda rows: self._points.class_scores(prepared(), rows),
+                sink,
+                len(queries) * self.weights.shape[1],
+                parts,
+            )
+
+        return stream
+
+    def _pour(
+        self,
+        scores_of: Callable[[slice], np.ndarray],
+        sink: Sink,
+        columns: int,
+        parts: Parts | None,
+    ) -> None:
+        """Makes the scores of the training examples that a sink wants.
+
+        They come in chunks that fit memory, by scores of each example.
+        """
         room = min(self._problem.memory_limit // (8 * 8), _CHUNK)
-        size = max(1, room // columns)
-        for start in range(0, len(self.train_ids), size):
-            yield slice(start, start + size)
+        total, size = len(self.train_ids), max(1, room // columns)
+        if parts is not None:
+            plan = Plan(total, columns, 1, batch_size=1, chunk=size, memory=0)
+            size = parts.cut(plan).chunk
+        for number, start in enumerate(range(0, total, size)):
+            rows = slice(start, start + size)
+            ids = self.train_ids[rows]
+            if sink.wants(Chunk(number, start, (Batch(ids, None),))):
+                sink.add(ids, scores_of(rows).astype(np.float32, copy=False))
+
+
+def _filling(scores: np.ndarray) -> Sink:
+    """A sink that fills `scores [m, n, k]` along the second axis."""
+    stop = 0
+
+    def add(ids: np.ndarray, found: np.ndarray) -> None:
+        nonlocal stop
+        start, stop = stop, stop + len(ids)
+        scores[:, start:stop] = found
+
+    return Sink(add)

@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from keras_tracin.datasets import open_examples
+from keras_tracin.datasets import Examples, open_examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.representer.features import FeatureReader, Representations
@@ -37,12 +37,14 @@ class Problem:
     Attributes:
         head: the last layer.
         reader: computes representations.
-        train: those of the training examples.
+        examples: the training examples.
+        train: their representations.
         meaning: what the logits stand for.
     """
 
     head: Head
     reader: FeatureReader
+    examples: Examples
     train: Representations
     meaning: Meaning
     _unregularised: Objective
@@ -74,7 +76,10 @@ class Problem:
         represented = reader.read(examples, verbose)
         objective = Objective(head, represented, model, loss)
         meaning = meaning_of(head, model, loss, represented.y)
-        return cls(head, reader, represented, meaning, objective, memory_limit)
+        return cls(
+            *(head, reader, examples, represented),
+            *(meaning, objective, memory_limit),
+        )
 
     @property
     def memory_limit(self) -> int:

@@ -7,10 +7,11 @@ from keras_tracin.runs.optimizer_state import (
 from keras_tracin.runs.run import Checkpoint, TrainingRun
 from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
 from keras_tracin.runs.weights import check_checkpoint, run_weights
-from keras_tracin.runs.writer import RunWriter
+from keras_tracin.runs.writer import Onlooker, RunWriter
 
 __all__ = [
     "Checkpoint",
+    "Onlooker",
     "RunWriter",
     "TrainingRun",
     "WhenLossDrops",

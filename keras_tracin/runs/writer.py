@@ -238,3 +238,31 @@ class RunWriter:
                     path.unlink()
         unfinished = _files.UNFINISHED + run_manifest.FILE_NAME
         (self.directory / unfinished).unlink(missing_ok=True)
+
+
+class Onlooker:
+    """In place of a `RunWriter`, where another process writes the run.
+
+    It counts along from where training began in this process, so that a
+    callback goes the same way in all processes.
+    """
+
+    def __init__(self):
+        self.last_step = self.last_epoch = self.last_saved_step = 0
+
+    def append(
+        self,
+        model: keras.Model,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        epoch: int,
+        logs: Mapping[str, float],
+        epoch_end: bool,
+        save_weights: bool,
+    ) -> None:
+        """Counts what `RunWriter.append` would record."""
+        self.last_step += len(arrays["learning_rate"])
+        if epoch_end:
+            self.last_epoch = epoch
+        if save_weights:
+            self.last_saved_step = self.last_step

@@ -1,0 +1,249 @@
+"""The build of an index in pieces, for a scheduler to run wherever it likes.
+
+A piece names what it needs by text and numbers: a factory that makes the
+method, a directory that all machines share, and the number of a shard. Pieces
+run in any order and any process, and again where one was lost. The index is
+the same, to the bit, as `InfluenceIndex.build` makes it in one process.
+
+Synopsis:
+
+    pieces = BuildPieces("project.attribution:make_tracin", "index/imagenet",
+                         num_examples=1_281_167, read="project.data:read")
+    shards = pieces.begin()                             # one process
+    digests = {n: pieces.write(n) for n in shards}      # anywhere
+    pieces.finish(digests)                              # one process
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import itertools
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_tracin.datasets import (
+    Batch,
+    Examples,
+    content_digest,
+    open_examples,
+)
+from keras_tracin.index.building import Build, begin, finish
+from keras_tracin.index.writing import (
+    BATCH,
+    ShardMaker,
+    check_form,
+    examples_per_shard,
+)
+from keras_tracin.projection import Projection
+from keras_tracin.runs import run_weights
+
+# A scheduler may run pieces in threads; a model has one set of weights.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildPieces:
+    """The pieces of one build.
+
+    Attributes:
+        factory: "module:attribute" of a function without arguments that
+            returns the method, as `InfluenceIndex.build` takes it. It is
+            called once in each process that runs pieces.
+        directory: where the index goes; all processes share it.
+        projection: as in `InfluenceIndex.build`, and so are the next two.
+        dtype: of the rows.
+        search: how rows are searched.
+        num_examples: how many training examples there are; needed where the
+            data does not tell, as a dataset whose last batch is smaller.
+        read: "module:attribute" of a function `(start, stop)` that returns
+            those of the training examples, in reading order, in the form of
+            the method's own. Without it they are read from these, which takes
+            a dataset from its beginning for each shard; arrays are cut.
+    """
+
+    factory: str
+    directory: str
+    projection: Projection | None = None
+    dtype: str = "float32"
+    search: str | None = None
+    num_examples: int | None = None
+    read: str | None = None
+
+    def begin(self) -> list[int]:
+        """Begins the index, or goes on with it.
+
+        Returns:
+            The numbers of its shards; none if it is finished.
+
+        Raises:
+            ValueError: as `InfluenceIndex.build`, and if it is not known how
+                many training examples there are.
+        """
+        with _ONE_AT_A_TIME:
+            _made.cache_clear()
+            build, _ = _made(self)
+            build.store.verify()
+            if build.store.finished:
+                return []
+            per_shard = examples_per_shard(build.source, self.dtype)
+            return list(range(math.ceil(self._count(build) / per_shard)))
+
+    def write(self, shard: int) -> str:
+        """Writes a shard, unless it is there.
+
+        Args:
+            shard: its number.
+
+        Returns:
+            The digest of its examples, for `finish`.
+
+        Raises:
+            ValueError: if it was made from other examples, if `read` returns
+                something else than was asked for, or if a gradient is NaN or
+                infinite.
+        """
+        with _ONE_AT_A_TIME:
+            build, maker = _made(self)
+            chunk = self._chunk(build, shard)
+            digest = content_digest(chunk)
+            if build.store.is_there(shard):
+                build.store.holds(shard, digest)
+                return digest
+            with run_weights(build.source.scorer.model) as load:
+                arrays = maker().arrays(chunk, load)
+            build.store.put(shard, arrays, digest)
+            return digest
+
+    def finish(self, digests: Mapping[int, str]) -> None:
+        """Lists all shards and makes what searches them.
+
+        Args:
+            digests: what `write` returned, by shard.
+
+        Raises:
+            ValueError: if a shard is missing or of other examples.
+        """
+        with _ONE_AT_A_TIME:
+            build, _ = _made(self)
+            store = build.store
+            store.reread()
+            if store.finished:
+                return
+            missing = [n for n in range(len(digests)) if n not in digests]
+            if missing or not digests:
+                raise ValueError(
+                    "An index is finished from all of its shards. Received "
+                    f"{len(digests)}, without {missing[:5]}."
+                )
+            for shard in range(len(digests)):
+                if shard < store.num_shards:
+                    store.holds(shard, digests[shard])
+                else:
+                    store.take(shard, digests[shard])
+            finish(build)
+
+    def _count(self, build: Build) -> int:
+        known = build.source.scorer.train.size
+        count = known if self.num_examples is None else self.num_examples
+        if count is None or (known is not None and known != count):
+            raise ValueError(
+                "`num_examples` should be the number of training examples, "
+                "which is needed where the data does not tell it. Received: "
+                f"{self.num_examples}; the data says: {known}."
+            )
+        return count
+
+    def _chunk(self, build: Build, shard: int) -> list[Batch]:
+        """The examples of a shard, in the batches of a build by one process."""
+        per_shard = examples_per_shard(build.source, self.dtype)
+        start = shard * per_shard
+        stop = min(start + per_shard, self._count(build))
+        if self.read is None:
+            batches = build.source.scorer.train.batches(BATCH)
+            chunk = list(
+                itertools.islice(
+                    batches, start // BATCH, math.ceil(stop / BATCH)
+                )
+            )
+        else:
+            examples = open_examples(_named(self.read)(start, stop), "read")
+            _check_like(build, examples)
+            shift = 0 if examples.carries_ids else start
+            chunk = [
+                dataclasses.replace(batch, ids=shift + batch.ids)
+                if shift
+                else batch
+                for batch in examples.batches(BATCH)
+            ]
+        _check_counts(chunk, start, stop)
+        return chunk
+
+
+@functools.cache
+def _made(pieces: BuildPieces) -> tuple[Build, Callable[[], ShardMaker]]:
+    """What all pieces that run in this process have in common."""
+    build = begin(
+        _named(pieces.factory)(),
+        Path(pieces.directory),
+        projection=pieces.projection,
+        dtype=pieces.dtype,
+        search=pieces.search,
+        resume=True,
+    )
+
+    @functools.cache
+    def maker() -> ShardMaker:
+        return ShardMaker(build.source, pieces.dtype, build.scored)
+
+    return build, maker
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """What "module:attribute" names.
+
+    Raises:
+        ValueError: if it names nothing that can be called.
+    """
+    module, _, attribute = name.partition(":")
+    found = None
+    if module and attribute:
+        found = getattr(importlib.import_module(module), attribute, None)
+    if not callable(found):
+        raise ValueError(
+            "A function is named as 'package.module:function'. Received: "
+            f"{name!r}, where there is none."
+        )
+    return found
+
+
+def _check_like(build: Build, examples: Examples) -> None:
+    check_form(examples, build.source)
+    expected = build.source.scorer.train.carries_ids
+    if examples.carries_ids != expected:
+        raise ValueError(
+            "`read` should return examples in the form of the method's own, "
+            f"{'with' if expected else 'without'} ids attached by "
+            "`kt.with_ids`. Received examples "
+            f"{'with' if examples.carries_ids else 'without'} them."
+        )
+
+
+def _check_counts(chunk: list[Batch], start: int, stop: int) -> None:
+    counts = [len(batch) for batch in chunk]
+    if sum(counts) != stop - start:
+        raise ValueError(
+            f"Training examples {start:,} to {stop:,} were asked for. "
+            f"Received {sum(counts):,} of them, expected {stop - start:,}. "
+            "Look at `read` and `num_examples`."
+        )
+    if any(count != BATCH for count in counts[:-1]):
+        raise ValueError(
+            "Pieces need examples whose shapes the data tells, so that it can "
+            "be cut anywhere. Received batches that differ: give the data's "
+            "`element_spec` one shape, by padding or `tf.ensure_shape`."
+        )
