@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,20 @@ _HELP = "Copy the run directory again, or train again into a new one."
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, unique: bool = False) -> Iterator[Path]:
     """Yields a temporary path whose file replaces `path` if all goes well.
 
     When the block ends, the content has reached the disk and `path` names all
     of it. A crash at any moment leaves `path` as it was, or complete.
+
+    Args:
+        path: what is to be written.
+        unique: whether another process may be writing the same; what a crash
+            leaves is then not replaced by the next attempt.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(UNFINISHED + path.name)
+    ending = f".{uuid.uuid4().hex}" if unique else ""
+    unfinished = path.with_name(UNFINISHED + path.name + ending)
     try:
         yield unfinished
         _flush_to_disk(unfinished)

@@ -105,7 +105,7 @@ def test_other_examples_in_another_process_are_refused(
         if not there():
             raise Stopped
 
-    for module in ("writing", "index"):
+    for module in ("writing", "building"):
         monkeypatch.setattr(
             f"keras_tracin.index.{module}.wait_for_worker", stop
         )

@@ -160,7 +160,14 @@ def test_ids_of_the_data_are_kept(inputs, tmp_path, monkeypatch):
         other.write(1)
 
 
-@pytest.mark.parametrize("runner", ["DirectRunner", "FnApiRunner"])
+# The two that Beam's DirectRunner chooses from, without what it downloads.
+RUNNERS = (
+    "BundleBasedDirectRunner",
+    "apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+)
+
+
+@pytest.mark.parametrize("runner", RUNNERS, ids=["by bundles", "by stages"])
 def test_a_beam_pipeline_makes_the_same_index(whole, tmp_path, runner):
     beam = pytest.importorskip(
         "apache_beam", reason="Apache Beam has an environment of its own."

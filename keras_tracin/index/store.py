@@ -153,8 +153,11 @@ class Store:
     @property
     def pending(self) -> int:
         """How many rows were written by what was not finished."""
-        put = sum(_parsed(path)["count"] for path in self._untaken())
-        return self._count(self.finished, self.num_shards) + put
+        found = (self.directory / "entries").glob("[0-9]*.json")
+        put = [int(p.stem) for p in found if int(p.stem) >= self.num_shards]
+        return self._count(self.finished, self.num_shards) + sum(
+            self._entry(shard)["count"] for shard in put
+        )
 
     @property
     def nbytes(self) -> int:
@@ -295,7 +298,8 @@ class Store:
         with self._kept(f"{arrays['rows'].nbytes:,} bytes for shard {shard}"):
             for kind, array in arrays.items():
                 path = self._path(kind, shard)
-                with _files.written_whole(path) as unfinished:
+                # A scheduler that took a process for dead may have begun anew.
+                with _files.written_whole(path, unique=True) as unfinished:
                     save_array(unfinished, array)
                 entry["files"][kind] = _files.describe(path)
             _write(self._entry_path(shard), entry)
@@ -377,18 +381,18 @@ class Store:
                 self._path(kind, shard).unlink(missing_ok=True)
 
     def _drop_entries(self) -> None:
-        for path in (self.directory / "entries").glob("[0-9]*.json"):
-            path.unlink()
-
-    def _untaken(self) -> list[Path]:
-        """The entries of shards that are not listed."""
-        found = (self.directory / "entries").glob("[0-9]*.json")
-        return [path for path in found if int(path.stem) >= self.num_shards]
+        """Deletes entries, and what killed processes left unfinished."""
+        for pattern in ("entries/[0-9]*.json", f"*/{_files.UNFINISHED}*"):
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def _entry(self, shard: int) -> dict[str, Any]:
-        if shard < self.num_shards:
-            return self._manifest["shards"][shard]
-        return _parsed(self._entry_path(shard))
+        """What is to be listed of a shard that is there, or is listed."""
+        if shard >= self.num_shards:
+            with contextlib.suppress(FileNotFoundError):
+                return _parsed(self._entry_path(shard))
+            self.reread()  # the first process has taken it just now
+        return self._manifest["shards"][shard]
 
     def _entry_path(self, shard: int) -> Path:
         return self.directory / "entries" / f"{shard:08d}.json"

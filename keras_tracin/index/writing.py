@@ -93,7 +93,7 @@ def write_rows(
                 digests[shard] = content_digest(chunk)
             if own and not store.is_there(shard):
                 store.put(shard, maker.arrays(chunk, load), digests[shard])
-            elif shard in digests and shard < store.num_shards:
+            elif own or (index == 0 and shard < store.num_shards):
                 store.holds(shard, digests[shard])
             if index == 0:
                 _take(store, digests)
