@@ -115,7 +115,7 @@ class BuildPieces:
                 build.store.holds(shard, digest)
                 return digest
             with run_weights(build.source.scorer.model) as load:
-                arrays = maker().arrays(chunk, load)
+                arrays = maker().arrays(chunk, chunk, load)
             build.store.put(shard, arrays, digest)
             return digest
 

@@ -87,12 +87,14 @@ def write_rows(
         size = examples_per_shard(source, dtype)
         chunks = in_chunks(examples.batches(BATCH), size)
         for shard, chunk in enumerate(chunks, first):
-            chunk = [dataclasses.replace(b, ids=name(b)) for b in chunk]
+            named = [dataclasses.replace(b, ids=name(b)) for b in chunk]
             own = shard % workers == index
             if own or index == 0:
-                digests[shard] = content_digest(chunk)
+                digests[shard] = content_digest(named)
             if own and not store.is_there(shard):
-                store.put(shard, maker.arrays(chunk, load), digests[shard])
+                arrays = maker.arrays(chunk, named, load)
+                store.put(shard, arrays, digests[shard])
+                del arrays  # or two shards would be held at a time
             elif own or (index == 0 and shard < store.num_shards):
                 store.holds(shard, digests[shard])
             if index == 0:
@@ -138,11 +140,14 @@ class ShardMaker:
         self._source, self._dtype = source, dtype
         self._pass_at = _passes(source, queries)
 
-    def arrays(self, chunk: list[Batch], load: Callable) -> dict:
+    def arrays(
+        self, chunk: list[Batch], named: list[Batch], load: Callable
+    ) -> dict[str, np.ndarray]:
         """The arrays of a shard, by kind.
 
         Args:
-            chunk: its examples.
+            chunk: its examples, with ids that errors call them by.
+            named: the same with the ids that are kept.
             load: puts a checkpoint's weights into the model.
 
         Raises:
@@ -151,7 +156,7 @@ class ShardMaker:
         """
         arrays = _arrays(chunk, self._source, self._pass_at, load)
         rows = _narrowed(arrays.pop("rows"), self._dtype)
-        ids = np.concatenate([batch.ids for batch in chunk])
+        ids = np.concatenate([batch.ids for batch in named])
         return {"rows": rows, **arrays, "ids": ids}
 
 
