@@ -346,8 +346,9 @@ class _DatasetExamples(Examples):
                 ids = _readable(ids.numpy())
             else:
                 ids = np.arange(position, position + count)
-            first = first or leaves
-            _check_alike(first, leaves, ids, self.name)
+            shapes = [tuple(leaf.shape[1:]) for leaf in leaves]
+            first = first or shapes
+            _check_alike(first, shapes, ids, self.name)
             position += count
             yield Batch(ids, x, y, sample_weight)
         if first is None:
@@ -467,15 +468,12 @@ def _check_lengths(arrays: Any, name: str = "data") -> int:
 
 
 def _check_alike(
-    first: list[tf.Tensor],
-    leaves: list[tf.Tensor],
+    expected: list[tuple],
+    received: list[tuple],
     ids: np.ndarray,
     name: str,
 ) -> None:
     """Refuses a batch that the steps compiled for the first cannot take."""
-    expected, received = (
-        [tuple(leaf.shape[1:]) for leaf in batch] for batch in (first, leaves)
-    )
     if received != expected:
         raise ValueError(
             f"All examples of `{name}` should have the same shapes. Received "

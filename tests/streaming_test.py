@@ -40,7 +40,9 @@ class Watch:
             handed = 0
             for batch in batches(examples, size):
                 handed += len(batch)
-                self._alive = [(r, n) for r, n in self._alive if r()]
+                self._alive = [
+                    (r, n) for r, n in self._alive if r() is not None
+                ]
                 self._alive.append((weakref.ref(batch.x), len(batch)))
                 self.held = max(self.held, sum(n for _, n in self._alive))
                 if self._drawn:
