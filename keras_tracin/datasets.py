@@ -280,8 +280,8 @@ class _LeafDigest:
             self.found.update(form.encode())
             self._form = form
         if is_text:
-            for item in array if array.ndim else [array]:
-                self.found.update(f"{np.asarray(item).tolist()!r},".encode())
+            for item in array.tolist() if array.ndim else [array.item()]:
+                self.found.update(f"{item!r},".encode())
         else:
             self.found.update(np.ascontiguousarray(array).tobytes())
 
