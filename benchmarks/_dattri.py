@@ -14,7 +14,6 @@ from dattri.algorithm.influence_function import IFAttributorCG
 from dattri.algorithm.rps import RPSAttributor
 from dattri.algorithm.tracin import TracInAttributor
 from dattri.algorithm.trak import TRAKAttributor
-from dattri.func.utils import flatten_func
 from dattri.task import AttributionTask
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -159,7 +158,7 @@ def trak(
     task = AttributionTask(margin, network, _torch.states(model, run))
     attributor = TRAKAttributor(
         task,
-        flatten_func(network)(chance),
+        chance,
         projector_kwargs={"proj_dim": dim, "proj_max_batch_size": 32},
     )
     loaders = [
