@@ -266,3 +266,20 @@ def test_files_beside_the_modules_are_installed(monkeypatch):
         }
         assert others, f"{package} has no files beside its modules"
         assert others == installed
+
+
+def test_every_program_is_installed_under_its_name(monkeypatch):
+    programs = {
+        module.rpartition(".")[2]: module
+        for module in PACKAGE
+        if module.startswith("keras_tracin.scripts.")
+        and any(node.name == "main" for node in nodes(module, ast.FunctionDef))
+    }
+    # Not the method `main` of the class that they are made of.
+    programs = {n: m for n, m in programs.items() if not n.startswith("_")}
+    installed = setup_arguments(monkeypatch)["entry_points"]["console_scripts"]
+    assert sorted(installed) == sorted(
+        f"keras_tracin-{name}={module}:main"
+        for name, module in programs.items()
+    )
+    assert len(programs) == 6
