@@ -112,7 +112,8 @@ def _per_block(
                 rated = np.float32(rate)
                 return step(batch.data, *extra, rated, *position).numpy()
 
-            scoring, scores = _seconds(score), score()
+            scores = score()
+            scoring = _seconds(score)
     ranking = 0.0
     if queries is not None:
         merger = TopKMerger(queries.ids, min(_K, len(batch)))
@@ -124,8 +125,7 @@ def _per_block(
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """The median time of some work, after it was done once."""
-    work()
+    """The median time of some work, whose first run may be the slowest."""
     times: list[float] = []
     while len(times) < _REPEATS and sum(times) < _LONG:
         start = time.perf_counter()
