@@ -56,7 +56,7 @@ _OUTPUT_DIR = _common.output_dir("out/find_mislabeled")
 _DATA_DIR = _common.data_dir()
 _SEED = _common.seed()
 _STRATEGY = _common.strategy()
-_NUM_TRAIN = _common.num_train(10_000)
+_NUM_TRAIN = _common.num_train(None)
 _EPOCHS = _common.epochs(None)
 _FLIP_SHARE = _common.flip_share()
 _METHODS = _methods.flags_of_methods(checkpoints=5)
@@ -70,6 +70,7 @@ class Setting:
         network: builds the network.
         rate: the learning rate to begin with.
         epochs: of training.
+        num_train: training images, the held-out ones among them.
         is_deep: whether the layers below the last are too expensive for
             influence functions.
     """
@@ -77,12 +78,13 @@ class Setting:
     network: Callable
     rate: float
     epochs: int
+    num_train: int
     is_deep: bool
 
 
 SETTINGS = {
-    "mnist": Setting(_networks.digits_cnn, 0.02, 8, is_deep=False),
-    "cifar10": Setting(_networks.small_resnet, 0.1, 12, is_deep=True),
+    "mnist": Setting(_networks.digits_cnn, 0.02, 8, 60_000, is_deep=False),
+    "cifar10": Setting(_networks.small_resnet, 0.1, 12, 10_000, is_deep=True),
 }
 
 
@@ -104,8 +106,9 @@ def main(_):
 
 def load():
     """Training images, a tenth as many held-out ones, and test images."""
+    count = _NUM_TRAIN.value or SETTINGS[_DATASET.value].num_train
     x, y = _common.load_images(
-        _DATASET.value, f"train[:{_NUM_TRAIN.value}]", _DATA_DIR.value
+        _DATASET.value, f"train[:{count}]", _DATA_DIR.value
     )
     test = _common.load_images(_DATASET.value, "test", _DATA_DIR.value)
     cut = len(x) - len(x) // 10

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,6 +70,14 @@ Rates = Mapping[Checkpoint | None, float]
 
 # What a method without checkpoints sweeps: the weights the model has, once.
 PRESENT_WEIGHTS: Rates = {None: 1.0}
+
+
+def _evenly(count: int | None, most: int) -> int:
+    """The size of as few equal parts as have no more than `most` each."""
+    most = max(1, most)
+    if not count:
+        return most
+    return math.ceil(count / math.ceil(count / most))
 
 
 def nothing(checkpoint: Checkpoint | None, *position) -> None:
@@ -199,7 +208,7 @@ class Scorer:
     def blocks(
         self, test: Any, bytes_per_query: int | None = None
     ) -> Iterator[Queries]:
-        """Queries in blocks that take no more than their share.
+        """Queries in blocks of one size that take no more than their share.
 
         Args:
             test: the queries.
@@ -209,11 +218,11 @@ class Scorer:
         if bytes_per_query is None:
             steps = self._steps_for(examples, steps)
             bytes_per_query = steps.query.factor_bytes
-        room = self._room(bytes_per_query)
+        block_size = _evenly(examples.size, self._room(bytes_per_query))
         if self.parts is not None:
-            room = self.parts.agreed("block", max(1, room))
-        batches = examples.batches(max(1, min(room, _QUERY_BATCH)))
-        for block in in_chunks(batches, room):
+            block_size = self.parts.agreed("block", block_size)
+        batches = examples.batches(_evenly(block_size, _QUERY_BATCH))
+        for block in in_chunks(batches, block_size):
             yield Queries(tuple(block), steps)
 
     def _steps_for(self, examples: Examples, steps: Steps) -> Steps:

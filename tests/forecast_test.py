@@ -109,6 +109,16 @@ def test_a_forecast_leaves_the_model_as_it_was(model, run):
         kt.TracIn(model, TRAIN, run).plan((TEST[0][..., :3], TEST[1]))
 
 
+def test_blocks_of_queries_are_of_one_size(model):
+    """Else the last would be small, and its time be taken for a whole one's."""
+    bytes_each = Scorer(model, TRAIN).train_steps.factor_bytes
+    scorer = Scorer(model, TRAIN, memory_limit=19 * 8 * bytes_each)
+    sizes = [len(q.ids) for q in scorer.blocks(TEST, bytes_each)]
+    assert sizes == [10, 10]  # not 19 and 1
+    sizes = [len(q.ids) for q in scorer.blocks(TRAIN, bytes_each)]
+    assert sizes == [15, 15]
+
+
 def test_scarce_memory_is_met_by_the_smallest_form(model, run):
     """12 positions: 12·80 numbers as factors, 1,200 in full."""
     ample = kt.TracIn(model, TRAIN, run)

@@ -36,7 +36,6 @@ METHODS_OF = {
     "representer": ("representer",),
     "target": ("representer",),
     "query_loss": ("tracin", "influence"),
-    "directory": ("tracin", "influence"),
     "dim": ("tracin", "influence"),
 }
 
@@ -271,7 +270,7 @@ def define_directory(values: flags.FlagValues) -> None:
         "directory",
         None,
         "Where finished parts are kept: a call that was killed goes on from "
-        "them when it is made again. For tracin and influence.",
+        "them when it is made again.",
         flag_values=values,
         module_name=OUTPUT,
     )

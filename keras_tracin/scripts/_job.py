@@ -102,17 +102,17 @@ class Job:
         Args:
             call: its name; parts of several calls do not mix.
         """
-        values, options = self.values, {"verbose": self.verbose}
-        if values.method != "representer":
-            kept = values.directory and Path(values.directory) / call
-            return {**options, "directory": kept}
-        if call == "self_influence":
-            return options
-        target = values.target
-        return {
-            **options,
-            "target": int(target) if target.isdigit() else target,
-        }
+        values = self.values
+        options: dict[str, Any] = {"verbose": self.verbose}
+        if values.method == "representer":
+            if call == "self_influence":
+                return options  # known once the last layer is retuned
+            target = values.target
+            options["target"] = int(target) if target.isdigit() else target
+        options["directory"] = (
+            values.directory and Path(values.directory) / call
+        )
+        return options
 
     def projection(self) -> Projection:
         """The projection of `--projection`, `--dim` and `--seed`."""

@@ -105,9 +105,7 @@ def _queries(job: Job, method: Method) -> TopK | None:
 def _suspects(job: Job, method: Method) -> SelfInfluence | None:
     if not job.values.max_suspects:
         return None
-    options = job.call_options("self_influence")
-    options.pop("target", None)
-    return method.self_influence(**options)
+    return method.self_influence(**job.call_options("self_influence"))
 
 
 def _predictions(job: Job, data: Any) -> dict[Any, np.ndarray] | None:

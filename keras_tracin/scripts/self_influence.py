@@ -22,7 +22,7 @@ from absl import flags
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import opened
 from keras_tracin.scripts._output import Output
-from keras_tracin.scripts._program import SUCCESS, Program
+from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +39,11 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
     output = Output.of(values)
+    if values.method == "representer" and values.directory:
+        raise UsageError(
+            "--method=representer has no parts to keep of self-influence: "
+            "leave out --directory."
+        )
     with opened(values) as job:
         options = job.call_options("self_influence")
         found = job.method().self_influence(**options)

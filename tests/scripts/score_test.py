@@ -100,17 +100,27 @@ def test_influence_functions_and_representer_points_are_at_the_last_checkpoint(
         assert_close(found, points.influence(few, target=4).scores)
 
 
-def test_interrupted_call_goes_on_from_its_directory(work, monkeypatch):
-    flags = (TASK, FEW, "--directory=parts", "--output=out/kept.csv")
+@pytest.mark.parametrize("method", ["tracin", "representer"])
+def test_interrupted_call_goes_on_from_its_directory(
+    work, monkeypatch, method
+):
+    kept, result = f"parts/{method}", f"out/kept_{method}.csv"
+    flags = (
+        TASK,
+        FEW,
+        f"--method={method}",
+        f"--directory={kept}",
+        f"--output={result}",
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Output, "write", _interrupt)
         assert score.main(list(flags)) == 130
-    assert not (work.directory / "out/kept.csv").exists()
-    scores = work.directory / "parts" / "influence" / "scores.npy"
+    assert not (work.directory / result).exists()
+    scores = work.directory / kept / "influence" / "scores.npy"
     written = scores.stat().st_mtime_ns
     work.run(score, *flags)
     assert scores.stat().st_mtime_ns == written
-    rows = table((work.directory / "out/kept.csv").read_text())
+    rows = table((work.directory / result).read_text())
     assert [row["query_id"] for row in rows] == ["3", "17"]
     assert len(rows[0]) == 1201
 
