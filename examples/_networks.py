@@ -3,6 +3,8 @@
 import keras
 from keras import layers
 
+from examples import _common
+
 LAST_LAYER = "logits"
 
 
@@ -58,8 +60,18 @@ def _normalized(x, width, kernel=3, stride=1):
     return layers.BatchNormalization(momentum=0.9)(x)
 
 
-def falling_rate(highest, num_examples, num_epochs, batch_size=64):
-    """SGD with Nesterov momentum, its rate falling along a cosine to zero."""
+def with_falling_rate(
+    network, highest, num_examples, num_epochs, strategy=None, batch_size=64
+):
+    """A network compiled for class indices, under a strategy if there is one.
+
+    By SGD with Nesterov momentum, whose rate falls along a cosine to zero.
+    """
     steps = num_epochs * -(-num_examples // batch_size)
-    rate = keras.optimizers.schedules.CosineDecay(highest, steps)
-    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+
+    def build():
+        rate = keras.optimizers.schedules.CosineDecay(highest, steps)
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+        return _common.compiled(network(), optimizer)
+
+    return _common.built_under(strategy, build)

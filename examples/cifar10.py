@@ -53,9 +53,8 @@ def main(_):
         "cifar10", f"train[:{_NUM_TRAIN.value}]", _DATA_DIR.value
     )
     test = _common.load_images("cifar10", "test", _DATA_DIR.value)
-    optimizer = _networks.falling_rate(0.1, len(train[0]), _EPOCHS.value)
-    model = _common.built_under(
-        strategy, lambda: _common.compiled(_networks.small_resnet(), optimizer)
+    model = _networks.with_falling_rate(
+        _networks.small_resnet, 0.1, len(train[0]), _EPOCHS.value, strategy
     )
     run = _common.fit(model, train, f"{_OUTPUT_DIR.value}/run", _EPOCHS.value)
     predicted = _common.predictions(model, test[0])

@@ -129,9 +129,8 @@ def fit(train, held_out, name, strategy):
     keras.utils.set_random_seed(_SEED.value)
     setting = SETTINGS[_DATASET.value]
     epochs = _EPOCHS.value or setting.epochs
-    optimizer = _networks.falling_rate(setting.rate, len(train[0]), epochs)
-    model = _common.built_under(
-        strategy, lambda: _common.compiled(setting.network(), optimizer)
+    model = _networks.with_falling_rate(
+        setting.network, setting.rate, len(train[0]), epochs, strategy
     )
     directory = f"{_OUTPUT_DIR.value}/{name}"
     return model, _common.fit(model, train, directory, epochs, held_out)

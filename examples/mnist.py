@@ -60,9 +60,8 @@ def main(_):
 
 def fit(train, name, strategy):
     """A network trained on these digits, and its run."""
-    optimizer = _networks.falling_rate(0.02, len(train[0]), _EPOCHS.value)
-    model = _common.built_under(
-        strategy, lambda: _common.compiled(_networks.digits_cnn(), optimizer)
+    model = _networks.with_falling_rate(
+        _networks.digits_cnn, 0.02, len(train[0]), _EPOCHS.value, strategy
     )
     directory = f"{_OUTPUT_DIR.value}/{name}"
     return model, _common.fit(model, train, directory, _EPOCHS.value)

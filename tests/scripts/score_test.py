@@ -101,9 +101,7 @@ def test_influence_functions_and_representer_points_are_at_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("method", ["tracin", "representer"])
-def test_interrupted_call_goes_on_from_its_directory(
-    work, monkeypatch, method
-):
+def test_interrupted_call_goes_on_from_its_directory(work, monkeypatch, method):
     kept, result = f"parts/{method}", f"out/kept_{method}.csv"
     flags = (
         TASK,
