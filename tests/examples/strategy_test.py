@@ -1,0 +1,32 @@
+import re
+
+import pytest
+
+from tests.examples.programs import DATA, assert_pictures, needs
+from tests.processes import end_of, start
+
+pytestmark = needs("tfds/mnist")
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_an_example_trains_and_scores_under_a_strategy(strategy, tmp_path):
+    # A process of its own: devices are cut in two before anything is computed.
+    code, printed = end_of(
+        start(
+            "examples.find_mislabeled",
+            f"--strategy={strategy}",
+            f"--output_dir={tmp_path}",
+            f"--data_dir={DATA / 'tfds'}",
+            "--num_train=1500",
+            "--epochs=4",
+            "--checkpoints=1",
+            "--corruption=uniform",
+            "--method=tracin",
+            "--refit=",
+        )
+    )
+    assert code == 0, printed
+    assert "== uniform: 135 of 1,350 labels are wrong" in printed
+    (auc,) = re.findall(r"^  TracIn  .*(\d\.\d{3})$", printed, re.M)
+    assert float(auc) > 0.75
+    assert_pictures(tmp_path, "recall_uniform.png", "scores_uniform.png")
