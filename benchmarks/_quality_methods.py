@@ -114,6 +114,26 @@ def influence(
     return scores
 
 
+def unrolled(problem: Problem, seed: int) -> Scores:
+    """The derivative of a training's end by its examples' weights.
+
+    Of a training of its own, whose batches are known.
+    """
+    setting = problem.setting
+    model = setting.compiled(seed)
+    directory = problem.folder / f"watched-{seed}"
+    kt.record_training(
+        model,
+        problem.train,
+        directory,
+        epochs=setting.epochs,
+        batch_size=setting.batch_size,
+        seed=seed,
+    )
+    method = kt.UnrolledInfluence(model, problem.train, directory)
+    return method.influence(problem.test, verbose=0)
+
+
 def representer(l2: float, method: str) -> Method:
     """Representer points; in a regression turned towards the label."""
 
@@ -243,6 +263,7 @@ def methods(
         found[name] = influence(damping, solver)
     found |= {
         "influence, EK-FAC": ekfac,
+        "UnrolledInfluence": unrolled,
         "representer points, L2": representer(1e-2, "l2"),
         "representer points, LJE": representer(1e-2, "lje"),
         "TRAK, 1 checkpoint": trak(last),
@@ -264,6 +285,7 @@ def methods(
         ),
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
+        f"UnrolledInfluence, {ENSEMBLE} trainings": several(unrolled),
         f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),
         f"TRAK, 10, {ENSEMBLE} trainings": trak(ten, trainings=ENSEMBLE),
     }

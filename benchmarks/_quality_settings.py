@@ -243,7 +243,7 @@ SETTINGS = {
         epochs=50,
         seeds=3,
         dampings=_SMALL,
-        solvers=_FEW_STEPS,
+        solvers=(kt.CG(1e-2, max_steps=10), *_FEW_STEPS),
     ),
     "cifar10_cnn": Setting(
         _cifar,
