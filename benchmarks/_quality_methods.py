@@ -37,14 +37,14 @@ class Problem:
         folder: pathlib.Path,
     ):
         self.setting, self.train, self.test = setting, train, test
-        self._folder = folder
+        self.folder = folder
         self._trained: dict[int, Trained] = {}
 
     def trained(self, seed: int = 0) -> Trained:
         """One of the trainings on everything."""
         if seed not in self._trained:
             self._trained[seed] = recorded(
-                self.setting, self.train, seed, self._folder
+                self.setting, self.train, seed, self.folder
             )
         return self._trained[seed]
 

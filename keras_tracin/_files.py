@@ -51,9 +51,12 @@ def written_whole(path: Path, unique: bool = False) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def save_arrays(path: Path, **arrays: Any) -> None:
+def save_arrays(path: Path, unique: bool = False, **arrays: Any) -> None:
     """Writes one `.npz` file, whatever its ending, whole or not at all."""
-    with written_whole(path) as unfinished, open(unfinished, "wb") as file:
+    with (
+        written_whole(path, unique) as unfinished,
+        open(unfinished, "wb") as file,
+    ):
         np.savez(file, **arrays)
 
 

@@ -105,7 +105,7 @@ def retrain_on_subsets(
             training; returns a trained model.
         train: what the scores are made with. It is read into memory.
         test: the queries.
-        directory: where outcomes are kept.
+        directory: where outcomes are kept; several processes may share it.
         num_subsets: how many subsets; a call with more adds to those of one
             with fewer.
         share: of the examples, in each subset.
@@ -150,7 +150,7 @@ def retrain_on_subsets(
                 model = fit(whole.rows(mask), one)
                 values = query_values(model, queries, query_loss, loss)
                 _check_finite(values, at, one)
-                save_arrays(path, values=values)
+                save_arrays(path, unique=True, values=values)
             each[at, run] = _load(path)
             if bar is not None:
                 bar.add(1)
