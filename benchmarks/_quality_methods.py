@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import keras_tracin as kt
-from benchmarks._quality_settings import Arrays, Setting
+from benchmarks._quality_settings import FEW_STEPS, Arrays, Setting
 from benchmarks._quality_training import Trained, recorded
 from keras_tracin.runs import run_weights
 
@@ -88,14 +88,22 @@ def cosine(problem: Problem, seed: int) -> Scores:
 
 
 def influence(
-    damping: float,
+    damping: float | Callable[[], float],
     solver=None,
     curvature="gauss_newton",
     choose: Callable = lambda run: run[-1:],
 ) -> Method:
-    """Influence functions at the end of training, or the mean at several."""
+    """Influence functions at the end of training, or the mean at several.
+
+    Args:
+        damping: λ, or what finds it once scores are wanted.
+        solver: as in `InfluenceFunctions`.
+        curvature: as in `InfluenceFunctions`.
+        choose: the checkpoints.
+    """
 
     def scores(problem: Problem, seed: int) -> Scores:
+        chosen = damping() if callable(damping) else damping
         trained = problem.trained(seed)
         found = []
         with run_weights(trained.model) as load:
@@ -104,7 +112,7 @@ def influence(
                 method = kt.InfluenceFunctions(
                     trained.model,
                     problem.train,
-                    damping=damping,
+                    damping=chosen,
                     solver=solver,
                     curvature=curvature,
                 )
@@ -220,6 +228,9 @@ def ten(run: kt.TrainingRun) -> kt.TrainingRun:
     return evenly(run, 10)
 
 
+CHECKPOINTS = {"last": last, "five": five}
+
+
 def _opened(problem: Problem, seed: int):
     warnings.filterwarnings("ignore", "TracIn was given the final")
     found = problem.trained(seed)
@@ -235,10 +246,19 @@ def described(solver) -> str:
 
 
 def methods(
-    setting: Setting, damping: float, ekfac_damping: float
+    setting: Setting, damping: Callable[[str, str], float]
 ) -> dict[str, Method]:
-    """All methods of a setting, in the order of the table's rows."""
-    ekfac = influence(ekfac_damping, curvature="ekfac")
+    """All methods of a setting, in the order of the table's rows.
+
+    Args:
+        setting: the network and its training.
+        damping: finds λ for a curvature and the `CHECKPOINTS` of a name.
+    """
+
+    def find(curvature: str, checkpoints: str) -> Callable[[], float]:
+        return lambda: damping(curvature, checkpoints)
+
+    ekfac = influence(find("ekfac", "last"), curvature="ekfac")
     found: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
         "TracIn, 5": tracin(five),
@@ -260,7 +280,7 @@ def methods(
         del found["TracIn, 10, last layer"]  # it is the only one
     for solver in setting.solvers:
         name = f"influence, {described(solver)}"
-        found[name] = influence(damping, solver)
+        found[name] = influence(find("gauss_newton", "last"), solver)
     found |= {
         "influence, EK-FAC": ekfac,
         "UnrolledInfluence": unrolled,
@@ -277,11 +297,11 @@ def methods(
     if isinstance(setting.build().layers[0], keras.layers.Dense):
         # Not of convolutions and tables: there it would take hours.
         found["influence, CG of 10 steps, 5 checkpoints"] = influence(
-            damping, kt.CG(1e-2, max_steps=10), choose=five
+            find("gauss_newton", "five"), FEW_STEPS, choose=five
         )
     found |= {
         "influence, EK-FAC, 5 checkpoints": influence(
-            ekfac_damping, curvature="ekfac", choose=five
+            find("ekfac", "five"), curvature="ekfac", choose=five
         ),
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),

@@ -29,6 +29,7 @@ _SOLVERS: tuple[Solver, ...] = (
     kt.RandomizedSketch(500, steps=300),
 )
 _SMALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # where training went far
+FEW_STEPS = kt.CG(1e-2, max_steps=10)
 # In minutes, not hours, where one product with the curvature takes long.
 _FEW_STEPS: tuple[Solver, ...] = (
     kt.Arnoldi(100),
@@ -243,7 +244,7 @@ SETTINGS = {
         epochs=50,
         seeds=3,
         dampings=_SMALL,
-        solvers=(kt.CG(1e-2, max_steps=10), *_FEW_STEPS),
+        solvers=(FEW_STEPS, *_FEW_STEPS),
     ),
     "cifar10_cnn": Setting(
         _cifar,

@@ -29,7 +29,12 @@ from absl import app, flags
 
 import keras_tracin as kt
 from benchmarks import _quality_methods as _methods
-from benchmarks._quality_settings import QUERIES, SETTINGS, Setting
+from benchmarks._quality_settings import (
+    FEW_STEPS,
+    QUERIES,
+    SETTINGS,
+    Setting,
+)
 from benchmarks._quality_training import Trainer
 from keras_tracin._files import written_whole
 
@@ -104,17 +109,26 @@ class Bench:
             np.arange(each.shape[2]),
         )
 
-    def damping(self, kind: str) -> float:
-        """The λ whose scores of the tuning queries predict best."""
+    def damping(self, kind: str, checkpoints: str) -> float:
+        """The λ whose scores of the tuning queries predict best.
+
+        Args:
+            kind: the curvature.
+            checkpoints: at which, one of `CHECKPOINTS`.
+        """
         solver = None if kind == "ekfac" else self.setting.solvers[0]
+        choose, group = _methods.CHECKPOINTS[checkpoints], kind
+        if checkpoints != "last":
+            solver = solver and FEW_STEPS
+            group = f"{checkpoints}-{kind}"
         dampings = self.setting.dampings
         if kind == "ekfac":  # best where other solvers no longer converge
             dampings = (dampings[0] / 100, dampings[0] / 10, *dampings)
         found = {}
         for damping in dampings:
-            name = f"tuning-{kind}-{damping:.7g}"
+            name = f"tuning-{group}-{damping:.7g}"
             if name not in self.rows:
-                method = _methods.influence(damping, solver, kind)
+                method = _methods.influence(damping, solver, kind, choose)
                 scores = method(self._tuning, 0)
                 value = kt.evaluation.lds(
                     scores, self._chosen(slice(QUERIES, None)), resamples=1
@@ -122,7 +136,7 @@ class Bench:
                 self._keep(name, {"lds": value})
             found[damping] = self.rows[name]["lds"]
         best = max(found, key=lambda damping: found[damping])
-        print(f"λ of {kind}: {best}, LDS {found}", flush=True)
+        print(f"λ of {group}: {best}, LDS {found}", flush=True)
         return best
 
     def scores(self, name: str, method: _methods.Method) -> kt.Attribution:
@@ -263,16 +277,9 @@ def _compare(bench: Bench) -> None:
 
 def _measure_ours(bench: Bench) -> None:
     """All methods, or those that were asked for."""
-
-    def known(*dampings: float) -> dict[str, _methods.Method]:
-        found = _methods.methods(bench.setting, *dampings)
-        return {n: each for n, each in found.items() if _METHODS.value in n}
-
-    dampings = [0.0, 0.0]
-    if any("influence" in name for name in known(*dampings)):
-        dampings = [bench.damping(k) for k in ("gauss_newton", "ekfac")]
-    for name, method in known(*dampings).items():
-        bench.measure(name, method)
+    for name, method in _methods.methods(bench.setting, bench.damping).items():
+        if _METHODS.value in name:
+            bench.measure(name, method)
 
 
 def main(_) -> None:
