@@ -64,8 +64,8 @@ class TRAK:
     trak.top_k(test, k=10).proponents.ids
     ```
 
-    All checkpoints of all runs count alike; several trainings help most, of
-    one training take late checkpoints (`run[-1:]` for the last). The first
+    All checkpoints of all runs count alike. Ten of one training, evenly spaced,
+    help about as much as five trainings, and both together most. The first
     call passes over the training examples once more, to make the kernels,
     which take `8 · dim²` bytes for each checkpoint and are kept; no memory
     grows with examples × `dim`. The model runs in inference mode and has its

@@ -18,17 +18,20 @@ QUERIES = "What is asked"
 INDEX = "The index"
 OUTPUT = "What comes out"
 
-METHODS = ("tracin", "influence", "representer")
+METHODS = ("tracin", "influence", "trak", "representer")
 PROJECTIONS = ("tensor_sketch", "gaussian", "factored")
 SOLVERS = ("cg", "exact", "lissa", "arnoldi", "sketch")
+
+# Their self-influence is not done part by part.
+NO_PARTS = ("trak", "representer")
 
 # Flags that only some methods have, and which.
 METHODS_OF = {
     "weights": ("tracin",),
-    "projection": ("tracin",),
+    "projection": ("tracin", "trak"),
     "optimizer_aware": ("tracin",),
     "aggregate": ("tracin",),
-    "damping": ("influence",),
+    "damping": ("influence", "trak"),
     "curvature": ("influence",),
     "solver": ("influence",),
     "relative": ("influence",),
@@ -36,7 +39,7 @@ METHODS_OF = {
     "representer": ("representer",),
     "target": ("representer",),
     "query_loss": ("tracin", "influence"),
-    "dim": ("tracin", "influence"),
+    "dim": ("tracin", "influence", "trak"),
 }
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -108,7 +111,7 @@ def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
         "run",
         None,
         "The directory that TracInCheckpoint recorded; the task's `run` by "
-        "default. Methods other than TracIn take the weights of its last "
+        "default. influence and representer take the weights of its last "
         "checkpoint, or without a run those that the task's model has.",
         **here,
     )
@@ -139,7 +142,8 @@ def define_method(values: flags.FlagValues) -> None:
         "method",
         "tracin",
         METHODS,
-        "Checkpoints' gradients; influence functions; representer points.",
+        "Checkpoints' gradients; influence functions; TRAK, of all "
+        "checkpoints; representer points.",
         flag_values=values,
         module_name=METHOD,
     )
@@ -172,7 +176,8 @@ def define_tracin(values: flags.FlagValues) -> None:
         "projection",
         None,
         PROJECTIONS,
-        "Score sketches of the gradients, of --dim numbers each.",
+        "Score sketches of the gradients, of --dim numbers each. Also for "
+        "trak, which takes tensor_sketch by default.",
         **here,
     )
     flags.DEFINE_bool(
@@ -184,8 +189,8 @@ def define_tracin(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "dim",
         1024,
-        "The length of a sketch: of --projection at each checkpoint, or of "
-        "--solver=sketch.",
+        "The length of a sketch: of --projection at each checkpoint, of "
+        "--solver=sketch, or of trak, which has 2048 by default.",
         lower_bound=1,
         **here,
     )
@@ -209,7 +214,11 @@ def define_influence(values: flags.FlagValues) -> None:
     """The options of influence functions."""
     here: dict[str, Any] = {"flag_values": values, "module_name": INFLUENCE}
     flags.DEFINE_float(
-        "damping", None, "λ, added to the curvature; needed.", **here
+        "damping",
+        None,
+        "λ, added to the curvature; needed. Also for trak, which has 1 by "
+        "default.",
+        **here,
     )
     flags.DEFINE_enum(
         "curvature",

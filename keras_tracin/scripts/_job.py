@@ -31,14 +31,16 @@ from keras_tracin.projection import (
 )
 from keras_tracin.representer import RepresenterPoints
 from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
-from keras_tracin.scripts._flags import METHODS_OF
+from keras_tracin.scripts._flags import METHODS_OF, NO_PARTS
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.scripts.task import Task, load_task
 from keras_tracin.tracin import TracIn
+from keras_tracin.trak import TRAK
 
-Method = TracIn | InfluenceFunctions | RepresenterPoints
+Method = TracIn | InfluenceFunctions | TRAK | RepresenterPoints
 
 _BATCH = 256
+_OF_EACH_CHECKPOINT = ("tracin", "trak")
 _PROJECTIONS: dict[str, Any] = {
     "tensor_sketch": TensorSketch,
     "gaussian": GaussianProjection,
@@ -83,6 +85,8 @@ class Job:
             return _influence(self)
         if self.values.method == "representer":
             return _representer(self)
+        if self.values.method == "trak":
+            return _trak(self)
         return _tracin(self, projected and self.values.projection is not None)
 
     def queries(self) -> Any:
@@ -104,9 +108,9 @@ class Job:
         """
         values = self.values
         options: dict[str, Any] = {"verbose": self.verbose}
+        if call == "self_influence" and values.method in NO_PARTS:
+            return options
         if values.method == "representer":
-            if call == "self_influence":
-                return options  # known once the last layer is retuned
             target = values.target
             options["target"] = int(target) if target.isdigit() else target
         options["directory"] = (
@@ -139,7 +143,7 @@ def opened(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
     Args:
         values: the parsed flags.
         at_end: whether the model gets the weights of the run's last
-            checkpoint also for TracIn, which takes those of each.
+            checkpoint also for methods that take those of each.
 
     Raises:
         UsageError: if flags do not go together.
@@ -154,7 +158,7 @@ def opened(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = task.model()
     with contextlib.ExitStack() as stack:
-        if run is not None and (at_end or method != "tracin"):
+        if run is not None and (at_end or method not in _OF_EACH_CHECKPOINT):
             stack.enter_context(run_weights(model))(run[-1])
         yield Job(values, task, model, run, strategy)
 
@@ -173,7 +177,7 @@ def check_flags(values: flags.FlagValues, method: str) -> None:
             )
     given = values.flag_values_dict()
     sketched = "index" in given or given.get("projection") is not None
-    sketched = sketched or given.get("solver") == "sketch"
+    sketched = sketched or given.get("solver") == "sketch" or method == "trak"
     if "dim" in given and values["dim"].present and not sketched:
         raise UsageError("--dim is for --projection or --solver=sketch.")
 
@@ -234,17 +238,21 @@ def queries_with(test: Any, names: Sequence[str]) -> Any:
     return with_ids(batch.data, batch.ids).batch(_BATCH)
 
 
-def _tracin(job: Job, projected: bool) -> TracIn:
+def _run_for(job: Job, method: str) -> TrainingRun:
     if job.run is None:
         raise UsageError(
-            "TracIn needs a training run: --run=DIRECTORY, or a `run` of the "
-            "task. `kt.TracInCheckpoint(DIRECTORY)` records one in `fit`."
+            f"{method} needs a training run: --run=DIRECTORY, or a `run` of "
+            "the task. `kt.TracInCheckpoint(DIRECTORY)` records one in `fit`."
         )
+    return job.run
+
+
+def _tracin(job: Job, projected: bool) -> TracIn:
     values = job.values
     return TracIn(
         job.model,
         job.task.train(),
-        job.run,
+        _run_for(job, "TracIn"),
         projection=job.projection() if projected else None,
         optimizer_aware=values.optimizer_aware,
         **job.options(
@@ -256,6 +264,19 @@ def _tracin(job: Job, projected: bool) -> TracIn:
             "strategy",
             "memory_limit",
         ),
+    )
+
+
+def _trak(job: Job) -> TRAK:
+    values = job.values
+    given = values["dim"].present or values.projection is not None
+    return TRAK(
+        job.model,
+        job.task.train(),
+        _run_for(job, "TRAK"),
+        projection=job.projection() if given else None,
+        damping=1.0 if values.damping is None else values.damping,
+        **job.options("loss", "layers", "strategy", "memory_limit"),
     )
 
 

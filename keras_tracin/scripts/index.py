@@ -31,6 +31,7 @@ from keras_tracin.representer import RepresenterPoints
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, opened
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
+from keras_tracin.trak import TRAK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,10 +88,10 @@ def _directory(values: flags.FlagValues) -> Path:
 def _built(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
     method = job.method(projected=False)  # the index has its own sketches
-    if isinstance(method, RepresenterPoints):
+    if isinstance(method, (RepresenterPoints, TRAK)):
         raise UsageError(
-            "There is no index of representer points. Choose --method=tracin "
-            "or --method=influence."
+            f"There is no index of --method={values.method}. Choose "
+            "--method=tracin or --method=influence."
         )
     if values.overwrite and directory.exists():
         shutil.rmtree(directory)

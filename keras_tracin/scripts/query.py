@@ -30,6 +30,7 @@ from keras_tracin.scripts._job import Job, opened
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 from keras_tracin.tracin import TracIn
+from keras_tracin.trak import TRAK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,8 +89,8 @@ def _answers(job: Job) -> TopK:
 
 def _method(job: Job) -> TracIn | InfluenceFunctions:
     method = job.method(projected=False)
-    if isinstance(method, RepresenterPoints):
-        raise UsageError("There is no index of --method=representer.")
+    if isinstance(method, (RepresenterPoints, TRAK)):
+        raise UsageError(f"There is no index of --method={job.values.method}.")
     return method
 
 

@@ -16,9 +16,10 @@ row for each query. Read a .npz file by `kt.TopK.load` or
 Work that takes long goes on from where it was killed if --directory is given;
 processes of one cluster (TF_CONFIG) that share it share the work.
 
-Influence functions and representer points of the same run:
+Influence functions, TRAK and representer points of the same run:
 
     keras_tracin-score --task=digits_task --method=influence --damping=0.01
+    keras_tracin-score --task=digits_task --method=trak --output=trak.npz
     keras_tracin-score --task=digits_task --method=representer --k=5
 """
 

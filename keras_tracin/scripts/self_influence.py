@@ -39,10 +39,10 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
     output = Output.of(values)
-    if values.method == "representer" and values.directory:
+    if values.method in _flags.NO_PARTS and values.directory:
         raise UsageError(
-            "--method=representer has no parts to keep of self-influence: "
-            "leave out --directory."
+            f"--method={values.method} has no parts to keep of "
+            "self-influence: leave out --directory."
         )
     with opened(values) as job:
         options = job.call_options("self_influence")

@@ -55,7 +55,7 @@ def test_what_is_no_index_is_refused_and_stays(work):
     line = work.refused(index, TASK, "--index=digits_task.py")
     assert "is a file" in line
     line = work.refused(index, TASK, "--index=new", "--method=representer")
-    assert "There is no index of representer points" in line
+    assert "There is no index of --method=representer" in line
     assert "Expected the directory of an index" in work.refused(
         query, TASK, "--index=runs"
     )

@@ -105,8 +105,9 @@ def test_wrong_flags_are_one_line_and_exit_code_2(
     assert re.search(message, line), line
 
 
-def test_self_influence_of_representer_points_keeps_no_parts(tmp_path, capsys):
-    flags = ("--task=t", "--method=representer", "--directory=d")
+@pytest.mark.parametrize("method", ["representer", "trak"])
+def test_self_influence_that_has_no_parts_keeps_none(method, tmp_path, capsys):
+    flags = ("--task=t", f"--method={method}", "--directory=d")
     line = Workplace(tmp_path, capsys).refused(self_influence, *flags)
     assert "leave out --directory" in line
 

@@ -100,6 +100,28 @@ def test_influence_functions_and_representer_points_are_at_the_last_checkpoint(
         assert_close(found, points.influence(few, target=4).scores)
 
 
+def test_trak_is_of_all_checkpoints(work):
+    model, train, few = parts(work)
+    common = (TASK, FEW, "--method=trak", "--epochs=2,5")
+    run = kt.TrainingRun("runs/digits")
+    run = run.select([i for i, c in enumerate(run) if c.epoch in (2, 5)])
+    said = {
+        ("--dim=64", "--damping=0.5"): {
+            "projection": kt.TensorSketch(64),
+            "damping": 0.5,
+        },
+        ("--projection=gaussian", "--dim=64"): {
+            "projection": kt.GaussianProjection(64)
+        },
+    }
+    for flags, options in said.items():
+        work.run(score, *common, *flags, "--output=out/trak.npz", "--overwrite")
+        found = kt.Attribution.load("out/trak.npz").scores
+        expected = kt.TRAK(model, train, run, **options).influence(few)
+        assert_close(found, expected.scores)
+    work.run(self_influence, *common[:1], *common[2:], "--dim=64")
+
+
 @pytest.mark.parametrize("method", ["tracin", "representer"])
 def test_interrupted_call_goes_on_from_its_directory(work, monkeypatch, method):
     kept, result = f"parts/{method}", f"out/kept_{method}.csv"
