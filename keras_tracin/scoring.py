@@ -49,13 +49,13 @@ from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
 from keras_tracin.parts import Parts
+from keras_tracin.progress import Progress
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import Checkpoint
 from keras_tracin.runs.manifest import architecture
 from keras_tracin.sweep import (
     Plan,
-    Progress,
     Sink,
     default_memory_limit,
     in_chunks,

@@ -40,6 +40,7 @@ from keras_tracin.datasets import Batch
 from keras_tracin.distribution import Strategy
 from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.model_outputs import model_output, sample_weights
+from keras_tracin.progress import Progress
 from keras_tracin.projection import (
     FactoredProjection,
     Projection,
@@ -47,7 +48,7 @@ from keras_tracin.projection import (
 )
 from keras_tracin.runs import TrainingRun, check_checkpoint, run_weights
 from keras_tracin.scoring import Queries, Rates, Scorer
-from keras_tracin.sweep import Chunk, Progress, Sink
+from keras_tracin.sweep import Chunk, Sink
 
 Run = TrainingRun | str | os.PathLike
 

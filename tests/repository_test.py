@@ -47,6 +47,7 @@ IMPORT_ORDER = (
     "preconditioner",
     "callbacks",
     "attribution",
+    "progress",
     "sweep",
     "parts",
     "collecting",

@@ -1,7 +1,6 @@
 """Plans, chunks and progress of a sweep."""
 
 import numpy as np
-import pytest
 
 from keras_tracin import sweep
 from keras_tracin.datasets import Batch, open_examples
@@ -59,28 +58,3 @@ def test_chunks_keep_batches_whole_and_in_order():
     chunks = list(sweep.in_chunks(batches, 5))
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
     assert [b.ids[0] for chunk in chunks for b in chunk] == [0, 3, 6, 9, 12]
-
-
-@pytest.mark.parametrize("seconds", [0.1, 30.0])
-def test_only_long_work_is_announced_before_it_is_done(
-    seconds, monkeypatch, capsys
-):
-    clock = [0.0]
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
-    plan = plan_for(100_000)
-    progress = sweep.Progress(plan, verbose=1, title="TracIn")
-    for done in range(plan.steps):
-        clock[0] += seconds / plan.steps
-        progress.advance()
-        if done == plan.steps // 2:
-            halfway = capsys.readouterr().out
-    assert ("training examples" in halfway) == (seconds > 2)
-
-
-def test_examples_without_a_known_number_still_show_progress(
-    monkeypatch, capsys
-):
-    monkeypatch.setattr(sweep, "_PATIENCE", 0.0)
-    plan = sweep.Plan(None, 0, 1, 16, 16, 2**20)
-    sweep.Progress(plan, verbose=1, title="TracIn").advance()
-    assert "? training examples" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin import progress as progress_module
 from keras_tracin import scoring as scoring_module
 from keras_tracin import sweep as sweep_module
 from keras_tracin.gradients import flat
@@ -279,7 +280,7 @@ def test_the_model_gets_everything_back_after(trained, error, monkeypatch):
     def fail(self):
         raise error("in the middle")
 
-    monkeypatch.setattr(sweep_module.Progress, "advance", fail)
+    monkeypatch.setattr(progress_module.Progress, "advance", fail)
     with pytest.raises(error, match="in the middle"):
         tracin.influence(TEST, verbose=0)
     assert_untouched(model, before)
@@ -412,7 +413,7 @@ def test_short_work_and_verbose_zero_are_quiet(trained, capsys, monkeypatch):
     tracin = kt.TracIn(model, TRAIN, run)
     tracin.influence(TEST, verbose=0)
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(sweep_module, "_PATIENCE", 0.0)  # all work is long
+    monkeypatch.setattr(progress_module, "_PATIENCE", 0.0)  # all work is long
     tracin.influence(TEST, verbose=0)
     assert capsys.readouterr().out == ""
     tracin.influence(TEST, verbose=1)

@@ -31,8 +31,9 @@ from keras_tracin.gradients.sites import (
     without_rematerialization,
 )
 from keras_tracin.losses import check_no_activation_losses
+from keras_tracin.progress import Progress
 from keras_tracin.representer.head import Head, first_argument, refuse_output
-from keras_tracin.sweep import Progress, in_chunks, make_plan
+from keras_tracin.sweep import in_chunks, make_plan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ from keras_tracin.attribution import Attribution, TopK
 from keras_tracin.datasets import Batch, open_examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.gradients.functions import batch_spec
+from keras_tracin.progress import Progress
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import (
     TrainingRun,
@@ -47,7 +48,7 @@ from keras_tracin.runs import (
 )
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.seeds import seed_variables
-from keras_tracin.sweep import Progress, Sink, default_memory_limit
+from keras_tracin.sweep import Sink, default_memory_limit
 from keras_tracin.unrolled.batches import Held, training_steps
 from keras_tracin.unrolled.replay import Replay
 from keras_tracin.unrolled.training import (
