@@ -259,6 +259,9 @@ def methods(
         return lambda: damping(curvature, checkpoints)
 
     ekfac = influence(find("ekfac", "last"), curvature="ekfac")
+    ekfac_of_five = influence(
+        find("ekfac", "five"), curvature="ekfac", choose=five
+    )
     found: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
         "TracIn, 5": tracin(five),
@@ -300,11 +303,12 @@ def methods(
             find("gauss_newton", "five"), FEW_STEPS, choose=five
         )
     found |= {
-        "influence, EK-FAC, 5 checkpoints": influence(
-            find("ekfac", "five"), curvature="ekfac", choose=five
-        ),
+        "influence, EK-FAC, 5 checkpoints": ekfac_of_five,
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
+        f"influence, EK-FAC, 5 checkpoints, {ENSEMBLE} trainings": several(
+            ekfac_of_five
+        ),
         f"UnrolledInfluence, {ENSEMBLE} trainings": several(unrolled),
         f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),
         f"TRAK, 10, {ENSEMBLE} trainings": trak(ten, trainings=ENSEMBLE),
