@@ -24,6 +24,7 @@ TUNING = 50  # more, on which λ is chosen
 _VOCABULARY, _WORDS = 5_000, 48
 _SOLVERS: tuple[Solver, ...] = (
     kt.Arnoldi(200),
+    kt.Exact(),
     kt.CG(1e-2),
     kt.LiSSA(steps=1000),
     kt.RandomizedSketch(500, steps=300),

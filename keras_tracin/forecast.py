@@ -23,6 +23,7 @@ from keras_tracin.sweep import Plan
 
 _K = 10  # as in `top_k`
 _REPEATS = 3
+_RANKED = 64  # rows
 _LONG = 1.0  # seconds after which a piece of work is not repeated
 
 
@@ -96,17 +97,15 @@ def _per_block(
     reading -= _seconds(lambda: scorer.train.first(1))  # what opening takes
     checkpoint, rate = list(rates.items())[-1]
     position = () if scorer.projection is None else (np.int32(0),)
-    per_checkpoint = 0.0
+    starting = 0.0  # of a chunk at a checkpoint
     with run_weights(scorer.model) as load:
         if checkpoint is not None:
-            per_checkpoint += _seconds(lambda: load(checkpoint))
+            starting += _seconds(lambda: load(checkpoint))
         with scorer.explaining(queries, batch):
             prepared = prepare(checkpoint, *position)
             extra = () if prepared is None else (prepared,)
             if extra:
-                per_checkpoint += _seconds(
-                    lambda: prepare(checkpoint, *position)
-                )
+                starting += _seconds(lambda: prepare(checkpoint, *position))
 
             def score() -> np.ndarray:
                 rated = np.float32(rate)
@@ -114,14 +113,27 @@ def _per_block(
 
             scores = score()
             scoring = _seconds(score)
-    ranking = 0.0
-    if queries is not None:
-        merger = TopKMerger(queries.ids, min(_K, len(batch)))
-        ranking = _seconds(lambda: merger.add(batch.ids, scores))
+    size = min(plan.chunk, plan.num_train)
+    ranking = 0.0 if queries is None else _ranking(scores, size)
     batches = plan.num_train / len(batch)
-    per_checkpoint += scoring * batches
-    once = (max(0.0, reading) + ranking) * batches
-    return once + len(rates) * per_checkpoint
+    chunks = plan.num_train / size
+    return (
+        batches * (max(0.0, reading) + len(rates) * scoring)
+        + math.ceil(chunks) * len(rates) * starting
+        + chunks * ranking
+    )
+
+
+def _ranking(scores: np.ndarray, size: int) -> float:
+    """What it takes to rank a chunk of `size` examples, from a batch's scores.
+
+    A chunk is ranked at once, and row by row, so that some rows tell of all.
+    """
+    rows = scores[:_RANKED]
+    chunk = np.resize(rows.T, [size, len(rows)]).T.copy()
+    merger = TopKMerger(np.arange(len(rows)), min(_K, size))
+    taken = _seconds(lambda: merger.add(np.arange(size), chunk))
+    return taken * len(scores) / len(rows)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -1,5 +1,7 @@
 """What a call is said to take, before it is made."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -62,6 +64,9 @@ def test_time_grows_with_the_work(model, run, monkeypatch):
     assert seconds(run[:1]) == sweep + 1
     ranking = 1.0
     assert seconds(run, TEST) == 3 * (sweep + 2) + ranking  # queries captured
+    many = tuple(np.repeat(part, 4, axis=0) for part in TRAIN)
+    ranking = 120 / 64  # 64 rows are timed
+    assert seconds(run, many) == 3 * (sweep + 2) + ranking
     scorer = Scorer(model, TRAIN)
     assert forecast_plainly(scorer, PRESENT_WEIGHTS).seconds == sweep
 
@@ -70,8 +75,13 @@ def test_each_block_of_queries_takes_its_time(model, run, monkeypatch):
     one_second(monkeypatch)
     plan = kt.TracIn(model, TRAIN, run, memory_limit=1).plan(TEST)
     assert (plan.num_queries, plan.num_blocks) == (20, 20)
+    assert plan.chunk == plan.batch_size
     batches = 30 / plan.batch_size
-    assert plan.seconds == pytest.approx(20 * (3 * (batches + 2) + batches))
+    # Each chunk goes through all checkpoints, and is ranked, before the next.
+    starts = 2 * math.ceil(batches)
+    assert plan.seconds == pytest.approx(
+        20 * (3 * (batches + starts) + batches)
+    )
     assert "20 queries (in 20 blocks)" in str(plan)
 
 

@@ -24,13 +24,15 @@ _ALIASES = {
     "Squeeze",
     "StopGradient",
 }
+# Their outputs are no larger than their inputs, whatever is known of a shape.
+_REDUCTIONS = {"Max", "Mean", "Min", "Prod", "Sum"}
 
 
 # Code and threads' buffers that come into memory with a first step, and those
 # that convolutions unfold patches into, which have the size of a CPU's cache.
 # Measured, as what is missing without them (benchmarks/README.md, "Plans").
-_FIRST_STEP = 20 * 2**20
-_CONVOLUTIONS = 48 * 2**20
+_FIRST_STEP = 28 * 2**20
+_CONVOLUTIONS = 72 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +96,9 @@ class _Buffers:
             size = self._bytes_per_example(output)
             if operation.type == "Placeholder":
                 size = 0  # an argument
+            elif operation.type in _REDUCTIONS:
+                reduced = self._bytes_per_example(operation.inputs[0])
+                size = min(size, reduced)
             self._owner[output.ref()] = output.ref()
             self._spans[output.ref()] = [size, at, at]
 

@@ -71,3 +71,17 @@ def test_only_what_grows_with_the_batch_counts():
         return tf.reduce_sum(tf.matmul(x, table), axis=1)
 
     assert footprint_of(step).largest == 1000 * 4
+
+
+def test_a_sum_is_no_larger_than_what_it_is_of():
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 8], tf.float32),
+            tf.TensorSpec([None], tf.int32),
+        ]
+    )
+    def reduced(x, axes):  # nothing is known of the sum's shape but its rank
+        total = tf.reduce_sum(tf.exp(x), axes, keepdims=True)
+        return tf.ensure_shape(total, [None, None])
+
+    assert footprint(reduced, num_queries=1_000).peak == 2 * VECTOR
