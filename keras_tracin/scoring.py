@@ -335,16 +335,19 @@ class Scorer:
         self, function: Callable, rates: Rates, queries: Queries | None = None
     ) -> Plan:
         """What `sweep` will do with these, and what it will need."""
-        num_queries = 0 if queries is None else len(queries.ids)
+        num_queries = bytes_per_query = query_batch = 0
+        if queries is not None:
+            num_queries = len(queries.ids)
+            bytes_per_query = queries.steps.query.factor_bytes
+            query_batch = max(map(len, queries.batches))
         plan = make_plan(
             self.train,
             num_queries=num_queries,
             num_checkpoints=len(rates),
             footprint=footprint(function, num_queries),
-            bytes_per_query=(
-                0 if queries is None else queries.steps.query.factor_bytes
-            ),
+            bytes_per_query=bytes_per_query,
             memory_limit=self.memory_limit,
+            query_batch=query_batch,
         )
         if queries is not None:
             sparing = queries.steps.query.sparing

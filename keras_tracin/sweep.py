@@ -27,9 +27,10 @@ from keras_tracin.gradients.footprint import Footprint
 from keras_tracin.progress import Progress
 from keras_tracin.runs import Checkpoint, run_weights
 
-# Batches whose largest tensor is smaller leave the cores idle between many
-# small steps; larger ones brought nothing, on a CPU, and take more memory.
+# Batches of less leave the cores idle between many small steps; of more, they
+# brought nothing, on a CPU, or took longer, and take more memory.
 _LARGEST_TENSOR = 64 * 2**20
+_LARGEST_STEP = 256 * 2**20  # all tensors that exist at the same time
 _BATCH_SIZES = (16, 1024)
 
 Some = TypeVar("Some", bound=Sized)  # a batch, of whatever kind
@@ -163,6 +164,7 @@ def make_plan(
     footprint: Footprint,
     bytes_per_query: int,
     memory_limit: int,
+    query_batch: int = 0,
 ) -> Plan:
     """Chooses batches and chunks that fit the memory limit.
 
@@ -174,11 +176,13 @@ def make_plan(
         bytes_per_query: the gradients of one query, as they are held.
         memory_limit: bytes; a quarter each goes to a step, to a chunk and to
             the queries, twice over while these are joined.
+        query_batch: queries whose gradients are made in one step, which is
+            taken to need what one of training examples does.
     """
     room = memory_limit // 4
     batch = min(
         _LARGEST_TENSOR // max(1, footprint.largest),
-        room // max(1, footprint.peak),
+        min(room, _LARGEST_STEP) // max(1, footprint.peak),
     )
     smallest, largest = _BATCH_SIZES
     batch = min(max(2 ** int(math.log2(max(1, batch))), smallest), largest)
@@ -192,7 +196,7 @@ def make_plan(
         batch_size=batch,
         chunk=chunk,
         memory=footprint.fixed
-        + min(batch, known) * footprint.peak
+        + max(min(batch, known), query_batch) * footprint.peak
         + 2 * num_queries * bytes_per_query  # once more while joined
         + known * row,
     )

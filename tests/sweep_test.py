@@ -32,6 +32,22 @@ def test_batches_shrink_as_examples_grow():
     assert sweep._BATCH_SIZES[0] <= large <= 64
 
 
+def test_a_step_stays_small_where_memory_is_ample():
+    plan = plan_for(10_000, footprint=Footprint(2**21, 2**10))
+    assert plan.batch_size * 2**21 <= sweep._LARGEST_STEP
+    room = plan_for(10_000, footprint=Footprint(2**18, 2**10)).batch_size
+    assert room > plan.batch_size
+
+
+def test_memory_counts_the_step_of_the_queries():
+    large = Footprint(2**21, 2**10)
+    plan = plan_for(10_000, footprint=large)
+    more = plan_for(10_000, footprint=large, query_batch=plan.batch_size + 1)
+    assert more.memory == plan.memory + 2**21
+    fewer = plan_for(10_000, footprint=large, query_batch=1)
+    assert fewer.memory == plan.memory
+
+
 def test_a_small_limit_means_several_chunks():
     plan = plan_for(10_000, memory_limit=2**20)
     assert plan.batch_size <= plan.chunk < 10_000
