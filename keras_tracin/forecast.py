@@ -130,7 +130,7 @@ def _ranking(scores: np.ndarray, size: int) -> float:
     A chunk is ranked at once, and row by row, so that some rows tell of all.
     """
     rows = scores[:_RANKED]
-    chunk = np.resize(rows.T, [size, len(rows)]).T.copy()
+    chunk = np.take(rows, np.arange(size), axis=1, mode="wrap")
     merger = TopKMerger(np.arange(len(rows)), min(_K, size))
     taken = _seconds(lambda: merger.add(np.arange(size), chunk))
     return taken * len(scores) / len(rows)

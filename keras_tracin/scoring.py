@@ -336,10 +336,12 @@ class Scorer:
     ) -> Plan:
         """What `sweep` will do with these, and what it will need."""
         num_queries = bytes_per_query = query_batch = 0
+        sparing = False
         if queries is not None:
             num_queries = len(queries.ids)
             bytes_per_query = queries.steps.query.factor_bytes
             query_batch = max(map(len, queries.batches))
+            sparing = queries.steps.query.sparing
         plan = make_plan(
             self.train,
             num_queries=num_queries,
@@ -349,9 +351,7 @@ class Scorer:
             memory_limit=self.memory_limit,
             query_batch=query_batch,
         )
-        if queries is not None:
-            sparing = queries.steps.query.sparing
-            plan = dataclasses.replace(plan, sparing=sparing)
+        plan = dataclasses.replace(plan, sparing=sparing)
         return plan if self.parts is None else self.parts.cut(plan)
 
     def steps_like(self, batch: Batch, sparing: bool = False) -> Steps:
