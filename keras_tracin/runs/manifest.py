@@ -4,16 +4,19 @@
       run.json                                  this module
       checkpoints/step-00000000.weights.h5      the weights training began with
       checkpoints/step-00000120.weights.h5      Keras weight files
+      checkpoints/step-00000120.exact.npz       weights that Keras's file does
+                                                not hold as they are, if any
       steps/00000000.npz                        arrays with one row per step
 
 `run.json` lists every other file with its size and SHA-256 and is replaced
 only after the files it lists are on the disk. Its parts:
 
-    format_version   1
+    format_version   2 where a snapshot has a second file (exact), else 1:
+                     who does not know of these files would load other weights
     model            class, and [path, shape, dtype] of each of model.weights
     initial          the snapshot before the first step; the states of random
                      numbers there (seeds), where they were recorded
-    checkpoints      the snapshots: step, epoch, logs
+    checkpoints      the snapshots: step, epoch, logs, weights_digest
     segments         spans of steps: first_step, last_step, epoch, epoch_end,
                      logs (at epoch ends), weights_digest (after last_step)
 
@@ -36,7 +39,7 @@ import numpy as np
 
 from keras_tracin import _files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "run.json"
 
 _PARTS = {"model": dict, "initial": dict, "checkpoints": list, "segments": list}
@@ -102,20 +105,50 @@ def _lists_a_file(entry: Any) -> bool:
     return type(entry) is dict and entry.keys() >= {"file", "size", "sha256"}
 
 
-def write(directory: Path, manifest: dict[str, Any]) -> None:
-    """Replaces the manifest. What it lists must be on the disk already."""
-    text = json.dumps(manifest, indent=2)
+def write(directory: Path, manifest: dict[str, Any]) -> str:
+    """Replaces the manifest. What it lists must be on the disk already.
+
+    Returns:
+        The text of the file.
+    """
+    snapshots = [manifest["initial"], *manifest["checkpoints"]]
+    version = 2 if any("exact" in entry for entry in snapshots) else 1
+    text = json.dumps({**manifest, "format_version": version}, indent=2)
     with _files.written_whole(directory / FILE_NAME) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
+    return text + "\n"
 
 
 def listed_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Everything in the manifest that has `file`, `size` and `sha256`."""
+    snapshots = [manifest["initial"], *manifest["checkpoints"]]
     return [
-        manifest["initial"],
-        *manifest["checkpoints"],
+        *snapshots,
+        *(e["exact"] for e in snapshots if type(e) is dict and "exact" in e),
         *manifest["segments"],
     ]
+
+
+def entry_of(
+    weights_file: Path,
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The manifest that lists a weights file, and its entry there.
+
+    Returns:
+        None if the file is not in the directory of a run, or not listed.
+
+    Raises:
+        ValueError: The manifest there is damaged, or of a newer version.
+    """
+    directory = weights_file.parent.parent
+    if not exists(directory):
+        return None
+    manifest = _parse(directory / FILE_NAME)
+    name = f"{weights_file.parent.name}/{weights_file.name}"
+    for entry in [manifest["initial"], *manifest["checkpoints"]]:
+        if entry["file"] == name:
+            return manifest, entry
+    return None
 
 
 def read_arrays(

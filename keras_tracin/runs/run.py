@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+import keras
 import numpy as np
 
 from keras_tracin import _files
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.saved import SavedWeights, listed, restore, saved_at
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Checkpoint:
         sha256: The digest of that file, if it was recorded.
         weights: `(path, shape, dtype)` of each of the model's weights, if
             that was recorded.
+        exact: The file with the weights that Keras's does not hold as they
+            were (LoRA, which it merges), None where it holds all.
+        exact_sha256: The digest of that file, if it was recorded.
+        digests: What identifies the model's weights at that moment, if it was
+            recorded.
     """
 
     step: int | None
@@ -47,18 +54,50 @@ class Checkpoint:
     path: Path
     sha256: str | None = field(default=None, repr=False)
     weights: tuple = field(default=(), repr=False, hash=False)
+    exact: Path | None = field(default=None, repr=False)
+    exact_sha256: str | None = field(default=None, repr=False)
+    digests: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def saved(self) -> SavedWeights:
+        """The files, and what is known of the weights in them."""
+        return SavedWeights(
+            path=self.path,
+            sha256=self.sha256,
+            exact=self.exact,
+            exact_sha256=self.exact_sha256,
+            digests=self.digests,
+            weights=self.weights,
+        )
+
+    def restore(self, model: keras.Model) -> None:
+        """Puts a model into this state, to continue training from here.
+
+        Unlike `model.load_weights(path)`, this brings back every weight as it
+        was, also those that Keras merges or leaves out as it saves, and the
+        optimizer's state into a model that was only just compiled.
+
+        Args:
+            model: The model that was trained, or one built and compiled by
+                the same code.
+
+        Raises:
+            ValueError: The model is not built or is another one; or a file is
+                missing, damaged or does not hold the weights that training
+                had. The model is as it was then.
+        """
+        restore(model, self.saved)
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """A weights file and how many entries of `_rates` led to it."""
+    """Saved weights and how many entries of `_rates` led to them."""
 
     end: int
     step: int | None
     epoch: int
     logs: Mapping[str, float]
-    path: Path
-    sha256: str | None = None
+    saved: SavedWeights
 
 
 class TrainingRun(Sequence[Checkpoint]):
@@ -101,10 +140,6 @@ class TrainingRun(Sequence[Checkpoint]):
         self.learning_rates: np.ndarray | None = self._rates
         self.initial: Path | None = self.directory / manifest["initial"]["file"]
         self.epochs, self.history = _history(manifest)
-        self._weights = tuple(
-            (name, tuple(shape), dtype)
-            for name, shape, dtype in manifest["model"]["weights"]
-        )
         self._listed = [
             (self.directory / entry["file"], entry["sha256"])
             for entry in run_manifest.listed_files(manifest)
@@ -115,8 +150,7 @@ class TrainingRun(Sequence[Checkpoint]):
                 step=entry["step"],
                 epoch=entry["epoch"],
                 logs=entry["logs"],
-                path=self.directory / entry["file"],
-                sha256=entry["sha256"],
+                saved=listed(self.directory, manifest, entry),
             )
             for entry in manifest["checkpoints"]
         ]
@@ -170,9 +204,9 @@ class TrainingRun(Sequence[Checkpoint]):
         run.directory = run.initial = run.learning_rates = None
         run._rates = np.repeat(rates, np.diff(numbers, prepend=0))
         run.epochs, run.history = [], {}
-        run._weights, run._listed = (), []
+        run._listed = []
         run._snapshots = [
-            _Snapshot(end=epoch, step=None, epoch=epoch, logs={}, path=path)
+            _Snapshot(epoch, None, epoch, logs={}, saved=saved_at(path))
             for epoch, path in zip(numbers, paths, strict=True)
         ]
         return run
@@ -201,9 +235,12 @@ class TrainingRun(Sequence[Checkpoint]):
             learning_rate_sum=float(rates.sum()) if steps_known else None,
             num_steps=len(rates) if steps_known else None,
             logs=dict(snapshot.logs),
-            path=snapshot.path,
-            sha256=snapshot.sha256,
-            weights=self._weights,
+            path=snapshot.saved.path,
+            sha256=snapshot.saved.sha256,
+            weights=snapshot.saved.weights,
+            exact=snapshot.saved.exact,
+            exact_sha256=snapshot.saved.exact_sha256,
+            digests=snapshot.saved.digests,
         )
 
     def select(self, indices: Iterable[int]) -> TrainingRun:
@@ -241,6 +278,27 @@ class TrainingRun(Sequence[Checkpoint]):
         selected._snapshots = [self._snapshots[i] for i in kept]
         return selected
 
+    def restore(self, model: keras.Model) -> None:
+        """Puts a model into the last saved state, to continue training.
+
+        That is the last checkpoint, or the initial weights where there is
+        none. See `Checkpoint.restore`.
+
+        Args:
+            model: The model that was trained, or one built and compiled by
+                the same code.
+
+        Raises:
+            ValueError: As `Checkpoint.restore`.
+        """
+        if self._snapshots:
+            saved = self._snapshots[-1].saved
+        elif self.initial is not None:
+            saved = saved_at(self.initial)
+        else:
+            raise ValueError("The selection has no checkpoint to restore.")
+        restore(model, saved)
+
     def verify(self) -> None:
         """Reads every file of the run and compares it with its checksum.
 
@@ -252,7 +310,7 @@ class TrainingRun(Sequence[Checkpoint]):
         for path, sha256 in self._listed:
             _files.check_digest(path, sha256)
         if self.directory is None:
-            _weight_files(snapshot.path for snapshot in self._snapshots)
+            _weight_files(snapshot.saved.path for snapshot in self._snapshots)
 
     def __repr__(self) -> str:
         source = "adopted files" if self.directory is None else self.directory

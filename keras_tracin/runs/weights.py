@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_tracin import _files
-from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs import exact
 from keras_tracin.runs.run import Checkpoint
+from keras_tracin.runs.saved import (
+    LOADING_ERRORS,
+    RECORD_AGAIN,
+    check_loaded,
+    check_saved,
+    load_saved,
+    saved_at,
+)
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
+_MARK = 0.7390625  # all of a weight's elements, before an adopted file is read
 
 
 @contextlib.contextmanager
@@ -45,7 +54,8 @@ def run_weights(
         A function that takes a `Checkpoint` (or a path, such as
         `TrainingRun.initial`) and gives the model its weights. It raises
         ValueError if the file is missing or damaged, the shapes of the model's
-        weights differ from the recorded ones, or a weight is NaN.
+        weights differ from the recorded ones, a weight is NaN, or the file
+        holds other weights than training had.
 
     Raises:
         ValueError: The model is not built.
@@ -61,62 +71,62 @@ def run_weights(
     finally:
         for variable, value in saved:
             variable.assign(value)
-        for layer in model._flatten_layers():
-            # It keeps tensors computed from its variables.
-            if isinstance(layer, keras.layers.Normalization):
-                layer.finalize_state()
+        exact.refresh(model)
 
 
 def check_checkpoint(model: keras.Model, checkpoint: Checkpoint) -> None:
     """Checks that a checkpoint can be put into a model, without doing so.
 
     Raises:
-        ValueError: The file is missing or damaged, or was written from a model
-            whose weights have other shapes. Of adopted files little is known:
-            they only have to be there.
+        ValueError: A file is missing or damaged, or was written from a model
+            whose weights have other shapes; or Keras has merged the model's
+            LoRA in it. Of adopted files little is known: they only have to be
+            there.
     """
-    if checkpoint.sha256 is not None:
-        _files.check_digest(checkpoint.path, checkpoint.sha256)
-    elif not checkpoint.path.is_file():
-        raise ValueError(
-            f"{checkpoint.path} does not exist, expected a weights file."
-        )
-    _check_shapes(model, checkpoint)
+    check_saved(model, checkpoint.saved)
 
 
 def _load(model: keras.Model, checkpoint: Checkpoint | Path) -> None:
     if isinstance(checkpoint, Checkpoint):
-        path = checkpoint.path
-        check_checkpoint(model, checkpoint)
+        saved = checkpoint.saved
     else:
-        path = Path(checkpoint)
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist, expected a weights file.")
+        saved = saved_at(Path(checkpoint))
+    check_saved(model, saved)
+    marks = [] if saved.digests else _mark(model)
     try:
-        _load_file(model, path)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        load_saved(model, saved, functools.partial(_load_file, model))
+    except LOADING_ERRORS as error:
         raise ValueError(
-            f"The weights in {path} could not be loaded into the model "
+            f"The weights in {saved.path} could not be loaded into the model "
             f"{model.name!r}. Expected an undamaged file written from a model "
             f"of the same architecture. Keras says: {error}"
         ) from error
-    _check_numbers(model, path)
+    _check_marks(marks, saved.path)
+    _check_numbers(model, saved.path)
+    check_loaded(model, saved)
 
 
-def _check_shapes(model: keras.Model, checkpoint: Checkpoint) -> None:
-    """Raises ValueError unless the model could be the one that was saved."""
-    recorded = checkpoint.weights
-    if not recorded:
-        return  # An adopted file; Keras compares the shapes as it loads.
-    mismatch = run_manifest.first_mismatch(
-        recorded, model, compare_dtypes=False
-    )
-    if mismatch:
-        raise ValueError(
-            f"The model {model.name!r} is not the one whose training wrote "
-            f"{checkpoint.path}: {mismatch}. Pass the model that was trained, "
-            "or one built by the same code."
-        )
+def _mark(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Gives trainable weights a value that no file has."""
+    marks = []
+    for weight in model.trainable_weights:
+        if keras.backend.is_float_dtype(weight.dtype):
+            weight.assign(keras.ops.full(weight.shape, _MARK, weight.dtype))
+            marks.append((weight, keras.ops.convert_to_numpy(weight)))
+    return marks
+
+
+def _check_marks(
+    marks: Iterable[tuple[keras.Variable, np.ndarray]], path: Path
+) -> None:
+    """Raises ValueError if loading has left a weight as it was."""
+    for weight, mark in marks:
+        if np.array_equal(keras.ops.convert_to_numpy(weight), mark):
+            raise ValueError(
+                f"{path} has no value for the weight {weight.path}, expected "
+                "one for each trainable weight: Keras leaves it out when it "
+                f"saves its layer. {RECORD_AGAIN}"
+            )
 
 
 def _load_file(model: keras.Model, path: Path) -> None:

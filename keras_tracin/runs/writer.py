@@ -12,11 +12,12 @@ import keras
 import numpy as np
 
 from keras_tracin import _files
+from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.seeds import seed_states
 
 _OWN_FILES = re.compile(
-    rf"({_files.UNFINISHED})?(step-\d{{8,}}\.weights\.h5|\d{{8,}}\.npz)"
+    rf"({_files.UNFINISHED})?(step-\d{{8,}}\.(weights\.h5|exact\.npz)|\d{{8,}}\.npz)"
 )
 
 
@@ -42,12 +43,11 @@ class RunWriter:
         writer = cls(directory, {"checkpoints": [], "segments": []})
         writer._remove_unlisted()
         writer._manifest = {
-            "format_version": run_manifest.FORMAT_VERSION,
+            "format_version": 1,  # `write` puts in the right one
             "model": run_manifest.architecture(model),
             "initial": {
                 **writer._save_weights(model, step=0),
                 "step": 0,
-                "weights_digest": run_manifest.weights_digest(model),
                 "seeds": [state.tolist() for state in seed_states(model)],
             },
             "checkpoints": [],
@@ -173,8 +173,21 @@ class RunWriter:
             _files.written_whole(self.directory / file) as unfinished,
             _files.error_keeping(unfinished) as open_file,
         ):
-            model.save_weights(open_file)
-        return {"file": file, **_files.describe(self.directory / file)}
+            exact.save_weights(model, open_file)
+        entry = {
+            "file": file,
+            **_files.describe(self.directory / file),
+            "weights_digest": run_manifest.weights_digest(model),
+        }
+        missing = exact.unheld_weights(model, self.directory / file)
+        if missing:
+            beside = exact.path_beside(Path(file))
+            exact.write(self.directory / beside, model, missing)
+            entry["exact"] = {
+                "file": beside.as_posix(),
+                **_files.describe(self.directory / beside),
+            }
+        return entry
 
     def _save_arrays(
         self, arrays: Mapping[str, np.ndarray], index: int
