@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,54 @@ import numpy as np
 # A prefix, since Keras insists on the ending of a weights file's name.
 UNFINISHED = "unfinished-"
 
-_HELP = "Copy the run directory again, or train again into a new one."
+_HELP = "Copy its directory again, or make the directory anew."
+
+
+def absolute_directory(directory: str | os.PathLike) -> Path:
+    """A directory that a user named, wherever the process goes later.
+
+    It need not be there.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It is empty, an address, or below a file.
+    """
+    try:
+        name = os.fspath(directory)
+    except TypeError:
+        name = None
+    if not isinstance(name, str):
+        raise TypeError(
+            f"Received directory={directory!r}, expected the path of a "
+            "directory: a string or a pathlib.Path."
+        )
+    if not name.strip() or "\0" in name:
+        raise ValueError(
+            f"Received directory={directory!r}, expected the name of a "
+            "directory. Use '.' for the current one."
+        )
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", name):
+        raise ValueError(
+            f"Received directory={directory!r}, expected a directory of a "
+            "file system. Mount the bucket, or copy the directory afterwards."
+        )
+    path = Path(os.path.abspath(name))
+    for place in (path, *path.parents):
+        if place.is_dir():
+            break
+        if place.exists():
+            raise ValueError(
+                f"Received directory={directory!r}, but {place} is a file; "
+                "expected a directory. Choose another name, or delete it."
+            )
+    return path
+
+
+def shown(path: Path) -> str:
+    """A path for people to read: short where it is below the current one."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 @contextlib.contextmanager
@@ -165,7 +213,7 @@ def describe(path: Path) -> dict:
 def check_size(path: Path, size: int) -> None:
     """Raises ValueError unless the file is there with this many bytes."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing, though the run lists it. {_HELP}")
+        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
     found = path.stat().st_size
     if found != size:
         raise ValueError(
@@ -177,7 +225,7 @@ def check_digest(path: Path, sha256: str) -> None:
     """Raises ValueError unless the file is there with this content."""
     found = digest(path) if path.is_file() else None
     if found is None:
-        raise ValueError(f"{path} is missing, though the run lists it. {_HELP}")
+        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
     if found != sha256:
         raise ValueError(
             f"{path} is damaged: its SHA-256 is {found}, expected {sha256}. "

@@ -7,12 +7,12 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_tracin import _files
 from keras_tracin.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
@@ -42,6 +42,10 @@ class TracInCheckpoint(keras.callbacks.Callback):
     are alike in all. The others count along. To read the run, they wait until
     the first has written it.
 
+    One training at a time can record into a directory: another one, in this
+    process or in another, is refused. A process that was killed is in nobody's
+    way.
+
     Where a snapshot cannot be written (the disk is full, the directory is
     read-only), training stops with an `OSError`: a run with a gap would be of
     no use to attribution. Nothing saved before is lost, and the error says how
@@ -57,7 +61,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
     ```
 
     Args:
-        directory: Where the run is written. It is made if needed.
+        directory: Where the run is written. It is made if needed. A relative
+            one is below the directory that is current now.
         epochs: At which epoch ends to save weights. None for all of them, an
             int k for every k-th, an iterable of epochs counted from 1, or a
             callable `(epoch, logs) -> bool`. Epochs count over the whole run.
@@ -68,8 +73,10 @@ class TracInCheckpoint(keras.callbacks.Callback):
             callback first sees it. A second `fit` with it continues its own.
         verbose: 1 to print a line for each snapshot, 0 to be silent.
 
-    What is saved: all weights, BatchNormalization statistics and the
-    optimizer's state. The weights before the first step are saved too, but do
+    What is saved: all weights as they are (those of LoRA too, which Keras
+    merges), BatchNormalization statistics and the optimizer's state. To go on
+    in another process, `TrainingRun(directory).restore(model)` puts them into
+    a compiled model. The weights before the first step are saved too, but do
     not count as a checkpoint. Where no update was applied since the last
     snapshot, no second one of the same step is made. The rate of an optimizer
     made with a plain callable is read once for each execution of the train
@@ -79,7 +86,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         TypeError: An argument is of the wrong type.
         ValueError: An argument has an impossible value; or, as training
             begins, the directory holds a run of another model or in another
-            state than this model's.
+            state than this model's, or another training records into it.
         OSError: The run cannot be written.
     """
 
@@ -93,7 +100,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
         verbose: int = 0,
     ):
         super().__init__()
-        self.directory = Path(directory)
+        # The process may go to another directory while it trains.
+        self.directory = _files.absolute_directory(directory)
         self.save_freq = _checked_save_freq(save_freq, epochs)
         self.overwrite = overwrite
         self.verbose = verbose
@@ -109,7 +117,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self.async_safe = save_freq == "epoch"
 
     def on_train_begin(self, logs=None):
-        self._writer = None
+        self._close()  # A fit that failed did not.
         self._steps = StepLog(self._open)
         record_steps(self.model, self._steps)
 
@@ -145,8 +153,13 @@ class TracInCheckpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         stop_recording(self.model, self._steps)
-        self._writer = None
+        self._close()
         self.set_model(None)
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _open(self, iterator) -> None:
         """Opens the run, right before the first batch.
@@ -163,9 +176,10 @@ class TracInCheckpoint(keras.callbacks.Callback):
         replace = self.overwrite and not self._opened
         with self._explaining():
             if replace or not run_manifest.exists(self.directory):
-                self._writer = RunWriter.create(self.directory, self.model)
+                begin = RunWriter.create
             else:
-                self._writer = RunWriter.reopen(self.directory, self.model)
+                begin = RunWriter.reopen
+            self._writer = begin(self.directory, self.model, self.params)
         self._opened = True
         self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
 
@@ -186,8 +200,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 save_weights=save_weights,
             )
         if path and self.verbose:
-            step = self._writer.last_step
-            print(f"\nEpoch {self._epoch}: saved step {step} to {path}")
+            step, shown = self._writer.last_step, _files.shown(path)
+            print(f"\nEpoch {self._epoch}: saved step {step} to {shown}")
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -204,10 +218,9 @@ class TracInCheckpoint(keras.callbacks.Callback):
     def _what_is_safe(self) -> str:
         if self._writer is None:
             return "Pass a directory that can be written to, with enough room."
-        last = self._writer.last_checkpoint
         return (
             "Everything saved before is intact. Make room, then go on with "
-            f"model.load_weights({str(last)!r}) and model.fit."
+            f"{self._writer.restoring} and model.fit."
         )
 
 

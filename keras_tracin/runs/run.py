@@ -134,7 +134,7 @@ class TrainingRun(Sequence[Checkpoint]):
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory: Path | None = Path(directory)
+        self.directory: Path | None = _files.absolute_directory(directory)
         manifest = run_manifest.read(self.directory)
         self._rates = _read_learning_rates(self.directory, manifest)
         self.learning_rates: np.ndarray | None = self._rates
@@ -313,7 +313,11 @@ class TrainingRun(Sequence[Checkpoint]):
             _weight_files(snapshot.saved.path for snapshot in self._snapshots)
 
     def __repr__(self) -> str:
-        source = "adopted files" if self.directory is None else self.directory
+        source = (
+            "adopted files"
+            if self.directory is None
+            else _files.shown(self.directory)
+        )
         if not self._snapshots:
             return f"<TrainingRun of {source}: no checkpoints>"
         first, last = self._snapshots[0], self._snapshots[-1]
@@ -380,7 +384,7 @@ def _weight_files(files: Iterable[str | os.PathLike]) -> list[Path]:
             f"Received one path, {os.fspath(files)!r}, expected a list of "
             "them, in the order of training."
         )
-    paths = [Path(file) for file in files]
+    paths = [Path(os.path.abspath(file)) for file in files]
     if not paths:
         raise ValueError("Received no files, expected at least one.")
     for path in paths:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from keras_tracin import _files
 from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.lock import RunLock
 from keras_tracin.runs.seeds import seed_states
 
 _OWN_FILES = re.compile(
@@ -28,36 +30,55 @@ class RunWriter:
     reference to the model.
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]):
+    def __init__(self, directory: Path, manifest: dict[str, Any], fit: Any):
         self.directory = directory
         self._manifest = manifest
+        self._text = ""  # of the manifest, as it was written last
+        self._lock = RunLock(directory, fit)
 
     @classmethod
-    def create(cls, directory: Path, model: keras.Model) -> RunWriter:
+    def create(
+        cls, directory: Path, model: keras.Model, fit: Any = None
+    ) -> RunWriter:
         """Begins a run with the model's present weights as step 0.
 
         A run that is already there is lost.
+
+        Args:
+            directory: Where to write.
+            model: A built model.
+            fit: See `RunLock`.
+
+        Raises:
+            ValueError: Another training records into the directory.
         """
-        # The old manifest goes first: without it, its files are just files.
-        (directory / run_manifest.FILE_NAME).unlink(missing_ok=True)
-        writer = cls(directory, {"checkpoints": [], "segments": []})
-        writer._remove_unlisted()
-        writer._manifest = {
-            "format_version": 1,  # `write` puts in the right one
-            "model": run_manifest.architecture(model),
-            "initial": {
-                **writer._save_weights(model, step=0),
-                "step": 0,
-                "seeds": [state.tolist() for state in seed_states(model)],
-            },
-            "checkpoints": [],
-            "segments": [],
-        }
-        run_manifest.write(directory, writer._manifest)
+        writer = cls(directory, {"checkpoints": [], "segments": []}, fit)
+        with writer._released_on_error():
+            writer._begin(model)
         return writer
 
+    def _begin(self, model: keras.Model) -> None:
+        # The old manifest goes first: without it, its files are just files.
+        (self.directory / run_manifest.FILE_NAME).unlink(missing_ok=True)
+        self._remove_unlisted()
+        self._write_manifest(
+            {
+                "format_version": 1,  # `write` puts in the right one
+                "model": run_manifest.architecture(model),
+                "initial": {
+                    **self._save_weights(model, step=0),
+                    "step": 0,
+                    "seeds": [state.tolist() for state in seed_states(model)],
+                },
+                "checkpoints": [],
+                "segments": [],
+            }
+        )
+
     @classmethod
-    def reopen(cls, directory: Path, model: keras.Model) -> RunWriter:
+    def reopen(
+        cls, directory: Path, model: keras.Model, fit: Any = None
+    ) -> RunWriter:
         """Continues the run that the model's present weights belong to.
 
         Where the weights are those of an earlier recorded state (training was
@@ -65,8 +86,16 @@ class RunWriter:
 
         Raises:
             ValueError: The run is of another architecture or is not in any
-                recorded state the model is in, or is damaged.
+                recorded state the model is in, or is damaged; or another
+                training records into it.
         """
+        writer = cls(directory, {}, fit)
+        with writer._released_on_error():
+            writer._continue(model)
+        return writer
+
+    def _continue(self, model: keras.Model) -> None:
+        directory = self.directory
         manifest = run_manifest.read(directory)
         mismatch = run_manifest.first_mismatch(
             manifest["model"]["weights"], model
@@ -77,12 +106,24 @@ class RunWriter:
                 "Pass overwrite=True to replace it, or choose another "
                 "directory."
             )
-        writer = cls(directory, manifest)
-        writer._rewind(run_manifest.weights_digest(model))
-        writer._remove_unlisted()
+        self._manifest = manifest
+        self._rewind(run_manifest.weights_digest(model))
+        self._remove_unlisted()
         # Found out now, not at the first snapshot: that nothing can be written.
-        run_manifest.write(directory, writer._manifest)
-        return writer
+        self._write_manifest(self._manifest)
+
+    def close(self) -> None:
+        """Lets another training write to the directory."""
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _released_on_error(self) -> Iterator[None]:
+        # A traceback would keep this object, and the lock with it.
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def last_step(self) -> int:
@@ -103,10 +144,10 @@ class RunWriter:
         return checkpoints[-1]["step"] if checkpoints else 0
 
     @property
-    def last_checkpoint(self) -> Path:
-        """The file of the last snapshot, the initial weights' included."""
-        snapshots = [self._manifest["initial"], *self._manifest["checkpoints"]]
-        return self.directory / snapshots[-1]["file"]
+    def restoring(self) -> str:
+        """The call that puts a model into the last saved state."""
+        directory = str(self.directory)
+        return f"keras_tracin.TrainingRun({directory!r}).restore(model)"
 
     def append(
         self,
@@ -132,7 +173,12 @@ class RunWriter:
 
         Returns:
             The file with the weights, or None if none was written.
+
+        Raises:
+            OSError: The files cannot be written.
+            ValueError: Another training has written to the run.
         """
+        self._check_is_alone()
         num_steps = len(arrays["learning_rate"])
         step = self.last_step + num_steps
         segments, checkpoints = (
@@ -164,8 +210,24 @@ class RunWriter:
             "checkpoints": checkpoints,
             "segments": segments,
         }
-        run_manifest.write(self.directory, manifest)
+        self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        self._text = run_manifest.write(self.directory, manifest)
         self._manifest = manifest
+
+    def _check_is_alone(self) -> None:
+        """Raises ValueError if something else has written to the run."""
+        self._lock.ensure()
+        path = self.directory / run_manifest.FILE_NAME
+        if not path.is_file() or path.read_text("utf-8") != self._text:
+            raise ValueError(
+                f"{path} is not as this training left it: another one has "
+                "recorded into the directory meanwhile, or the file was "
+                "deleted or edited. What the directory holds now is kept, and "
+                "this training cannot be recorded into it any more. Train "
+                "again with a directory of its own."
+            )
 
     def _save_weights(self, model: keras.Model, step: int) -> dict[str, Any]:
         file = f"checkpoints/step-{step:08d}.weights.h5"
@@ -232,12 +294,13 @@ class RunWriter:
             f"{self.last_step} (epoch {self.last_epoch} is its last full "
             "one), which is not the state of this model. Pass overwrite=True "
             "to replace the run; or choose another directory; or continue it "
-            "after compiling the model and calling "
-            f"model.load_weights({str(self.last_checkpoint)!r}). If "
+            f"after compiling the model and calling {self.restoring}. If "
             "BackupAndRestore has put the weights of a later step into the "
             "model, the learning rates up to it are lost: delete its backup "
-            "directory, load the weights as above, and list TracInCheckpoint "
-            "before BackupAndRestore, so that the run is never behind."
+            "directory, restore the model as above, and list TracInCheckpoint "
+            "before BackupAndRestore, so that the run is never behind. It and "
+            "model.load_weights cannot bring back a model with LoRA, which "
+            "Keras merges as it saves."
         )
 
     def _remove_unlisted(self) -> None:
@@ -260,7 +323,7 @@ class Onlooker:
     callback goes the same way in all processes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.last_step = self.last_epoch = self.last_saved_step = 0
 
     def append(
@@ -279,3 +342,6 @@ class Onlooker:
             self.last_epoch = epoch
         if save_weights:
             self.last_saved_step = self.last_step
+
+    def close(self) -> None:
+        """Does nothing: it holds nothing."""

@@ -22,9 +22,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.saved import listed, restore
 from keras_tracin.runs.seeds import seed_states, seed_variables
 
 _SETTINGS = "settings"
@@ -143,8 +143,7 @@ class Recording:
             return
         last = ended[-1]["last_step"]
         (entry,) = (each for each in checkpoints if each["step"] == last)
-        _files.check_digest(self._directory / entry["file"], entry["sha256"])
-        self._model.load_weights(self._directory / entry["file"])
+        restore(self._model, listed(self._directory, manifest, entry))
         # What it has of a later epoch is dropped, with a warning.
         self._writer = RunWriter.reopen(self._directory, self._model)
         _set_states(
