@@ -57,10 +57,12 @@ class Outputs:
             "values", neither, of which larger ones speak for their class;
             or "unclear".
         reason: how that is known, a sentence.
+        contradicts: whether the loss says one thing and the outputs another.
     """
 
     kind: str
     reason: str
+    contradicts: bool = False
 
     @property
     def tells_logits(self) -> bool:
@@ -105,6 +107,15 @@ REMEDY = (
     "the last layer, `keras.layers.Softmax()`), or let the model return logits "
     "and compile it with `from_logits=True`."
 )
+
+
+def check_consistent(outputs: Outputs) -> None:
+    """Raises ValueError if a loss and the outputs contradict each other."""
+    if outputs.contradicts:
+        raise ValueError(
+            f"The loss does not fit the model's outputs. {outputs.reason} "
+            f"{REMEDY}"
+        )
 
 
 def outputs_of(model: keras.Model, loss: Any, x: Any) -> Outputs:
@@ -212,10 +223,26 @@ def kind_of(
     positive = bool((rows >= 0).all())
     shares = positive and bool((rows <= 1).all())
     sums = rows.sum(axis=1)
-    shared = classes > 1 and len(rows) and positive
-    if shared and (np.abs(sums - 1) <= tolerance).all():
+    several = classes > 1 and len(rows) > 0
+    largest = max(np.abs(rows).max(initial=0), 1e-30)
+    if several and positive and (np.abs(sums - 1) <= tolerance).all():
         return _softmax(statement)
+    if several and _are_log_probabilities(rows, tolerance):
+        return Outputs(
+            "log-probabilities",
+            "The outputs are logarithms of probabilities: their exponentials "
+            "add up to 1.",
+        )
+    scaled = (
+        several
+        and positive
+        and np.ptp(sums) <= tolerance * sums.max()
+        and np.ptp(rows, axis=0).max() > tolerance * largest
+    )
     if statement.from_logits:
+        if scaled:
+            what = f"add up to {sums.mean():.4g} in each example"
+            return _contradiction(statement, what)
         if classes == 1 and shares and last_operation() == "Sigmoid":
             return _contradiction(statement, "come out of a sigmoid")
         return Outputs(
@@ -225,15 +252,6 @@ def kind_of(
         return _from_probabilities(statement, classes, positive, shares)
     if not len(rows):
         return Outputs("values", "The outputs of some examples are all 0.")
-    if classes > 1 and _are_log_probabilities(rows, tolerance):
-        return Outputs(
-            "log-probabilities",
-            "The outputs are logarithms of probabilities: their exponentials "
-            "add up to 1.",
-        )
-    constant = np.ptp(sums) <= tolerance * np.abs(sums).max()
-    alike = np.ptp(rows, axis=0).max() <= tolerance * np.abs(rows).max()
-    scaled = classes > 1 and positive and constant and not alike
     if shares or scaled:
         what = (
             "lie between 0 and 1"
@@ -305,6 +323,7 @@ def _from_probabilities(
             if positive and statement.choice == "classes"
             else "below 0 or above 1."
         ),
+        contradicts=True,
     )
 
 
@@ -313,6 +332,7 @@ def _contradiction(statement: Statement, what: str) -> Outputs:
         "unclear",
         f"The loss '{statement.name}' has from_logits=True, but the outputs "
         f"{what}.",
+        contradicts=True,
     )
 
 
