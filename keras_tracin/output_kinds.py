@@ -58,11 +58,13 @@ class Outputs:
             or "unclear".
         reason: how that is known, a sentence.
         contradicts: whether the loss says one thing and the outputs another.
+        choice: what the loss says: "classes", "sides" or None.
     """
 
     kind: str
     reason: str
     contradicts: bool = False
+    choice: str | None = None
 
     @property
     def tells_logits(self) -> bool:
@@ -101,6 +103,30 @@ class Outputs:
             return tf.math.log(y_pred) - tf.math.log1p(-y_pred)
         return y_pred
 
+    def with_logits(self, y_pred: Any) -> Any:
+        """The same outputs, computed from logits that Keras can see.
+
+        Probabilities are those of a softmax of their logarithms, or of a
+        sigmoid of their log-odds. Whatever is made of an output otherwise, as
+        a loss may go around the operation that made it, is left as it is.
+        """
+        known = tf.nest.is_nested(y_pred) or hasattr(y_pred, "_keras_logits")
+        if known:
+            return y_pred
+        smallest, largest = 2.0**-126, 1 - 2.0**-24
+        if self.kind == "probabilities" and self.choice != "sides":
+            logits = tf.math.log(tf.maximum(y_pred, smallest))
+            outputs = keras.activations.softmax(logits)
+        elif self.kind == "sigmoids":
+            p = tf.clip_by_value(y_pred, smallest, largest)
+            logits = tf.math.log(p) - tf.math.log1p(-p)
+            outputs = keras.activations.sigmoid(logits)
+        else:
+            outputs = tf.identity(y_pred)
+        if hasattr(y_pred, "_keras_mask"):
+            outputs._keras_mask = y_pred._keras_mask
+        return outputs
+
 
 REMEDY = (
     "Let Keras make the probabilities (`activation='softmax'` or 'sigmoid' of "
@@ -134,12 +160,13 @@ def outputs_of(model: keras.Model, loss: Any, x: Any) -> Outputs:
             f"It has {len(tf.nest.flatten(y_pred))} outputs, expected one.",
         )
     statement = Statement.of(model, loss)
-    return kind_of(
+    outputs = kind_of(
         y_pred,
         statement,
         model.compute_dtype,
         functools.partial(_last_operation, model, x),
     )
+    return dataclasses.replace(outputs, choice=statement.choice)
 
 
 @dataclasses.dataclass(frozen=True)
