@@ -146,11 +146,7 @@ def _unfit_labels(suspect: Suspect) -> str | None:
     try:
         suspect.functions.losses(suspect.batch.data)
     except LabelsOutsideClasses as error:
-        return (
-            f"The labels of {suspect.named(error.rows)} are outside of the "
-            f"classes. Received {error.received[:_MOST_SHOWN]}, expected "
-            f"{error.expected}. Correct them, or leave these examples out."
-        )
+        return error.explain(suspect.named(error.rows))
     except tf.errors.InvalidArgumentError:
         pass
     return None

@@ -37,6 +37,7 @@ from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
 from keras_tracin.distribution import Strategy
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
+from keras_tracin.output_kinds import SAMPLE, check_consistent, outputs_of
 from keras_tracin.runs.manifest import weights_digest
 from keras_tracin.scoring import PRESENT_WEIGHTS, Queries, Scorer
 from keras_tracin.sweep import Chunk, Sink
@@ -137,6 +138,7 @@ class InfluenceFunctions:
             )
         self._damping = damping
         self._layers = layers
+        self._loss = loss
         self._solver = CG() if solver is None else solver
         self._curvature = curvature
         self._relative = relative
@@ -297,6 +299,12 @@ class InfluenceFunctions:
     def _operator(self) -> Hessian | GaussNewton:
         scorer = self._scorer
         groups = scorer.train_steps.variables
+        options: dict[str, Any] = {}
+        if self._curvature != "hessian":
+            x = scorer.train.first(SAMPLE).x
+            seen = outputs_of(scorer.model, self._loss, x)
+            check_consistent(seen)
+            options["see_outputs"] = seen.with_logits
         return _CURVATURES[self._curvature](
             scorer.model,
             scorer.loss,
@@ -306,6 +314,7 @@ class InfluenceFunctions:
             scorer.memory_limit,
             scorer.strategy,
             scorer.jit_compile,
+            **options,
         )
 
     def _warn_unless_at_rest(self) -> None:

@@ -49,6 +49,29 @@ class LabelsOutsideClasses(ValueError):
             f"a batch, expected {expected}."
         )
 
+    def explain(self, examples: str) -> str:
+        """The message, with the examples in words in place of the rows."""
+        return (
+            f"The labels of {examples} are outside of the classes. Received "
+            f"{self.received[:_MOST_SHOWN]}, expected {self.expected}. Correct "
+            "them, or leave these examples out."
+        )
+
+
+class ProbabilitiesSaturated(LabelsOutsideClasses):
+    """The probabilities of some rows are 0 or 1, to the last digit."""
+
+    def explain(self, examples: str) -> str:
+        """The message, with the examples in words in place of the rows."""
+        return (
+            f"The model's probabilities for {examples} are 0 or 1 in its "
+            f"precision. Received {self.received[:_MOST_SHOWN]}, expected "
+            f"{self.expected}: the logarithm of such outputs is not finite. "
+            "Let Keras make the probabilities (`activation='softmax'` of the "
+            "last layer), whose logits it knows, let the model return logits, "
+            "or leave these examples out."
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
@@ -58,11 +81,13 @@ class Outside:
         where: of the labels' shape, True where one was replaced.
         labels: as they were.
         expected: what the loss takes, in words.
+        error: what is raised.
     """
 
     where: tf.Tensor
     labels: tf.Tensor
     expected: str
+    error: type[LabelsOutsideClasses] = LabelsOutsideClasses
 
     def marked(self, values: tf.Tensor, weights=None) -> tf.Tensor:
         """Makes losses NaN that come from a replaced label.
@@ -92,7 +117,7 @@ class Outside:
         if rows.size:
             labels, unfit = self.labels.numpy(), self.where.numpy()
             received = [labels[row][unfit[row]].flat[0].item() for row in rows]
-            raise LabelsOutsideClasses(rows.tolist(), received, self.expected)
+            raise self.error(rows.tolist(), received, self.expected)
 
 
 def separate(

@@ -23,17 +23,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.losses import PerExampleLoss, per_example_loss
+from keras_tracin.output_kinds import OF_CLASSES, OF_SIDES
 from keras_tracin.query_losses import query_value
 
-_OF_CLASSES = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.categorical_focal_crossentropy,
-)
-_OF_SIDES = (
-    keras.losses.binary_crossentropy,
-    keras.losses.binary_focal_crossentropy,
-)
 _OF_NUMBERS = (
     keras.losses.mean_squared_error,
     keras.losses.mean_absolute_error,
@@ -65,7 +57,10 @@ class ModelOutput:
 
 
 def model_output(
-    model: keras.Model, loss: Any = None, kind: str | None = None
+    model: keras.Model,
+    loss: Any = None,
+    kind: str | None = None,
+    x: Any = None,
 ) -> ModelOutput:
     """The output that goes with a model's loss.
 
@@ -73,16 +68,19 @@ def model_output(
         model: a Keras model.
         loss: in place of the compiled loss.
         kind: "margin" or "prediction"; by default what the loss says.
+        x: inputs of some examples, from whose outputs margins are told, as in
+            `query_value`.
 
     Raises:
-        ValueError: if the loss does not say, for an unknown `kind`, or (when
-            called) if the model does not say one thing of each example.
+        ValueError: if the loss does not say, for an unknown `kind`, if the
+            model's outputs do not tell margins, or (when called) if the model
+            does not say one thing of each example.
     """
     function = _function_of(model, loss)
     if kind is None:
         kind = _kind_of(function)
     if kind == "margin":
-        return _margin(model, alone=function in _OF_SIDES)
+        return _margin(model, loss, x, alone=function in OF_SIDES)
     if kind == "prediction":
         return _prediction(per_example_loss(model, loss))
     raise ValueError(
@@ -99,9 +97,9 @@ def sample_weights(sample_weight: Any, like: tf.Tensor) -> np.ndarray:
     return weights.reshape(len(like), -1).mean(axis=1)
 
 
-def _margin(model: keras.Model, alone: bool) -> ModelOutput:
+def _margin(model: keras.Model, loss: Any, x: Any, alone: bool) -> ModelOutput:
     """log(p / (1 - p)), with the logistic loss of Park et al."""
-    negated = query_value(model, "margin")
+    negated = query_value(model, "margin", loss, x)
 
     def value(y, y_pred, sample_weight=None):
         shape = _shape_of(y_pred)
@@ -166,7 +164,7 @@ def _function_of(model: keras.Model, loss: Any) -> Any:
 
 
 def _kind_of(function: Any) -> str:
-    if function in _OF_CLASSES or function in _OF_SIDES:
+    if function in OF_CLASSES or function in OF_SIDES:
         return "margin"
     if function in _OF_NUMBERS:
         return "prediction"

@@ -48,6 +48,7 @@ from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
+from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.parts import Parts
 from keras_tracin.progress import Progress
 from keras_tracin.projection import Projection, check_projection
@@ -183,16 +184,21 @@ class Scorer:
         }
         self.parts: Parts | None = None
         self.loss = per_example_loss(model, loss, class_weight)
-        self._query_value = query_value(model, query_loss or "loss", loss)
         self._same_loss = query_loss in (None, "loss") and not class_weight
-        if output is not None:
-            self.loss = self._query_value = output
-            self._same_loss = True
         self._like = self.train.first(_FIRST)
         self._steps: dict[tuple[str, bool], Steps] = {}
         self._checked = False
         check_fits(model, self._like, "train")
         check_built_under(strategy, model)
+        if output is not None:
+            self.loss = self._query_value = output
+            self._same_loss = True
+        else:
+            x = None
+            if isinstance(query_loss, str) and query_loss != "loss":
+                x = self.train.first(SAMPLE).x
+            query_loss = query_loss or "loss"
+            self._query_value = query_value(model, query_loss, loss, x)
         find_sites(model, layers)  # refuses bad `layers=` before long work
 
     @property

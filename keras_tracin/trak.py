@@ -40,6 +40,7 @@ from keras_tracin.datasets import Batch
 from keras_tracin.distribution import Strategy
 from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.model_outputs import model_output, sample_weights
+from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.progress import Progress
 from keras_tracin.projection import (
     FactoredProjection,
@@ -128,7 +129,6 @@ class TRAK:
                 "`joint=False`."
             )
         self._rates = _equal_shares(run)
-        self._output = model_output(model, loss, output)
         self._scorer = Scorer(
             model,
             train,
@@ -138,8 +138,10 @@ class TRAK:
             strategy=strategy,
             jit_compile=jit_compile,
             memory_limit=memory_limit,
-            output=self._output.value,
+            output=lambda *batch: self._output.value(*batch),
         )
+        x = self._scorer.train.first(SAMPLE).x
+        self._output = model_output(model, loss, output, x)
         for checkpoint in self._rates:
             if checkpoint is not None:
                 check_checkpoint(model, checkpoint)

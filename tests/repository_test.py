@@ -25,6 +25,7 @@ IMPORT_ORDER = (
     "labels",
     "loss_terms",
     "losses",
+    "output_kinds",
     "query_losses",
     "model_outputs",
     "runs.*",

@@ -25,6 +25,7 @@ from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
 from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
+from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.rates import checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
@@ -128,7 +129,8 @@ class _Preflight:
                 scorer = Scorer(self._model, train, **self._options)
         if self._model.built:
             with self._part("model"):
-                self._look_at_model(has_run=run is not None)
+                x = None if examples is None else examples.first(SAMPLE).x
+                self._look_at_model(run is not None, x)
             for name, data in (("train", train), ("test", test)):
                 if data is not None:
                     with self._part(name):
@@ -157,11 +159,13 @@ class _Preflight:
         if message not in [finding.message for finding in self._findings]:
             self._findings.append(Finding(severity, topic, message))
 
-    def _look_at_model(self, has_run: bool) -> None:
+    def _look_at_model(self, has_run: bool, x: Any) -> None:
         model, loss = self._model, self._options["loss"]
         self._findings += structure.model_findings(model)
         if loss is not None or model._compile_loss is not None:
             self._findings.append(structure.loss_finding(model, loss))
+        if x is not None:
+            self._findings += structure.output_findings(model, loss, x)
         broken = structure.broken_weights(model)
         if broken:  # with a run, other weights take their place
             self._find("warning" if has_run else "error", "model", broken)

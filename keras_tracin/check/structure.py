@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_tracin.check.report import Finding, LayerReport
 from keras_tracin.gradients.sites import Site, find_sites
+from keras_tracin.output_kinds import REMEDY, outputs_of
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")
@@ -154,6 +155,29 @@ def loss_finding(model: keras.Model, loss: Any) -> Finding:
         "batch is undone: an example's loss is that of a batch of itself "
         "alone.",
     )
+
+
+def output_findings(model: keras.Model, loss: Any, x: Any) -> Iterator[Finding]:
+    """Whether outputs are logits, probabilities, or at odds with the loss."""
+    if loss is None and model._compile_loss is None:
+        return
+    outputs = outputs_of(model, loss, x)
+    if outputs.contradicts:
+        yield Finding("warning", "loss", f"{outputs.reason} {REMEDY}")
+    elif not outputs.tells_margins:
+        yield Finding(
+            "note",
+            "loss",
+            f"{outputs.reason} `query_loss='logit'` or 'margin' and margins "
+            "in TRAK are refused.",
+        )
+    elif not outputs.tells_logits:
+        yield Finding(
+            "note",
+            "loss",
+            f"{outputs.reason} `query_loss='logit'` is refused; 'margin' and "
+            "TRAK are told from them.",
+        )
 
 
 def _described(loss: Any) -> str:

@@ -120,7 +120,8 @@ def _steps(
         x, y, *weight = data
 
         def surrogate(y, y_pred, weight):
-            return pseudo_loss(operator.loss, y, y_pred, weight, seed, outputs)
+            seen = operator.see_outputs(y_pred)
+            return pseudo_loss(operator.loss, y, seen, weight, seed, outputs)
 
         batch = (x, y, weight[0] if weight else None)
         return capture(operator.model, surrogate, batch, layers).factors

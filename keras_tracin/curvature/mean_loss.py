@@ -42,6 +42,10 @@ _SIDE_BY_SIDE = 2**21
 _SIDE_BY_SIDE_AT_ONCE = 2**26  # the same × vectors
 
 
+def _as_they_are(outputs: Any) -> Any:
+    return outputs
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeanLossCurvature:
     """What the curvatures of a mean loss have in common.
@@ -58,6 +62,8 @@ class MeanLossCurvature:
         memory_limit: bytes that may be used; half of what is free by default.
         strategy: where to run; each replica works on a share of a batch.
         jit_compile: whether XLA compiles the steps.
+        see_outputs: what the loss is given in place of the model's outputs:
+            the same numbers, from which logits can be told.
     """
 
     model: keras.Model
@@ -68,6 +74,7 @@ class MeanLossCurvature:
     memory_limit: int | None = None
     strategy: Strategy | None = None
     jit_compile: bool = False
+    see_outputs: Callable[[Any], Any] = _as_they_are
 
     def __post_init__(self):
         _check_precision(self.model, self.variables)
@@ -232,7 +239,7 @@ class MeanLossCurvature:
         """The sum of the real examples' losses, and the model's outputs."""
         x, y, *weight = data
         with without_rematerialization(self.model):
-            outputs = self.model(x, training=False)
+            outputs = self.see_outputs(self.model(x, training=False))
         losses = self.loss(y, outputs, weight[0] if weight else None)
         return tf.reduce_sum(tf.where(real, losses, 0)), outputs
 

@@ -27,6 +27,7 @@ from keras_tracin.evaluation.training_again import (
     query_values,
     read_whole,
 )
+from keras_tracin.output_kinds import SAMPLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +114,14 @@ def brittleness(
             f"examples. Received: {list(counts)}."
         )
 
+    sample = asked.rows(slice(SAMPLE))[0]
+
     def margins(left_out: np.ndarray, queries: slice) -> np.ndarray:
         keep = np.ones(total, bool)
         keep[left_out] = False
         model = fit(data.rows(keep))
         chosen = open_examples(asked.rows(queries), "test")
-        return -query_values(model, chosen, "margin", None)
+        return -query_values(model, chosen, "margin", None, sample)
 
     everyone = slice(None)
     order = np.argsort(-scores.scores, axis=1, kind="stable")

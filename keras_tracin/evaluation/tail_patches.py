@@ -28,6 +28,7 @@ from keras_tracin.evaluation.training_again import (
     read_whole,
 )
 from keras_tracin.losses import per_example_loss
+from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.runs import run_weights
 
 
@@ -92,6 +93,7 @@ def tail_patch(
     check_same("queries", scores.query_ids, asked.ids)
     rows = _proponents(scores, data, k)
     rate = _rate(model, learning_rate)
+    sample = asked.rows(slice(SAMPLE))[0]
     rng = np.random.default_rng(seed)
     losses = per_example_loss(model, loss)
     variables = model.trainable_variables
@@ -112,14 +114,14 @@ def tail_patch(
             if change is not None:
                 step = tf.convert_to_tensor(change)
                 variable.assign(variable - rate * step)
-        return query_values(model, one, query_loss, loss)[0]
+        return query_values(model, one, query_loss, loss, sample)[0]
 
     gains = np.zeros([2, len(asked.ids)])
     with run_weights(model):
         start = [keras.ops.convert_to_numpy(v) for v in variables]
         for at in range(len(asked.ids)):
             one = open_examples(asked.rows(np.arange(at, at + 1)), "test")
-            before = query_values(model, one, query_loss, loss)[0]
+            before = query_values(model, one, query_loss, loss, sample)[0]
             random = rng.choice(len(data.ids), k, replace=False)
             for side, chosen in enumerate((rows[at], random)):
                 gains[side, at] = before - after(chosen, one)

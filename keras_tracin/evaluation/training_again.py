@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Examples, content_digest, open_examples
+from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.query_losses import query_value
 
 _BATCH = 1024  # examples read or evaluated at a time
@@ -58,10 +59,23 @@ def read_whole(data: Any, name: str) -> Data:
 
 
 def query_values(
-    model: keras.Model, queries: Examples, query_loss: Any, loss: Any
+    model: keras.Model,
+    queries: Examples,
+    query_loss: Any,
+    loss: Any,
+    x: Any = None,
 ) -> np.ndarray:
-    """What is measured of each query, `[m]` in float64; lower is better."""
-    measure = query_value(model, query_loss, loss)
+    """What is measured of each query, `[m]` in float64; lower is better.
+
+    Args:
+        model: a built model.
+        queries: the queries.
+        query_loss: what is measured of them.
+        loss: used in place of the compiled loss.
+        x: inputs of more examples, to tell what the model's outputs are.
+    """
+    x = queries.first(SAMPLE).x if x is None else x
+    measure = query_value(model, query_loss, loss, x)
     found = [
         measure(batch.y, model(batch.x, training=False), batch.sample_weight)
         for batch in queries.batches(_BATCH)

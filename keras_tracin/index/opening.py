@@ -133,7 +133,7 @@ def resident_in(
     def functions_like(batch: Batch) -> GradientFunctions:
         if source is not None:
             return source.scorer.steps_like(batch).query
-        value = query_value(model, identity["query_loss"])
+        value = query_value(model, identity["query_loss"], x=batch.x)
         layers = layers_at(model, identity["layers"])
         return GradientFunctions(model, value, batch.data, layers)
 

@@ -114,12 +114,18 @@ def find_head(
     features = _features(found, inputs)
     finite = np.isfinite(features).all(axis=1)
     logits = features[finite] @ weights
-    for activation in ACTIVATIONS:
-        if activation == "softmax" and output.shape[-1] == 1:
-            continue  # of a single logit it is constant
-        if _explains(found, activation, logits, output[finite]):
-            return Head(found, weights, activation, structure)
-    refuse_output(found)
+    gaps = {
+        activation: _gap(activation, logits, output[finite])
+        for activation in ACTIVATIONS
+        if _explains(found, activation, logits, output[finite])
+        # Of a single logit a softmax is constant.
+        and (activation != "softmax" or output.shape[-1] > 1)
+    }
+    if not gaps:
+        refuse_output(found)
+    # Near zero, or where they are saturated, several are much the same.
+    closest = min(gaps, key=lambda activation: gaps[activation])
+    return Head(found, weights, closest, structure)
 
 
 def refuse_output(layer: keras.Layer) -> NoReturn:
@@ -220,8 +226,13 @@ def _explains(layer, activation: str, logits, output) -> bool:
     expected = ACTIVATIONS[activation](tf.constant(logits)).numpy()
     largest = max(np.abs(values).max() for values in (logits, expected, 1.0))
     allowed = _TOLERANCES.get(layer.compute_dtype, _FLOAT32_TOLERANCE)
-    difference = np.abs(expected - output.astype(np.float64)).max()
-    return bool(difference <= allowed * largest)
+    return bool(_gap(activation, logits, output) <= allowed * largest)
+
+
+def _gap(activation: str, logits, output) -> float:
+    """How far a prediction is from an activation of the logits, at most."""
+    expected = ACTIVATIONS[activation](tf.constant(logits)).numpy()
+    return float(np.abs(expected - output.astype(np.float64)).max())
 
 
 class RetunedModel(keras.Model):

@@ -21,6 +21,7 @@ import keras
 from keras_tracin.datasets import Examples, open_examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
+from keras_tracin.output_kinds import check_consistent, outputs_of
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective
@@ -71,6 +72,7 @@ class Problem:
         check_fits(model, sample, "train")
         check_built_under(strategy, model)
         head = find_head(model, sample.x, layer)
+        check_consistent(outputs_of(model, loss, sample.x))
         limit = memory_limit or default_memory_limit()
         reader = FeatureReader(model, head, limit, loss is None, strategy)
         represented = reader.read(examples, verbose)

@@ -38,6 +38,7 @@ from keras_tracin.attribution import Attribution, TopK
 from keras_tracin.datasets import Batch, open_examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.gradients.functions import batch_spec
+from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.progress import Progress
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import (
@@ -145,7 +146,8 @@ class UnrolledInfluence:
         self._held = Held.of(open_examples(train, "train"))
         self._steps = training_steps(self._run, train, self._held, batches)
         check_fits(model, self._held.first(4), "train")
-        self._value = query_value(model, query_loss or "loss")
+        x = self._held.first(SAMPLE).x
+        self._value = query_value(model, query_loss or "loss", x=x)
         self._class_weight = class_weight
         self._tolerance = tolerance
         self._memory_limit = memory_limit
