@@ -16,7 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Examples, content_digest, open_examples
+from keras_tracin.datasets import content_digest
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.query_losses import query_value
 
 _BATCH = 1024  # examples read or evaluated at a time
@@ -41,14 +42,15 @@ class Data:
         return tf.nest.map_structure(lambda leaf: leaf[chosen], self.arrays)
 
 
-def read_whole(data: Any, name: str) -> Data:
+def read_whole(data: Any, name: str, model: keras.Model | None = None) -> Data:
     """Reads data into memory.
 
     Args:
         data: what `model.fit` takes.
         name: what errors call it.
+        model: to read them as its `fit` sees them; as they are by default.
     """
-    batches = list(open_examples(data, name).batches(_BATCH))
+    batches = list(open_for_model(model, data, name).batches(_BATCH))
     arrays = tf.nest.map_structure(
         lambda *leaves: np.concatenate(leaves),
         *(batch.data for batch in batches),
@@ -58,10 +60,11 @@ def read_whole(data: Any, name: str) -> Data:
 
 
 def query_values(
-    model: keras.Model, queries: Examples, query_loss: Any, loss: Any
+    model: keras.Model, test: Any, query_loss: Any, loss: Any
 ) -> np.ndarray:
     """What is measured of each query, `[m]` in float64; lower is better."""
     measure = query_value(model, query_loss, loss)
+    queries = open_for_model(model, test, "test")
     found = [
         measure(batch.y, model(batch.x, training=False), batch.sample_weight)
         for batch in queries.batches(_BATCH)
