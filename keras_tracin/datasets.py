@@ -180,12 +180,14 @@ class Examples:
         carries_ids: whether ids were attached; else they are positions.
         bytes_read_per_example: what holding an example takes, beside what
             the caller holds already.
+        note: what was done to the data, if anything.
     """
 
     name: str
     size: int | None
     carries_ids: bool
     bytes_read_per_example: int
+    note: str = ""
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields the examples in reading order.
@@ -215,6 +217,7 @@ class _ChosenExamples(Examples):
         self._examples, self._ids = examples, ids
         self.name, self.size = examples.name, len(ids)
         self.bytes_read_per_example = examples.bytes_read_per_example
+        self.note = examples.note
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Full batches, since few of a batch that is read may be wanted."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.attribution import TopKMerger
-from keras_tracin.datasets import open_examples
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.runs import run_weights
 from keras_tracin.scoring import Queries, Rates, Scorer, nothing
 from keras_tracin.sweep import Plan
@@ -59,7 +59,7 @@ def forecast(
     """
     plan, blocks = scorer.plan(step, rates, queries), 1
     if queries is not None:
-        total = open_examples(test, "test").size
+        total = open_for_model(scorer.model, test, "test").size
         blocks = math.ceil((total or 0) / len(queries.ids))
         plan = dataclasses.replace(
             plan,

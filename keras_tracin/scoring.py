@@ -28,7 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, Examples, chosen, open_examples
+from keras_tracin.datasets import Batch, Examples, chosen
 from keras_tracin.diagnosis import (
     Suspect,
     check_fits,
@@ -50,6 +50,7 @@ from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.parts import Parts
+from keras_tracin.preprocessing import announce, open_for_model
 from keras_tracin.progress import Progress
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
@@ -170,7 +171,7 @@ class Scorer:
         self.projection = projection
         self.strategy = strategy
         self.jit_compile = compiling.wanted(jit_compile)
-        self.train = open_examples(train, "train")
+        self.train = open_for_model(model, train, "train")
         self.layers = layers
         self._memory_limit = memory_limit
         self._strict = loss is None
@@ -263,7 +264,7 @@ class Scorer:
         return Queries(tuple(examples.batches(_QUERY_BATCH)), steps)
 
     def _open_queries(self, test: Any) -> tuple[Examples, Steps]:
-        examples = open_examples(test, "test")
+        examples = open_for_model(self.model, test, "test")
         like = examples.first(1)
         if (kind_of(like.data), False) not in self._steps:
             check_fits(self.model, like, "test")
@@ -301,6 +302,8 @@ class Scorer:
             ValueError: if a score is NaN or infinite, naming the weights, the
                 layer and the ids.
         """
+        if verbose:
+            announce(self.model, self.train)
         plan = self.plan(function, rates, queries)
         # XLA compiles for each size: the last batch is made like the others.
         size = min(plan.batch_size, plan.num_train or plan.batch_size)

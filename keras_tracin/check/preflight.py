@@ -20,12 +20,12 @@ from keras_tracin.check.report import (
     Finding,
     LayerReport,
 )
-from keras_tracin.datasets import open_examples
 from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
 from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import SAMPLE
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.rates import checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
@@ -123,7 +123,7 @@ class _Preflight:
         """Goes through all parts that can be tried."""
         scorer = examples = rates = None
         with self._part("train"):
-            examples = open_examples(train)
+            examples = open_for_model(self._model, train)
         if examples is not None:
             with self._part("model"):
                 scorer = Scorer(self._model, train, **self._options)
@@ -177,7 +177,9 @@ class _Preflight:
         loss = per_example_loss(
             self._model, self._options["loss"], self._options["class_weight"]
         )
-        examples = open_examples(data, name)
+        examples = open_for_model(self._model, data, name)
+        if examples.note:
+            self._find("note", name, examples.note)
         self._findings += reading_findings(
             examples, self._model, loss, self._most
         )

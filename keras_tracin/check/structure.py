@@ -11,6 +11,7 @@ import numpy as np
 from keras_tracin.check.report import Finding, LayerReport
 from keras_tracin.gradients.sites import Site, find_sites
 from keras_tracin.output_kinds import REMEDY, outputs_of
+from keras_tracin.preprocessing import has_unknown_fit
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")
@@ -87,6 +88,14 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
             "model",
             "Weight regularisers are part of the objective, but of no example: "
             f"the gradients leave out those of {_named(regularized)}.",
+        )
+    if has_unknown_fit(model):
+        yield Finding(
+            "warning",
+            "model",
+            f"The model's class {type(model).__name__} has its own `fit`. What "
+            "it does to data before it trains on them is not known here: pass "
+            "the data that its steps see.",
         )
     if type(model).train_step is not keras.Model.train_step:
         yield Finding(

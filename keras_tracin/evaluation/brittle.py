@@ -21,7 +21,6 @@ import keras
 import numpy as np
 
 from keras_tracin.attribution import Attribution
-from keras_tracin.datasets import open_examples
 from keras_tracin.evaluation.training_again import (
     check_same,
     query_values,
@@ -114,14 +113,14 @@ def brittleness(
             f"examples. Received: {list(counts)}."
         )
 
-    sample = asked.rows(slice(SAMPLE))[0]
+    sample = asked.rows(slice(SAMPLE))
 
     def margins(left_out: np.ndarray, queries: slice) -> np.ndarray:
         keep = np.ones(total, bool)
         keep[left_out] = False
         model = fit(data.rows(keep))
-        chosen = open_examples(asked.rows(queries), "test")
-        return -query_values(model, chosen, "margin", None, sample)
+        some = asked.rows(queries)
+        return -query_values(model, some, "margin", None, sample)
 
     everyone = slice(None)
     order = np.argsort(-scores.scores, axis=1, kind="stable")

@@ -23,7 +23,6 @@ import numpy as np
 import scipy.stats
 
 from keras_tracin.attribution import Attribution
-from keras_tracin.datasets import open_examples
 from keras_tracin.evaluation.training_again import (
     check_same,
     query_values,
@@ -112,13 +111,12 @@ def leave_one_out(
             unknown, or if the scores are not of these examples and queries.
     """
     data, asked = read_whole(train, "train"), read_whole(test, "test")
-    queries = open_examples(test, "test")
     check_same("training examples", scores.train_ids, data.ids)
     check_same("queries", scores.query_ids, asked.ids)
     columns = _columns(scores, ids, count)
 
     def values(keep: np.ndarray) -> np.ndarray:
-        return query_values(fit(data.rows(keep)), queries, query_loss, loss)
+        return query_values(fit(data.rows(keep)), test, query_loss, loss)
 
     everything = np.ones(len(data.ids), bool)
     whole = values(everything)

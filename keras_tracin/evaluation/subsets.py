@@ -35,7 +35,6 @@ import keras
 import numpy as np
 
 from keras_tracin._files import save_arrays
-from keras_tracin.datasets import open_examples
 from keras_tracin.evaluation.rank_correlation import rank_correlations
 from keras_tracin.evaluation.training_again import query_values, read_whole
 
@@ -128,8 +127,7 @@ def retrain_on_subsets(
             file is damaged.
         TypeError: if `config` is nothing that JSON can say.
     """
-    whole, queries = read_whole(train, "train"), open_examples(test, "test")
-    asked = read_whole(test, "test")
+    whole, asked = read_whole(train, "train"), read_whole(test, "test")
     masks = _masks(len(whole.ids), num_subsets, share, seed)
     seeds = _checked(seeds)
     key = {
@@ -148,7 +146,7 @@ def retrain_on_subsets(
             path = Path(directory, f"{_name({**key, 'seed': one}, mask)}.npz")
             if not path.is_file():
                 model = fit(whole.rows(mask), one)
-                values = query_values(model, queries, query_loss, loss)
+                values = query_values(model, test, query_loss, loss)
                 _check_finite(values, at, one)
                 save_arrays(path, unique=True, values=values)
             each[at, run] = _load(path)

@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.attribution import Attribution, TopK
-from keras_tracin.datasets import open_examples
 from keras_tracin.evaluation.training_again import (
     Data,
     check_same,
@@ -89,11 +88,12 @@ def tail_patch(
         ValueError: if the scores are of other queries or examples, there are
             fewer than `k`, or the learning rate is not above zero.
     """
-    data, asked = read_whole(train, "train"), read_whole(test, "test")
+    data = read_whole(train, "train", model)
+    asked = read_whole(test, "test")
     check_same("queries", scores.query_ids, asked.ids)
     rows = _proponents(scores, data, k)
     rate = _rate(model, learning_rate)
-    sample = asked.rows(slice(SAMPLE))[0]
+    sample = asked.rows(slice(SAMPLE))
     rng = np.random.default_rng(seed)
     losses = per_example_loss(model, loss)
     variables = model.trainable_variables
@@ -120,7 +120,7 @@ def tail_patch(
     with run_weights(model):
         start = [keras.ops.convert_to_numpy(v) for v in variables]
         for at in range(len(asked.ids)):
-            one = open_examples(asked.rows(np.arange(at, at + 1)), "test")
+            one = asked.rows(np.arange(at, at + 1))
             before = query_values(model, one, query_loss, loss, sample)[0]
             random = rng.choice(len(data.ids), k, replace=False)
             for side, chosen in enumerate((rows[at], random)):

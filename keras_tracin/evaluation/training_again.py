@@ -16,8 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Examples, content_digest, open_examples
+from keras_tracin.datasets import content_digest
 from keras_tracin.output_kinds import SAMPLE
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.query_losses import query_value
 
 _BATCH = 1024  # examples read or evaluated at a time
@@ -42,14 +43,15 @@ class Data:
         return tf.nest.map_structure(lambda leaf: leaf[chosen], self.arrays)
 
 
-def read_whole(data: Any, name: str) -> Data:
+def read_whole(data: Any, name: str, model: keras.Model | None = None) -> Data:
     """Reads data into memory.
 
     Args:
         data: what `model.fit` takes.
         name: what errors call it.
+        model: to read them as its `fit` sees them; as they are by default.
     """
-    batches = list(open_examples(data, name).batches(_BATCH))
+    batches = list(open_for_model(model, data, name).batches(_BATCH))
     arrays = tf.nest.map_structure(
         lambda *leaves: np.concatenate(leaves),
         *(batch.data for batch in batches),
@@ -60,22 +62,24 @@ def read_whole(data: Any, name: str) -> Data:
 
 def query_values(
     model: keras.Model,
-    queries: Examples,
+    test: Any,
     query_loss: Any,
     loss: Any,
-    x: Any = None,
+    sample: Any = None,
 ) -> np.ndarray:
     """What is measured of each query, `[m]` in float64; lower is better.
 
     Args:
         model: a built model.
-        queries: the queries.
+        test: the queries.
         query_loss: what is measured of them.
         loss: used in place of the compiled loss.
-        x: inputs of more examples, to tell what the model's outputs are.
+        sample: more queries, to tell what the model's outputs are; `test`
+            by default.
     """
-    x = queries.first(SAMPLE).x if x is None else x
-    measure = query_value(model, query_loss, loss, x)
+    queries = open_for_model(model, test, "test")
+    more = queries if sample is None else open_for_model(model, sample, "test")
+    measure = query_value(model, query_loss, loss, more.first(SAMPLE).x)
     found = [
         measure(batch.y, model(batch.x, training=False), batch.sample_weight)
         for batch in queries.batches(_BATCH)

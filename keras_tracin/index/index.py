@@ -27,7 +27,7 @@ import numpy as np
 
 from keras_tracin import _files
 from keras_tracin.attribution import Ranking, TopK, TopKMerger
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch
 from keras_tracin.distribution import check_first, worker_of
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
@@ -36,6 +36,7 @@ from keras_tracin.index.sketched_inverse import INVERSE
 from keras_tracin.index.store import Store
 from keras_tracin.index.writing import Naming, check_form, queries_among
 from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.projection import Projection
 from keras_tracin.runs import TrainingRun
 from keras_tracin.tracin import TracIn
@@ -201,7 +202,7 @@ class InfluenceIndex:
             )
         source, store = self._source, Store(self._store.directory, sparing=True)
         check_first(source.scorer.strategy, "`append` of an index")
-        examples = open_examples(train, "train")
+        examples = open_for_model(source.scorer.model, train, "train")
         check_form(examples, source)
         if not resume:
             store.drop_pending()
@@ -280,7 +281,9 @@ class InfluenceIndex:
         found = TopK.concat(
             [
                 self._found(batch, wanted)
-                for batch in open_examples(test, "test").batches(_BATCH)
+                for batch in open_for_model(
+                    self._resident.model, test, "test"
+                ).batches(_BATCH)
             ]
         )
         return self._ranked_again(test, found, k) if rerank else found

@@ -30,7 +30,6 @@ from keras_tracin.datasets import (
     Batch,
     Examples,
     content_digest,
-    open_examples,
 )
 from keras_tracin.index.building import Build, begin, finish
 from keras_tracin.index.writing import (
@@ -39,6 +38,7 @@ from keras_tracin.index.writing import (
     check_form,
     examples_per_shard,
 )
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
 
@@ -171,7 +171,11 @@ class BuildPieces:
                 )
             )
         else:
-            examples = open_examples(_named(self.read)(start, stop), "read")
+            examples = open_for_model(
+                build.source.scorer.model,
+                _named(self.read)(start, stop),
+                "read",
+            )
             _check_like(build, examples)
             shift = 0 if examples.carries_ids else start
             chunk = [

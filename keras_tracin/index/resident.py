@@ -74,6 +74,11 @@ class Resident:
                 found.append(values)
         return found
 
+    @property
+    def model(self) -> keras.Model:
+        """The model."""
+        return self._model
+
     def vectors(self, batch: Batch) -> np.ndarray:
         """Vectors `[n, checkpoints · dim]` of some queries.
 

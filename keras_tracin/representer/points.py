@@ -32,9 +32,10 @@ import numpy as np
 
 from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
-from keras_tracin.datasets import Batch, content_digest, open_examples
+from keras_tracin.datasets import Batch, content_digest
 from keras_tracin.distribution import Strategy, check_alone, worker_of
 from keras_tracin.parts import Parts
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.representer.decomposition import L2Points, LocalExpansion
 from keras_tracin.representer.faithfulness import Faithfulness, compare
 from keras_tracin.representer.features import Representations
@@ -330,7 +331,9 @@ class RepresenterPoints:
         problem = self._problem
         examples = problem.train
         if data is not None:
-            examples = problem.reader.read(open_examples(data, "data"), verbose)
+            examples = problem.reader.read(
+                open_for_model(self._model, data, "data"), verbose
+            )
         return compare(
             examples.features,
             original=problem.head.weights,
@@ -361,7 +364,7 @@ class RepresenterPoints:
             "layer": layers.index(self._problem.head.layer),
             "train": self._train_digest,
             "test": content_digest(
-                open_examples(test, "test").batches(_QUERY_BLOCK)
+                open_for_model(self._model, test, "test").batches(_QUERY_BLOCK)
             ),
             **options,
         }

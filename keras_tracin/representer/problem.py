@@ -18,10 +18,11 @@ from typing import Any
 
 import keras
 
-from keras_tracin.datasets import Examples, open_examples
+from keras_tracin.datasets import Examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.output_kinds import check_consistent, outputs_of
+from keras_tracin.preprocessing import announce, open_for_model
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective
@@ -36,6 +37,7 @@ class Problem:
     """The last layer of a model over its training examples.
 
     Attributes:
+        model: the whole of it.
         head: the last layer.
         reader: computes representations.
         examples: the training examples.
@@ -43,6 +45,7 @@ class Problem:
         meaning: what the logits stand for.
     """
 
+    model: keras.Model
     head: Head
     reader: FeatureReader
     examples: Examples
@@ -67,7 +70,9 @@ class Problem:
 
         The arguments are those of `RepresenterPoints`.
         """
-        examples = open_examples(train, "train")
+        examples = open_for_model(model, train, "train")
+        if verbose:
+            announce(model, examples)
         sample = examples.first(_SAMPLE)
         check_fits(model, sample, "train")
         check_built_under(strategy, model)
@@ -79,7 +84,7 @@ class Problem:
         objective = Objective(head, represented, model, loss)
         meaning = meaning_of(head, model, loss, represented.y)
         return cls(
-            *(head, reader, examples, represented),
+            *(model, head, reader, examples, represented),
             *(meaning, objective, memory_limit),
         )
 
@@ -96,7 +101,7 @@ class Problem:
         self, test: Any, size: int, verbose: int = 0
     ) -> Iterator[Representations]:
         """Queries in blocks of about `size`."""
-        examples = open_examples(test, "test")
+        examples = open_for_model(self.model, test, "test")
         return self.reader.blocks(examples, size, verbose)
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from keras_tracin.attribution import SelfInfluence, TopK
-from keras_tracin.datasets import open_examples
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.report import write_html
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, Method, opened
@@ -111,7 +111,7 @@ def _suspects(job: Job, method: Method) -> SelfInfluence | None:
 def _predictions(job: Job, data: Any) -> dict[Any, np.ndarray] | None:
     """What the model says of each example by its id; None of many outputs."""
     found: dict[Any, np.ndarray] = {}
-    for batch in open_examples(data).batches(_BATCH):
+    for batch in open_for_model(job.model, data).batches(_BATCH):
         outputs = job.model(batch.x, training=False)
         if isinstance(outputs, (dict, list, tuple)) or len(outputs.shape) > 2:
             return None

@@ -82,7 +82,7 @@ def record_training(
     recording = Recording.open(Path(directory), model, settings, resume)
     watched_fit(
         model,
-        Source(train, batch_size, seed, recording.done),
+        Source(train, batch_size, seed, recording.done, model),
         _Bystander(),
         recording,
         epochs=epochs,

@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.functions import (
     GradientFunctions,
@@ -44,6 +44,7 @@ from keras_tracin.gradients.functions import (
 )
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses import per_example_loss
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.projection import Projection, check_projection, describe
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.trace.gradients import StepGradients, triple
@@ -117,7 +118,7 @@ def sketch_training(
     check_can_be_watched(model)
     query = None
     if queries is not None:
-        query = open_examples(queries, "queries").first(_MOST_QUERIES)
+        query = open_for_model(model, queries, "queries").first(_MOST_QUERIES)
     settings = {
         "kind": "sketches",
         "projection": describe(projection),
@@ -127,8 +128,8 @@ def sketch_training(
         "queries": None if query is None else len(query),
     }
     recording = Recording.open(Path(directory), model, settings, resume)
-    source = Source(train, batch_size, seed, recording.done)
-    gradients = StepGradients(model, source.spec, class_weight)
+    source = Source(train, batch_size, seed, recording.done, model)
+    gradients = StepGradients(model, source.watched_spec, class_weight)
     observer = _Sketcher(model, query, gradients, projection)
     observer.position = recording.num_steps
     observer.keep_weights = keep_weights
@@ -215,7 +216,7 @@ class TrainingSketches:
                 f"Received model={model!r}, projection={self._projection!r}; "
                 "pass `model=` here, and `projection=` to TrainingSketches."
             )
-        query = open_examples(test, "test").first(_MOST_QUERIES)
+        query = open_for_model(model, test, "test").first(_MOST_QUERIES)
         with run_weights(model) as load:
             return self._scores(query.ids, self._later(model, query, load))
 

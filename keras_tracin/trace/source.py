@@ -4,7 +4,8 @@ Synopsis:
 
     source = Source(train, batch_size=32, seed=0)
     source.begin(epoch)          # before `fit` starts to read it
-    source.peek()                # (ids, data) of the next batch, or None
+    source.peek()                # (ids, data) of the next batch, or None;
+                                 # preprocessed where the model's fit does it
     source.advance()             # once `fit` has trained on it
 """
 
@@ -14,11 +15,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import open_examples
 from keras_tracin.example_ids import DatasetWithIds
+from keras_tracin.preprocessing import (
+    Pipeline,
+    open_for_model,
+    preprocessor_of,
+    raw_arrays,
+)
 
 IdsAndData = tuple[np.ndarray, Any]
 
@@ -32,16 +39,31 @@ class Source:
         batch_size: for arrays.
         seed: for arrays.
         done: how many epochs of the training lie behind.
+        model: the one that is trained, whose `fit` may preprocess data.
+
+    Attributes:
+        spec: the type of a batch as `fit` is given it.
+        watched_spec: its type as the model's step sees it.
 
     Raises:
         TypeError: if `train` is a dataset without ids.
     """
 
-    def __init__(self, train: Any, batch_size: int, seed: int, done: int = 0):
+    def __init__(
+        self,
+        train: Any,
+        batch_size: int,
+        seed: int,
+        done: int = 0,
+        model: keras.Model | None = None,
+    ):
         self._seed, self._batch_size = seed, batch_size
         self._arrays: Any = None
+        self._pipeline: Pipeline | None = None
+        self._watched: tuple[IdsAndData, IdsAndData] | None = None
+        preprocesses = model is not None and preprocessor_of(model) is not None
         if isinstance(train, DatasetWithIds):
-            open_examples(train)  # for its checks
+            open_for_model(model, train)  # for its checks
             self._dataset, self.spec = train.paired, train.element_spec
             # Each reading of a shuffle is another; these were read before.
             for _ in range(done):
@@ -53,12 +75,19 @@ class Source:
                 "`kt.with_ids(data).shuffle(...).batch(...)`."
             )
         else:
-            examples = open_examples(train)
+            examples = open_for_model(model, train)
             self._size = examples.size or 1
             self._arrays = tf.nest.map_structure(
-                np.asarray, examples.first(self._size).data
+                np.asarray,
+                raw_arrays(train)
+                if preprocesses
+                else examples.first(self._size).data,
             )
             self.spec = tf.nest.map_structure(_open_spec, self._arrays)
+        self.watched_spec = self.spec
+        if model is not None and preprocesses:
+            self._pipeline = Pipeline(model, self.spec)
+            self.watched_spec = self._pipeline.output_spec
         self._reading = _Reading(iter(()))
 
     def dataset(self) -> tf.data.Dataset:
@@ -80,7 +109,14 @@ class Source:
 
     def peek(self) -> IdsAndData | None:
         """Ids and data of the batch that comes next; None after the last."""
-        return self._reading.next
+        batch = self._reading.next
+        if batch is None or self._pipeline is None:
+            return batch
+        if self._watched is None or self._watched[0] is not batch:
+            ids, element = batch
+            watched = ids, self._pipeline.of_element(element)
+            self._watched = batch, watched
+        return self._watched[1]
 
     def advance(self) -> None:
         """Goes on to the batch after it."""

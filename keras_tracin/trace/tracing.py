@@ -48,7 +48,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, content_digest, open_examples
+from keras_tracin.datasets import Batch, content_digest
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history
@@ -119,7 +120,7 @@ def trace_training(
             trace of this model, with these queries, seed and batch size.
     """
     check_can_be_watched(model)
-    query = open_examples(queries, "queries").first(_MOST_QUERIES)
+    query = open_for_model(model, queries, "queries").first(_MOST_QUERIES)
     recording = Recording.open(
         None if directory is None else Path(directory),
         model,
@@ -132,8 +133,8 @@ def trace_training(
         },
         resume,
     )
-    source = Source(train, batch_size, seed, recording.done)
-    gradients = StepGradients(model, source.spec, class_weight)
+    source = Source(train, batch_size, seed, recording.done, model)
+    gradients = StepGradients(model, source.watched_spec, class_weight)
     observer = _Tracer(query, Measures(model, query.data, gradients))
     history = watched_fit(
         model,

@@ -35,10 +35,11 @@ import tensorflow as tf
 
 from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, TopK
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.gradients.functions import batch_spec
 from keras_tracin.output_kinds import SAMPLE
+from keras_tracin.preprocessing import announce, open_for_model
 from keras_tracin.progress import Progress
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import (
@@ -143,7 +144,9 @@ class UnrolledInfluence:
         _check_run(self._run)
         check_checkpoint(model, self._run[-1])
         self._model = model
-        self._held = Held.of(open_examples(train, "train"))
+        examples = open_for_model(model, train, "train")
+        self._examples = examples
+        self._held = Held.of(examples)
         self._steps = training_steps(self._run, train, self._held, batches)
         check_fits(model, self._held.first(4), "train")
         x = self._held.first(SAMPLE).x
@@ -240,7 +243,8 @@ class UnrolledInfluence:
                 f"[{len(self._held)}] or [s, {len(self._held)}]. Received "
                 f"shape {np.shape(counts)}."
             )
-        queries = list(open_examples(test, "test").batches(_MOST_QUERIES))
+        opened = open_for_model(self._model, test, "test")
+        queries = list(opened.batches(_MOST_QUERIES))
         found = []
         for row in rows:
             state = self._replay.end(row)
@@ -331,7 +335,7 @@ class UnrolledInfluence:
     def _blocks(self, test: Any) -> Iterator[Batch]:
         """Queries in blocks that are carried back together."""
         room = self._limit // (2 * _COPIES * self._state_bytes)
-        queries = open_examples(test, "test")
+        queries = open_for_model(self._model, test, "test")
         check_fits(self._model, queries.first(1), "test")
         return queries.batches(min(max(1, room), _MOST_QUERIES))
 
@@ -369,6 +373,8 @@ class UnrolledInfluence:
     ) -> np.ndarray:
         """The scores `[m, n]` of queries with this adjoint of the end."""
         plan = _Plan(len(self._steps), len(ids))
+        if verbose:
+            announce(self._model, self._examples)
         progress = Progress(plan, verbose, "Unrolled influence")
         columns = np.zeros((len(self._held), len(ids)))
         for number, state in self._replay.backwards():
