@@ -21,6 +21,7 @@ import keras
 from keras_tracin.datasets import Examples, open_examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
+from keras_tracin.exclusive import exclusively
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective
@@ -51,6 +52,7 @@ class Problem:
     _memory_limit: int | None
 
     @classmethod
+    @exclusively
     def read(
         cls,
         model: keras.Model,

@@ -49,6 +49,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Batch, content_digest, open_examples
+from keras_tracin.exclusive import exclusively
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history
@@ -64,6 +65,7 @@ _MOST_QUERIES = 100_000
 _SEGMENT = 2**28  # bytes of shares that are held until they are written
 
 
+@exclusively
 def trace_training(
     model: keras.Model,
     train: Any,
