@@ -35,6 +35,7 @@ from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, check_damping
 from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
 from keras_tracin.distribution import Strategy
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
 from keras_tracin.output_kinds import SAMPLE, check_consistent, outputs_of
@@ -154,6 +155,7 @@ class InfluenceFunctions:
             memory_limit=memory_limit,
         )
 
+    @exclusively
     def influence(
         self,
         test: Any,
@@ -184,6 +186,7 @@ class InfluenceFunctions:
             scorer.parts,
         )
 
+    @exclusively
     def top_k(
         self,
         test: Any,
@@ -213,6 +216,7 @@ class InfluenceFunctions:
             scorer.parts,
         )
 
+    @exclusively
     def self_influence(
         self,
         *,
@@ -231,6 +235,7 @@ class InfluenceFunctions:
         scorer = self._kept(directory, "self_influence")
         return self._of_each(scorer, "loss", verbose)
 
+    @exclusively
     def group_influence(
         self,
         test: Any,
@@ -282,12 +287,17 @@ class InfluenceFunctions:
         """What inverts the curvature; none for `"ekfac"`, which does so."""
         return None if self._curvature == "ekfac" else self._solver
 
-    @functools.cached_property
+    @property
+    @exclusively
     def inverse(self) -> Inverse:
         """The solver, made ready for this curvature; for a sketch, the sketch.
 
         Called with rows `[m, p]` it returns a `Solution`.
         """
+        return self._inverse
+
+    @functools.cached_property
+    def _inverse(self) -> Inverse:
         self._warn_unless_at_rest()
         if self._curvature == "ekfac":
             groups = self._scorer.train_steps.variables
@@ -361,7 +371,7 @@ class InfluenceFunctions:
         return scorer.blocks(test, 2 * operator.size * operator.dtype.size)
 
     def _solved(self, rows: tf.Tensor) -> tf.Tensor:
-        solution = self.inverse(tf.cast(rows, self._operator.dtype))
+        solution = self._inverse(tf.cast(rows, self._operator.dtype))
         report(solution, type(self._solver).__name__)
         return tf.cast(solution.value, rows.dtype)
 

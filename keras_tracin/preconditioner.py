@@ -18,12 +18,13 @@ corrected, and so does this.
 
 Synopsis:
 
-    optimizer = recorded_optimizer(model, run[-1])
-    diagonal(optimizer, variable)   # [size], in float32
+    Preconditioner(model).at(run[-1], groups)   # [size] each, in float32
+    diagonal(model.optimizer, variable)         # the same of its present state
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.flat import size_of
-from keras_tracin.runs import Checkpoint, recorded_optimizer
+from keras_tracin.runs import Checkpoint, RecordedState, recorded_state
+
+_SLICE = 2**20  # numbers that are worked out together, in float64
+
+_Slot = Callable[[str], np.ndarray]  # by name: flat, in float64
+_Rule = Callable[[Any, _Slot], Any]
 
 
 class Preconditioner:
@@ -58,21 +64,56 @@ class Preconditioner:
         Raises:
             ValueError: if the checkpoint has no state of this optimizer.
         """
-        optimizer: Any = recorded_optimizer(self._model, checkpoint)
-        return tuple(
-            tuple(tf.constant(diagonal(optimizer, v)) for v in group)
-            for group in groups
-        )
+        with recorded_state(self._model, checkpoint) as state:
+            return tuple(
+                tuple(_recorded_diagonal(state, v) for v in group)
+                for group in groups
+            )
 
 
 def diagonal(optimizer: Any, variable: keras.Variable) -> np.ndarray:
-    """D of one variable, `[size]`."""
-    values = _rule(optimizer)(optimizer, variable)
+    """D of one variable, `[size]`, by an optimizer's present state."""
+
+    def slot(name: str) -> np.ndarray:
+        own = getattr(optimizer, name)[optimizer._get_variable_index(variable)]
+        return np.asarray(keras.ops.convert_to_numpy(own), np.float64).ravel()
+
+    values = _rule(optimizer)(optimizer, slot)
     whole = np.broadcast_to(values, [size_of(variable)])
     return np.ascontiguousarray(whole, dtype=np.float32)
 
 
-def _rule(optimizer: Any) -> Callable[[Any, keras.Variable], Any]:
+def _recorded_diagonal(
+    state: RecordedState, variable: keras.Variable
+) -> tf.Tensor:
+    """D of one variable, `[size]`, with no other array of its size."""
+    shape = tuple(variable.shape)
+    rule = _rule(state.optimizer)
+    if not shape:
+        values = rule(
+            state.optimizer,
+            lambda name: np.float64(state.slot(name, variable)[()]),
+        )
+        return tf.constant([values], tf.float32)
+    row = max(1, math.prod(shape[1:]))
+    rows = max(1, _SLICE // row)
+    # A variable, since it can be filled in place.
+    whole = tf.Variable(tf.zeros([math.prod(shape)]))
+    for start in range(0, shape[0], rows):
+        count = min(rows, shape[0] - start)
+
+        def slot(name: str, part: slice = slice(start, start + count)):
+            array = state.slot(name, variable)[part]
+            return np.asarray(array, np.float64).ravel()
+
+        values = np.broadcast_to(rule(state.optimizer, slot), [count * row])
+        whole[start * row : (start + count) * row].assign(
+            tf.constant(values, tf.float32)
+        )
+    return whole.read_value()
+
+
+def _rule(optimizer: Any) -> _Rule:
     for kind in type(optimizer).__mro__:
         if kind in _RULES:
             return _RULES[kind]
@@ -84,28 +125,22 @@ def _rule(optimizer: Any) -> Callable[[Any, keras.Variable], Any]:
     )
 
 
-def _slot(optimizer: Any, name: str, variable: keras.Variable) -> np.ndarray:
-    """A slot of the optimizer, flat, in float64."""
-    slot = getattr(optimizer, name)[optimizer._get_variable_index(variable)]
-    return np.asarray(keras.ops.convert_to_numpy(slot), np.float64).ravel()
-
-
 def _momentum(optimizer: Any) -> float:
     return 1.0 / (1.0 - optimizer.momentum)
 
 
-def _sgd(optimizer: Any, variable: keras.Variable) -> float:
+def _sgd(optimizer: Any, slot: _Slot) -> float:
     return _momentum(optimizer)
 
 
-def _adam(optimizer: Any, variable: keras.Variable) -> np.ndarray:
+def _adam(optimizer: Any, slot: _Slot) -> np.ndarray:
     name = "_velocity_hats" if optimizer.amsgrad else "_velocities"
-    second = np.sqrt(_slot(optimizer, name, variable))
+    second = np.sqrt(slot(name))
     return _correction(optimizer) / (second + optimizer.epsilon)
 
 
-def _nadam(optimizer: Any, variable: keras.Variable) -> np.ndarray:
-    second = np.sqrt(_slot(optimizer, "_velocities", variable))
+def _nadam(optimizer: Any, slot: _Slot) -> np.ndarray:
+    second = np.sqrt(slot("_velocities"))
     return 1.0 / (second / _correction(optimizer) + optimizer.epsilon)
 
 
@@ -115,23 +150,23 @@ def _correction(optimizer: Any) -> float:
     return float(np.sqrt(1.0 - optimizer.beta_2**updates))
 
 
-def _rmsprop(optimizer: Any, variable: keras.Variable) -> np.ndarray:
-    second = _slot(optimizer, "_velocities", variable)
+def _rmsprop(optimizer: Any, slot: _Slot) -> np.ndarray:
+    second = slot("_velocities")
     if optimizer.centered:
-        second -= _slot(optimizer, "_average_gradients", variable) ** 2
+        second -= slot("_average_gradients") ** 2
     return _momentum(optimizer) / np.sqrt(second + optimizer.epsilon)
 
 
-def _adagrad(optimizer: Any, variable: keras.Variable) -> np.ndarray:
-    second = _slot(optimizer, "_accumulators", variable)
+def _adagrad(optimizer: Any, slot: _Slot) -> np.ndarray:
+    second = slot("_accumulators")
     return 1.0 / np.sqrt(second + optimizer.epsilon)
 
 
-def _adamax(optimizer: Any, variable: keras.Variable) -> np.ndarray:
-    return 1.0 / (_slot(optimizer, "_u", variable) + optimizer.epsilon)
+def _adamax(optimizer: Any, slot: _Slot) -> np.ndarray:
+    return 1.0 / (slot("_u") + optimizer.epsilon)
 
 
-_RULES: dict[type, Callable[[Any, keras.Variable], Any]] = {
+_RULES: dict[type, _Rule] = {
     keras.optimizers.SGD: _sgd,
     keras.optimizers.Adam: _adam,
     keras.optimizers.Nadam: _nadam,

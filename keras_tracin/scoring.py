@@ -41,6 +41,7 @@ from keras_tracin.distribution import (
     check_built_under,
     worker_of,
 )
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.footprint import footprint
@@ -150,6 +151,7 @@ class Scorer:
             `layers` names no layer with weights, or if the data does not fit.
     """
 
+    @exclusively
     def __init__(
         self,
         model: keras.Model,
@@ -270,6 +272,7 @@ class Scorer:
             check_fits(self.model, like, "test")
         return examples, self.steps_like(like)
 
+    @exclusively
     def sweep(
         self,
         function: Callable,

@@ -35,6 +35,7 @@ from keras_tracin.attribution import (
 )
 from keras_tracin.collecting import Stream
 from keras_tracin.distribution import Strategy
+from keras_tracin.exclusive import exclusively
 from keras_tracin.forecast import forecast, forecast_plainly
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.functions import GradientFunctions
@@ -178,6 +179,7 @@ class TracIn:
         found._scorer = self._scorer.among(ids)
         return found
 
+    @exclusively
     def influence(
         self,
         test: Any,
@@ -225,6 +227,7 @@ class TracIn:
             scorer.parts,
         )
 
+    @exclusively
     def top_k(
         self,
         test: Any,
@@ -257,6 +260,7 @@ class TracIn:
             scorer.parts,
         )
 
+    @exclusively
     def self_influence(
         self,
         *,
@@ -284,6 +288,7 @@ class TracIn:
             scorer.parts,
         )
 
+    @exclusively
     def plan(self, test: Any = None) -> Plan:
         """What scoring `test` will take; without it, self-influence.
 

@@ -38,6 +38,7 @@ from keras_tracin.collecting import Stream
 from keras_tracin.curvature.operators import check_damping
 from keras_tracin.datasets import Batch
 from keras_tracin.distribution import Strategy
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.model_outputs import model_output, sample_weights
 from keras_tracin.output_kinds import SAMPLE
@@ -146,6 +147,7 @@ class TRAK:
             if checkpoint is not None:
                 check_checkpoint(model, checkpoint)
 
+    @exclusively
     def influence(
         self,
         test: Any,
@@ -174,6 +176,7 @@ class TRAK:
             scorer.blocks(test), self._stream(scorer, verbose), scorer.parts
         )
 
+    @exclusively
     def top_k(
         self,
         test: Any,
@@ -203,6 +206,7 @@ class TRAK:
             scorer.parts,
         )
 
+    @exclusively
     def self_influence(self, *, verbose: int = 1) -> SelfInfluence:
         """Each training example's score for itself.
 

@@ -18,6 +18,7 @@ from tests.source_tree import ROOT
 IMPORT_ORDER = (
     "_version",
     "_files",
+    "exclusive",
     "sharing",
     "distribution",
     "example_ids",

@@ -22,6 +22,7 @@ from keras_tracin.check.report import (
 )
 from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
+from keras_tracin.exclusive import exclusively
 from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import SAMPLE
@@ -32,6 +33,7 @@ from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
 
 
+@exclusively
 def check(
     model: keras.Model,
     train: Any,

@@ -26,6 +26,7 @@ from keras_tracin.evaluation.training_again import (
     query_values,
     read_whole,
 )
+from keras_tracin.exclusive import exclusively
 from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.runs import run_weights
@@ -52,6 +53,7 @@ class TailPatch:
         return float(np.mean(self.gain - self.random_gain))
 
 
+@exclusively
 def tail_patch(
     scores: Attribution | TopK,
     model: keras.Model,

@@ -29,6 +29,7 @@ from keras_tracin import _files
 from keras_tracin.attribution import Ranking, TopK, TopKMerger
 from keras_tracin.datasets import Batch
 from keras_tracin.distribution import check_first, worker_of
+from keras_tracin.exclusive import exclusively
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
 from keras_tracin.index.opening import check_model, resident_in, source_in
@@ -62,6 +63,10 @@ class InfluenceIndex:
     ones take milliseconds and read no more than the best rows. The model has
     its own weights back after every call.
 
+    Later queries without `rerank=` are made side by side by any number of
+    threads, also while another scores the same model: they take the weights
+    that they hold, not those of the model.
+
     Args:
         directory: where `build` wrote the index.
         model: the trained model, compiled with its loss; for influence
@@ -79,6 +84,7 @@ class InfluenceIndex:
             missing or damaged, or the model is not the one of its run.
     """
 
+    @exclusively
     def __init__(
         self,
         directory: str | os.PathLike,
@@ -105,15 +111,18 @@ class InfluenceIndex:
         )
 
     def _open(self, store: Store) -> None:
-        self._store = store.only_finished()
-        self._store.verify()
-        inverse = self._store.identity.get("inverse")
+        store = store.only_finished()
+        store.verify()
+        inverse = store.identity.get("inverse")
         if inverse is not None:
-            _files.check_digest(self._store.directory / INVERSE, inverse)
-        self._search = searches.load(self._store)
-        self._ids = self._store.ids()
+            _files.check_digest(store.directory / INVERSE, inverse)
+        search, ids = searches.load(store), store.ids()
+        self._store, self._ids = store, ids
+        # At once, for the queries of other threads.
+        self._rows = search, ids
 
     @classmethod
+    @exclusively
     def build(
         cls,
         method: TracIn | InfluenceFunctions,
@@ -174,6 +183,7 @@ class InfluenceIndex:
         model = build.source.scorer.model
         return cls(directory, model, method=method, projection=projection)
 
+    @exclusively
     def append(self, train: Any, *, resume: bool = True) -> None:
         """Adds training examples, at the same checkpoints.
 
@@ -229,7 +239,7 @@ class InfluenceIndex:
         return (
             f"<InfluenceIndex of {store.directory}: {len(self):,} rows of "
             f"{count} × {store.width // count:,} {store.identity['dtype']}, "
-            f"{store.nbytes / 2**20:,.0f} MB; search: {self._search.kind}; "
+            f"{store.nbytes / 2**20:,.0f} MB; search: {self._rows[0].kind}; "
             f"recall@{recall['k']} of exact scores on {recall['queries']} "
             f"training examples: {recall['proponents']:.2f} proponents, "
             f"{recall['opponents']:.2f} opponents>"
@@ -278,9 +288,10 @@ class InfluenceIndex:
             )
         TopKMerger(np.zeros(0), k, len(self))  # refuses a bad k
         wanted = min(rerank, len(self)) if rerank else k
+        rows = self._rows  # the same for all batches, whoever appends more
         found = TopK.concat(
             [
-                self._found(batch, wanted)
+                self._found(*rows, batch, wanted)
                 for batch in open_for_model(
                     self._resident.model, test, "test"
                 ).batches(_BATCH)
@@ -288,10 +299,12 @@ class InfluenceIndex:
         )
         return self._ranked_again(test, found, k) if rerank else found
 
-    def _found(self, batch: Batch, k: int) -> TopK:
-        sides = self._search.both(self._resident.vectors(batch), k)
+    def _found(
+        self, search: searches.Search, ids: np.ndarray, batch: Batch, k: int
+    ) -> TopK:
+        sides = search.both(self._resident.vectors(batch), k)
         proponents, opponents = (
-            Ranking(self._ids[positions], scores) for positions, scores in sides
+            Ranking(ids[positions], scores) for positions, scores in sides
         )
         return TopK(proponents, opponents, batch.ids)
 

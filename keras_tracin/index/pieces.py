@@ -21,7 +21,6 @@ import functools
 import importlib
 import itertools
 import math
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from keras_tracin.datasets import (
     Examples,
     content_digest,
 )
+from keras_tracin.exclusive import exclusively
 from keras_tracin.index.building import Build, begin, finish
 from keras_tracin.index.writing import (
     BATCH,
@@ -41,9 +41,6 @@ from keras_tracin.index.writing import (
 from keras_tracin.preprocessing import open_for_model
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
-
-# A scheduler may run pieces in threads; a model has one set of weights.
-_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +71,7 @@ class BuildPieces:
     num_examples: int | None = None
     read: str | None = None
 
+    @exclusively
     def begin(self) -> list[int]:
         """Begins the index, or goes on with it.
 
@@ -84,15 +82,15 @@ class BuildPieces:
             ValueError: as `InfluenceIndex.build`, and if it is not known how
                 many training examples there are.
         """
-        with _ONE_AT_A_TIME:
-            _made.cache_clear()
-            build, _ = _made(self)
-            build.store.verify()
-            if build.store.finished:
-                return []
-            per_shard = examples_per_shard(build.source, self.dtype)
-            return list(range(math.ceil(self._count(build) / per_shard)))
+        _made.cache_clear()
+        build, _ = _made(self)
+        build.store.verify()
+        if build.store.finished:
+            return []
+        per_shard = examples_per_shard(build.source, self.dtype)
+        return list(range(math.ceil(self._count(build) / per_shard)))
 
+    @exclusively
     def write(self, shard: int) -> str:
         """Writes a shard, unless it is there.
 
@@ -107,18 +105,18 @@ class BuildPieces:
                 something else than was asked for, or if a gradient is NaN or
                 infinite.
         """
-        with _ONE_AT_A_TIME:
-            build, maker = _made(self)
-            chunk = self._chunk(build, shard)
-            digest = content_digest(chunk)
-            if build.store.is_there(shard):
-                build.store.holds(shard, digest)
-                return digest
-            with run_weights(build.source.scorer.model) as load:
-                arrays = maker().arrays(chunk, chunk, load)
-            build.store.put(shard, arrays, digest)
+        build, maker = _made(self)
+        chunk = self._chunk(build, shard)
+        digest = content_digest(chunk)
+        if build.store.is_there(shard):
+            build.store.holds(shard, digest)
             return digest
+        with run_weights(build.source.scorer.model) as load:
+            arrays = maker().arrays(chunk, chunk, load)
+        build.store.put(shard, arrays, digest)
+        return digest
 
+    @exclusively
     def finish(self, digests: Mapping[int, str]) -> None:
         """Lists all shards and makes what searches them.
 
@@ -128,24 +126,23 @@ class BuildPieces:
         Raises:
             ValueError: if a shard is missing or of other examples.
         """
-        with _ONE_AT_A_TIME:
-            build, _ = _made(self)
-            store = build.store
-            store.reread()
-            if store.finished:
-                return
-            missing = [n for n in range(len(digests)) if n not in digests]
-            if missing or not digests:
-                raise ValueError(
-                    "An index is finished from all of its shards. Received "
-                    f"{len(digests)}, without {missing[:5]}."
-                )
-            for shard in range(len(digests)):
-                if shard < store.num_shards:
-                    store.holds(shard, digests[shard])
-                else:
-                    store.take(shard, digests[shard])
-            finish(build)
+        build, _ = _made(self)
+        store = build.store
+        store.reread()
+        if store.finished:
+            return
+        missing = [n for n in range(len(digests)) if n not in digests]
+        if missing or not digests:
+            raise ValueError(
+                "An index is finished from all of its shards. Received "
+                f"{len(digests)}, without {missing[:5]}."
+            )
+        for shard in range(len(digests)):
+            if shard < store.num_shards:
+                store.holds(shard, digests[shard])
+            else:
+                store.take(shard, digests[shard])
+        finish(build)
 
     def _count(self, build: Build) -> int:
         known = build.source.scorer.train.size

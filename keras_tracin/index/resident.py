@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras_tracin import _files
 from keras_tracin.datasets import Batch
 from keras_tracin.diagnosis import Suspect, broken_rows, check_fits, explaining
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
@@ -86,20 +87,37 @@ class Resident:
             ValueError: if the model does not take them, or if a gradient is
                 NaN or infinite, naming ids.
         """
-        kind = kind_of(batch.data)
-        if kind not in self._steps:
-            check_fits(self._model, batch, "test")
-            functions = self._functions_like(batch)
-            step = functions.sketches_at(self._projection, self._weights)
-            self._steps[kind] = functions, step
-        functions, step = self._steps[kind]
-        with explaining([Suspect("query", batch, functions)]):
-            found = self._scales * step(batch.data).numpy()  # [c, n, dim]
+        found = self._scales * self._sketches(batch)  # [c, n, dim]
         found = np.ascontiguousarray(found.transpose(1, 0, 2))
         vectors = found.reshape(len(batch), -1)
         if not np.isfinite(vectors).all():
             raise _not_finite(batch, vectors)
         return vectors
+
+    def _sketches(self, batch: Batch) -> np.ndarray:
+        """The sketches `[c, n, dim]`, by a step that was traced before.
+
+        A trace watches the layers of the model, for which threads take turns;
+        what was traced takes no more than the weights that are held.
+        """
+        kind = kind_of(batch.data)
+        if kind in self._steps:
+            functions, step = self._steps[kind]
+            try:
+                return step(batch.data).numpy()
+            except tf.errors.InvalidArgumentError:
+                pass  # explained below
+        with exclusively:
+            if kind not in self._steps:
+                check_fits(self._model, batch, "test")
+                functions = self._functions_like(batch)
+                step = functions.sketches_at(self._projection, self._weights)
+            else:
+                functions, step = self._steps[kind]
+            with explaining([Suspect("query", batch, functions)]):
+                sketches = step(batch.data).numpy()
+            self._steps[kind] = functions, step
+        return sketches
 
 
 def _held(variable: keras.Variable) -> tf.Tensor:

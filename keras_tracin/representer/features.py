@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras_tracin.datasets import Examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, spread
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import batch_spec, kind_of
 from keras_tracin.gradients.sites import (
@@ -121,20 +122,23 @@ class FeatureReader:
         self, examples: Examples, largest: int | None, verbose: int
     ) -> Iterator[Representations]:
         first = examples.first(1)
-        if kind_of(first.x) not in self._steps:
-            check_fits(self._model, first, examples.name)
-        step = self._step_like(first.x)
+        with exclusively:
+            if kind_of(first.x) not in self._steps:
+                check_fits(self._model, first, examples.name)
+            step = self._step_like(first.x)
+            needs = footprint(step)  # which traces it
         plan = make_plan(
             examples,
             num_queries=0,
             num_checkpoints=1,
-            footprint=footprint(step),
+            footprint=needs,
             bytes_per_query=0,
             memory_limit=self._memory_limit,
         )
         progress = Progress(plan, verbose, "Representations")
         for batch in examples.batches(min(plan.batch_size, largest or 2**31)):
-            inputs, output = (found.numpy() for found in step(batch.x))
+            with exclusively:  # when the model has its own weights
+                inputs, output = (found.numpy() for found in step(batch.x))
             features = self._head.features(inputs)
             _check_finite(features, batch.ids, examples.name)
             if not self._head.explains(features, output):

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.sites import intercepted, named_layers
 
 # Functions of the logits that are recognised, in the order they are tried.
@@ -275,5 +276,5 @@ class RetunedModel(keras.Model):
             logits = tf.matmul(inputs, kernel) + bias
             return layer.activation(logits) if layer.activation else logits
 
-        with intercepted(layer, instead):
+        with exclusively, intercepted(layer, instead):
             return self._model(x, training=False)

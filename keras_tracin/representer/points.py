@@ -34,6 +34,7 @@ from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.datasets import Batch, content_digest
 from keras_tracin.distribution import Strategy, check_alone, worker_of
+from keras_tracin.exclusive import exclusively
 from keras_tracin.parts import Parts
 from keras_tracin.preprocessing import open_for_model
 from keras_tracin.representer.decomposition import L2Points, LocalExpansion
@@ -356,11 +357,13 @@ class RepresenterPoints:
             check_alone(self._strategy)
             return None
         layers = self._model._flatten_layers()
+        with exclusively:
+            weights = weights_digest(self._model)
         job = {
             "method": "RepresenterPoints",
             "call": call,
             **self._settings,
-            "weights": weights_digest(self._model),
+            "weights": weights,
             "layer": layers.index(self._problem.head.layer),
             "train": self._train_digest,
             "test": content_digest(

@@ -1,8 +1,9 @@
 """Training runs: their checkpoints, on the disk and put into a model."""
 
 from keras_tracin.runs.optimizer_state import (
+    RecordedState,
     initial_optimizer,
-    recorded_optimizer,
+    recorded_state,
 )
 from keras_tracin.runs.run import Checkpoint, TrainingRun
 from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
@@ -12,12 +13,13 @@ from keras_tracin.runs.writer import Onlooker, RunWriter
 __all__ = [
     "Checkpoint",
     "Onlooker",
+    "RecordedState",
     "RunWriter",
     "TrainingRun",
     "WhenLossDrops",
     "check_checkpoint",
     "initial_optimizer",
-    "recorded_optimizer",
+    "recorded_state",
     "run_weights",
     "select_checkpoints",
 ]

@@ -2,14 +2,20 @@
 
 Synopsis:
 
-    optimizer = recorded_optimizer(model, run[-1])
-    optimizer.iterations        # those of the checkpoint
+    with recorded_state(model, run[-1]) as state:
+        state.optimizer.iterations                  # those of the checkpoint
+        state.slot("_velocities", variable)         # read when it is asked for
+
+    optimizer = initial_optimizer(model, run)       # all of it, in memory
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import tempfile
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +28,43 @@ from keras_tracin.runs.run import Checkpoint, TrainingRun
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 
 
-def recorded_optimizer(
-    model: keras.Model, checkpoint: Checkpoint
-) -> keras.optimizers.Optimizer:
-    """A new optimizer of the model's kind, in the state that was recorded.
+@dataclasses.dataclass(frozen=True)
+class RecordedState:
+    """The state of an optimizer in a checkpoint's file.
 
-    The model's own optimizer is not touched. Of `LossScaleOptimizer` it is the
-    inner one.
+    Slots are as large as the weights, and are read one by one.
+
+    Attributes:
+        optimizer: a new one of the model's kind, with the scalars that were
+            recorded; its slots are empty. Of `LossScaleOptimizer` it is the
+            inner one.
+        variables: those that it trains.
+    """
+
+    optimizer: Any
+    variables: Sequence[keras.Variable]
+    _arrays: Sequence[h5py.Dataset]
+    _places: Mapping[int, int]  # id of a variable of the optimizer: where
+
+    def slot(self, name: str, variable: keras.Variable) -> h5py.Dataset:
+        """The slot of one variable, as it lies in the file.
+
+        Args:
+            name: of the optimizer's attribute, a list of slots.
+            variable: one of `variables`.
+        """
+        ids = [id(v) for v in self.variables]
+        own = getattr(self.optimizer, name)[ids.index(id(variable))]
+        return self._arrays[self._places[id(own)]]
+
+
+@contextlib.contextmanager
+def recorded_state(
+    model: keras.Model, checkpoint: Checkpoint
+) -> Iterator[RecordedState]:
+    """Opens the optimizer's state that was recorded with a checkpoint.
+
+    The model's own optimizer is not touched.
 
     Args:
         model: a compiled model, whose optimizer is of the kind and has the
@@ -40,29 +76,51 @@ def recorded_optimizer(
         ValueError: if the model has no optimizer, or the file holds no state,
             or that of another optimizer.
     """
-    optimizer = _built_twin(model)
-    _fill(optimizer, checkpoint.path, _read(checkpoint.path))
-    return getattr(optimizer, "inner_optimizer", optimizer)
+    variables = model.trainable_variables
+    # Slots have the shape of what they belong to: here of one number.
+    stand_ins = [keras.Variable(0.0, dtype=v.dtype) for v in variables]
+    optimizer = _built_twin(model, stand_ins)
+    own = optimizer.variables
+    places = {id(v): at for at, v in enumerate(own)}
+    shapes = [tuple(v.shape) for v in own]
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for slots in vars(inner).values():
+        if isinstance(slots, list) and len(slots) == len(variables):
+            for slot, variable in zip(slots, variables, strict=True):
+                if id(slot) in places:
+                    shapes[places[id(slot)]] = tuple(variable.shape)
+    with _opened(checkpoint.path) as arrays:
+        _check_state(optimizer, checkpoint.path, arrays, shapes)
+        for variable, array in zip(own, arrays, strict=True):
+            if array.shape == () == tuple(variable.shape):
+                variable.assign(array[()])
+        yield RecordedState(inner, variables, arrays, places)
 
 
 def initial_optimizer(
     model: keras.Model, run: TrainingRun
 ) -> keras.optimizers.Optimizer:
-    """The same for the beginning of a run.
+    """A new optimizer in the state that a run began with.
+
+    Of `LossScaleOptimizer` it is the inner one.
 
     Raises:
-        ValueError: as `recorded_optimizer`, but that an optimizer which had
+        ValueError: as `recorded_state`, but that an optimizer which had
             not made a step then needs no state in the file.
     """
-    optimizer = _built_twin(model)
+    optimizer = _built_twin(model, model.trainable_variables)
     assert run.initial is not None
-    values = _read(run.initial)
-    if values and values[0] > 0:  # its count of iterations
-        _fill(optimizer, run.initial, values)
+    with _opened(run.initial) as arrays:
+        if arrays and arrays[0][()] > 0:  # its count of iterations
+            own = optimizer.variables
+            shapes = [tuple(v.shape) for v in own]
+            _check_state(optimizer, run.initial, arrays, shapes)
+            for variable, array in zip(own, arrays, strict=True):
+                variable.assign(np.asarray(array))
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _built_twin(model: keras.Model) -> Any:
+def _built_twin(model: keras.Model, variables: Sequence[keras.Variable]) -> Any:
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "The recorded state of the optimizer says nothing without its "
@@ -70,22 +128,24 @@ def _built_twin(model: keras.Model) -> Any:
             "compile it as for training."
         )
     optimizer = _twin(model.optimizer)
-    optimizer.build(model.trainable_variables)
+    optimizer.build(variables)
     return optimizer
 
 
-def _fill(optimizer: Any, path: Path, values: list[np.ndarray]) -> None:
-    """Gives an optimizer the values of its variables."""
-    shapes = [tuple(v.shape) for v in optimizer.variables]
-    if [value.shape for value in values] != shapes:
+def _check_state(
+    optimizer: Any,
+    path: Path,
+    arrays: Sequence[h5py.Dataset],
+    shapes: Sequence[tuple],
+) -> None:
+    """Raises ValueError unless a file holds variables of these shapes."""
+    if [array.shape for array in arrays] != list(shapes):
         raise ValueError(
             f"{path} does not hold the state of the model's "
-            f"optimizer. Received a file with {len(values)} arrays of state, "
+            f"optimizer. Received a file with {len(arrays)} arrays of state, "
             f"expected the {len(shapes)} of {type(optimizer).__name__}. "
             "Compile the model with the optimizer it was trained with."
         )
-    for variable, value in zip(optimizer.variables, values, strict=True):
-        variable.assign(value)
 
 
 def _twin(optimizer: Any) -> Any:
@@ -108,14 +168,14 @@ def _twin(optimizer: Any) -> Any:
     return type(optimizer)(**config)
 
 
-def _read(path: Path) -> list[np.ndarray]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[list[h5py.Dataset]]:
     """The optimizer's variables in a weights file, in its order."""
-    if path.suffix == ".keras":
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            zipfile.ZipFile(path) as archive,
-        ):
-            return _read(Path(archive.extract(_WEIGHTS_IN_KERAS_FILE, folder)))
-    with h5py.File(path) as file:
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".keras":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            path = Path(archive.extract(_WEIGHTS_IN_KERAS_FILE, folder))
+        file = stack.enter_context(h5py.File(path))
         group = file.get("optimizer/vars", {})
-        return [np.asarray(group[name]) for name in sorted(group, key=int)]
+        yield [group[name] for name in sorted(group, key=int)]

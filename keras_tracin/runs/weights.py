@@ -12,7 +12,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from keras_tracin.exclusive import exclusively
 from keras_tracin.runs import exact
 from keras_tracin.runs.run import Checkpoint
 from keras_tracin.runs.saved import (
@@ -26,6 +28,7 @@ from keras_tracin.runs.saved import (
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 _MARK = 0.7390625  # all of a weight's elements, before an adopted file is read
+_SLICE = 2**22  # numbers that are looked at together
 
 
 @contextlib.contextmanager
@@ -37,7 +40,12 @@ def run_weights(
     After the block, and also after an exception or Ctrl-C in it, all of
     `model.variables` have the values they had before: weights, statistics of
     BatchNormalization, states of random seeds. The optimizer and the metrics
-    are not touched, though the files hold their states too.
+    are not touched, though the files hold their states too. Other threads that
+    score a model wait until the block ends; those that use or train this one
+    would use the weights that it is lent.
+
+    Its own weights are held once, and on no accelerator; until others are
+    loaded they take no memory at all where the model is on a CPU.
 
     Example:
     ```python
@@ -59,19 +67,89 @@ def run_weights(
 
     Raises:
         ValueError: The model is not built.
+        RuntimeError: At the end, if the model was trained meanwhile, in the
+            block or by another thread.
     """
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} has no weights yet, expected a built "
             "one. Call it on a batch of data first."
         )
-    saved = [(v, keras.ops.convert_to_numpy(v)) for v in model.variables]
-    try:
-        yield lambda checkpoint: _load(model, checkpoint)
-    finally:
-        for variable, value in saved:
+    with exclusively:
+        loan = _Loan(model)
+        try:
+            yield loan.load
+        finally:
+            loan.end()
+        loan.check()
+
+
+class _Loan:
+    """Other weights for a model, and its own kept for it."""
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._saved = [(v, _kept(v)) for v in model.variables]
+        self._count = _count_of_steps(model)
+        self._loaded = False
+
+    def load(self, checkpoint: Checkpoint | Path) -> None:
+        """Gives the model the weights of a checkpoint."""
+        self._loaded = True
+        _load(self._model, checkpoint)
+
+    def end(self) -> None:
+        """Gives the model its own weights back.
+
+        Those of one that was trained meanwhile, and had been lent no others,
+        are what training made of them.
+        """
+        if not self._loaded and self._was_trained:
+            return
+        for variable, value in self._saved:
             variable.assign(value)
-        exact.refresh(model)
+        exact.refresh(self._model)
+
+    def check(self) -> None:
+        """Raises RuntimeError if the model was trained meanwhile."""
+        if not self._was_trained:
+            return
+        lost = ""
+        if self._loaded:
+            lost = (
+                " It trained on the weights of checkpoints that it was lent, "
+                "and has those of before again: what was trained is lost, and "
+                "a run that recorded it holds it wrongly."
+            )
+        raise RuntimeError(
+            f"The model {self._model.name!r} was trained while it was scored, "
+            "so the scores are wrong. Received an optimizer that went from "
+            f"update {self._count} to {_count_of_steps(self._model)}, expected "
+            f"none.{lost} Wait for one to end before the other begins, or "
+            "score a second model with the same architecture."
+        )
+
+    @property
+    def _was_trained(self) -> bool:
+        return _count_of_steps(self._model) != self._count
+
+
+def _kept(variable: keras.Variable) -> tf.Tensor:
+    """The present value, in the memory of the computer.
+
+    Where the variable is there too, this is no copy: the variable gets other
+    memory once it is assigned to.
+    """
+    with tf.device("CPU:0"):
+        return tf.identity(variable.value)
+
+
+def _count_of_steps(model: keras.Model) -> int | None:
+    """The updates by the model's optimizer; None for one without."""
+    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    if iterations is None:
+        return None
+    return int(keras.ops.convert_to_numpy(iterations))
 
 
 def check_checkpoint(model: keras.Model, checkpoint: Checkpoint) -> None:
@@ -164,9 +242,19 @@ def _check_numbers(model: keras.Model, path: Path) -> None:
     for weight in model.weights:
         if not keras.backend.is_float_dtype(weight.dtype):
             continue
-        if np.isnan(keras.ops.convert_to_numpy(weight)).any():
+        if _has_nan(weight.value):
             raise ValueError(
                 f"{path}: the weight {weight.path} contains NaN, expected "
                 "numbers. Training had diverged by then: leave out this "
                 "checkpoint and later ones with TrainingRun.select."
             )
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a tensor holds NaN, without anything else of its size."""
+    numbers = tf.reshape(value, [-1])
+    for start in range(0, int(tf.size(numbers)), _SLICE):
+        part = numbers[start : start + _SLICE]
+        if np.isnan(keras.ops.convert_to_numpy(part)).any():
+            return True
+    return False

@@ -35,7 +35,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
+<<<<<<< HEAD
 from keras_tracin.datasets import Batch
+=======
+from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.exclusive import exclusively
+>>>>>>> w/memory
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.functions import (
     GradientFunctions,
@@ -61,6 +66,7 @@ _QUERIES = "the gradients of queries"
 _SEGMENT = 2**26  # bytes of sketches that are held until they are written
 
 
+@exclusively
 def sketch_training(
     model: keras.Model,
     train: Any,
@@ -179,6 +185,7 @@ class TrainingSketches:
                 f"Received the projection {projection!r}; pass that one."
             )
 
+    @exclusively
     def influence(
         self, test: Any = None, *, model: keras.Model | None = None
     ) -> Attribution:

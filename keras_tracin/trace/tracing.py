@@ -48,8 +48,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+<<<<<<< HEAD
 from keras_tracin.datasets import Batch, content_digest
 from keras_tracin.preprocessing import open_for_model
+=======
+from keras_tracin.datasets import Batch, content_digest, open_examples
+from keras_tracin.exclusive import exclusively
+>>>>>>> w/memory
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history
@@ -65,6 +70,7 @@ _MOST_QUERIES = 100_000
 _SEGMENT = 2**28  # bytes of shares that are held until they are written
 
 
+@exclusively
 def trace_training(
     model: keras.Model,
     train: Any,

@@ -37,6 +37,7 @@ from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, TopK
 from keras_tracin.datasets import Batch
 from keras_tracin.diagnosis import check_fits
+from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.functions import batch_spec
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import announce, open_for_model
@@ -126,6 +127,7 @@ class UnrolledInfluence:
             run and model do not fit one another.
     """
 
+    @exclusively
     def __init__(
         self,
         model: keras.Model,
@@ -155,6 +157,7 @@ class UnrolledInfluence:
         self._tolerance = tolerance
         self._memory_limit = memory_limit
 
+    @exclusively
     def influence(
         self, test: Any, *, aggregate: bool = False, verbose: int = 1
     ) -> Attribution:
@@ -189,6 +192,7 @@ class UnrolledInfluence:
         scores = self._carried_back(ids, total, verbose)
         return Attribution(scores, ids, self._held.ids)
 
+    @exclusively
     def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
         """The `k` strongest proponents and opponents of every query.
 
@@ -217,6 +221,7 @@ class UnrolledInfluence:
             "take `influence(some)` of the examples in question."
         )
 
+    @exclusively
     def retrain(self, test: Any, counts: Any) -> np.ndarray:
         """The queries' losses, had the examples counted otherwise in training.
 
@@ -255,7 +260,8 @@ class UnrolledInfluence:
             found.append(np.concatenate(values))
         return np.stack(found) if np.ndim(counts) == 2 else found[0]
 
-    @functools.cached_property
+    @property
+    @exclusively
     def replay_error(self) -> float:
         """How far the replay is from the record, at its worst checkpoint.
 
@@ -265,6 +271,10 @@ class UnrolledInfluence:
         Raises:
             ValueError: if it is above `tolerance`.
         """
+        return self._replay_error
+
+    @functools.cached_property
+    def _replay_error(self) -> float:
         return self._replay.check(self._model, self._run, self._tolerance)
 
     @property
@@ -341,7 +351,7 @@ class UnrolledInfluence:
 
     def _adjoint(self, batch: Batch) -> tuple[tf.Tensor, Adjoint]:
         """Values `[m]` and derivatives of queries at the end of training."""
-        assert self.replay_error >= 0  # so that the last state is there
+        assert self._replay_error >= 0  # so that the last state is there
         return self._compiled_adjoint(self._replay.last, batch.data)
 
     @functools.cached_property
