@@ -18,6 +18,7 @@ from tests.source_tree import ROOT
 IMPORT_ORDER = (
     "_version",
     "_files",
+    "descriptions",
     "sharing",
     "distribution",
     "example_ids",
@@ -49,6 +50,7 @@ IMPORT_ORDER = (
     "attribution",
     "progress",
     "sweep",
+    "fingerprint",
     "parts",
     "collecting",
     "diagnosis",
