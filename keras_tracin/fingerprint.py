@@ -8,9 +8,6 @@ queries are measured by. They are kept, as they are, where parts are; whoever
 goes on with these makes them again, which takes as long as scoring 32 examples
 at one checkpoint, and compares.
 
-They are always made in the same small batches, so that they do not depend on
-how much memory there is.
-
 Synopsis:
 
     chosen = spread_examples(examples, like)
@@ -20,9 +17,8 @@ Synopsis:
 
 from __future__ import annotations
 
-import dataclasses
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +26,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import (
-    Batch,
-    Examples,
-    content_digest,
-    joined,
-)
-from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.functions import GradientFunctions, batch_spec
-from keras_tracin.losses import PerExampleLoss
-from keras_tracin.projection import (
-    FactoredProjection,
-    GaussianProjection,
-    Projection,
-    TensorSketch,
-)
+from keras_tracin.datasets import Batch, Examples, content_digest, joined
+from keras_tracin.measures import BATCH, Numbers, rows_of
 from keras_tracin.sharing import write_first_arrays
 
 FILE_NAME = "fingerprint.npz"
-
-Numbers = dict[str, np.ndarray]
-
 COUNT = 32
-_SEARCHED = 1024  # examples at the beginning of the data to choose from
+
+_SEARCHED = 1024  # examples at the beginning of a stream to choose from
 _SEARCHED_BYTES = 64 * 2**20
-_BATCH = 16  # no more than a pass takes where memory is short
-_SHOWN = 64  # numbers of an output, where it has more
-_PRODUCTS = TensorSketch(4, seed=7919)
-_FIELDS_SAY_ALL = (TensorSketch, GaussianProjection, FactoredProjection)
 
 # In this order: what comes first explains what comes after it.
 _MEANINGS = {
@@ -121,7 +98,7 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
     """
     in_memory = examples.bytes_read_per_example == 0
     batches: list[Batch] = []
-    for batch in examples.batches(_SEARCHED if in_memory else _BATCH):
+    for batch in examples.batches(_SEARCHED if in_memory else BATCH):
         batches.append(batch)
         if in_memory:
             continue
@@ -137,7 +114,7 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
         inside = rows[(rows >= start) & (rows < start + len(batch))] - start
         start += len(batch)
         if len(inside):
-            chosen.append(_rows_of(batch, inside))
+            chosen.append(rows_of(batch, inside))
     return chosen[0] if len(chosen) == 1 else joined(chosen)
 
 
@@ -173,53 +150,7 @@ def spread_rows(
 def first_examples(examples: Examples, count: int = COUNT) -> Batch:
     """The first examples of some data, no more than `count`."""
     batch = examples.first(count)
-    return _rows_of(batch, np.arange(min(count, len(batch))))
-
-
-def measure(
-    model: keras.Model,
-    loss: PerExampleLoss,
-    functions: GradientFunctions,
-    batch: Batch,
-    projection: Projection | None = None,
-    position: int = 0,
-) -> Numbers:
-    """Outputs, losses and gradients of some examples, as numbers.
-
-    Args:
-        model: with the weights that count.
-        loss: `(y, y_pred, sample_weight) -> [n]`.
-        functions: the steps of this model and loss.
-        batch: the examples.
-        projection: one whose sketches count as well.
-        position: where it is asked for them.
-
-    Returns:
-        "outputs" `[n, ...]`, "losses" `[n]`, "norms" `[n]`, "products"
-        `[n, 4]`, and "sketches" if there is a projection of the user's own.
-    """
-    own = None
-    if projection is not None:
-        own = None if type(projection) in _FIELDS_SAY_ALL else projection
-    forward = _forward(model, loss, batch.data)
-    gradients = functions.sketches(_Measures(own))
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(batch), _BATCH):
-        rows = np.arange(start, min(start + _BATCH, len(batch)))
-        data = _rows_of(batch, rows).data
-        outputs, losses = forward(data)
-        measures = gradients(data, np.int32(position))
-        columns = {
-            "outputs": outputs,
-            "losses": losses,
-            "norms": measures[:, 0],
-            "products": measures[:, 1 : 1 + _PRODUCTS.dim],
-        }
-        if own is not None:
-            columns["sketches"] = measures[:, 1 + _PRODUCTS.dim :]
-        for name, column in columns.items():
-            found.setdefault(name, []).append(column.numpy())
-    return {name: np.concatenate(rows) for name, rows in found.items()}
+    return rows_of(batch, np.arange(min(count, len(batch))))
 
 
 def identify(batch: Batch) -> Numbers:
@@ -343,65 +274,6 @@ def _shown(array: np.ndarray | None) -> str:
     return str(array) if array.ndim == 0 else f"{array[:3].tolist()}..."
 
 
-def _forward(
-    model: keras.Model, loss: PerExampleLoss, like: Any
-) -> Callable[[Any], tuple[tf.Tensor, tf.Tensor]]:
-    """`data -> outputs [n, ...], losses [n]`, in inference mode."""
-
-    def forward(data):
-        x, y, *weight = data
-        y_pred = model(x, training=False)
-        losses = loss(y, y_pred, weight[0] if weight else None)
-        return _summary(y_pred), tf.cast(losses, _wide(losses))
-
-    signature = (batch_spec(like),)
-    return tf.function(forward, autograph=False, input_signature=signature)
-
-
-def _summary(outputs: Any) -> tf.Tensor:
-    """`[n, k]`: numbers of each output, evenly spread, and its length."""
-    columns: list[tf.Tensor] = []
-    for leaf in tf.nest.flatten(outputs):
-        rows = tf.reshape(tf.cast(leaf, tf.float32), [tf.shape(leaf)[0], -1])
-        size = tf.shape(rows)[1]
-        places = tf.range(_SHOWN) * size // _SHOWN
-        columns += [
-            tf.gather(rows, places, axis=1),
-            tf.norm(rows, axis=1, keepdims=True),
-        ]
-    return tf.concat(columns, axis=1)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Measures:
-    """Lengths of gradients, and products with a few directions.
-
-    It serves as a projection, so that a step makes them.
-    """
-
-    own: Projection | None
-    dim: int = 1 + _PRODUCTS.dim
-
-    def sketch(
-        self, factors: Sequence[Any], position: tf.Tensor | int = 0
-    ) -> tf.Tensor:
-        """`[n, 1 + 4]`, and the sketches of the user's own projection."""
-        squares = tf.add_n([algebra.squared_norm(one) for one in factors])
-        columns = [
-            tf.sqrt(tf.maximum(squares, 0))[:, tf.newaxis],
-            _PRODUCTS.sketch(factors, 0),
-        ]
-        if self.own is not None:
-            columns.append(self.own.sketch(factors, position))
-        return tf.concat(
-            [tf.cast(one, squares.dtype) for one in columns], axis=1
-        )
-
-
-def _wide(tensor: tf.Tensor) -> tf.DType:
-    return tf.float32 if tensor.dtype.size < 4 else tensor.dtype
-
-
 def _even_steps(size: int, count: int) -> np.ndarray:
     """`count` positions from the first to the last of `size`, or all."""
     if size <= count:
@@ -425,11 +297,3 @@ def _classes(labels: Sequence[Any]) -> np.ndarray | None:
         return None
     whole = whole.reshape(-1)
     return whole if 2 * len(np.unique(whole)) <= len(whole) else None
-
-
-def _rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    data = tf.nest.map_structure(
-        lambda leaf: None if leaf is None else np.asarray(leaf)[rows],
-        batch.data,
-    )
-    return Batch(batch.ids[rows], *data)

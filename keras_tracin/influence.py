@@ -46,9 +46,9 @@ from keras_tracin.curvature.solvers import (
 from keras_tracin.datasets import Batch, content_digest
 from keras_tracin.descriptions import describe
 from keras_tracin.distribution import Strategy
-from keras_tracin.fingerprint import Numbers
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
+from keras_tracin.measures import Numbers
 from keras_tracin.runs.manifest import weights_digest
 from keras_tracin.scoring import PRESENT_WEIGHTS, Queries, Scorer
 from keras_tracin.sweep import Chunk, Sink

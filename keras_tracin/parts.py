@@ -42,7 +42,8 @@ import numpy as np
 from keras_tracin._files import DISK_IS_FULL, save_arrays, written_whole
 from keras_tracin.descriptions import difference
 from keras_tracin.fingerprint import FILE_NAME as FINGERPRINT
-from keras_tracin.fingerprint import Numbers, agree
+from keras_tracin.fingerprint import agree
+from keras_tracin.measures import Numbers
 from keras_tracin.sharing import wait_for_worker, write_first
 from keras_tracin.sweep import Plan
 

@@ -20,6 +20,7 @@ import copy
 import dataclasses
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -43,10 +44,8 @@ from keras_tracin.distribution import (
     worker_of,
 )
 from keras_tracin.fingerprint import (
-    Numbers,
     first_examples,
     identify,
-    measure,
     spread_examples,
     tolerance,
 )
@@ -57,6 +56,7 @@ from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
+from keras_tracin.measures import Numbers, measure
 from keras_tracin.parts import Parts
 from keras_tracin.progress import Progress
 from keras_tracin.projection import Projection, check_projection
@@ -560,7 +560,8 @@ def loss_names(losses: Any) -> str:
             return loss
         for attribute in ("name", "__qualname__"):
             if getattr(loss, attribute, None):
-                return str(getattr(loss, attribute))
+                # Keras numbers losses of the same class anew in each process.
+                return re.sub(r"_\d+$", "", str(getattr(loss, attribute)))
         return type(loss).__name__
 
     return str(tf.nest.map_structure(name, losses))

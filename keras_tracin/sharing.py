@@ -17,8 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from keras_tracin._files import save_arrays, written_whole
 
@@ -32,7 +31,7 @@ def write_first(path: Path, text: str) -> None:
         unfinished.write_text(text)
 
 
-def write_first_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_first_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes one `.npz` file, unless another process was first."""
     with _first(path) as own:
         save_arrays(own, **arrays)

@@ -39,8 +39,8 @@ from keras_tracin.curvature.operators import check_damping
 from keras_tracin.datasets import Batch, content_digest
 from keras_tracin.descriptions import describe
 from keras_tracin.distribution import Strategy
-from keras_tracin.fingerprint import Numbers
 from keras_tracin.gradients.factors import DenseGradients
+from keras_tracin.measures import Numbers
 from keras_tracin.model_outputs import model_output, sample_weights
 from keras_tracin.progress import Progress
 from keras_tracin.projection import (

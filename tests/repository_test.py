@@ -50,6 +50,7 @@ IMPORT_ORDER = (
     "attribution",
     "progress",
     "sweep",
+    "measures",
     "fingerprint",
     "parts",
     "collecting",
