@@ -11,6 +11,7 @@ Synopsis:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Of errors that making room helps against.
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # A prefix, since Keras insists on the ending of a weights file's name.
 UNFINISHED = "unfinished-"

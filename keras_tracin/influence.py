@@ -33,11 +33,23 @@ from keras_tracin.collecting import Stream
 from keras_tracin.curvature.ekfac import fit_ekfac
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, check_damping
-from keras_tracin.curvature.solvers import CG, Inverse, Solver, report
+from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
+from keras_tracin.curvature.solvers import (
+    CG,
+    Arnoldi,
+    Exact,
+    Inverse,
+    LiSSA,
+    Solver,
+    report,
+)
+from keras_tracin.datasets import Batch, content_digest
+from keras_tracin.descriptions import describe
 from keras_tracin.distribution import Strategy
 from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
+from keras_tracin.measures import Numbers
 from keras_tracin.output_kinds import SAMPLE, check_consistent, outputs_of
 from keras_tracin.runs.manifest import weights_digest
 from keras_tracin.scoring import PRESENT_WEIGHTS, Queries, Scorer
@@ -49,6 +61,9 @@ _CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {
     "ekfac": GaussNewton,
 }
 _RELATIVE = (None, "loss", "parameters")
+# Their fields say all of them.
+_SOLVERS = (Arnoldi, CG, Exact, InverseSketch, LiSSA, RandomizedSketch)
+_DIGESTED = 256  # examples at a time
 
 # Of the typical length of one example's gradient: above this the objective's
 # own gradient is no noise of the last steps.
@@ -144,6 +159,7 @@ class InfluenceFunctions:
         self._curvature = curvature
         self._relative = relative
         self._penalty = penalty_weight(model, loss, batch_size)
+        self._inverted_at: str | None = None
         self._scorer = Scorer(
             model,
             train,
@@ -179,7 +195,7 @@ class InfluenceFunctions:
                 ids, if something cannot be differentiated, or if `test` does
                 not fit the model.
         """
-        scorer = self._kept(directory, "influence")
+        scorer = self._kept(directory, "influence", test)
         return collecting.influence(
             self._blocks(scorer, test),
             self._stream(scorer, verbose),
@@ -207,7 +223,7 @@ class InfluenceFunctions:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        scorer = self._kept(directory, "top_k", k=k)
+        scorer = self._kept(directory, "top_k", test, k=k)
         return collecting.top_k(
             self._blocks(scorer, test),
             self._stream(scorer, verbose),
@@ -263,6 +279,7 @@ class InfluenceFunctions:
         """
         named = groups if isinstance(groups, Mapping) else {"group": groups}
         members = {name: set(ids) for name, ids in named.items()}
+        self._check_weights()
         return collecting.influence(
             self._blocks(self._scorer, test),
             _summed(self._stream(self._scorer, verbose), members),
@@ -280,6 +297,11 @@ class InfluenceFunctions:
             "damping": self._damping,
             "curvature": self._curvature,
             "relative": self._relative,
+            "penalty": self._penalty,
+            "regularizers": [
+                describe(getattr(weight, "regularizer", None))
+                for weight in self._scorer.model.weights
+            ],
         }
 
     @property
@@ -299,6 +321,7 @@ class InfluenceFunctions:
     @functools.cached_property
     def _inverse(self) -> Inverse:
         self._warn_unless_at_rest()
+        self._inverted_at = weights_digest(self._scorer.model)
         if self._curvature == "ekfac":
             groups = self._scorer.train_steps.variables
             operator = self._operator
@@ -348,22 +371,61 @@ class InfluenceFunctions:
             )
 
     def _kept(
-        self, directory: str | os.PathLike | None, call: str, **options: Any
+        self,
+        directory: str | os.PathLike | None,
+        call: str,
+        test: Any = None,
+        **options: Any,
     ) -> Scorer:
         """The scorer of a call, which may keep what is finished of it."""
-        return self._scorer.keeping(
+        scorer = self._scorer
+        kept = scorer.keeping(
             directory,
             lambda: {
                 "method": "InfluenceFunctions",
                 "call": call,
-                "weights": weights_digest(self._scorer.model),
-                "solver": repr(self._solver),
-                "curvature": self._curvature,
-                "damping": self._damping,
-                "relative": self._relative,
+                "weights": weights_digest(scorer.model),
+                "solver": describe(self.solver),
+                # All of them have a part in the curvature.
+                "train": content_digest(scorer.train.batches(_DIGESTED)),
+                **self.settings,
                 **options,
             },
+            PRESENT_WEIGHTS,
+            test,
+            self._curvature_numbers,
         )
+        self._check_weights()
+        return kept
+
+    def _curvature_numbers(self, batch: Batch, numbers: Numbers) -> Numbers:
+        """What regularisers and a solver of the user's own compute."""
+        weights = self._scorer.model.weights
+        found = {
+            "penalties": np.array(
+                [
+                    float(weight.regularizer(weight.value))
+                    for weight in weights
+                    if getattr(weight, "regularizer", None) is not None
+                ]
+            )
+        }
+        if self.solver is not None and type(self.solver) not in _SOLVERS:
+            rows = self._scorer.train_steps.rows(batch.data, np.float32(1))
+            solved = self._solved(tf.reduce_mean(rows, axis=0, keepdims=True))
+            found["solution"] = tf.norm(solved, axis=1).numpy()
+        return found
+
+    def _check_weights(self) -> None:
+        """Raises ValueError if the inverse is that of other weights."""
+        now = weights_digest(self._scorer.model)
+        if self._inverted_at not in (None, now):
+            raise ValueError(
+                "The inverse of the curvature was made at other weights than "
+                f"the model '{self._scorer.model.name}' has now, for "
+                "gradients at which it says nothing. Make another "
+                "`InfluenceFunctions`, or give the model its weights back."
+            )
 
     def _blocks(self, scorer: Scorer, test: Any):
         operator = self._operator

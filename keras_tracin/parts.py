@@ -8,6 +8,7 @@ put together at the end, in a file that is mapped into memory.
 
     scores/digits/
       job.json               what is computed
+      fingerprint.npz        numbers of what it is computed with
       block.json, chunk.json how it is cut
       part-0000-000003.npz   block 0 × chunk 3
       scores.npy, ids.npz    the matrix, once all parts are there
@@ -23,11 +24,14 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,11 +39,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin._files import save_arrays, written_whole
+from keras_tracin._files import DISK_IS_FULL, save_arrays, written_whole
+from keras_tracin.descriptions import difference
+from keras_tracin.fingerprint import FILE_NAME as FINGERPRINT
+from keras_tracin.fingerprint import agree
+from keras_tracin.measures import Numbers
 from keras_tracin.sharing import wait_for_worker, write_first
 from keras_tracin.sweep import Plan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _PARTS = 16  # of a worker's share of the training examples, and a block
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
@@ -81,19 +89,46 @@ class Parts:
         text = json.dumps(job, default=lambda number: number.item())
         job = json.loads(text)
         recorded = parts.agreed("job", job)
-        differing = [
-            name
-            for name in job.keys() | recorded.keys()
-            if job.get(name) != recorded.get(name)
-        ]
-        if differing:
-            name = min(differing)
+        version = recorded.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{directory} holds parts of another version of keras_tracin: "
+                f"received format version {version!r}, expected "
+                f"{FORMAT_VERSION}. Earlier ones do not say what losses and "
+                "layers parts were made with. Choose another directory, or "
+                "delete this one and call again."
+            )
+        found = difference(job, recorded)
+        if found is not None:
+            name, received, expected = found
             raise ValueError(
                 f"{directory} holds parts of another call. Received "
-                f"{name}={job.get(name)!r}, expected {recorded.get(name)!r}. "
+                f"{name}={received!r}, expected {expected!r}. "
                 "Choose another directory."
             )
         return parts
+
+    def made_of(self, numbers: Numbers, share: float) -> None:
+        """Compares what this call computes with, or notes it.
+
+        Args:
+            numbers: of a few examples, see `keras_tracin.fingerprint`.
+            share: what they may differ by, of the largest of each array.
+
+        Raises:
+            ValueError: if the parts were made of something else.
+        """
+        path = self.directory / FINGERPRINT
+        # In this order: another process writes its parts after its numbers.
+        begun = self._matrix_is_there or any(self.directory.glob("part-*.npz"))
+        if begun and not path.is_file():
+            raise ValueError(
+                f"{path} is missing, which says what the parts there were "
+                "made of. Choose another directory, or delete this one and "
+                "call again."
+            )
+        with self._making_room(path.name):
+            agree(path, numbers, share)
 
     def agreed(self, name: str, value: Any) -> Any:
         """What the first process said, which may be this one.
@@ -103,7 +138,8 @@ class Parts:
         """
         path = self.directory / f"{name}.json"
         if not path.is_file():
-            write_first(path, json.dumps(value, indent=1))
+            with self._making_room(path.name):
+                write_first(path, json.dumps(value, indent=1))
         try:
             return json.loads(path.read_text())
         except ValueError as error:
@@ -149,9 +185,15 @@ class Parts:
         return False
 
     def put(self, block: int, chunk: int, digest: str, **arrays) -> None:
-        """Keeps a part, or nothing of it if it cannot all be written."""
+        """Keeps a part, or nothing of it if it cannot all be written.
+
+        Raises:
+            OSError: if the disk is full; what was kept before stays as it is.
+        """
         path = self._path(block, chunk)
-        save_arrays(path, digest=np.array(digest), **arrays)
+        needed = sum(np.asarray(array).nbytes for array in arrays.values())
+        with self._making_room(path.name, needed):
+            save_arrays(path, digest=np.array(digest), **arrays)
 
     def all_of(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of a block's parts, in order; waits for other workers.
@@ -180,11 +222,32 @@ class Parts:
         Returns:
             `scores [m, n]`, or with more axes where parts have them,
             `query_ids [m]` and `train_ids [n]`.
+
+        Raises:
+            OSError: if the disk has no room for it; the parts are kept.
+            ValueError: if it is there, and is of more or of fewer parts.
         """
         if not self._matrix_is_there and self._index == 0:
-            self._put_together(query_ids, count)
+            with self._making_room("the matrix of scores"):
+                self._put_together(query_ids, count)
         self._wait_for(self._last_of_matrix, 0)
         ids = _load(self.directory / "ids.npz")
+        parts = {
+            self._path(block, chunk).name
+            for block in range(len(query_ids))
+            for chunk in range(count)
+        }
+        if parts != self._matrix_digests.keys() or not np.array_equal(
+            ids["query_ids"], np.concatenate(query_ids)
+        ):
+            raise ValueError(
+                f"The scores in {self.directory} were made from other queries "
+                "or training examples: they are "
+                f"{len(ids['query_ids']):,} × {len(ids['train_ids']):,}, of "
+                f"{len(self._matrix_digests)} parts; received "
+                f"{sum(map(len, query_ids)):,} queries, and training examples "
+                f"in {len(parts)} parts. Choose another directory."
+            )
         scores = np.load(
             self.directory / "scores.npy", mmap_mode="r", allow_pickle=False
         )
@@ -200,8 +263,10 @@ class Parts:
         train_ids = np.concatenate([ids for ids, _, _ in found])
         _, dtype, more = found[0]
         shape = (sum(map(len, query_ids)), len(train_ids), *more)
+        self._check_room(math.prod(shape) * dtype.itemsize)
         with written_whole(self.directory / "scores.npy") as unfinished:
             scores = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+            _allocate(unfinished)
             row = 0
             for block, ids in enumerate(query_ids):
                 column = 0
@@ -221,6 +286,38 @@ class Parts:
         for name in self._digests:
             (self.directory / name).unlink()
 
+    def _check_room(self, needed: int) -> None:
+        """Raises OSError unless the disk has room for so many bytes."""
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"The disk is too full: {needed:,} bytes are needed for the "
+                f"matrix of scores in {self.directory}, {free:,} are free. All "
+                "its parts are kept. Make room and call again, or use `top_k`, "
+                "which makes no matrix, in another directory",
+            )
+
+    @contextlib.contextmanager
+    def _making_room(self, what: str, needed: int = 0) -> Iterator[None]:
+        """Says what is kept, if something does not fit the disk."""
+        try:
+            yield
+        except OSError as error:
+            told = str(error.strerror).startswith("The disk is")
+            if error.errno not in DISK_IS_FULL or told:
+                raise
+            kept = len(list(self.directory.glob("part-*.npz")))
+            free = shutil.disk_usage(self.directory).free
+            size = f" ({needed:,} bytes)" if needed else ""
+            raise OSError(
+                error.errno,
+                f"The disk is full: {what}{size} did not fit into "
+                f"{self.directory}, {free:,} bytes are free. {kept:,} finished "
+                "parts are kept. Make room and call again: it goes on from "
+                "there",
+            ) from error
+
     @property
     def _last_of_matrix(self) -> Path:
         """The file that is written once the matrix is complete."""
@@ -239,6 +336,17 @@ class Parts:
 
     def _path(self, block: int, chunk: int) -> Path:
         return self.directory / f"part-{block:04}-{chunk:06}.npz"
+
+
+def _allocate(path: Path) -> None:
+    """Has the disk set all of a file's bytes aside.
+
+    What is written to a mapped file that the disk then has no room for ends
+    the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ import copy
 import dataclasses
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Batch, Examples, chosen
+from keras_tracin.descriptions import describe, describe_loss
 from keras_tracin.diagnosis import (
     Suspect,
     check_fits,
@@ -42,6 +44,12 @@ from keras_tracin.distribution import (
     worker_of,
 )
 from keras_tracin.exclusive import exclusively
+from keras_tracin.fingerprint import (
+    first_examples,
+    identify,
+    spread_examples,
+    tolerance,
+)
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.footprint import footprint
@@ -49,13 +57,14 @@ from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
+from keras_tracin.measures import Numbers, measure
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.parts import Parts
 from keras_tracin.preprocessing import announce, open_for_model
 from keras_tracin.progress import Progress
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
-from keras_tracin.runs import Checkpoint
+from keras_tracin.runs import Checkpoint, run_weights
 from keras_tracin.runs.manifest import architecture
 from keras_tracin.sweep import (
     Plan,
@@ -183,6 +192,10 @@ class Scorer:
             "class_weight": {
                 str(label): float(weight)
                 for label, weight in (class_weight or {}).items()
+            },
+            "objective": {
+                **describe_loss(model, loss),
+                "query_loss": describe(query_loss or "loss"),
             },
         }
         self.parts: Parts | None = None
@@ -436,6 +449,9 @@ class Scorer:
         self,
         directory: str | os.PathLike | None,
         job: Callable[[], dict[str, Any]],
+        rates: Rates,
+        test: Any = None,
+        more: Callable[[Batch, Numbers], Numbers] = lambda *_: {},
     ) -> Scorer:
         """The same, but what is finished is kept, and found again.
 
@@ -443,6 +459,10 @@ class Scorer:
             directory: where; processes of one cluster share it. None keeps
                 nothing.
             job: returns what else the scores depend on, as JSON.
+            rates: the checkpoints that the scores are of.
+            test: the queries, if there are any.
+            more: makes more numbers that the scores depend on, of a few
+                training examples and their numbers.
 
         Raises:
             ValueError: if parts of another call are there, or if several
@@ -455,7 +475,49 @@ class Scorer:
         found.parts = Parts.open(
             directory, {**self.identity(), **job()}, worker_of(self.strategy)
         )
+        numbers = self.numbers(rates, test, more)
+        found.parts.made_of(numbers, tolerance(self.model))
         return found
+
+    def numbers(
+        self,
+        rates: Rates,
+        test: Any = None,
+        more: Callable[[Batch, Numbers], Numbers] = lambda *_: {},
+    ) -> Numbers:
+        """What the scores are made of, as numbers of a few examples.
+
+        At the last checkpoint; see `keras_tracin.fingerprint`. Training
+        examples stand for queries where these have the same form.
+
+        Args:
+            rates: the checkpoints that the scores are of.
+            test: the queries, if there are any.
+            more: as in `keeping`.
+        """
+        checkpoint, position = list(rates)[-1], len(rates) - 1
+        like = (self.projection, position)
+        batch = spread_examples(self.train)
+        steps, queries = self.train_steps, None
+        if test is not None:
+            examples, both = self._open_queries(test)
+            queries = first_examples(examples)
+            if kind_of(queries.data) == kind_of(self._like.data):
+                queries = None if self._same_loss else batch
+        with run_weights(self.model) as load:
+            if checkpoint is not None:
+                load(checkpoint)
+            with explaining([Suspect("training", batch, steps)]):
+                numbers = measure(self.model, self.loss, steps, batch, *like)
+                numbers.update(more(batch, numbers))
+            numbers.update(identify(batch))
+            if queries is None:
+                return numbers
+            steps, value = both.query, self._query_value
+            with explaining([Suspect("query", queries, steps)]):
+                own = measure(self.model, value, steps, queries, *like)
+            own.update(identify(queries))
+        return numbers | {f"query {name}": own[name] for name in own}
 
     def explaining(
         self, queries: Queries | None, batch: Batch
@@ -510,7 +572,8 @@ def loss_names(losses: Any) -> str:
             return loss
         for attribute in ("name", "__qualname__"):
             if getattr(loss, attribute, None):
-                return str(getattr(loss, attribute))
+                # Keras numbers losses of the same class anew in each process.
+                return re.sub(r"_\d+$", "", str(getattr(loss, attribute)))
         return type(loss).__name__
 
     return str(tf.nest.map_structure(name, losses))

@@ -15,10 +15,11 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from keras_tracin._files import written_whole
+from keras_tracin._files import save_arrays, written_whole
 
 _POLL = 0.2  # seconds between looks at what others have done
 _PATIENCE = 60.0  # seconds after which waiting is announced, again and again
@@ -26,11 +27,23 @@ _PATIENCE = 60.0  # seconds after which waiting is announced, again and again
 
 def write_first(path: Path, text: str) -> None:
     """Writes a file, unless another process was first."""
+    with _first(path) as own, written_whole(own) as unfinished:
+        unfinished.write_text(text)
+
+
+def write_first_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes one `.npz` file, unless another process was first."""
+    with _first(path) as own:
+        save_arrays(own, **arrays)
+
+
+@contextlib.contextmanager
+def _first(path: Path) -> Iterator[Path]:
+    """Yields a path whose file becomes `path`, unless there is one by then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{uuid.uuid4().hex}-{path.name}")
     try:
-        with written_whole(own) as unfinished:
-            unfinished.write_text(text)
+        yield own
         with contextlib.suppress(FileExistsError):
             os.link(own, path)
     finally:

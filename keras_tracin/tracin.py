@@ -34,6 +34,7 @@ from keras_tracin.attribution import (
     TopK,
 )
 from keras_tracin.collecting import Stream
+from keras_tracin.descriptions import describe, describe_optimizer
 from keras_tracin.distribution import Strategy
 from keras_tracin.exclusive import exclusively
 from keras_tracin.forecast import forecast, forecast_plainly
@@ -220,7 +221,7 @@ class TracIn:
                     "query, and keeps no parts of it. Leave out `directory=`."
                 )
             return self._influence_on_sum(test, verbose)
-        scorer = self._kept(directory, "influence")
+        scorer = self._kept(directory, "influence", test)
         return collecting.influence(
             self._blocks(scorer, test),
             self._stream(scorer, verbose),
@@ -251,7 +252,7 @@ class TracIn:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        scorer = self._kept(directory, "top_k", k=k)
+        scorer = self._kept(directory, "top_k", test, k=k)
         return collecting.top_k(
             self._blocks(scorer, test),
             self._stream(scorer, verbose),
@@ -343,7 +344,11 @@ class TracIn:
         return Attribution(columns.scores, np.array(["sum"]), columns.ids)
 
     def _kept(
-        self, directory: str | os.PathLike | None, call: str, **options: Any
+        self,
+        directory: str | os.PathLike | None,
+        call: str,
+        test: Any = None,
+        **options: Any,
     ) -> Scorer:
         """The scorer of a call, which may keep what is finished of it."""
         return self._scorer.keeping(
@@ -356,11 +361,21 @@ class TracIn:
                     for one, rate in self._rates.items()
                     if one is not None
                 ],
-                "projection": repr(self._scorer.projection),
+                "projection": describe(self._scorer.projection),
                 "optimizer_aware": self.optimizer_aware,
+                "optimizer": self._optimizer,
                 **options,
             },
+            self._rates,
+            test,
         )
+
+    @property
+    def _optimizer(self) -> Any:
+        """What gradients count by, beside the states of the checkpoints."""
+        if not self.optimizer_aware:
+            return None
+        return describe_optimizer(self._scorer.model.optimizer)
 
     def _blocks(self, scorer: Scorer, test: Any) -> Iterator[Queries]:
         if self._preconditioner is None:

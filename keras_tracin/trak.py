@@ -36,10 +36,12 @@ from keras_tracin._files import digest
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.collecting import Stream
 from keras_tracin.curvature.operators import check_damping
-from keras_tracin.datasets import Batch
+from keras_tracin.datasets import Batch, content_digest
+from keras_tracin.descriptions import describe
 from keras_tracin.distribution import Strategy
 from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.factors import DenseGradients
+from keras_tracin.measures import Numbers
 from keras_tracin.model_outputs import model_output, sample_weights
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.progress import Progress
@@ -51,6 +53,8 @@ from keras_tracin.projection import (
 from keras_tracin.runs import TrainingRun, check_checkpoint, run_weights
 from keras_tracin.scoring import Queries, Rates, Scorer
 from keras_tracin.sweep import Chunk, Sink
+
+_DIGESTED = 256  # examples at a time
 
 Run = TrainingRun | str | os.PathLike
 
@@ -171,7 +175,7 @@ class TRAK:
                 layer and ids, if ΦᵀΦ + λI cannot be inverted, or if `test`
                 does not fit the model.
         """
-        scorer = self._kept(directory, "influence")
+        scorer = self._kept(directory, "influence", test)
         return collecting.influence(
             scorer.blocks(test), self._stream(scorer, verbose), scorer.parts
         )
@@ -197,7 +201,7 @@ class TRAK:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        scorer = self._kept(directory, "top_k", k=k)
+        scorer = self._kept(directory, "top_k", test, k=k)
         return collecting.top_k(
             scorer.blocks(test),
             self._stream(scorer, verbose),
@@ -335,7 +339,11 @@ class TRAK:
                     progress.advance()
 
     def _kept(
-        self, directory: str | os.PathLike | None, call: str, **options: Any
+        self,
+        directory: str | os.PathLike | None,
+        call: str,
+        test: Any,
+        **options: Any,
     ) -> Scorer:
         """The scorer of a call, which may keep what is finished of it."""
         return self._scorer.keeping(
@@ -348,12 +356,26 @@ class TRAK:
                     for one in self._rates
                     if one is not None
                 ],
-                "projection": repr(self._scorer.projection),
+                "projection": describe(self._scorer.projection),
                 "damping": self._damping,
                 "output": self._output.kind,
+                # All of them have a part in the kernels.
+                "train": content_digest(self._scorer.train.batches(_DIGESTED)),
                 **options,
             },
+            self._rates,
+            test,
+            self._pull_numbers,
         )
+
+    def _pull_numbers(self, batch: Batch, numbers: Numbers) -> Numbers:
+        """How hard the loss pulls at outputs, of which scores are made."""
+        outputs = tf.constant(numbers["losses"])
+        weights = batch.sample_weight
+        return {
+            "pulls": self._output.pull(batch.y, outputs, weights),
+            "weights": self._output.help(batch.y, outputs, weights),
+        }
 
 
 def _equal_shares(run: Run | Sequence[Run]) -> Rates:

@@ -43,7 +43,6 @@ from keras_tracin.sharing import wait_for_worker
 FORMAT_VERSION = 2
 FILE_NAME = "index.json"
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REMEDY = "Copy the index again, or delete it and build it anew."
 
 
@@ -320,7 +319,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in _files.DISK_IS_FULL:
                 raise
             rows = self._count(0, self.finished) + self.pending
             raise OSError(

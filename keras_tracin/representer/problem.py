@@ -21,9 +21,9 @@ import keras
 from keras_tracin.datasets import Examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
+from keras_tracin.exclusive import exclusively
 from keras_tracin.output_kinds import check_consistent, outputs_of
 from keras_tracin.preprocessing import announce, open_for_model
-from keras_tracin.exclusive import exclusively
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective

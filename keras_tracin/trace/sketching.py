@@ -35,12 +35,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
-<<<<<<< HEAD
 from keras_tracin.datasets import Batch
-=======
-from keras_tracin.datasets import Batch, open_examples
 from keras_tracin.exclusive import exclusively
->>>>>>> w/memory
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.functions import (
     GradientFunctions,

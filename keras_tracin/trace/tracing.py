@@ -48,13 +48,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-<<<<<<< HEAD
 from keras_tracin.datasets import Batch, content_digest
-from keras_tracin.preprocessing import open_for_model
-=======
-from keras_tracin.datasets import Batch, content_digest, open_examples
 from keras_tracin.exclusive import exclusively
->>>>>>> w/memory
+from keras_tracin.preprocessing import open_for_model
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history
