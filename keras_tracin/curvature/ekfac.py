@@ -39,6 +39,7 @@ from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.pseudo_gradients import EACH_OUTPUT, pseudo_loss
 from keras_tracin.curvature.solvers import Solution
 from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients.placement import place
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.flat import Groups
 
@@ -124,7 +125,9 @@ def _steps(
             return pseudo_loss(operator.loss, y, seen, weight, seed, outputs)
 
         batch = (x, y, weight[0] if weight else None)
-        return capture(operator.model, surrogate, batch, layers).factors
+        # Found without the surrogate, which counts how often it is called.
+        placement = place(operator.model, x, layers)
+        return capture(operator.model, surrogate, batch, placement).factors
 
     blocks: list[Block] = []
 

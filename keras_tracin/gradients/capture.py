@@ -31,13 +31,18 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients import precision
+from keras_tracin.gradients import precision, whole_loss
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.nest import Nest
 from keras_tracin.gradients.placement import Placement, place
 from keras_tracin.gradients.rules import LayerUse
-from keras_tracin.gradients.rules.fallback import is_differentiable, layer_local
+from keras_tracin.gradients.rules.fallback import (
+    is_differentiable,
+    layer_local,
+    with_probes,
+)
 from keras_tracin.gradients.rules.registry import Part
+from keras_tracin.gradients.rules.repeating import NESTED
 from keras_tracin.gradients.sites import (
     Site,
     intercepted,
@@ -103,7 +108,10 @@ def capture(
     if isinstance(layers, Placement):
         placement = layers
     else:
-        placement = place(model, batch[0], layers)
+        x, y, sample_weight = batch
+        placement = place(
+            model, x, layers, loss=loss, y=y, sample_weight=sample_weight
+        )
     with without_rematerialization(model):
         losses, parts = _captured(model, loss, batch, placement, training)
     if not parts:
@@ -127,10 +135,12 @@ def _captured(
     """The losses `[n]`, and the factors of each call of each layer."""
     x, y, sample_weight = batch
     scaled = precision.computes_in_float16(model)
+    of_objective = frozenset(map(id, placement.of_objective))
+    before = _number_of_operations()
     with tf.GradientTape(
         persistent=True, watch_accessed_variables=False
     ) as tape:
-        with _recorded(placement.sites, tape) as calls:
+        with _recorded(placement.sites, tape, of_objective) as calls:
             y_pred = model(x, training=training)
         if scaled:
             y_pred = precision.widen(y_pred)
@@ -152,7 +162,43 @@ def _captured(
         if found:
             use = call.use(dict(zip(map(id, rows), found, strict=True)))
             parts += [(call, part) for part in _parts_of(call, use)]
+    if placement.of_loss or placement.of_objective:
+        ends = whole_loss.Ends(
+            losses,
+            precision.slopes(tape, losses, y_pred) if scaled else None,
+            _has_nested(before),
+        )
+    if placement.of_loss:
+        variables = placement.of_loss
+        own = whole_loss.of_loss(
+            model, loss, y, y_pred, sample_weight, variables, ends
+        )
+        parts.append((_of_whole(model, variables), (variables, own)))
+    if placement.of_objective:
+        variables = placement.of_objective
+        own = whole_loss.of_objective(
+            model, loss, batch, variables, ends, training
+        )
+        parts.append((_of_whole(model, variables), (variables, own)))
     return losses, parts
+
+
+def _of_whole(
+    model: keras.Model, variables: tuple[keras.Variable, ...]
+) -> _Call:
+    """What stands for a call in parts that come of no layer's."""
+    site = Site(model, variables, None)
+    return _Call(site, (), {}, (), (), frozenset(map(id, variables)))
+
+
+def _number_of_operations() -> int:
+    return len(tf.compat.v1.get_default_graph().get_operations())
+
+
+def _has_nested(since: int) -> bool:
+    """Whether what was traced since then loops, branches or calls."""
+    operations = tf.compat.v1.get_default_graph().get_operations()
+    return any(op.type in NESTED for op in operations[since:])
 
 
 def _rows(call: _Call, x: Any) -> list[tf.Tensor]:
@@ -208,13 +254,17 @@ def _parts_of(call: _Call, use: LayerUse) -> list[Part]:
         v for v in call.site.variables if id(v) in call.answers_for
     )
     if precision.computes_in_float16(layer):
-        return [(variables, _layer_local_scaled(layer, use, variables))]
-    found = layer_local(layer, use, variables)
+        found = _layer_local_scaled(layer, use, variables, call.nested)
+        return [(variables, found)]
+    found = layer_local(layer, use, variables, call.nested)
     return [(variables, precision.widen(found))]
 
 
 def _layer_local_scaled(
-    layer: keras.Layer, use: LayerUse, variables: Sequence[keras.Variable]
+    layer: keras.Layer,
+    use: LayerUse,
+    variables: Sequence[keras.Variable],
+    nested: bool,
 ) -> algebra.DenseGradients:
     """The fallback for a layer that computes in float16."""
 
@@ -226,7 +276,7 @@ def _layer_local_scaled(
             for grad, output in zip(use.grads, use.outputs, strict=True)
         ]
         within = dataclasses.replace(use, grads=tuple(grads))
-        return layer_local(layer, within, variables).parts
+        return layer_local(layer, within, variables, nested).parts
 
     known = [grad for grad in use.grads if grad is not None]
     parts = precision.in_range(attempt, 16.0, known)
@@ -273,6 +323,7 @@ class _Call:
     Attributes:
         answers_for: the ids of the variables whose gradients are taken here:
             all of the site's, but for those a call around this one takes.
+        nested: whether it loops, branches or calls functions.
     """
 
     site: Site
@@ -281,6 +332,7 @@ class _Call:
     masks: tuple[tf.Tensor | None, ...]
     watched: tuple[tf.Tensor, ...]
     answers_for: frozenset[int]
+    nested: bool = False
 
     def use(self, grads: dict[int, tf.Tensor]) -> LayerUse:
         """With the gradients by the id of what was watched, where there are."""
@@ -289,10 +341,18 @@ class _Call:
 
 
 @contextlib.contextmanager
-def _recorded(sites: Sequence[Site], tape: tf.GradientTape):
-    """Replaces `call` on the sites' layers; yields the calls as they come."""
+def _recorded(
+    sites: Sequence[Site], tape: tf.GradientTape, others: frozenset[int]
+):
+    """Replaces `call` on the sites' layers; yields the calls as they come.
+
+    Args:
+        sites: those to record.
+        tape: what watches.
+        others: ids of variables that no site answers for.
+    """
     calls: list[_Call] = []
-    taken: list[frozenset[int]] = []  # by the calls that are being made now
+    taken = [others]  # and by the calls that are being made now
     with contextlib.ExitStack() as stack:
         for site in sites:
             record = functools.partial(_record, site, tape, calls, taken)
@@ -321,17 +381,23 @@ def _record(site, tape, calls, taken, original, *args, **kwargs):
         watched.append(probe)
         return probe
 
+    before = _number_of_operations()
+    nested = False
     if site.rule is None:
         taken.append(answers_for)
         try:
             outputs = original(*args, **kwargs)
         finally:
             taken.pop()
-        outputs = tf.nest.map_structure(watch, outputs)
+        nested = _has_nested(before)
+        outputs = with_probes(outputs, watch)
     elif site.rule.watching is not None:
         with site.rule.watching(site.layer, watch):
             outputs = original(*args, **kwargs)
     else:
         outputs = tf.nest.map_structure(watch, original(*args, **kwargs))
-    calls.append(_Call(site, args, kwargs, masks, tuple(watched), answers_for))
+    probes = tuple(watched)
+    calls.append(
+        _Call(site, args, kwargs, masks, probes, answers_for, nested)
+    )
     return outputs

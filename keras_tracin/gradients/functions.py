@@ -82,7 +82,15 @@ class GradientFunctions:
         self._projection = projection
         self._jit_compile = jit_compile
         self._spec = batch_spec(like)
-        self._placement = place(model, self._spec[0], layers)
+        x, y, *weight = self._spec
+        self._placement = place(
+            model,
+            x,
+            layers,
+            loss=loss,
+            y=y,
+            sample_weight=weight[0] if weight else None,
+        )
 
     def _capture(self, data) -> Captured:
         x, y, *weight = data

@@ -5,46 +5,38 @@ examples along their first axis. Not every call in a model is so: a table of
 positions is looked up once for the whole batch, `reshape(x, (-1, d))` folds
 examples and positions into one axis, a call inside a loop or a `tf.function`
 cannot be watched from outside, and a tied output projection reads a table that
-belongs to another layer. There the nearest enclosing layer whose own inputs and
-outputs do split, if need be the model, answers for the variables in question,
-by the layer-local fallback.
+belongs to another layer. Nor does all that a layer computes leave it by what it
+returns: some keep a tensor on `self`, for a later layer or the loss, or return
+an object that `tf.nest` does not look into. There the nearest enclosing layer
+whose own inputs and outputs do split, if need be the model, answers for the
+variables in question, by the layer-local fallback; and where the model hands
+the loss something beside its outputs, both together do.
 
-The dry run traces the model for a number of examples that no other axis has,
-so that shapes alone tell the axis of the examples from the rest. Nothing is
-computed.
+What the loss reads of the weights itself, beside the model's outputs, is a part
+of its own.
 
 Synopsis:
 
-    placement = place(model, x)
+    placement = place(model, x, loss=loss, y=y)
     placement.sites      # which layers' calls to record, for which variables
     placement.names_of(variables)  # "model/head"
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from keras_tracin.gradients.refusals import check_call
-from keras_tracin.gradients.rules.fallback import is_differentiable
-from keras_tracin.gradients.sites import (
-    Site,
-    find_sites,
-    intercepted,
-    layers_called,
-    site_variables,
-    without_rematerialization,
+from keras_tracin.gradients.dry_run import (
+    Call,
+    DryRun,
+    Objective,
+    first_axis,
 )
-
-# How many examples the dry run has: a prime, so that a multiple of it is an
-# axis into which the examples were folded.
-_EXAMPLES = 1009
+from keras_tracin.gradients.sites import Site, find_sites, site_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +50,19 @@ class Placement:
         owners: by the id of a variable, the layers that own it.
         unsure: ids of layers of which the dry run could not tell whether they
             return as many rows as there are examples.
+        of_loss: those that the loss reads itself: to their gradients by the
+            sites comes that of the loss alone.
+        of_objective: those that no site answers for, since what depends on
+            them goes from the model to the loss by other ways than the
+            model's outputs.
     """
 
     sites: tuple[Site, ...]
     variables: tuple[keras.Variable, ...]
     owners: dict[int, tuple[str, ...]]
     unsure: frozenset[int]
+    of_loss: tuple[keras.Variable, ...] = ()
+    of_objective: tuple[keras.Variable, ...] = ()
 
     def names_of(self, variables: Iterable[keras.Variable]) -> str:
         """The owners of these variables, joined by "+"."""
@@ -75,6 +74,10 @@ def place(
     model: keras.Model,
     x: Any,
     layers: Sequence[str | keras.Layer] | None = None,
+    *,
+    loss: Callable[[Any, Any, Any], Any] | None = None,
+    y: Any = None,
+    sample_weight: Any = None,
 ) -> Placement:
     """Finds layers that can answer for the variables, by a dry run.
 
@@ -82,6 +85,10 @@ def place(
         model: a built model.
         x: its inputs: tensors, arrays or `tf.TensorSpec`s.
         layers: restricts the gradients, as in `find_sites`.
+        loss: `(y, y_pred, sample_weight) -> [n]`, what will be differentiated;
+            without it, what it reads beside `y_pred` goes unseen.
+        y: the labels, as `x`.
+        sample_weight: the weights, as `x`, or None.
 
     Raises:
         ValueError: as `find_sites`; or naming a layer, if neither it nor a
@@ -93,159 +100,162 @@ def place(
         for variable in site.variables:
             known = owners.get(id(variable), ())
             owners[id(variable)] = (*known, site.name)
-    run = _DryRun(model, x, sites)
+    search = _Search(model, sites, Objective(x, y, sample_weight, loss))
+    while search.adds_sites():
+        pass
+    run = search.run
     unsure = frozenset(
         id(call.layer)
         for call in run.calls
-        if any(_first_axis(tensor) is None for tensor in call.outputs)
+        if any(first_axis(tensor) is None for tensor in call.outputs)
     )
     return Placement(
-        _with_enclosing(sites, run),
+        tuple(search.sites),
         tuple(site_variables(sites)),
         owners,
         unsure,
+        tuple(search.of_loss()),
+        tuple(search.of_objective.values()),
     )
 
 
-def _with_enclosing(sites: list[Site], run: _DryRun) -> tuple[Site, ...]:
-    """Adds sites for variables whose own layers cannot answer for them."""
-    by_layer = {id(site.layer): site for site in sites}
-    wanted = {id(v.value): v for site in sites for v in site.variables}
-    needed: dict[int, tuple[keras.Layer, dict[int, keras.Variable]]] = {}
-    for call in run.calls:
-        own = by_layer.get(id(call.layer))
-        answered = set() if own is None else _answered(own, call)
-        for key in call.reads() & wanted.keys() - answered:
-            around = _nearest_that_splits(call, wanted[key])
-            _, variables = needed.setdefault(id(around), (around, {}))
-            variables[key] = wanted[key]
-    found = {(id(site.layer), site.rule): site for site in sites}
-    for layer, variables in needed.values():
-        own = found.get((id(layer), None))
-        if own is not None:  # one site does for both
-            variables.update((id(v.value), v) for v in own.variables)
-        site = Site(layer, tuple(variables.values()), None)
-        found[id(layer), None] = site
-    return tuple(found.values())
+_Needed = tuple[keras.Layer, dict[int, keras.Variable]]
 
 
-def _answered(site: Site, call: _Call) -> set[int]:
-    """The variables that the called layer's own site accounts for."""
-    answers = call.splits if site.rule is None else call.returns_examples
-    return {id(v.value) for v in site.variables} if answers else set()
+class _Search:
+    """Looks for sites until those that there are answer for all variables.
+
+    Attributes:
+        sites: those so far.
+        of_objective: variables that model and loss together answer for.
+        run: the last dry run: what tells whether the sites will do.
+    """
+
+    def __init__(
+        self, model: keras.Model, sites: list[Site], objective: Objective
+    ):
+        self.sites = sites
+        self.of_objective: dict[int, keras.Variable] = {}
+        self._model, self._objective = model, objective
+        self._wanted = {id(v.value): v for site in sites for v in site.variables}
+
+    def adds_sites(self) -> bool:
+        """Whether another dry run has to tell if it was enough."""
+        self.run = DryRun(self._model, self.sites, self._objective)
+        # The ways of tensors, which a loss may fix only by an open batch.
+        self._ways = self.run
+        if self._objective.loss is not None and not self.run.knows_loss:
+            open_batch = DryRun(
+                self._model, self.sites, self._objective, examples=None
+            )
+            if open_batch.knows_loss:
+                self._ways = open_batch
+        needed: dict[int, _Needed] = {}
+        for call in self.run.calls:
+            for key in call.reads() & self._wanted.keys():
+                layer = self._answering(call, key)
+                if layer is not None:
+                    _, variables = needed.setdefault(id(layer), (layer, {}))
+                    variables[key] = self._wanted[key]
+        for key, variable in self._wanted.items():
+            if self._ways.knows_loss and self._ways.is_read_outside(variable):
+                self._leave_to_objective(key)
+        self._add(needed.values())
+        return bool(needed)
+
+    def of_loss(self) -> Iterator[keras.Variable]:
+        """Those that the loss reads itself, and can be repeated for."""
+        if not self._ways.knows_loss:
+            return
+        for key, variable in self._wanted.items():
+            if key in self.of_objective or not self._ways.loss_reads(variable):
+                continue
+            if self._ways.loss_is_entered:
+                self._leave_to_objective(key)
+            else:
+                yield variable
+
+    def _answering(self, call: Call, key: int) -> keras.Layer | None:
+        """The layer that needs a site for a variable that a call reads.
+
+        None, if there is one that answers for it.
+        """
+        if key in self.of_objective:
+            return None
+        inner: Call | None = call
+        answering = [c for c in call.around() if self._has(c, key, rule=False)]
+        if answering:
+            *_, outermost = answering
+            if outermost.splits and self._is_closed(outermost, key):
+                return None
+            inner = outermost.parent
+        elif self._has(call, key, rule=True) and self._rule_serves(call, key):
+            return None
+        leaves_tensors = bool(answering) and answering[-1].splits
+        for around in inner.around() if inner is not None else ():
+            if around.splits and self._is_closed(around, key):
+                return around.layer
+            leaves_tensors |= around.splits
+        if not leaves_tensors:
+            raise _not_split(call, self._wanted[key])
+        self._leave_to_objective(key)
+        return None
+
+    def _has(self, call: Call, key: int, rule: bool) -> bool:
+        """Whether the called layer is a site of the variable."""
+        return any(
+            site.layer is call.layer
+            and (site.rule is not None) is rule
+            and any(id(v.value) == key for v in site.variables)
+            for site in self.sites
+        )
+
+    def _is_closed(self, call: Call, key: int) -> bool:
+        """Whether the variable's part in a call shows in what it returns."""
+        twin = self._ways.calls[call.number]
+        return not (
+            self._ways.is_left(twin, self._wanted[key])
+            or self._ways.is_entered(twin)
+        )
+
+    def _rule_serves(self, call: Call, key: int) -> bool:
+        if not call.returns_examples:
+            return False
+        twin = self._ways.calls[call.number]
+        if self._ways.goes_round_rule(twin, self._wanted[key]):
+            return False
+        # Such a rule repeats something, as the fallback does.
+        return call.rule is not None or not self._ways.is_entered(twin)
+
+    def _leave_to_objective(self, key: int) -> None:
+        variable = self._wanted[key]
+        if not self._ways.objective_splits:
+            raise ValueError(
+                f"The gradient of variable '{variable.path}' cannot be split "
+                "into examples: what the model computes with it reaches the "
+                "loss by other ways than the model's outputs (a tensor that a "
+                "layer keeps, or an object that it returns). Return it as an "
+                "output of the model, or leave the variable out by naming the "
+                "other layers in `layers=`."
+            )
+        self.of_objective[key] = variable
+
+    def _add(self, needed: Iterable[_Needed]) -> None:
+        known = {(id(site.layer), site.rule): site for site in self.sites}
+        for layer, variables in needed:
+            own = known.get((id(layer), None))
+            if own is not None:  # one site does for both
+                variables.update((id(v.value), v) for v in own.variables)
+            site = Site(layer, tuple(variables.values()), None)
+            known[id(layer), None] = site
+        self.sites = list(known.values())
 
 
-def _nearest_that_splits(call: _Call, variable: keras.Variable) -> keras.Layer:
-    around: _Call | None = call
-    while around is not None:
-        if around.splits:
-            return around.layer
-        around = around.parent
-    raise ValueError(
+def _not_split(call: Call, variable: keras.Variable) -> ValueError:
+    return ValueError(
         f"The gradient of variable '{variable.path}', used in layer "
         f"'{call.layer.name}' ({type(call.layer).__name__}), cannot be split "
         "into examples: neither this layer nor one around it takes and "
         "returns tensors whose first axis is the examples'. Leave it out by "
         "naming the other layers in `layers=`."
     )
-
-
-@dataclasses.dataclass
-class _Call:
-    """One call of a layer in the dry run."""
-
-    layer: keras.Layer
-    parent: _Call | None
-    tape: tf.GradientTape
-    takes_examples: bool
-    in_graph: bool  # of the model itself, not of a loop or function in it
-    outputs: list[tf.Tensor] = dataclasses.field(default_factory=list)
-
-    def reads(self) -> set[int]:
-        """The variables it read itself, not through layers it called."""
-        return {id(v) for v in self.tape.watched_variables()}
-
-    @property
-    def returns_examples(self) -> bool:
-        """Whether what it returns has the examples along the first axis."""
-        # What else the model returns is no matter, if the loss leaves it out.
-        enough = any if self.parent is None else all
-        return self.in_graph and enough(map(_may_have_examples, self.outputs))
-
-    @property
-    def splits(self) -> bool:
-        """Whether the call can be repeated for one example."""
-        return self.takes_examples and self.returns_examples
-
-
-class _DryRun:
-    """The calls that a model makes, with the shapes of what they return."""
-
-    def __init__(self, model: keras.Model, x: Any, sites: Sequence[Site]):
-        self.calls: list[_Call] = []
-        self._active: list[_Call] = []
-        self._graph = tf.__internal__.FuncGraph("dry_run")
-        x = tf.nest.map_structure(_type_of, x)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._graph.as_default())
-            stack.enter_context(without_rematerialization(model))
-            for layer in layers_called(model, sites):
-                noting = functools.partial(self._note, layer)
-                stack.enter_context(intercepted(layer, noting))
-            inputs = tf.nest.map_structure(_placeholder, x)
-            model(inputs, training=False)
-
-    def _note(self, layer: keras.Layer, original, *args, **kwargs):
-        check_call(layer, args, kwargs)
-        parent = self._active[-1] if self._active else None
-        with contextlib.ExitStack() as stack:
-            if parent is not None:
-                stack.enter_context(parent.tape.stop_recording())
-            tape = stack.enter_context(tf.GradientTape(persistent=True))
-            made = _Call(
-                layer,
-                parent,
-                tape,
-                takes_examples=_takes_examples((args, kwargs)),
-                in_graph=tf.compat.v1.get_default_graph() is self._graph,
-            )
-            self.calls.append(made)
-            self._active.append(made)
-            stack.callback(self._active.pop)
-            outputs = original(*args, **kwargs)
-        made.outputs += filter(is_differentiable, tf.nest.flatten(outputs))
-        return outputs
-
-
-def _type_of(leaf: Any) -> tf.TensorSpec:
-    if not isinstance(leaf, tf.TensorSpec):
-        leaf = tf.convert_to_tensor(leaf)
-    return tf.TensorSpec([_EXAMPLES, *leaf.shape[1:]], leaf.dtype)
-
-
-def _placeholder(spec: tf.TensorSpec) -> tf.Tensor:
-    return tf.compat.v1.placeholder(spec.dtype, spec.shape)
-
-
-def _takes_examples(arguments: Any) -> bool:
-    """Whether some have the examples first, and none has them folded."""
-    tensors = [t for t in tf.nest.flatten(arguments) if tf.is_tensor(t)]
-    return any(map(_may_have_examples, tensors)) and not any(
-        map(_examples_folded, tensors)
-    )
-
-
-def _first_axis(tensor: tf.Tensor) -> int | None:
-    """Its size, zero if there is none, None if that is not known."""
-    shape = tf.TensorShape(tensor.shape)
-    return shape[0] if shape.rank else 0
-
-
-def _may_have_examples(tensor: tf.Tensor) -> bool:
-    return _first_axis(tensor) in (_EXAMPLES, None)
-
-
-def _examples_folded(tensor: tf.Tensor) -> bool:
-    """Whether the first axis is examples and something else in one."""
-    size = _first_axis(tensor) or 0
-    return size > _EXAMPLES and size % _EXAMPLES == 0

@@ -23,7 +23,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_HIGH = 2.0**10  # of the gradient at the output: far from either end
+HIGH = 2.0**10  # of the gradient at the output: far from either end
 _LOWER = 2.0**8
 # Three times lower, 2⁻¹⁴ is left: were it zero, infinite slopes would be, too.
 _ATTEMPTS = 3
@@ -83,17 +83,23 @@ def scaled_gradients(
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
 
+    found = in_range(attempt, HIGH, slopes(tape, losses, outputs))
+    return tf.nest.pack_sequence_as(watched, found)
+
+
+def slopes(
+    tape: tf.GradientTape, losses: tf.Tensor, outputs: Any
+) -> list[tf.Tensor]:
+    """The losses' gradients at the model's outputs, and at their logits."""
     ends = []
     for output in tf.nest.flatten(outputs):
         # Losses from logits go round the softmax or sigmoid at the end.
         for end in (output, getattr(output, "_keras_logits", None)):
             if end is not None and end.dtype.is_floating:
                 ends.append(end)
-    slopes = tape.gradient(
+    return tape.gradient(
         losses, ends, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
-    found = in_range(attempt, _HIGH, slopes)
-    return tf.nest.pack_sequence_as(watched, found)
 
 
 def in_range(

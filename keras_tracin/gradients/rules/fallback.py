@@ -1,25 +1,30 @@
 """Any other layer: its own vector-Jacobian product, one example at a time.
 
 A layer's gradient for one example needs only what went into the layer and the
-loss's gradient at what came out. `tf.vectorized_map` repeats that small
-computation over the batch; the rest of the model is not touched. Exact for
+loss's gradient at what came out. That small computation is repeated over the
+batch; the rest of the model is not touched. Exact for
 LSTM, GRU, a user's own layer, and whatever else treats examples one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_tracin.gradients import precision
 from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.gradients.rules.registry import LayerUse
+from keras_tracin.gradients.rules.repeating import repeat
 
 
 def layer_local(
-    layer: keras.Layer, use: LayerUse, variables: Sequence[keras.Variable]
+    layer: keras.Layer,
+    use: LayerUse,
+    variables: Sequence[keras.Variable],
+    nested: bool = False,
 ) -> DenseGradients:
     """Gradients `[n, p]` of `variables` from one use of `layer`.
 
@@ -28,6 +33,7 @@ def layer_local(
             alone.
         use: what it was called with, and the gradients at what it returned.
         variables: those to differentiate by; the layer's, or of layers in it.
+        nested: whether it loops, branches or calls functions.
 
     Raises:
         ValueError: if the layer cannot be repeated for one example, or no
@@ -39,7 +45,7 @@ def layer_local(
         for place, (leaf, mask) in enumerate(
             zip(leaves, use.masks, strict=True)
         )
-        if _has_examples(leaf)
+        if has_examples(leaf)
     }
     if not moving:
         raise ValueError(
@@ -61,11 +67,13 @@ def layer_local(
         )
         # Layers in this one take the `training` of the layer around them.
         outputs = layer(*args, **{"training": False, **kwargs})
-        outputs = [t for t in tf.nest.flatten(outputs) if is_differentiable(t)]
+        outputs = list(outputs_of(outputs))
         return [outputs[k] for k in used]
 
     grads = [tf.expand_dims(use.grads[k], 1) for k in used]
-    return gradients_by_example(layer, one_example, moving, grads, variables)
+    return gradients_by_example(
+        layer, one_example, moving, grads, variables, nested=nested
+    )
 
 
 def gradients_by_example(
@@ -74,6 +82,9 @@ def gradients_by_example(
     inputs: Any,
     grads: Sequence[tf.Tensor],
     variables: Sequence[keras.Variable],
+    *,
+    nested: bool = False,
+    subject: str | None = None,
 ) -> DenseGradients:
     """Gradients `[n, p]` of `variables` from a function of one example.
 
@@ -83,10 +94,14 @@ def gradients_by_example(
         inputs: a nest of tensors of `n` examples, `[n, ...]` each.
         grads: the gradients at the function's outputs, `[n, ...]` each.
         variables: those to differentiate by.
+        nested: whether the function loops, branches or calls functions.
+        subject: what the function is, in words; by default the layer.
 
     Raises:
-        ValueError: if `tf.vectorized_map` cannot repeat the function.
+        ValueError: if the function cannot be repeated for one example.
     """
+    if subject is None:
+        subject = f"layer '{layer.name}' ({type(layer).__name__})"
     values = [variable.value for variable in variables]
 
     def gradient(example):
@@ -94,6 +109,7 @@ def gradients_by_example(
             tape.watch(values)
             outputs = tf.nest.flatten(function(example[0]))
             outputs = [t for t in outputs if is_differentiable(t)]
+        _check_alike(outputs, example[1])
         found = tape.gradient(
             outputs,
             values,
@@ -106,12 +122,18 @@ def gradients_by_example(
         return [tf.convert_to_tensor(grad) for grad in found]
 
     try:
-        found = _repeated(layer, gradient, (inputs, list(grads)), variables)
+        found = repeat(
+            gradient,
+            (inputs, list(grads)),
+            [tf.TensorSpec(v.shape, v.dtype) for v in values],
+            subject,
+            nested=nested,
+            in_turn=_has_attention(layer),
+        )
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise ValueError(
-            f"The gradient of layer '{layer.name}' "
-            f"({type(layer).__name__}) cannot be split into examples: "
-            f"repeating the layer for a single example failed with: {error}\n"
+            f"The gradient of {subject} cannot be split into examples: "
+            f"repeating it for a single example failed with: {error}\n"
             "Leave the layer out by naming the others in `layers=`."
         ) from error
     return DenseGradients(
@@ -122,28 +144,61 @@ def gradients_by_example(
     )
 
 
-def _repeated(
-    layer: keras.Layer,
-    gradient: Callable[[Any], list[tf.Tensor]],
-    examples: Any,
-    variables: Sequence[keras.Variable],
-) -> list[tf.Tensor]:
-    """`gradient` of each example, at the same time where that is safe."""
+def _has_attention(layer: keras.Layer) -> bool:
+    """Whether examples must be taken in turn.
+
+    Vectorized, attention's products in float32 corrupt memory in oneDNN's
+    kernels (TensorFlow 2.21).
+    """
     attention = (
         keras.layers.MultiHeadAttention,
         keras.layers.GroupQueryAttention,
     )
-    if any(isinstance(x, attention) for x in layer._flatten_layers()):
-        # Vectorized, attention's products in float32 corrupt memory in
-        # oneDNN's kernels (TensorFlow 2.21): one example after another.
-        return tf.map_fn(
-            gradient,
-            examples,
-            fn_output_signature=[
-                tf.TensorSpec(v.shape, v.value.dtype) for v in variables
-            ],
-        )
-    return tf.vectorized_map(gradient, examples)
+    return any(isinstance(x, attention) for x in layer._flatten_layers())
+
+
+def _check_alike(
+    outputs: Sequence[tf.Tensor], grads: Sequence[tf.Tensor]
+) -> None:
+    """Refuses outputs of one example that are not of its gradients' shapes.
+
+    TensorFlow would broadcast the one to the other.
+    """
+    for output, grad in zip(outputs, grads, strict=True):
+        if not output.shape.is_compatible_with(grad.shape):
+            raise ValueError(
+                f"it returns outputs of shape {output.shape}, where "
+                f"{grad.shape} is expected of one example."
+            )
+
+
+def outputs_of(outputs: Any) -> Iterator[tf.Tensor]:
+    """What a loss can have a gradient at, of what a layer returned.
+
+    The logits that Keras notes on what a softmax or sigmoid returns are among
+    it: Keras's losses start from them and leave out what they are noted on.
+    """
+    for leaf in tf.nest.flatten(outputs):
+        if is_differentiable(leaf):
+            yield leaf
+            logits = getattr(leaf, "_keras_logits", None)
+            if logits is not None:
+                yield logits
+
+
+def with_probes(outputs: Any, watch: Callable[[tf.Tensor], tf.Tensor]) -> Any:
+    """The same, once each of `outputs_of(outputs)` went through `watch`."""
+
+    def probed(leaf):
+        if not is_differentiable(leaf):
+            return leaf
+        probe = precision.copy_notes(leaf, watch(leaf))
+        logits = getattr(leaf, "_keras_logits", None)
+        if logits is not None:
+            probe._keras_logits = watch(logits)
+        return probe
+
+    return tf.nest.map_structure(probed, outputs)
 
 
 def is_differentiable(tensor: Any) -> bool:
@@ -155,7 +210,7 @@ def is_differentiable(tensor: Any) -> bool:
     )
 
 
-def _has_examples(leaf) -> bool:
+def has_examples(leaf) -> bool:
     """Whether the first axis is the batch: the one size a trace leaves open."""
     return (
         tf.is_tensor(leaf)
@@ -168,7 +223,7 @@ def _has_examples(leaf) -> bool:
 def _with_mask(leaf, mask) -> tuple[tf.Tensor, ...]:
     """The tensor and, if its mask has examples as well, the mask."""
     tensor = tf.convert_to_tensor(leaf)
-    return (tensor, mask) if _has_examples(mask) else (tensor,)
+    return (tensor, mask) if has_examples(mask) else (tensor,)
 
 
 def _batch_of_one(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -1,0 +1,128 @@
+"""The same computation for every example of a batch.
+
+`tf.vectorized_map` turns it into operations on whole batches, where it can.
+What it cannot turn, some loops above all, is repeated for one example after
+another, with a warning, since that is slow.
+
+Synopsis:
+
+    rows = repeat(function, examples, specs, "layer 'scan' (Scanning)")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+# Operations of control flow and calls, which may turn out not to be
+# convertible when half of the work is in the graph already.
+NESTED = frozenset(
+    {
+        "Case",
+        "EagerPyFunc",
+        "If",
+        "PartitionedCall",
+        "PyFunc",
+        "StatefulPartitionedCall",
+        "StatelessCase",
+        "StatelessIf",
+        "StatelessWhile",
+        "While",
+    }
+)
+_FAILURES = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    tf.errors.OpError,
+)
+_BY_LOOP = re.compile(r"Using a while_loop for converting (\w+)")
+
+
+def repeat(
+    function: Callable[[Any], list[tf.Tensor]],
+    examples: Any,
+    specs: Sequence[tf.TensorSpec],
+    subject: str,
+    *,
+    nested: bool = False,
+    in_turn: bool = False,
+) -> list[tf.Tensor]:
+    """`function` of each example, `[n, ...]`, at the same time if possible.
+
+    Args:
+        function: of one example.
+        examples: a nest of tensors `[n, ...]`.
+        specs: what the function returns.
+        subject: what warnings call the computation.
+        nested: whether it has control flow or calls in it; see `NESTED`.
+        in_turn: take one example after another, without a warning.
+
+    Raises:
+        ValueError: or whatever else the function raises.
+    """
+    if in_turn:
+        return _in_turn(function, examples, specs)
+    failure: Exception | None = None
+    with _quiet() as messages:
+        try:
+            if nested:
+                # What fails half-way would leave operations behind that run.
+                graph = tf.__internal__.FuncGraph("rehearsal")
+                with graph.as_default():
+                    tf.vectorized_map(function, examples)
+                messages.clear()
+            results = tf.vectorized_map(function, examples)
+        except _FAILURES as error:
+            failure = error
+            results = _in_turn(function, examples, specs)
+    by_loop = [found[1] for found in map(_BY_LOOP.match, messages) if found]
+    if failure is not None:
+        _warn(f"{subject} is")
+    elif by_loop:
+        operations = ", ".join(dict.fromkeys(by_loop))
+        _warn(f"In {subject}, the operations {operations} are")
+    return results
+
+
+def _in_turn(function, examples, specs) -> list[tf.Tensor]:
+    return tf.map_fn(function, examples, fn_output_signature=list(specs))
+
+
+def _warn(what: str) -> None:
+    warnings.warn(
+        f"{what[0].upper()}{what[1:]} computed for one example after another, which is slow: "
+        "`tf.vectorized_map` cannot make one operation on all examples of "
+        "it. The results are right.",
+        stacklevel=2,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keeps what TensorFlow logs in this thread to itself; yields that."""
+    messages: list[str] = []
+    thread = threading.get_ident()
+
+    def catch(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
+        messages.append(record.getMessage())
+        return False
+
+    logger = tf.get_logger()
+    logger.addFilter(catch)
+    try:
+        yield messages
+    finally:
+        logger.removeFilter(catch)
