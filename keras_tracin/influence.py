@@ -38,6 +38,7 @@ from keras_tracin.distribution import Strategy
 from keras_tracin.gradients import flat
 from keras_tracin.losses import penalty_weight
 from keras_tracin.runs.manifest import weights_digest
+from keras_tracin.runs.state import preserved
 from keras_tracin.scoring import PRESENT_WEIGHTS, Queries, Scorer
 from keras_tracin.sweep import Chunk, Sink
 
@@ -286,6 +287,10 @@ class InfluenceFunctions:
 
         Called with rows `[m, p]` it returns a `Solution`.
         """
+        with preserved(self._scorer.model):
+            return self._made_ready()
+
+    def _made_ready(self) -> Inverse:
         self._warn_unless_at_rest()
         if self._curvature == "ekfac":
             groups = self._scorer.train_steps.variables
@@ -361,11 +366,12 @@ class InfluenceFunctions:
 
         def stream(queries: Queries, sink: Sink) -> None:
             query, one = queries.steps.query, np.float32(1)
-            found = [query.rows(batch.data, one) for batch in queries.batches]
-            rows = tf.concat(found, axis=0)
-            if not np.isfinite(rows).all():
-                scorer.raise_not_finite(queries)
-            solved = self._solved(rows)
+            with preserved(scorer.model):
+                found = [query.rows(b.data, one) for b in queries.batches]
+                rows = tf.concat(found, axis=0)
+                if not np.isfinite(rows).all():
+                    scorer.raise_not_finite(queries)
+                solved = self._solved(rows)
             directions = flat.directions(solved, query.variables)
             scorer.sweep(
                 queries.steps.train.along,

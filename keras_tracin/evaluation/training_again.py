@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from keras_tracin.datasets import Examples, content_digest, open_examples
 from keras_tracin.query_losses import query_value
+from keras_tracin.runs.state import preserved
 
 _BATCH = 1024  # examples read or evaluated at a time
 
@@ -62,10 +63,11 @@ def query_values(
 ) -> np.ndarray:
     """What is measured of each query, `[m]` in float64; lower is better."""
     measure = query_value(model, query_loss, loss)
-    found = [
-        measure(batch.y, model(batch.x, training=False), batch.sample_weight)
-        for batch in queries.batches(_BATCH)
-    ]
+    with preserved(model):
+        found = [
+            measure(b.y, model(b.x, training=False), b.sample_weight)
+            for b in queries.batches(_BATCH)
+        ]
     return np.concatenate(found).astype(np.float64)
 
 

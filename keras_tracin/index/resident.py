@@ -13,8 +13,9 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -27,6 +28,7 @@ from keras_tracin.diagnosis import Suspect, broken_rows, check_fits, explaining
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
+from keras_tracin.runs.state import preserved
 
 
 class Resident:
@@ -57,6 +59,7 @@ class Resident:
         self._scales = scales[:, np.newaxis, np.newaxis]
         self._functions_like = functions_like
         self._steps: dict = {}
+        self._assigns: dict[str, bool] = {}  # whether a query moves variables
 
     @functools.cached_property
     def _weights(self) -> list[list[tf.Tensor]]:
@@ -88,13 +91,26 @@ class Resident:
             step = functions.sketches_at(self._projection, self._weights)
             self._steps[kind] = functions, step
         functions, step = self._steps[kind]
-        with explaining([Suspect("query", batch, functions)]):
+        with (
+            explaining([Suspect("query", batch, functions)]),
+            self._unchanged(kind),
+        ):
             found = self._scales * step(batch.data).numpy()  # [c, n, dim]
         found = np.ascontiguousarray(found.transpose(1, 0, 2))
         vectors = found.reshape(len(batch), -1)
         if not np.isfinite(vectors).all():
             raise _not_finite(batch, vectors)
         return vectors
+
+    @contextlib.contextmanager
+    def _unchanged(self, kind: str) -> Iterator[None]:
+        """Puts back what layers assign, if the first query shows any."""
+        if not self._assigns.get(kind, True):
+            yield
+            return
+        with preserved(self._model) as state:
+            yield
+            self._assigns[kind] = bool(state.changed(seeds=True))
 
 
 def _held(variable: keras.Variable) -> tf.Tensor:

@@ -33,6 +33,7 @@ from keras_tracin.gradients.sites import (
 from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.progress import Progress
 from keras_tracin.representer.head import Head, first_argument, refuse_output
+from keras_tracin.runs.state import preserved
 from keras_tracin.sweep import in_chunks, make_plan
 
 
@@ -133,7 +134,14 @@ class FeatureReader:
             memory_limit=self._memory_limit,
         )
         progress = Progress(plan, verbose, "Representations")
-        for batch in examples.batches(min(plan.batch_size, largest or 2**31)):
+        size = min(plan.batch_size, largest or 2**31)
+        with preserved(self._model):
+            yield from self._computed(examples, size, step, progress)
+
+    def _computed(
+        self, examples: Examples, size: int, step: Any, progress: Progress
+    ) -> Iterator[Representations]:
+        for batch in examples.batches(size):
             inputs, output = (found.numpy() for found in step(batch.x))
             features = self._head.features(inputs)
             _check_finite(features, batch.ids, examples.name)

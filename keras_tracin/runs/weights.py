@@ -15,6 +15,7 @@ import numpy as np
 from keras_tracin import _files
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.run import Checkpoint
+from keras_tracin.runs.state import Untracked
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 
@@ -27,7 +28,8 @@ def run_weights(
 
     After the block, and also after an exception or Ctrl-C in it, all of
     `model.variables` have the values they had before: weights, statistics of
-    BatchNormalization, states of random seeds. The optimizer and the metrics
+    BatchNormalization, states of random seeds; so do plain `tf.Variable`s that
+    layers hold. The optimizer and the metrics
     are not touched, though the files hold their states too.
 
     Example:
@@ -56,11 +58,13 @@ def run_weights(
             "one. Call it on a batch of data first."
         )
     saved = [(v, keras.ops.convert_to_numpy(v)) for v in model.variables]
+    untracked = Untracked(model)
     try:
         yield lambda checkpoint: _load(model, checkpoint)
     finally:
         for variable, value in saved:
             variable.assign(value)
+        untracked.restore()
         for layer in model._flatten_layers():
             # It keeps tensors computed from its variables.
             if isinstance(layer, keras.layers.Normalization):
