@@ -28,9 +28,11 @@ import tensorflow as tf
 from keras_tracin.datasets import Batch
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.gradients.refusals import check_examples_apart
+from keras_tracin.gradients.steadiness import StateChanges, check_steady
 from keras_tracin.labels import LabelsOutsideClasses
 
 _MOST_SHOWN = 10
+_TRIED = 2  # examples that a model is called on before any work
 _SURROUNDINGS = re.compile(
     r"File \"|Detected at|Graph execution error|Exception encountered|"
     r"Arguments received|• |\[\[|\[Op:"
@@ -63,28 +65,43 @@ def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
     """Builds a model that is not built, and tries a batch on it.
 
     Raises:
-        ValueError: if the model does not take such inputs; as
-            `check_examples_apart`.
+        ValueError: if the model does not take such inputs, or changes with
+            each call; as `check_examples_apart`.
     """
     check_examples_apart(model)
-    x = tf.nest.map_structure(lambda leaf: leaf[:1], batch.x)
-    states = [
-        (variable, keras.ops.convert_to_numpy(variable))
-        for variable in model.non_trainable_variables
-    ]
+    x = tf.nest.map_structure(lambda leaf: leaf[:_TRIED], batch.x)
     try:
-        model(x, training=False)
+        if not model.built:
+            _build(model, x)
+        check_steady(model, x)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), x)
+        if isinstance(error, StateChanges):
+            raise
+        shapes = tf.nest.map_structure(
+            lambda leaf: (1, *leaf.shape[1:]), batch.x
+        )
         raise ValueError(
             f"The model '{model.name}' cannot take the inputs of `{name}`. "
             f"Received x of shape {shapes} for one example. Pass data as "
             "`model.fit` took it; a `tf.data.Dataset` needs `.batch(...)`. "
             f"The model says: {brief(error)}"
         ) from error
-    finally:
-        for variable, value in states:
-            variable.assign(value)
+
+
+def _build(model: keras.Model, x: Any) -> None:
+    """Builds a model without a call that could change its variables."""
+
+    def of_same_type(leaf):
+        tensor = tf.convert_to_tensor(leaf)
+        return tf.compat.v1.placeholder(tensor.dtype, tensor.shape)
+
+    with (
+        contextlib.suppress(Exception),  # the call itself says what is wrong
+        tf.__internal__.FuncGraph("build").as_default(),
+    ):
+        model(tf.nest.map_structure(of_same_type, x), training=False)
+    if not model.built:
+        model(x, training=False)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ from keras_tracin.losses import penalty_weight
 from keras_tracin.measures import Numbers
 from keras_tracin.output_kinds import SAMPLE, check_consistent, outputs_of
 from keras_tracin.runs.manifest import weights_digest
+from keras_tracin.runs.state import preserved
 from keras_tracin.scoring import PRESENT_WEIGHTS, Queries, Scorer
 from keras_tracin.sweep import Chunk, Sink
 
@@ -320,6 +321,10 @@ class InfluenceFunctions:
 
     @functools.cached_property
     def _inverse(self) -> Inverse:
+        with preserved(self._scorer.model):
+            return self._prepare_inverse()
+
+    def _prepare_inverse(self) -> Inverse:
         self._warn_unless_at_rest()
         self._inverted_at = weights_digest(self._scorer.model)
         if self._curvature == "ekfac":
@@ -442,11 +447,12 @@ class InfluenceFunctions:
 
         def stream(queries: Queries, sink: Sink) -> None:
             query, one = queries.steps.query, np.float32(1)
-            found = [query.rows(batch.data, one) for batch in queries.batches]
-            rows = tf.concat(found, axis=0)
-            if not np.isfinite(rows).all():
-                scorer.raise_not_finite(queries)
-            solved = self._solved(rows)
+            with preserved(scorer.model):
+                found = [query.rows(b.data, one) for b in queries.batches]
+                rows = tf.concat(found, axis=0)
+                if not np.isfinite(rows).all():
+                    scorer.raise_not_finite(queries)
+                solved = self._solved(rows)
             directions = flat.directions(solved, query.variables)
             scorer.sweep(
                 queries.steps.train.along,

@@ -40,6 +40,7 @@ IMPORT_ORDER = (
     "gradients.rules.*",
     "gradients.refusals",
     "gradients.sites",
+    "gradients.steadiness",
     "gradients.interaction",
     "gradients.placement",
     "gradients.capture",

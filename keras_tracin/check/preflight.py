@@ -29,6 +29,7 @@ from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import open_for_model
 from keras_tracin.rates import checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.runs.state import preserved
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
 
@@ -123,6 +124,12 @@ class _Preflight:
 
     def look(self, train: Any, run: Any, test: Any) -> None:
         """Goes through all parts that can be tried."""
+        with contextlib.ExitStack() as stack:
+            if self._model.built:
+                stack.enter_context(preserved(self._model))
+            self._look(train, run, test)
+
+    def _look(self, train: Any, run: Any, test: Any) -> None:
         scorer = examples = rates = None
         with self._part("train"):
             examples = open_for_model(self._model, train)

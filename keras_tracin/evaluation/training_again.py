@@ -20,6 +20,7 @@ from keras_tracin.datasets import content_digest
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import open_for_model
 from keras_tracin.query_losses import query_value
+from keras_tracin.runs.state import preserved
 
 _BATCH = 1024  # examples read or evaluated at a time
 
@@ -79,11 +80,12 @@ def query_values(
     """
     queries = open_for_model(model, test, "test")
     more = queries if sample is None else open_for_model(model, sample, "test")
-    measure = query_value(model, query_loss, loss, more.first(SAMPLE).x)
-    found = [
-        measure(batch.y, model(batch.x, training=False), batch.sample_weight)
-        for batch in queries.batches(_BATCH)
-    ]
+    with preserved(model):
+        measure = query_value(model, query_loss, loss, more.first(SAMPLE).x)
+        found = [
+            measure(b.y, model(b.x, training=False), b.sample_weight)
+            for b in queries.batches(_BATCH)
+        ]
     return np.concatenate(found).astype(np.float64)
 
 

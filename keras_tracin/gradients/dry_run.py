@@ -167,7 +167,7 @@ class DryRun:
                 try:
                     ends = [objective.loss(y, outputs, weight)]
                     self.knows_loss = True
-                except Exception:  # noqa: BLE001
+                except Exception:
                     # What is wrong with it, if anything, the trace will say.
                     pass
             self.loss_span = start, self._now

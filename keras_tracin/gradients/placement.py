@@ -137,7 +137,9 @@ class _Search:
         self.sites = sites
         self.of_objective: dict[int, keras.Variable] = {}
         self._model, self._objective = model, objective
-        self._wanted = {id(v.value): v for site in sites for v in site.variables}
+        self._wanted = {
+            id(v.value): v for site in sites for v in site.variables
+        }
 
     def adds_sites(self) -> bool:
         """Whether another dry run has to tell if it was enough."""

@@ -28,6 +28,7 @@ from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
+from keras_tracin.runs.state import preserved
 
 
 class Resident:
@@ -58,6 +59,7 @@ class Resident:
         self._scales = scales[:, np.newaxis, np.newaxis]
         self._functions_like = functions_like
         self._steps: dict = {}
+        self._assigns: dict[str, bool] = {}  # whether a query moves variables
 
     @functools.cached_property
     def _weights(self) -> list[list[tf.Tensor]]:
@@ -101,13 +103,13 @@ class Resident:
         what was traced takes no more than the weights that are held.
         """
         kind = kind_of(batch.data)
-        if kind in self._steps:
+        if kind in self._steps and not self._assigns[kind]:
             functions, step = self._steps[kind]
             try:
                 return step(batch.data).numpy()
             except tf.errors.InvalidArgumentError:
                 pass  # explained below
-        with exclusively:
+        with exclusively, preserved(self._model) as state:
             if kind not in self._steps:
                 check_fits(self._model, batch, "test")
                 functions = self._functions_like(batch)
@@ -116,6 +118,8 @@ class Resident:
                 functions, step = self._steps[kind]
             with explaining([Suspect("query", batch, functions)]):
                 sketches = step(batch.data).numpy()
+            # Whether queries move variables, which then have to come back.
+            self._assigns[kind] = bool(state.changed(seeds=True))
             self._steps[kind] = functions, step
         return sketches
 

@@ -34,6 +34,7 @@ from keras_tracin.gradients.sites import (
 from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.progress import Progress
 from keras_tracin.representer.head import Head, first_argument, refuse_output
+from keras_tracin.runs.state import preserved
 from keras_tracin.sweep import in_chunks, make_plan
 
 
@@ -136,8 +137,10 @@ class FeatureReader:
             memory_limit=self._memory_limit,
         )
         progress = Progress(plan, verbose, "Representations")
-        for batch in examples.batches(min(plan.batch_size, largest or 2**31)):
-            with exclusively:  # when the model has its own weights
+        size = min(plan.batch_size, largest or 2**31)
+        for batch in examples.batches(size):
+            # When the model has its own weights, which come back.
+            with exclusively, preserved(self._model):
                 inputs, output = (found.numpy() for found in step(batch.x))
             features = self._head.features(inputs)
             _check_finite(features, batch.ids, examples.name)

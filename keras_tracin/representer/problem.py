@@ -28,6 +28,7 @@ from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective
 from keras_tracin.representer.targets import Meaning, meaning_of
+from keras_tracin.runs.state import preserved
 from keras_tracin.sweep import default_memory_limit
 
 _SAMPLE = 32  # examples on which the head is looked for
@@ -78,8 +79,9 @@ class Problem:
         sample = examples.first(_SAMPLE)
         check_fits(model, sample, "train")
         check_built_under(strategy, model)
-        head = find_head(model, sample.x, layer)
-        check_consistent(outputs_of(model, loss, sample.x))
+        with preserved(model):
+            head = find_head(model, sample.x, layer)
+            check_consistent(outputs_of(model, loss, sample.x))
         limit = memory_limit or default_memory_limit()
         reader = FeatureReader(model, head, limit, loss is None, strategy)
         represented = reader.read(examples, verbose)

@@ -25,6 +25,7 @@ from keras_tracin.runs.saved import (
     load_saved,
     saved_at,
 )
+from keras_tracin.runs.state import Untracked
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 _MARK = 0.7390625  # all of a weight's elements, before an adopted file is read
@@ -39,10 +40,11 @@ def run_weights(
 
     After the block, and also after an exception or Ctrl-C in it, all of
     `model.variables` have the values they had before: weights, statistics of
-    BatchNormalization, states of random seeds. The optimizer and the metrics
-    are not touched, though the files hold their states too. Other threads that
-    score a model wait until the block ends; those that use or train this one
-    would use the weights that it is lent.
+    BatchNormalization, states of random seeds; so do plain `tf.Variable`s that
+    layers hold. The optimizer and the metrics are not touched, though the
+    files hold their states too. Other threads that score a model wait until
+    the block ends; those that use or train this one would use the weights that
+    it is lent.
 
     Its own weights are held once, and on no accelerator; until others are
     loaded they take no memory at all where the model is on a CPU.
@@ -90,6 +92,7 @@ class _Loan:
     def __init__(self, model: keras.Model):
         self._model = model
         self._saved = [(v, _kept(v)) for v in model.variables]
+        self._untracked = Untracked(model)
         self._count = _count_of_steps(model)
         self._loaded = False
 
@@ -108,6 +111,7 @@ class _Loan:
             return
         for variable, value in self._saved:
             variable.assign(value)
+        self._untracked.restore()
         exact.refresh(self._model)
 
     def check(self) -> None:
