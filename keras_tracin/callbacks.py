@@ -17,6 +17,7 @@ from keras_tracin.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.steps import StepLog, record_steps, stop_recording
+from keras_tracin.runs.updates import count_updates
 
 
 class TracInCheckpoint(keras.callbacks.Callback):
@@ -112,6 +113,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self._epoch_index = 0  # Keras's number of the epoch
         self._epoch = 0  # the run's number of it, counted from 1
         self._step_at_epoch_begin = 0
+        self._counted = 0  # by the optimizers, when the epoch began
         # Keras may then call back while the next batch trains. It is only
         # with an int that something is done, and must be in time.
         self.async_safe = save_freq == "epoch"
@@ -125,19 +127,28 @@ class TracInCheckpoint(keras.callbacks.Callback):
         # Another callback may have compiled the model anew.
         record_steps(self.model, self._steps)
         self._epoch_index = epoch
+        self._counted = count_updates(self.model)
         if self._writer is not None:
             self._begin_epoch(self._epoch + 1)
 
     def on_train_batch_end(self, batch, logs=None):
         if self.save_freq == "epoch":
             return
-        step = self._writer.last_step + self._steps.num_steps
+        if self.model.train_function is not self._steps.function:
+            # Another callback has made it anew.
+            record_steps(self.model, self._steps)
+        if self._writer is None:
+            return
         last_saved = self._writer.last_saved_step
+        due = (last_saved // self.save_freq + 1) * self.save_freq
+        self._steps.catch_up(due - self._writer.last_step)
+        step = self._writer.last_step + self._steps.num_steps
         if step // self.save_freq > last_saved // self.save_freq:
             self._write(logs, epoch_end=False, save_weights=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if self._writer is None:
+            self._refuse_missed_steps()
             return  # There was no batch.
         chosen = self.save_freq == "epoch" and self._is_chosen(
             self._epoch, dict(logs or {})
@@ -152,9 +163,15 @@ class TracInCheckpoint(keras.callbacks.Callback):
             )
 
     def on_train_end(self, logs=None):
-        stop_recording(self.model, self._steps)
-        self._close()
-        self.set_model(None)
+        try:
+            self._steps.catch_up()
+            if self._writer is not None and self._steps.num_steps:
+                # A loop of the user's own, which tells of no epochs.
+                self.on_epoch_end(self._epoch_index, logs)
+        finally:
+            stop_recording(self._steps)
+            self._close()
+            self.set_model(None)
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
@@ -183,17 +200,31 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self._opened = True
         self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
 
+    def _refuse_missed_steps(self) -> None:
+        """Raises ValueError if the epoch had steps but began no run."""
+        missed = count_updates(self.model) - self._counted
+        if missed > 0:
+            raise ValueError(
+                f"The model's optimizers made {missed} updates in this epoch, "
+                "but the run has not begun: model.train_function was not the "
+                "one that TracInCheckpoint had put there. It records model.fit "
+                "and model.train_on_batch. If another callback compiles the "
+                "model or makes its train function anew, list TracInCheckpoint "
+                "after it; a loop that applies gradients itself belongs into "
+                "the model's train_step."
+            )
+
     def _begin_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._step_at_epoch_begin = self._writer.last_step
 
     def _write(self, logs, *, epoch_end: bool, save_weights: bool) -> None:
         """Writes the steps since the last write, and a snapshot if wanted."""
-        rates = self._steps.take_learning_rates(eagerly=self.model.run_eagerly)
+        steps = self._steps.take()
         with self._explaining():
             path = self._writer.append(
                 self.model,
-                {"learning_rate": rates},
+                {"learning_rate": steps.learning_rates},
                 epoch=self._epoch,
                 logs=_scalars(logs or {}),
                 epoch_end=epoch_end,

@@ -285,18 +285,6 @@ def test_records_the_rate_of_other_optimizers(tmp_path, optimizer):
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
-def test_a_rate_set_in_the_train_step_is_refused(tmp_path):
-    class SetsRate(CustomStep):
-        def train_step(self, data):
-            self.optimizer.learning_rate.assign(0.5)
-            return super().train_step(data)
-
-    model = SetsRate(make_model().layers)
-    model.compile(SGD(0.1))
-    with pytest.raises(ValueError, match=r"went from 0\.1.* to 0\.5"):
-        fit(model, [TracInCheckpoint(tmp_path)])
-
-
 def test_updates_outside_of_training_steps_are_warned_of(tmp_path):
     def update(callback, batch):
         if batch == 1:

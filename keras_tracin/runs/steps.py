@@ -1,50 +1,62 @@
-"""Watching `model.fit` for the updates of its optimizer, and their rates."""
+"""Watching `model.fit` for the updates of its optimizers, and their rates.
+
+A *step* is an update that an optimizer applied. Where several optimizers
+update different variables one after another, this is one step.
+"""
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+
+from keras_tracin.runs.updates import NotedUpdates
+
+_TWIN = "_keras_tracin_recording"  # where a train function keeps its own
 
 
-@dataclass
-class _Span:
-    """Batches `start` to `stop` by the optimizer's raw counter.
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Steps in order: what each updated, and at which rate.
 
-    With gradient accumulation, only the last of `every` batches is an update.
-    A schedule gives the rate of that update at the raw count.
+    Attributes:
+        rates: float64 `[num_steps, k]`: the rate at which each set of
+            variables was updated, 0 in a step that did not update it.
+        updated: `k` sets of variables, as positions in `model.weights`. Those
+            that one step updates have none in common.
     """
 
-    source: float | Callable
-    every: int
-    start: int
-    stop: int
+    rates: np.ndarray
+    updated: tuple[tuple[int, ...], ...]
 
-    def counts_of_updates(self) -> np.ndarray:
-        updates = np.arange(self.start // self.every, self.stop // self.every)
-        return (updates + 1) * self.every - 1
+    @property
+    def learning_rates(self) -> np.ndarray:
+        """float64 `[num_steps]`: the largest rate of each step."""
+        return self.rates.max(axis=1, initial=0.0)
 
 
 class StepLog:
-    """The optimizer's updates since the last write, and their rates.
+    """The updates of a model's optimizers since the last write.
 
-    They are kept as spans of the optimizer's raw counter in which the rate has
-    one source: a number, or a schedule that is evaluated later, at all counts
-    at once.
+    Args:
+        before_first: called with the iterator of the first batch, before it.
+
+    Attributes:
+        function: the train function that tells of updates, or None.
+        num_steps: how many steps were told of.
     """
 
     def __init__(self, before_first: Callable[[Any], None]):
         self._before_first: Callable[[Any], None] | None = before_first
-        self._spans: list[_Span] = []
-        self._evaluate: dict[int, Callable] = {}
-        self.last_count: int | None = None
+        self.function: RecordingTrainFunction | None = None
         self.num_steps = 0
+        self._updated: list[tuple[int, ...]] = []
+        self._events: list[tuple[np.ndarray, ...]] = []
+        self._last_step: set[int] = set()  # the sets that it updated
 
     def prepare(self, iterator) -> None:
         """Calls `before_first(iterator)`, but only the first time."""
@@ -53,110 +65,232 @@ class StepLog:
         if before_first is not None:
             before_first(iterator)
 
-    def add(self, source, every: int, start: int, stop: int) -> None:
-        if self.last_count not in (None, start):
-            warnings.warn(
-                f"Between two batches the optimizer's counter went from "
-                f"{self.last_count} to {start}. Updates made outside of "
-                "model.train_step are not in the recorded run.",
-                stacklevel=2,
-            )
-        self.last_count = stop
-        self.num_steps += stop // every - start // every
-        last = self._spans[-1] if self._spans else None
-        if last and (last.source, last.every, last.stop) == (
-            source,
-            every,
-            start,
-        ):
-            last.stop = stop
-        else:
-            self._spans.append(_Span(source, every, start, stop))
+    def catch_up(self, num_steps: int = 0) -> None:
+        """Reads what is not known yet, if there may be this many steps."""
+        function = self.function
+        if function and self.num_steps + function.num_possible >= num_steps:
+            function.tell()
 
-    def take_learning_rates(self, *, eagerly: bool) -> np.ndarray:
-        """The rates as float64 `[num_steps]`; the log is empty afterwards."""
-        parts = [np.empty(0)]
-        for span in self._spans:
-            counts = span.counts_of_updates()
-            if isinstance(span.source, float):
-                parts.append(np.full(len(counts), span.source))
-            elif eagerly:
-                rates = [_number(span.source(count)) for count in counts]
-                parts.append(np.array(rates))
-            else:
-                parts.append(self._compiled(span.source)(counts).numpy())
-        self._spans.clear()
+    def add(
+        self,
+        sources: np.ndarray,
+        rates: np.ndarray,
+        positions: Sequence[tuple[int, ...]],
+    ) -> None:
+        """Adds updates, in order.
+
+        Args:
+            sources: int `[n]`, which of `positions` each updated.
+            rates: `[n]`.
+            positions: sets of variables.
+        """
+        if not len(sources):
+            return
+        for variables in positions:
+            if variables not in self._updated:
+                self._updated.append(variables)
+        sets = np.array([self._updated.index(p) for p in positions])[sources]
+        self._events.append((self._steps_of(sets), sets, rates))
+
+    def _steps_of(self, sets: np.ndarray) -> np.ndarray:
+        """The step that each update belongs to, `[n]`."""
+        steps = np.empty(len(sets), np.int64)
+        variables = [frozenset(positions) for positions in self._updated]
+        for place, current in enumerate(sets.tolist()):
+            # Updated twice, a variable has made two steps.
+            if not self.num_steps or any(
+                variables[current] & variables[other]
+                for other in self._last_step
+            ):
+                self.num_steps += 1
+                self._last_step = set()
+            self._last_step.add(current)
+            steps[place] = self.num_steps - 1
+        return steps
+
+    def take(self) -> Steps:
+        """The steps by now; the log is empty afterwards."""
+        self.catch_up()
+        rates = np.zeros([self.num_steps, len(self._updated)])
+        for steps, sets, values in self._events:
+            rates[steps, sets] = values
+        taken = Steps(rates, tuple(self._updated))
+        self._updated, self._events, self._last_step = [], [], set()
         self.num_steps = 0
-        return np.concatenate(parts)
-
-    def _compiled(self, schedule) -> Callable:
-        """A compiled function from counts `[n]` to rates `[n]`."""
-        if id(schedule) not in self._evaluate:
-
-            @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
-            def evaluate(counts):
-                return tf.map_fn(
-                    lambda count: tf.cast(schedule(count), tf.float64),
-                    counts,
-                    fn_output_signature=tf.TensorSpec([], tf.float64),
-                )
-
-            self._evaluate[id(schedule)] = evaluate
-        return self._evaluate[id(schedule)]
+        return taken
 
 
 class RecordingTrainFunction:
-    """A model's `train_function` that logs the updates which each call makes.
+    """A model's `train_function` whose steps note the updates they make.
 
-    The counter and the rate are read right before and after the call, because
-    other callbacks change the rate at either end of a batch.
+    It is a twin of the model's own, traced anew with the notes in it, so the
+    own is as it was when it comes back.
 
     The logs are held weakly: those of a `fit` that ended in an exception go
-    away with their callback, and so one wrapper is enough for any number.
+    away with their callback. Of those whose callback is kept, the next `fit`
+    tells by its `model.history`, which is another.
+
+    Attributes:
+        train_function: the model's own; None if it has none yet.
     """
 
     def __init__(self, model: keras.Model):
         self.train_function = model.train_function
-        self.logs: weakref.WeakSet[StepLog] = weakref.WeakSet()
         self._model = model
+        self._logs: list[weakref.ref[StepLog]] = []
+        self._history: Any = None
+        self._twin: Callable | None = None
+        self._noted: NotedUpdates | None = None
+        self._is_first = True
+        self._calls = 0  # since the logs were told
+        self._per_call = 0  # more updates than this a call did not make
 
     def __call__(self, iterator):
-        if not self.logs:
-            return self.train_function(iterator)
+        if not self.logs or self._is_of_another_fit():
+            self.stop()
+            self._model.make_train_function()
+            return self._model.train_function(iterator)
         for log in self.logs:
             log.prepare(iterator)
-        optimizer = _updating_optimizer(self._model)
-        every = optimizer.gradient_accumulation_steps or 1
-        start, source = _count(optimizer), _rate_source(optimizer)
-        result = self.train_function(iterator)
-        stop, source_after = _count(optimizer), _rate_source(optimizer)
-        if source != source_after and stop // every > start // every:
-            raise ValueError(
-                f"The learning rate went from {source} to {source_after} "
-                "while the train function ran, so the rate that was applied "
-                "cannot be told. Set it with a LearningRateSchedule or from a "
-                "callback, not in train_step."
-            )
-        for log in self.logs:
-            log.add(source, every, start, stop)
+        if self._is_first:
+            self._begin()
+        assert self._noted is not None
+        assert self._twin is not None
+        traced = self._noted.num_traced
+        with self._noted.inside():
+            result = self._twin(iterator)
+        self._calls += 1
+        # Seen at once: what cannot be noted, and how many there are of one.
+        unknown = self._is_first or self._noted.num_traced > traced
+        if unknown or 2 * self.num_possible > self._noted.capacity:
+            self.tell()
+        self._is_first = False
         return result
+
+    @property
+    def num_possible(self) -> int:
+        """At most how many updates there are of which no log was told."""
+        if self._noted is None:
+            return 0
+        traced = self._noted.steps_per_call * self._noted.num_traced
+        per_call = max(traced, self._per_call)
+        return self._calls * per_call + self._noted.num_made
+
+    @property
+    def logs(self) -> list[StepLog]:
+        """Those that are still wanted."""
+        logs = [reference() for reference in self._logs]
+        return [log for log in logs if log is not None]
+
+    def start(self, log: StepLog) -> None:
+        """Tells this log too of updates from now on."""
+        if self._is_of_another_fit():
+            self._logs.clear()
+        if not self.logs:
+            self._history = _history(self._model)
+            self._is_first = True
+        if log not in self.logs:
+            self._logs.append(weakref.ref(log, self._forget))
+        log.function = self
+        if self._noted is not None:
+            self._noted.join()
+
+    def stop(self, log: StepLog | None = None) -> None:
+        """Tells this log of no more updates, or none of them."""
+        for other in self.logs:
+            if log in (None, other):
+                other.function = None
+        self._logs = [
+            reference
+            for reference in self._logs
+            if log is not None and reference() is not log
+        ]
+        if not self.logs:
+            if self._noted is not None:
+                self._noted.end()
+            if self._model.train_function is self:
+                self._model.train_function = self.train_function
+
+    def tell(self) -> None:
+        """Reads the updates since the last time, and tells the logs."""
+        if self._noted is None:
+            return
+        possible = self.num_possible
+        sources, rates = self._noted.take(self._is_first)
+        if len(sources) > possible:  # It makes them in a loop.
+            self._per_call = len(sources)
+        self._calls = 0
+        for log in self.logs:
+            log.add(sources, rates, self._noted.sources)
+
+    def fits(self, model: keras.Model) -> bool:
+        """Whether it can go on being the twin of this model's own."""
+        return self._model is model and (
+            self._noted is None or self._noted.fits()
+        )
+
+    def _begin(self) -> None:
+        if self._noted is None:
+            steps = self._model.steps_per_execution
+            self._noted = NotedUpdates(self._model, steps)
+            self._twin = _untraced(self._model, self.train_function)
+        self._noted.begin()
+        self._calls = 0
+
+    def _is_of_another_fit(self) -> bool:
+        return _history(self._model) is not self._history
+
+    def _forget(self, reference) -> None:
+        self._logs.remove(reference)
+        if not self.logs:
+            self.stop()
+
+
+def _history(model: keras.Model) -> Any:
+    """The object that `fit` replaces each time that it begins."""
+    return getattr(model, "history", None)
+
+
+def _untraced(model: keras.Model, own: Callable | None) -> Callable:
+    """A train function like the model's own, that was never traced."""
+    before, model.train_function = model.train_function, None
+    try:
+        model.make_train_function()
+        twin = model.train_function
+    finally:
+        model.train_function = before
+    names = [getattr(f, "__qualname__", None) for f in (own, twin)]
+    # Somebody else put theirs there, that does more.
+    return twin if own is None or names[0] == names[1] else own
 
 
 def record_steps(model: keras.Model, log: StepLog) -> None:
     """From now on, `log` is told of each step that `model.fit` makes."""
-    if not isinstance(model.train_function, RecordingTrainFunction):
-        model.train_function = RecordingTrainFunction(model)
-        log.last_count = None
-    model.train_function.logs.add(log)
-
-
-def stop_recording(model: keras.Model, log: StepLog) -> None:
-    """The opposite of `record_steps`."""
     function = model.train_function
-    if isinstance(function, RecordingTrainFunction):
-        function.logs.discard(log)
-        if not function.logs:
-            model.train_function = function.train_function
+    if not isinstance(function, RecordingTrainFunction):
+        own = function
+        function = getattr(own, _TWIN, None)
+        if function is None or not function.fits(model):
+            function = RecordingTrainFunction(model)
+            if hasattr(own, "__dict__"):
+                # Kept for the next fit, which need not trace it again.
+                setattr(own, _TWIN, function)
+        model.train_function = function
+    former = log.function
+    if former is not None and former is not function:
+        # Another callback compiled the model, or made its function anew.
+        former.tell()
+        logs = former.logs
+        former.stop()
+        for other in logs:
+            function.start(other)
+    function.start(log)
+
+
+def stop_recording(log: StepLog) -> None:
+    """The opposite of `record_steps`."""
+    if log.function is not None:
+        log.function.stop(log)
 
 
 def next_rate(model: keras.Model) -> float:
