@@ -809,7 +809,6 @@ from tests.bad_input_test import fit, make_model, state
 directory = sys.argv[1]
 model = fit(make_model(), directory)
 _, before = state(model, directory)
-last = TrainingRun(directory)[-1].path
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 for room in (100, 8000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))

@@ -19,7 +19,6 @@ Synopsis:
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -94,7 +93,7 @@ class InfluenceIndex:
         projection: Projection | None = None,
         run: TrainingRun | str | os.PathLike | None = None,
     ):
-        store = Store(Path(directory))
+        store = Store(_files.absolute_directory(directory))
         if not store.finished:
             raise ValueError(
                 f"The build of the index in {directory} was interrupted: "
@@ -170,7 +169,7 @@ class InfluenceIndex:
         """
         build = begin(
             method,
-            Path(directory),
+            _files.absolute_directory(directory),
             projection=projection,
             dtype=dtype,
             search=search,

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_tracin import _files
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.saved import listed, restore
@@ -71,6 +72,7 @@ class Recording:
         recording = cls(model, settings)
         if directory is None:
             return recording
+        directory = _files.absolute_directory(directory)
         recording._directory = directory
         # So that its state is in the files, from the first of them on.
         model.optimizer.build(model.trainable_variables)
