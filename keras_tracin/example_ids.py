@@ -109,11 +109,7 @@ class DatasetWithIds(tf.data.Dataset):
             state, output = scan_func(state, element)
             return state, (identifier, output)
 
-        return DatasetWithIds(
-            self._paired.scan(
-                initial_state, lambda state, *pair: scanned(state, pair), name
-            )
-        )
+        return DatasetWithIds(self._paired.scan(initial_state, scanned, name))
 
     def enumerate(self, start=0, name=None):
         """Puts a number before each element; ids stay."""
