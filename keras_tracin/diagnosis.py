@@ -67,6 +67,7 @@ def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
             `check_examples_apart`.
     """
     check_examples_apart(model)
+    _check_numbers(batch.y, name)
     x = tf.nest.map_structure(lambda leaf: leaf[:1], batch.x)
     states = [
         (variable, keras.ops.convert_to_numpy(variable))
@@ -74,17 +75,54 @@ def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
     ]
     try:
         model(x, training=False)
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+    except (
+        ValueError,
+        TypeError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnimplementedError,
+    ) as error:
         shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), x)
         raise ValueError(
             f"The model '{model.name}' cannot take the inputs of `{name}`. "
-            f"Received x of shape {shapes} for one example. Pass data as "
+            f"Received x of shape {shapes}{_of_text(x)} for one example. Pass "
+            "data as "
             "`model.fit` took it; a `tf.data.Dataset` needs `.batch(...)`. "
             f"The model says: {brief(error)}"
         ) from error
     finally:
         for variable, value in states:
             variable.assign(value)
+
+
+def _check_numbers(y: Any, name: str) -> None:
+    """Refuses labels that are no numbers, which no loss can take."""
+    for leaf in tf.nest.flatten(y):
+        if leaf is not None and not _is_numeric(leaf):
+            first = np.asarray(leaf).reshape(-1)[0]
+            dtype = getattr(leaf.dtype, "name", leaf.dtype)
+            raise ValueError(
+                f"The labels of `{name}` should be numbers, as the loss takes "
+                f"them. Received labels of dtype {dtype}, {first!r} for one. "
+                "Map them to the numbers of classes as for `model.fit`: "
+                "`classes, y = np.unique(y, return_inverse=True)`, or "
+                "`keras.layers.StringLookup` in a `.map(...)`."
+            )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    if tf.is_tensor(leaf):
+        return leaf.dtype != tf.string
+    return np.asarray(leaf).dtype.kind not in "OSU"
+
+
+def _of_text(x: Any) -> str:
+    text = [leaf for leaf in tf.nest.flatten(x) if not _is_numeric(leaf)]
+    return (
+        " and of text, which needs a model that begins with a "
+        "`keras.layers.TextVectorization` or the like,"
+        if text
+        else ""
+    )
 
 
 @contextlib.contextmanager

@@ -211,14 +211,8 @@ class DatasetWithIds(tf.data.Dataset):
         result = transformation_func(self)
         if isinstance(result, DatasetWithIds) or not loses_ids(result):
             return result
-        # What only hands elements on does the same with pairs.
-        try:
-            pairs = transformation_func(self._paired)
-            same = pairs.element_spec[1] == result.element_spec
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError):
-            same = False
-        if same:
-            return DatasetWithIds(pairs)
+        if _hands_on(result, self):
+            return DatasetWithIds(transformation_func(self._paired))
         return self._checked(result, "apply")
 
     def _checked(self, result, name: str) -> DatasetWithIds:
@@ -240,6 +234,18 @@ def loses_ids(dataset: Any) -> bool:
             seen.add(id(current))
             pending += current._inputs()
     return False
+
+
+def _hands_on(dataset: tf.data.Dataset, source: tf.data.Dataset) -> bool:
+    """Whether a dataset passes on whole elements of another, as they are."""
+    while dataset is not source:
+        inputs = dataset._inputs()
+        if len(inputs) != 1 or dataset._functions():
+            return False
+        if dataset.element_spec != inputs[0].element_spec:
+            return False
+        (dataset,) = inputs
+    return True
 
 
 def _arguments(element) -> tuple:

@@ -214,7 +214,7 @@ def test_readers_see_elements_without_ids():
     data = named().batch(4)
     x, y = next(iter(data.as_numpy_iterator()))
     assert (x.shape, y.shape) == ((4, 2), (4,))
-    total = data.reduce(0.0, lambda state, x, y: state + tf.reduce_sum(y))
+    total = data.reduce(0.0, lambda state, pair: state + tf.reduce_sum(pair[1]))
     assert float(total) == Y.sum()
     assert int(data.cardinality()) == 2
 

@@ -50,6 +50,7 @@ IMPORT_ORDER = (
     "attribution",
     "progress",
     "sweep",
+    "underflow",
     "parts",
     "collecting",
     "diagnosis",
