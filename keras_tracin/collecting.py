@@ -16,6 +16,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +29,7 @@ from keras_tracin.attribution import (
     TopK,
     TopKMerger,
 )
-from keras_tracin.datasets import content_digest
+from keras_tracin.datasets import content_digest, repeated
 from keras_tracin.parts import Parts
 from keras_tracin.sweep import Chunk, Sink
 
@@ -53,16 +54,19 @@ def influence(
 ) -> Attribution:
     """All scores, from a function that streams those of one block."""
     if parts is not None:
-        return Attribution(**mapped(blocks, stream, parts))
+        found = mapped(blocks, stream, parts)
+        _warn_of_repeats(found["train_ids"])
+        return Attribution(**found)
     rows = []
     for queries in blocks:
         columns = ScoreColumns()
         stream(queries, Sink(columns.add))
         rows.append((queries.ids, columns.scores))
     query_ids, scores = (
-        found[0] if len(found) == 1 else np.concatenate(found)
-        for found in zip(*rows, strict=True)
+        arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        for arrays in zip(*rows, strict=True)
     )
+    _warn_of_repeats(columns.ids)
     return Attribution(scores, query_ids, columns.ids)
 
 
@@ -103,7 +107,13 @@ def top_k(
             for arrays in parts.all_of(number, keeper.count):
                 merger.add_best(**arrays)
         found.append(merger.result())
-    return TopK.concat(found)
+    ranked = TopK.concat(found)
+    for ranking in (ranked.proponents, ranked.opponents):
+        for ids in ranking.ids:
+            if len(set(ids.tolist())) < len(ids):
+                _warn_of_repeats(ids)
+                return ranked
+    return ranked
 
 
 def self_influence(
@@ -118,7 +128,21 @@ def self_influence(
         stream(keeper.sink)
         for arrays in parts.all_of(0, keeper.count):
             columns.add(**arrays)
+    _warn_of_repeats(columns.ids)
     return SelfInfluence(scores=columns.scores, ids=columns.ids)
+
+
+def _warn_of_repeats(ids: np.ndarray) -> None:
+    """Scores name an example by its id; this says when it has several."""
+    twice = repeated(ids)
+    if twice:
+        warnings.warn(
+            "Some training examples have an id in common, so that scores do "
+            f"not say which of them is meant. Received {twice[:5]} more than "
+            "once. Give each its own by `kt.with_ids(data, ids)`, or leave out "
+            "`.repeat()`.",
+            stacklevel=4,
+        )
 
 
 def _as_they_are(ids: np.ndarray, scores: np.ndarray) -> Arrays:

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.example_ids import DatasetWithIds
+from keras_tracin.example_ids import DatasetWithIds, loses_ids
 
 _REMEDY_ORDER = (
     "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
@@ -95,6 +95,8 @@ def with_ids(
         _check_lengths((x, y, sample_weight))
         parts = (x, y) if sample_weight is None else (x, y, sample_weight)
         dataset = tf.data.Dataset.from_tensor_slices(parts)
+    if isinstance(dataset, DatasetWithIds):
+        dataset = dataset.plain  # these ids take the place of those it has
     if ids is None:
         return DatasetWithIds(dataset.enumerate())
     if isinstance(ids, str):
@@ -149,6 +151,9 @@ def _checked_ids(ids: Any) -> np.ndarray:
             f"Received an array of shape {array.shape} and dtype "
             f"{array.dtype}."
         )
+    if array.dtype.kind in "SO":
+        for at, value in enumerate(array.tolist()):
+            _check_text(value, f"the {at + 1}th example")
     return array
 
 
@@ -222,10 +227,14 @@ class _ChosenExamples(Examples):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Full batches, since few of a batch that is read may be wanted."""
         kept: list[Batch] = []
+        taken: list[Any] = []
         for batch in self._examples.batches(batch_size):
             rows = np.flatnonzero(np.isin(batch.ids, self._ids))
             if not len(rows):
                 continue
+            taken += batch.ids[rows].tolist()
+            if len(set(taken)) < len(taken):
+                check_unique(np.array(taken), self.name)
             data = tf.nest.map_structure(
                 lambda leaf, rows=rows: np.asarray(leaf)[rows], batch.data
             )
@@ -236,6 +245,28 @@ class _ChosenExamples(Examples):
             kept.append(more)
         if kept:
             yield joined(kept)
+
+
+def repeated(ids: np.ndarray) -> list[Any]:
+    """The ids that occur more than once."""
+    values, counts = np.unique(np.asarray(ids), return_counts=True)
+    return values[counts > 1].tolist()
+
+
+def check_unique(ids: np.ndarray, name: str) -> None:
+    """Raises ValueError where ids that are to name examples do not.
+
+    Args:
+        ids: `[n]`.
+        name: what errors call the data.
+    """
+    twice = repeated(ids)
+    if twice:
+        raise ValueError(
+            f"Each example of `{name}` should have an id of its own where ids "
+            f"select examples. Received {twice[:5]} more than once. Give "
+            "others by `kt.with_ids(data, ids)`, or leave out `.repeat()`."
+        )
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -315,6 +346,13 @@ class _DatasetExamples(Examples):
     def __init__(self, data: tf.data.Dataset, name: str):
         self.name = name
         self.carries_ids = isinstance(data, DatasetWithIds)
+        if loses_ids(data):
+            raise ValueError(
+                f"`{name}` was made of a dataset with ids, but has lost them. "
+                f"Received: a {type(data).__name__}. Expected what methods of "
+                "the dataset with ids return; attach ids after the others, "
+                "`kt.with_ids(tf.data.Dataset.zip(...), ids)`."
+            )
         self._dataset = data.paired if self.carries_ids else data.map(_paired)
         spec = self._dataset.element_spec
         _check_batched(spec, self.carries_ids, name)
@@ -404,9 +442,27 @@ def _same_values(a: tf.Tensor, b: tf.Tensor) -> bool:
 
 def _readable(ids: np.ndarray) -> np.ndarray:
     """Ids as numbers or text: TensorFlow's strings come as bytes."""
-    if ids.dtype == object:
+    if ids.dtype != object:
+        return ids
+    try:
         return np.array([value.decode("utf-8") for value in ids])
-    return ids
+    except UnicodeDecodeError:
+        for at, value in enumerate(ids):
+            _check_text(value, f"the {at + 1}th example of a batch")
+        raise
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Refuses bytes that are no text: results and files hold ids as text."""
+    try:
+        if isinstance(value, bytes):
+            value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"Ids should be whole numbers or text in UTF-8. Received {value!r} "
+            f"for {where}. Make text of them first: `value.hex()`, "
+            "`value.decode('latin-1')`, or `tf.io.encode_base64` in a map."
+        ) from None
 
 
 def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:

@@ -69,12 +69,18 @@ def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
             each call; as `check_examples_apart`.
     """
     check_examples_apart(model)
+    _check_numbers(batch.y, name)
     x = tf.nest.map_structure(lambda leaf: leaf[:_TRIED], batch.x)
     try:
         if not model.built:
             _build(model, x)
         check_steady(model, x)
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+    except (
+        ValueError,
+        TypeError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnimplementedError,
+    ) as error:
         if isinstance(error, StateChanges):
             raise
         shapes = tf.nest.map_structure(
@@ -82,7 +88,8 @@ def check_fits(model: keras.Model, batch: Batch, name: str) -> None:
         )
         raise ValueError(
             f"The model '{model.name}' cannot take the inputs of `{name}`. "
-            f"Received x of shape {shapes} for one example. Pass data as "
+            f"Received x of shape {shapes}{_of_text(x)} for one example. Pass "
+            "data as "
             "`model.fit` took it; a `tf.data.Dataset` needs `.batch(...)`. "
             f"The model says: {brief(error)}"
         ) from error
@@ -102,6 +109,37 @@ def _build(model: keras.Model, x: Any) -> None:
         model(tf.nest.map_structure(of_same_type, x), training=False)
     if not model.built:
         model(x, training=False)
+
+
+def _check_numbers(y: Any, name: str) -> None:
+    """Refuses labels that are no numbers, which no loss can take."""
+    for leaf in tf.nest.flatten(y):
+        if leaf is not None and not _is_numeric(leaf):
+            first = np.asarray(leaf).reshape(-1)[0]
+            dtype = getattr(leaf.dtype, "name", leaf.dtype)
+            raise ValueError(
+                f"The labels of `{name}` should be numbers, as the loss takes "
+                f"them. Received labels of dtype {dtype}, {first!r} for one. "
+                "Map them to the numbers of classes as for `model.fit`: "
+                "`classes, y = np.unique(y, return_inverse=True)`, or "
+                "`keras.layers.StringLookup` in a `.map(...)`."
+            )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    if tf.is_tensor(leaf):
+        return leaf.dtype != tf.string
+    return np.asarray(leaf).dtype.kind not in "OSU"
+
+
+def _of_text(x: Any) -> str:
+    text = [leaf for leaf in tf.nest.flatten(x) if not _is_numeric(leaf)]
+    return (
+        " and of text, which needs a model that begins with a "
+        "`keras.layers.TextVectorization` or the like,"
+        if text
+        else ""
+    )
 
 
 @contextlib.contextmanager

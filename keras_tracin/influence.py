@@ -43,7 +43,7 @@ from keras_tracin.curvature.solvers import (
     Solver,
     report,
 )
-from keras_tracin.datasets import Batch, content_digest
+from keras_tracin.datasets import Batch, check_unique, content_digest
 from keras_tracin.descriptions import describe
 from keras_tracin.distribution import Strategy
 from keras_tracin.exclusive import exclusively
@@ -525,15 +525,19 @@ def _summed(stream: Stream, members: Mapping[str, set]):
     def stream_groups(queries: Queries, sink: Sink) -> None:
         sums = np.zeros((len(queries.ids), len(names)))
         missing = {name: set(ids) for name, ids in members.items()}
+        seen: list[np.ndarray] = []
+        asked = np.array(list(set().union(*members.values())))
 
         def add(ids: np.ndarray, scores: np.ndarray) -> None:
             known = ids.tolist()
+            seen.append(ids[np.isin(ids, asked)])
             for column, name in enumerate(members):
                 inside = [one in members[name] for one in known]
                 sums[:, column] += scores[:, inside].sum(axis=1)
                 missing[name].difference_update(known)
 
         stream(queries, Sink(add))
+        check_unique(np.concatenate(seen), "train")
         lost = {name: sorted(ids)[:5] for name, ids in missing.items() if ids}
         if lost:
             raise ValueError(

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin import underflow
 from keras_tracin.datasets import Batch, Examples, chosen
 from keras_tracin.descriptions import describe, describe_loss
 from keras_tracin.diagnosis import (
@@ -321,6 +322,7 @@ class Scorer:
         if verbose:
             announce(self.model, self.train)
         plan = self.plan(function, rates, queries)
+        watch = self._underflow_watch(queries)
         # XLA compiles for each size: the last batch is made like the others.
         size = min(plan.batch_size, plan.num_train or plan.batch_size)
         places = {each: np.int32(at) for at, each in enumerate(rates)}
@@ -338,6 +340,7 @@ class Scorer:
                 found = finish(found).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
+            watch(found, batch)
             return found
 
         def checked(checkpoint: Checkpoint | None):
@@ -525,6 +528,41 @@ class Scorer:
         """Within it, what fails is explained by the data that it fails on."""
         return explaining(self._suspects(queries, batch))
 
+    def _underflow_watch(
+        self, queries: Queries | None
+    ) -> Callable[[np.ndarray, Batch], None]:
+        """Warns, once, of scores that float32 is too coarse for."""
+        looked = warned = False
+
+        def vanish(row: int, batch: Batch) -> bool:
+            own = (self.loss, _one_of(batch, 0))
+            other = own
+            if queries is not None:
+                at = row
+                for block in queries.batches:
+                    if at < len(block):
+                        break
+                    at -= len(block)
+                other = (self._query_value, _one_of(block, at))
+            groups = self.train_steps.variables
+            variables = [v for group in groups for v in group]
+            return underflow.vanishes(self.model, variables, (own, other))
+
+        def watch(scores: np.ndarray, batch: Batch) -> None:
+            nonlocal looked, warned
+            if warned:
+                return
+            warned = underflow.nearly_zero(scores)
+            rows = scores.reshape(-1, scores.shape[-1])
+            zero = np.flatnonzero(~rows.any(axis=1))
+            if len(zero) and not looked and self.projection is None:
+                looked = True
+                warned = warned or vanish(int(zero[0]), batch)
+            if warned:
+                warnings.warn(underflow.MESSAGE, stacklevel=2)
+
+        return watch
+
     def _suspects(self, queries: Queries | None, batch: Batch) -> list[Suspect]:
         """The batches to look into when something fails, queries first."""
         suspects = [Suspect("training", batch, self.train_steps)]
@@ -551,6 +589,11 @@ class Scorer:
         elif found is not None:
             raise ValueError(str(found))
         self._checked = True
+
+
+def _one_of(batch: Batch, row: int) -> Any:
+    """The data of one example of a batch."""
+    return tf.nest.map_structure(lambda leaf: leaf[row : row + 1], batch.data)
 
 
 def _padded(batch: Batch, size: int) -> Any:

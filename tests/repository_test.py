@@ -55,6 +55,7 @@ IMPORT_ORDER = (
     "sweep",
     "measures",
     "fingerprint",
+    "underflow",
     "parts",
     "collecting",
     "diagnosis",

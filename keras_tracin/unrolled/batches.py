@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, Examples, joined
+from keras_tracin.datasets import Batch, Examples, check_unique, joined
 from keras_tracin.example_ids import DatasetWithIds
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs import manifest as run_manifest
@@ -67,8 +67,9 @@ class Held:
         """Where the examples with these ids are.
 
         Raises:
-            ValueError: if some are not among them.
+            ValueError: if some are not among them, or ids are not unique.
         """
+        check_unique(self.ids, "train")
         order = np.argsort(self.ids, kind="stable")
         places = np.searchsorted(self.ids, ids, sorter=order)
         found = order[np.minimum(places, len(self) - 1)]

@@ -65,7 +65,7 @@ class LiSSA:
             floor = scale / _MOST_STEPS
             steps = math.ceil(4 * scale / max(smallest, floor))
             steps = min(max(steps, 100), _MOST_STEPS)
-        return LiSSAInverse(operator, self, scale, steps, smallest <= 0)
+        return LiSSAInverse(operator, self, scale, steps, smallest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,17 +75,21 @@ class LiSSAInverse:
     Attributes:
         scale: σ.
         steps: terms.
-        negative_curvature: whether a negative eigenvalue was seen.
+        smallest: the smallest eigenvalue that was seen, damping included.
     """
 
     operator: Operator
     solver: LiSSA
     scale: float
     steps: int
-    negative_curvature: bool
+    smallest: float
 
     def __call__(self, rhs: tf.Tensor) -> Solution:
-        """Solves for each row of `rhs [m, p]`."""
+        """Solves for each row of `rhs [m, p]`.
+
+        Raises:
+            ValueError: if the series diverges.
+        """
         scale, taken = self.scale, 0
         for _ in range(4):
             value = self._series(rhs, scale)
@@ -94,12 +98,38 @@ class LiSSAInverse:
             if np.isfinite(residual).all() and residual.max(initial=0) < 1.5:
                 break
             scale *= 2  # it diverged: a minibatch bent more than σ
+        else:
+            raise ValueError(self._divergence(residual, taken))
         return Solution(
             value=value,
             converged=residual <= self.solver.tol,
             steps=taken,
             residual=residual,
-            negative_curvature=self.negative_curvature,
+            negative_curvature=self.smallest <= 0,
+        )
+
+    def _divergence(self, residual: np.ndarray, taken: int) -> str:
+        """What to do about a series that grows."""
+        finite = residual[np.isfinite(residual)]
+        worst = f"{finite.max():.1e}" if len(finite) == len(residual) else "inf"
+        if self.smallest <= 0:
+            reason = (
+                "The damped curvature is not positive definite: it has an "
+                f"eigenvalue of {self.smallest:.2g}, and along such directions "
+                f"the series grows. Raise `damping` by {-self.smallest:.2g} or "
+                "more, or use `curvature='gauss_newton'`, which has no "
+                "negative eigenvalues"
+            )
+        else:
+            reason = (
+                "Some minibatches have negative or much larger curvature than "
+                "the mean. Raise `damping` or LiSSA's `batch_size`, use "
+                "`curvature='gauss_newton'`, which has no negative eigenvalues"
+            )
+        return (
+            f"LiSSA diverged: after {taken} steps the residual is {worst} "
+            f"times the right-hand side, expected at most {self.solver.tol}. "
+            f"{reason}, or take another solver, `CG()` for example."
         )
 
     def _series(self, rhs: tf.Tensor, scale: float) -> tf.Tensor:
