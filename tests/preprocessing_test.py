@@ -475,14 +475,14 @@ def test_trainings_again_are_given_raw_data_and_measured_as_fit_sees(of_small):
 
 def test_a_preprocessor_that_draws_masks_is_refused(of_small):
     model = bert(hub.BertMaskedLM, hub.BertMaskedLMPreprocessor)
-    with pytest.raises(ValueError, match="draws random numbers.*fixed = list"):
+    with pytest.raises(ValueError, match=r"draws random numbers.*fixed = list"):
         kt.TracIn(model, SENTENCES, of_small.run)
 
 
 def test_a_preprocessor_that_pads_to_the_longest_is_refused(of_small):
     model = small()
     model.preprocessor = lambda x: x - tf.reduce_max(x)
-    with pytest.raises(ValueError, match="where it is alone.*sequence_length"):
+    with pytest.raises(ValueError, match=r"where it is alone.*sequence_length"):
         open_for_model(model, of_small.train)
 
 
@@ -501,7 +501,7 @@ def test_labels_that_nobody_makes_are_missed(of_texts):
 
 def test_data_that_neither_takes_is_refused(of_texts):
     numbers = np.ones([4, 3]), np.ones(4)
-    with pytest.raises(ValueError, match="does not take `train`.*token_ids"):
+    with pytest.raises(ValueError, match=r"does not take `train`.*token_ids"):
         open_for_model(of_texts.model, numbers)
 
 

@@ -52,6 +52,7 @@ IMPORT_ORDER = (
     "parts",
     "collecting",
     "diagnosis",
+    "preprocessing",
     "scoring",
     "forecast",
     "curvature.operators",

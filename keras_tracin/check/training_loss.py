@@ -155,7 +155,9 @@ class TrainingLoss:
                     if weights not in known:
                         load(weights)
                         known[weights] = self._mean(batches)
-                (before, one), (after, other) = map(known.get, spans[epoch])
+                (before, one), (after, other) = (
+                    known[weights] for weights in spans[epoch]
+                )
                 comparisons.append(
                     Comparison(
                         epoch, losses[epoch], before, after, max(one, other)
@@ -172,7 +174,8 @@ class TrainingLoss:
         examples = self._examples
         in_memory = examples.bytes_read_per_example == 0
         most = max(_SAMPLED, batch_size)
-        sample, keys, read = [], np.zeros(0), 0
+        sample: list[Batch] = []
+        keys, read = np.zeros(0), 0
         for batch in examples.batches(_READ):
             # Those of the lowest random keys are a sample of what was read.
             drawn = self._rng.random(len(batch))
