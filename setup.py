@@ -16,6 +16,7 @@ TENSORBOARD = [*PLOTS, "tensorboard>=2.18"]
 EXAMPLES = [*PLOTS, *REPORT, "pandas>=2.2", "scikit-learn>=1.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 DOCS = ["pdoc>=15"]
+HUB = ["keras-hub>=0.32", "tensorflow-text"]  # it brings Keras 3.15 or newer
 BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
 # New releases of the formatter, linter and type checker bring new findings:
 # a fresh environment must not fail because of the day it was made on.
@@ -24,6 +25,7 @@ TEST = [
     *INDEX,
     *NOTEBOOKS,
     *DOCS,
+    *HUB,
     *TENSORBOARD,
     "hypothesis>=6.100",
     "mypy~=2.4.1",
@@ -71,6 +73,7 @@ setuptools.setup(
         "examples": EXAMPLES,
         "notebooks": [*EXAMPLES, *NOTEBOOKS],
         "docs": DOCS,
+        "hub": HUB,
         "beam": BEAM,
         "test": TEST,
         "all": TEST,

@@ -46,7 +46,12 @@ class Batch:
 
     @property
     def data(self) -> tuple[Any, ...]:
-        """`(x, y)` or `(x, y, sample_weight)`, as a model's `fit` takes it."""
+        """`(x, y)` or `(x, y, sample_weight)`, as a model's `fit` takes it.
+
+        `(x,)` where there are no labels.
+        """
+        if self.y is None and self.sample_weight is None:
+            return (self.x,)
         if self.sample_weight is None:
             return self.x, self.y
         return self.x, self.y, self.sample_weight
@@ -74,8 +79,8 @@ def with_ids(
     ```
 
     Args:
-        data: an unbatched `tf.data.Dataset`, or arrays `(x, y)` or
-            `(x, y, sample_weight)`.
+        data: an unbatched `tf.data.Dataset`, or arrays `(x, y)`,
+            `(x, y, sample_weight)` or, where labels are made later, `(x,)`.
         ids: None for positions, an array or dataset with one id per example
             (integers or strings), the key of a dict element that holds the
             id (it is taken out of the element), or a function of the element
@@ -91,10 +96,11 @@ def with_ids(
     """
     dataset = data
     if not isinstance(data, tf.data.Dataset):
-        x, y, sample_weight = _unpack(data)
-        _check_lengths((x, y, sample_weight))
-        parts = (x, y) if sample_weight is None else (x, y, sample_weight)
-        dataset = tf.data.Dataset.from_tensor_slices(parts)
+        alone = isinstance(data, tuple) and len(data) == 1
+        parts = _unpack(data, labels=not alone)
+        _check_lengths(parts)
+        given = tuple(part for part in parts if part is not None)
+        dataset = tf.data.Dataset.from_tensor_slices(given)
     if isinstance(dataset, DatasetWithIds):
         dataset = dataset.plain  # these ids take the place of those it has
     if ids is None:
@@ -157,7 +163,9 @@ def _checked_ids(ids: Any) -> np.ndarray:
     return array
 
 
-def open_examples(data: Any, name: str = "train") -> Examples:
+def open_examples(
+    data: Any, name: str = "train", labels: bool = True
+) -> Examples:
     """The examples in what `model.fit` would take.
 
     Args:
@@ -165,6 +173,8 @@ def open_examples(data: Any, name: str = "train") -> Examples:
             tuple of arrays `(x, y[, sample_weight])`; `x` and `y` may be
             dicts, tuples or lists of arrays.
         name: what errors call the data.
+        labels: whether there have to be labels; without, `x` alone is taken
+            as well.
 
     Raises:
         ValueError: if the data is empty, infinite, unbatched, its parts
@@ -172,8 +182,8 @@ def open_examples(data: Any, name: str = "train") -> Examples:
         TypeError: for anything else.
     """
     if isinstance(data, tf.data.Dataset):
-        return _DatasetExamples(data, name)
-    return _ArrayExamples(data, name)
+        return _DatasetExamples(data, name, labels)
+    return _ArrayExamples(data, name, labels)
 
 
 class Examples:
@@ -324,9 +334,9 @@ class _ArrayExamples(Examples):
     carries_ids = False
     bytes_read_per_example = 0  # slices of the caller's arrays
 
-    def __init__(self, data: Any, name: str):
+    def __init__(self, data: Any, name: str, labels: bool):
         self.name = name
-        arrays = tf.nest.map_structure(_as_array, _unpack(data, name))
+        arrays = tf.nest.map_structure(_as_array, _unpack(data, name, labels))
         self._arrays = arrays
         self.size = self._count = _check_lengths(arrays, name)
 
@@ -343,8 +353,8 @@ class _ArrayExamples(Examples):
 
 
 class _DatasetExamples(Examples):
-    def __init__(self, data: tf.data.Dataset, name: str):
-        self.name = name
+    def __init__(self, data: tf.data.Dataset, name: str, labels: bool):
+        self.name, self._labels = name, labels
         self.carries_ids = isinstance(data, DatasetWithIds)
         if loses_ids(data):
             raise ValueError(
@@ -378,7 +388,9 @@ class _DatasetExamples(Examples):
             dataset = dataset.rebatch(batch_size)
         position, first = 0, None
         for ids, element in self._read(dataset.prefetch(2)):
-            x, y, sample_weight = _unpack_element(element, self.name)
+            x, y, sample_weight = _unpack_element(
+                element, self.name, self._labels
+            )
             leaves = tf.nest.flatten(element)
             count = len(leaves[0])
             if any(len(leaf) != count for leaf in leaves):
@@ -465,7 +477,12 @@ def _check_text(value: Any, where: str) -> None:
         ) from None
 
 
-def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:
+def _unpack(
+    data: Any, name: str = "data", labels: bool = True
+) -> tuple[Any, Any, Any]:
+    if not labels:
+        data = data if isinstance(data, tuple) else (data,)
+        data = (*data, None) if len(data) == 1 else data
     if not isinstance(data, tuple) or not 1 < len(data) < 4:
         received = type(data).__name__
         if isinstance(data, tuple):
@@ -479,7 +496,7 @@ def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:
             f"`{name}` holds no inputs: received x={data[0]!r}, expected an "
             "array, or a dict, tuple or list of arrays."
         )
-    if not any(leaf is not None for leaf in tf.nest.flatten(data[1])):
+    if labels and all(leaf is None for leaf in tf.nest.flatten(data[1])):
         raise TypeError(
             f"`{name}` holds no labels: received y={data[1]!r}, expected "
             "(x, y) or (x, y, sample_weight)."
@@ -487,7 +504,13 @@ def _unpack(data: Any, name: str = "data") -> tuple[Any, Any, Any]:
     return (*data, None)[:3] if len(data) == 2 else data
 
 
-def _unpack_element(element: Any, name: str) -> tuple[Any, Any, Any]:
+def _unpack_element(
+    element: Any, name: str, labels: bool
+) -> tuple[Any, Any, Any]:
+    if not labels and not isinstance(element, tuple):
+        return element, None, None
+    if not labels and len(element) == 1:
+        return element[0], None, None
     if isinstance(element, tuple) and 1 < len(element) < 4:
         return (*element, None)[:3] if len(element) == 2 else element
     raise ValueError(

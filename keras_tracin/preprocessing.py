@@ -14,17 +14,17 @@ Synopsis:
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Examples, open_examples
+from keras_tracin.datasets import Batch, Examples, open_examples
 from keras_tracin.diagnosis import brief
 
-_BATCH = 32  # `fit`'s own for arrays
-_TRIED = 32  # examples that are preprocessed twice, to see if it draws
+_TRIED = 32  # examples that are preprocessed twice, to see if they change
 
 _announced: weakref.WeakKeyDictionary[keras.Model, set[str]] = (
     weakref.WeakKeyDictionary()
@@ -57,29 +57,49 @@ def open_for_model(
     preprocessor = None if model is None else preprocessor_of(model)
     if model is None or preprocessor is None:
         return open_examples(data, name)
-    dataset, size = _read_raw(data, name)
-    pipeline = Pipeline(model, dataset.element_spec)
-    refusal = pipeline.try_on(dataset, name)
-    if refusal is not None:
-        if not _are_inputs(model, dataset.element_spec):
-            raise _unfit(model, dataset.element_spec, name, refusal)
-        examples = open_examples(data, name)
+    if not isinstance(data, tf.data.Dataset):
+        data = raw_arrays(data, name)
+    raw = open_examples(data, name, labels=False)
+    pipeline = Pipeline(model, _spec_of(data))
+    refusal = pipeline.try_on(raw.first(_TRIED).data, name)
+    if refusal is None:
+        examples: Examples = _PreprocessedExamples(raw, pipeline)
         examples.note = (
-            f"`{name}` is taken as preprocessed already: it fits the model's "
-            f"inputs, and {preprocessor} does not take it."
+            f"`{name}` is preprocessed by {preprocessor}, as "
+            f"{type(model).__name__}.fit does. For data that are preprocessed "
+            "already, set `model.preprocessor = None`, as for `fit`."
         )
         return examples
-    examples = open_examples(
-        dataset.map(pipeline.function, num_parallel_calls=tf.data.AUTOTUNE),
-        name,
-    )
-    examples.size = size or examples.size
+    if not _are_inputs(model, pipeline.input_spec[0]):
+        raise _unfit(model, pipeline.input_spec, name, refusal)
+    examples = open_examples(data, name)
     examples.note = (
-        f"`{name}` is preprocessed by {preprocessor}, as "
-        f"{type(model).__name__}.fit does. For data that are preprocessed "
-        "already, set `model.preprocessor = None`, as for `fit`."
+        f"`{name}` is taken as preprocessed already: it fits the model's "
+        f"inputs, and {preprocessor} does not take it."
     )
     return examples
+
+
+class _PreprocessedExamples(Examples):
+    """What a pipeline makes of examples."""
+
+    def __init__(self, raw: Examples, pipeline: Pipeline):
+        self._raw, self._pipeline = raw, pipeline
+        self.name, self.size = raw.name, raw.size
+        self.carries_ids = raw.carries_ids
+        first = self.first(1)
+        self.bytes_read_per_example = first.nbytes // len(first)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for batch in self._raw.batches(batch_size):
+            element = self._pipeline.of(batch.data)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(element)
+            if y is None:
+                raise ValueError(
+                    f"`{self.name}` holds no labels: received x alone, and the "
+                    "model's preprocessor makes no labels of it. Pass (x, y)."
+                )
+            yield Batch(batch.ids, x, y, sample_weight)
 
 
 def announce(model: keras.Model, examples: Examples) -> None:
@@ -118,51 +138,57 @@ def _pipeline_class(model: keras.Model) -> Any:
 
 
 class Pipeline:
-    """The preprocessing of a model, as a step of `tf.data`.
+    """The preprocessing of a model, compiled as its `fit` does in `tf.data`.
 
     Args:
         model: one that has a preprocessor.
         element_spec: the type of a batch, as `fit` would read it.
 
     Attributes:
-        function: takes the parts of a batch, returns `(x, y[, sample_weight])`.
+        input_spec: the type of the parts of a batch, of any size.
     """
 
     def __init__(self, model: keras.Model, element_spec: Any):
         # Made anew for each data set: the preprocessor may have changed.
-        self._model: Any = model
         self._name = preprocessor_of(model)
-        self.function = tf.function(
-            model.preprocess_samples, input_signature=_parts(element_spec)
+        self.input_spec = tf.nest.map_structure(
+            lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype),
+            _parts(element_spec),
+        )
+        self._function = tf.function(
+            model.preprocess_samples, input_signature=self.input_spec
         )
 
     @property
     def output_spec(self) -> Any:
-        """The type of what `function` returns."""
+        """The type of what is made of a batch."""
         return tf.nest.map_structure(
             lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype),
-            self.function.get_concrete_function().structured_outputs,
+            self._function.get_concrete_function().structured_outputs,
         )
 
-    def of_element(self, element: Any) -> Any:
-        """What is made of a batch, `(x, y[, sample_weight])`."""
-        return self.function(*_parts(element))
+    def of(self, element: Any) -> Any:
+        """What is made of a batch: x, `(x, y)` or `(x, y, sample_weight)`."""
+        return self._function(*_parts(element))
 
-    def try_on(self, dataset: tf.data.Dataset, name: str) -> Exception | None:
-        """The error by which the preprocessor refuses the data, if it does.
+    def try_on(self, element: Any, name: str) -> Exception | None:
+        """The error by which the preprocessor refuses a batch, if it does.
+
+        Args:
+            element: the batch.
+            name: what errors call the data.
 
         Raises:
-            ValueError: if it draws random numbers.
+            ValueError: if it draws random numbers, or if what it makes of an
+                example depends on the others.
         """
         try:
             draws = self._draws()
-            for element in dataset.take(1):
-                few = tf.nest.map_structure(lambda leaf: leaf[:_TRIED], element)
-                first, second = (self.of_element(few) for _ in range(2))
-                draws = draws or not _same(first, second)
+            first, second = (self.of(element) for _ in range(2))
+            alone = self.of(tf.nest.map_structure(lambda a: a[:1], element))
         except Exception as error:  # a preprocessor may raise anything
             return error
-        if draws:
+        if draws or not _same(first, second):
             raise ValueError(
                 f"{self._name} draws random numbers: it makes something else "
                 f"of `{name}` each time, and training saw something else in "
@@ -171,10 +197,17 @@ class Pipeline:
                 "preprocessor))`, set `model.preprocessor = None`, and train "
                 "and score on these."
             )
+        if not _same(tf.nest.map_structure(lambda a: a[:1], first), alone):
+            raise ValueError(
+                f"{self._name} makes something else of an example of `{name}` "
+                "where it is alone than where it is among others. Expected "
+                "the same: give it a fixed length or size to pad to, such as "
+                "`sequence_length=`, before training."
+            )
         return None
 
     def _draws(self) -> bool:
-        graph = self.function.get_concrete_function().graph.as_graph_def()
+        graph = self._function.get_concrete_function().graph.as_graph_def()
         nodes = [*graph.node]
         for function in graph.library.function:
             nodes += function.node_def
@@ -187,27 +220,24 @@ def _parts(element: Any) -> tuple[Any, ...]:
 
 
 def _same(first: Any, second: Any) -> bool:
+    """Whether two structures of arrays are alike, but for rounding."""
     leaves = zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True)
     return all(
-        np.array_equal(np.asarray(one), np.asarray(other))
+        one.shape == other.shape
+        and (
+            np.allclose(one, other, 1e-4, 1e-5, equal_nan=True)
+            if one.dtype.is_floating
+            else np.array_equal(one, other)
+        )
         for one, other in leaves
     )
 
 
-def _read_raw(data: Any, name: str) -> tuple[tf.data.Dataset, int | None]:
-    """A batched dataset of what `fit` would read, and how many examples."""
+def _spec_of(data: Any) -> Any:
+    """The type of a batch of a dataset or of arrays."""
     if isinstance(data, tf.data.Dataset):
-        leaves = tf.nest.flatten(data.element_spec)
-        if any(leaf.shape.rank == 0 for leaf in leaves):
-            raise ValueError(
-                f"`{name}` is not batched: received elements of shapes "
-                f"{[leaf.shape for leaf in leaves]}. Call `.batch(...)` last, "
-                "after `with_ids` where that is used."
-            )
-        return data, None
-    arrays = raw_arrays(data, name)
-    size = tf.nest.flatten(arrays)[0].shape[0]
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(_BATCH), size
+        return data.element_spec
+    return tf.nest.map_structure(tf.TensorSpec.from_tensor, data)
 
 
 def raw_arrays(data: Any, name: str = "train") -> Any:
@@ -248,9 +278,8 @@ def _as_arrays(part: Any) -> Any:
     return tf.convert_to_tensor(part)
 
 
-def _are_inputs(model: keras.Model, element_spec: Any) -> bool:
-    """Whether x has the form of what the model itself takes."""
-    x = _parts(element_spec)[0]
+def _are_inputs(model: keras.Model, x: Any) -> bool:
+    """Whether x, a spec, has the form of what the model itself takes."""
     inputs: Any = getattr(model, "input", None)
     if isinstance(x, dict) != isinstance(inputs, dict):
         return False
@@ -264,10 +293,10 @@ def _are_inputs(model: keras.Model, element_spec: Any) -> bool:
 
 
 def _unfit(
-    model: keras.Model, element_spec: Any, name: str, refusal: Exception
+    model: keras.Model, spec: Any, name: str, refusal: Exception
 ) -> ValueError:
     form = tf.nest.map_structure(
-        lambda leaf: f"{leaf.dtype.name} {leaf.shape}", element_spec
+        lambda leaf: f"{leaf.dtype.name} {leaf.shape}", spec
     )
     inputs = getattr(model, "input", None)
     names = f" {list(inputs)}" if isinstance(inputs, dict) else ""

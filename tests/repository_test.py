@@ -59,6 +59,7 @@ IMPORT_ORDER = (
     "parts",
     "collecting",
     "diagnosis",
+    "preprocessing",
     "scoring",
     "forecast",
     "curvature.operators",

@@ -20,6 +20,7 @@ from keras_tracin.check.report import (
     Finding,
     LayerReport,
 )
+from keras_tracin.check.training_loss import TrainingLoss
 from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
 from keras_tracin.exclusive import exclusively
@@ -53,7 +54,8 @@ def check(
 
     Tried are: the layers and how their gradients are made; the loss; the
     data, read twice, for order, ids, labels and NaN; every checkpoint of the
-    run, for damage, fit, NaN and learning rates; a few examples alone and
+    run, for damage, fit, NaN and learning rates; the losses that the run has on
+    record, which the data should have as well; a few examples alone and
     together, whose gradients should be the same; a small part of the job, for
     memory and time. The methods themselves refuse what cannot work, but some
     of it only when they come to it.
@@ -146,6 +148,9 @@ class _Preflight:
                         self._look_at_data(data, name)
         with self._part("run"):
             rates = self._usable(run)
+        if scorer is not None and run is not None and len(rates or ()):
+            with self._part("train"):
+                self._compare_losses(scorer, run)
         if scorer is not None and rates:
             with self._part("job"):
                 self._try_job(scorer, rates, test)
@@ -218,6 +223,18 @@ class _Preflight:
                         load(checkpoint)
                     usable[checkpoint] = rate
         return usable
+
+    def _compare_losses(self, scorer: Scorer, run: Any) -> None:
+        """The loss on record with that of the data."""
+        if not isinstance(run, TrainingRun):
+            run = TrainingRun(run)
+        loss = TrainingLoss(
+            self._model,
+            scorer.train,
+            self._options["class_weight"],
+            self._most,
+        )
+        self._findings += loss.findings(run)
 
     def _try_job(self, scorer: Scorer, rates: Rates, test: Any) -> None:
         """At the last checkpoint's weights, as far as something goes wrong."""

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import content_digest
+from keras_tracin.datasets import content_digest, open_examples
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import open_for_model
 from keras_tracin.query_losses import query_value
@@ -50,9 +50,14 @@ def read_whole(data: Any, name: str, model: keras.Model | None = None) -> Data:
     Args:
         data: what `model.fit` takes.
         name: what errors call it.
-        model: to read them as its `fit` sees them; as they are by default.
+        model: to read them as its `fit` sees them; by default as they are,
+            also without labels.
     """
-    batches = list(open_for_model(model, data, name).batches(_BATCH))
+    if model is None:  # to be given to `fit`, perhaps without labels
+        examples = open_examples(data, name, labels=False)
+    else:
+        examples = open_for_model(model, data, name)
+    batches = list(examples.batches(_BATCH))
     arrays = tf.nest.map_structure(
         lambda *leaves: np.concatenate(leaves),
         *(batch.data for batch in batches),
