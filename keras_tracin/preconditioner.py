@@ -32,6 +32,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.gradients.flat import size_of
 from keras_tracin.runs import Checkpoint, RecordedState, recorded_state
 
@@ -69,6 +70,33 @@ class Preconditioner:
                 tuple(_recorded_diagonal(state, v) for v in group)
                 for group in groups
             )
+
+    def weigh(
+        self, parts: list[DenseGradients], checkpoint: Checkpoint, groups
+    ) -> tuple[DenseGradients, ...]:
+        """D times gradients, of which one at a time is held twice.
+
+        Args:
+            parts: dense gradients `[m, size]` of each group's variables; the
+                list is emptied.
+            checkpoint: with the state of the optimizer.
+            groups: the variables.
+
+        Raises:
+            ValueError: as `at`.
+        """
+        weighed = []
+        with recorded_state(self._model, checkpoint) as state:
+            for group in groups:
+                gradients = list(parts.pop(0).parts)
+                products = []
+                for variable in group:
+                    gradient = gradients.pop(0)
+                    weights = _recorded_diagonal(state, variable)
+                    products.append(gradient * tf.cast(weights, gradient.dtype))
+                    del gradient, weights
+                weighed.append(DenseGradients(tuple(products)))
+        return tuple(weighed)
 
 
 def diagonal(optimizer: Any, variable: keras.Variable) -> np.ndarray:

@@ -85,6 +85,11 @@ class _Loan:
 
     def load(self, checkpoint: Checkpoint | Path) -> None:
         """Gives the model the weights of a checkpoint."""
+        if self._loaded:
+            # What was loaded before makes room for what comes.
+            for variable, value in self._saved:
+                if variable.value.device == value.device:
+                    variable.assign(value)
         self._loaded = True
         _load(self._model, checkpoint)
 
