@@ -118,11 +118,11 @@ def _recorded_diagonal(
     shape = tuple(variable.shape)
     rule = _rule(state.optimizer)
     if not shape:
-        values = rule(
-            state.optimizer,
-            lambda name: np.float64(state.slot(name, variable)[()]),
-        )
-        return tf.constant([values], tf.float32)
+
+        def number(name: str) -> np.ndarray:
+            return np.asarray(state.slot(name, variable), np.float64)
+
+        return tf.constant([rule(state.optimizer, number)], tf.float32)
     row = max(1, math.prod(shape[1:]))
     rows = max(1, _SLICE // row)
     # A variable, since it can be filled in place.

@@ -61,7 +61,9 @@ class TracIn:
     The model runs in inference mode: BatchNormalization uses each
     checkpoint's statistics, Dropout is off. Weight regularisers are part of
     the objective but of no example, and are left out. The model has its own
-    weights back after every call, and its optimizer is not touched.
+    weights back after every call, and its optimizer is not touched. Calls of
+    several threads take turns; predictions of another thread meanwhile are at
+    the weights that the model is lent, so let it have a model of its own.
 
     Args:
         model: the trained model, compiled with its loss.

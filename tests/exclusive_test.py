@@ -75,12 +75,10 @@ def calls(model, other, run, index):
         return method.influence(TEST, verbose=0).scores
 
     return {
-        "self-influence": lambda: tracin().self_influence(verbose=0).scores,
         "influence": lambda: tracin().influence(TEST, verbose=0).scores,
         "optimizer": lambda: (
             tracin(optimizer_aware=True).influence(TEST, verbose=0).scores
         ),
-        "functions": lambda: functions(model),
         "shared layers": lambda: functions(other),
         "trak": lambda: (
             kt.TRAK(model, TRAIN, run, projection=PROJECTION)
@@ -104,11 +102,7 @@ def test_calls_of_several_threads_are_those_of_one(trained, index):
     expected = {name: call() for name, call in work.items()}
 
     with ThreadPoolExecutor(8) as pool:
-        futures = [
-            (name, pool.submit(call))
-            for _ in range(2)
-            for name, call in work.items()
-        ]
+        futures = [(name, pool.submit(call)) for name, call in work.items()]
     for name, future in futures:
         np.testing.assert_array_equal(future.result(), expected[name], name)
     for variable, value in zip(model.variables, before, strict=True):
@@ -198,7 +192,7 @@ def test_a_forked_process_does_not_wait_for_threads_it_has_not(held_elsewhere):
 
 def test_an_exception_lets_go(trained):
     model, _, run = trained
-    with pytest.raises(ValueError, match="gradient|NaN|infinite"):
+    with pytest.raises(ValueError, match="NaN"):
         kt.TracIn(model, (TRAIN[0] * np.nan, TRAIN[1]), run).self_influence()
     with ThreadPoolExecutor(1) as pool:
         lock = exclusively._lock
@@ -211,24 +205,28 @@ def test_training_while_weights_are_lent_is_an_error(trained):
     before = [v.numpy() for v in model.variables]
     model.compile("sgd", model.loss)
     x, y = TRAIN
-    with ThreadPoolExecutor(1) as pool:
-        with (
-            pytest.raises(RuntimeError, match="trained while it was scored"),
-            run_weights(model) as load,
-        ):
+
+    def lend():
+        with run_weights(model) as load, ThreadPoolExecutor(1) as pool:
             load(run[0])
             pool.submit(model.train_on_batch, x, y).result()
-        for variable, value in zip(model.variables, before, strict=True):
-            np.testing.assert_array_equal(variable.numpy(), value)
+
+    with pytest.raises(RuntimeError, match="what was trained is lost"):
+        lend()
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
 
 
 def test_training_that_was_lent_nothing_is_not_lost():
     model, _ = build()
-    with (
-        pytest.raises(RuntimeError, match="went from update 0 to 1"),
-        run_weights(model),
-    ):
-        model.train_on_batch(*TRAIN)
-        trained = [v.numpy() for v in model.variables]
+    trained = []
+
+    def lend():
+        with run_weights(model):
+            model.train_on_batch(*TRAIN)
+            trained.extend(v.numpy() for v in model.variables)
+
+    with pytest.raises(RuntimeError, match="went from update 0 to 1"):
+        lend()
     for variable, value in zip(model.variables, trained, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)

@@ -248,7 +248,7 @@ def _check_numbers(model: keras.Model, path: Path) -> None:
 def _has_nan(value: Any) -> bool:
     """Whether a tensor holds NaN, without anything else of its size."""
     numbers = tf.reshape(value, [-1])
-    for start in range(0, int(tf.size(numbers)), _SLICE):
+    for start in range(0, numbers.shape[0], _SLICE):
         part = numbers[start : start + _SLICE]
         if np.isnan(keras.ops.convert_to_numpy(part)).any():
             return True
