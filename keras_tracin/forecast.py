@@ -35,6 +35,7 @@ def forecast(
     *,
     queries: Queries | None = None,
     prepare: Callable[..., Any] = nothing,
+    held: int = 0,
 ) -> Plan:
     """What a call will do, what memory it needs, and how long it will take.
 
@@ -49,6 +50,7 @@ def forecast(
         test: the queries; None for self-influence.
         queries: the first block of them.
         prepare: as in `Scorer.sweep`.
+        held: as in `Scorer.sweep`.
 
     Returns:
         The plan of the first block, with the number of blocks and the time
@@ -57,7 +59,7 @@ def forecast(
     Raises:
         ValueError: if a step cannot take the data, naming the reason.
     """
-    plan, blocks = scorer.plan(step, rates, queries), 1
+    plan, blocks = scorer.plan(step, rates, queries, held), 1
     if queries is not None:
         total = open_for_model(scorer.model, test, "test").size
         blocks = math.ceil((total or 0) / len(queries.ids))

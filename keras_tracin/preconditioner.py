@@ -32,6 +32,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.gradients.flat import size_of
 from keras_tracin.runs import Checkpoint, RecordedState, recorded_state
 
@@ -70,6 +71,33 @@ class Preconditioner:
                 for group in groups
             )
 
+    def weigh(
+        self, parts: list[DenseGradients], checkpoint: Checkpoint, groups
+    ) -> tuple[DenseGradients, ...]:
+        """D times gradients, of which one at a time is held twice.
+
+        Args:
+            parts: dense gradients `[m, size]` of each group's variables; the
+                list is emptied.
+            checkpoint: with the state of the optimizer.
+            groups: the variables.
+
+        Raises:
+            ValueError: as `at`.
+        """
+        weighed = []
+        with recorded_state(self._model, checkpoint) as state:
+            for group in groups:
+                gradients = list(parts.pop(0).parts)
+                products = []
+                for variable in group:
+                    gradient = gradients.pop(0)
+                    weights = _recorded_diagonal(state, variable)
+                    products.append(gradient * tf.cast(weights, gradient.dtype))
+                    del gradient, weights
+                weighed.append(DenseGradients(tuple(products)))
+        return tuple(weighed)
+
 
 def diagonal(optimizer: Any, variable: keras.Variable) -> np.ndarray:
     """D of one variable, `[size]`, by an optimizer's present state."""
@@ -90,11 +118,11 @@ def _recorded_diagonal(
     shape = tuple(variable.shape)
     rule = _rule(state.optimizer)
     if not shape:
-        values = rule(
-            state.optimizer,
-            lambda name: np.float64(state.slot(name, variable)[()]),
-        )
-        return tf.constant([values], tf.float32)
+
+        def number(name: str) -> np.ndarray:
+            return np.asarray(state.slot(name, variable), np.float64)
+
+        return tf.constant([rule(state.optimizer, number)], tf.float32)
     row = max(1, math.prod(shape[1:]))
     rows = max(1, _SLICE // row)
     # A variable, since it can be filled in place.

@@ -53,6 +53,7 @@ from keras_tracin.fingerprint import (
 )
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients.flat import nbytes
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
 from keras_tracin.gradients.interaction import find_interaction
@@ -107,10 +108,17 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """A block of queries, and the steps that take them."""
+    """A block of queries, and the steps that take them.
+
+    Attributes:
+        batches: the queries.
+        steps: what takes them.
+        held: bytes that are held of one, if it is not its factors.
+    """
 
     batches: tuple[Batch, ...]
     steps: Steps
+    held: int | None = None
 
     @property
     def ids(self) -> np.ndarray:
@@ -204,7 +212,7 @@ class Scorer:
         self._same_loss = query_loss in (None, "loss") and not class_weight
         self._like = self.train.first(_FIRST)
         self._steps: dict[tuple[str, bool], Steps] = {}
-        self._checked = False
+        self._checked = self._warned = False
         check_fits(model, self._like, "train")
         check_built_under(strategy, model)
         if output is not None:
@@ -238,6 +246,7 @@ class Scorer:
             bytes_per_query: what is held of one; by default its factors.
         """
         examples, steps = self._open_queries(test)
+        held = bytes_per_query
         if bytes_per_query is None:
             steps = self._steps_for(examples, steps)
             bytes_per_query = steps.query.factor_bytes
@@ -246,7 +255,7 @@ class Scorer:
             block_size = self.parts.agreed("block", block_size)
         batches = examples.batches(_evenly(block_size, _QUERY_BATCH))
         for block in in_chunks(batches, block_size):
-            yield Queries(tuple(block), steps)
+            yield Queries(tuple(block), steps, held)
 
     def _steps_for(self, examples: Examples, steps: Steps) -> Steps:
         """Those that hold queries in the form that costs least in all.
@@ -298,6 +307,7 @@ class Scorer:
         prepare: Callable[..., Any] = nothing,
         finish: Callable[[Any], Any] = lambda found: found,
         verbose: int = 1,
+        held: int = 0,
     ) -> None:
         """Sums a compiled step over weights, for all training examples.
 
@@ -314,6 +324,7 @@ class Scorer:
                 it returns is given to `function`, unless it is None.
             finish: makes `[..., n]` of what the step returns for a batch.
             verbose: 0 for silence.
+            held: bytes that `prepare` returns beside what is of the queries.
 
         Raises:
             ValueError: if a score is NaN or infinite, naming the weights, the
@@ -321,7 +332,8 @@ class Scorer:
         """
         if verbose:
             announce(self.model, self.train)
-        plan = self.plan(function, rates, queries)
+        plan = self.plan(function, rates, queries, held)
+        self._warn_of_weights(plan)
         watch = self._underflow_watch(queries)
         # XLA compiles for each size: the last batch is made like the others.
         size = min(plan.batch_size, plan.num_train or plan.batch_size)
@@ -360,14 +372,22 @@ class Scorer:
         )
 
     def plan(
-        self, function: Callable, rates: Rates, queries: Queries | None = None
+        self,
+        function: Callable,
+        rates: Rates,
+        queries: Queries | None = None,
+        held: int = 0,
     ) -> Plan:
         """What `sweep` will do with these, and what it will need."""
+        weights, loading = self._bytes_of_loans(rates)
         num_queries = bytes_per_query = query_batch = 0
         sparing = False
         if queries is not None:
             num_queries = len(queries.ids)
-            bytes_per_query = queries.steps.query.factor_bytes
+            if queries.held is None:
+                bytes_per_query = queries.steps.query.factor_bytes
+            else:
+                bytes_per_query = queries.held // 2  # of all its copies
             query_batch = max(map(len, queries.batches))
             sparing = queries.steps.query.sparing
         plan = make_plan(
@@ -378,9 +398,36 @@ class Scorer:
             bytes_per_query=bytes_per_query,
             memory_limit=self.memory_limit,
             query_batch=query_batch,
+            weights=weights,
+            loading=loading,
+            prepared=held,
         )
         plan = dataclasses.replace(plan, sparing=sparing)
         return plan if self.parts is None else self.parts.cut(plan)
+
+    def _bytes_of_loans(self, rates: Rates) -> tuple[int, int]:
+        """What is held of weights in a sweep, and more while it loads some."""
+        if all(checkpoint is None for checkpoint in rates):
+            return 0, 0
+        sizes = [nbytes(v.value) for v in self.model.variables]
+        # An array of a file is held twice as it becomes a tensor.
+        return sum(sizes), 2 * max(sizes)
+
+    def _warn_of_weights(self, plan: Plan) -> None:
+        """Says, once, that copies of the weights exceed the limit."""
+        limit = self._memory_limit
+        if limit is None or plan.weights <= limit or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"Received memory_limit={limit:,} bytes, but "
+            f"{plan.weights:,} are needed for weights alone, whatever the "
+            "limit: the model's own, while it is lent those of checkpoints, "
+            "and with `optimizer_aware=True` the state of its optimizer. In "
+            f"all this takes about {plan.memory / 2**20:,.0f} MB; `layers=` "
+            "makes it no less.",
+            stacklevel=2,
+        )
 
     def steps_like(self, batch: Batch, sparing: bool = False) -> Steps:
         """The compiled steps for queries of the same kind as `batch`.

@@ -86,6 +86,8 @@ class Plan:
             before the next are read.
         memory: estimated peak in bytes, that of `top_k` or `self_influence`:
             the input data aside, and the matrix that `influence` returns.
+        weights: how much of it is for weights: the model's own while it is
+            lent others, the state of an optimizer. No limit makes it less.
         num_blocks: blocks of queries; the training examples' gradients are
             computed anew for each.
         sparing: whether queries are held in the form that takes the least
@@ -100,6 +102,7 @@ class Plan:
     batch_size: int
     chunk: int
     memory: int
+    weights: int = 0
     num_blocks: int = 1
     sparing: bool = False
     seconds: float | None = dataclasses.field(default=None, compare=False)
@@ -127,6 +130,8 @@ class Plan:
         ]
         if self.sparing:
             parts.insert(1, "factors in their smallest form")
+        if 2 * self.weights > self.memory:
+            parts[-1] += f" ({self.weights / 2**20:,.0f} MB for weights)"
         if self.seconds is not None:
             parts.append(in_words(self.seconds))
         return ", ".join(parts)
@@ -165,6 +170,9 @@ def make_plan(
     bytes_per_query: int,
     memory_limit: int,
     query_batch: int = 0,
+    weights: int = 0,
+    loading: int = 0,
+    prepared: int = 0,
 ) -> Plan:
     """Chooses batches and chunks that fit the memory limit.
 
@@ -178,6 +186,11 @@ def make_plan(
             the queries, twice over while these are joined.
         query_batch: queries whose gradients are made in one step, which is
             taken to need what one of training examples does.
+        weights: bytes of weights that are held throughout.
+        loading: bytes that are needed while a checkpoint is loaded, when no
+            step is running.
+        prepared: bytes that steps are given beside the queries, of the size
+            of weights.
     """
     room = memory_limit // 4
     batch = min(
@@ -189,16 +202,20 @@ def make_plan(
     row = 4 * max(1, num_queries) + train.bytes_read_per_example
     chunk = max(batch, room // row)
     known = chunk if train.size is None else min(chunk, train.size)
+    working = (
+        prepared
+        + max(min(batch, known), query_batch) * footprint.peak
+        + 2 * num_queries * bytes_per_query  # once more while joined
+        + known * row
+    )
     return Plan(
         num_train=train.size,
         num_queries=num_queries,
         num_checkpoints=num_checkpoints,
         batch_size=batch,
         chunk=chunk,
-        memory=footprint.fixed
-        + max(min(batch, known), query_batch) * footprint.peak
-        + 2 * num_queries * bytes_per_query  # once more while joined
-        + known * row,
+        memory=footprint.fixed + weights + max(working, loading),
+        weights=weights + prepared + max(0, loading - working),
     )
 
 
@@ -248,6 +265,7 @@ def sweep(
                         sums = np.zeros(shape, found.dtype)
                     sums[..., start:stop] += found
                     progress.advance()
+                del prepared  # before the next weights are read
             sink.add(chunk.ids, sums)
             del sums  # before the next chunk's are made
 

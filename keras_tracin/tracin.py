@@ -62,7 +62,9 @@ class TracIn:
     The model runs in inference mode: BatchNormalization uses each
     checkpoint's statistics, Dropout is off. Weight regularisers are part of
     the objective but of no example, and are left out. The model has its own
-    weights back after every call, and its optimizer is not touched.
+    weights back after every call, and its optimizer is not touched. Calls of
+    several threads take turns; predictions of another thread meanwhile are at
+    the weights that the model is lent, so let it have a model of its own.
 
     Args:
         model: the trained model, compiled with its loss.
@@ -279,12 +281,18 @@ class TracIn:
         """
         scorer = self._kept(directory, "self_influence")
         steps = scorer.train_steps
-        step, prepare = steps.squared_norms, nothing
+        step, prepare, held = steps.squared_norms, nothing, 0
         if self._preconditioner is not None:
             step, prepare = steps.weighted_norms, self._diagonals(steps)
+            held = self._bytes_of_diagonals
         return collecting.self_influence(
             lambda sink: self._sweep(
-                scorer, step, sink, prepare=prepare, verbose=verbose
+                scorer,
+                step,
+                sink,
+                prepare=prepare,
+                verbose=verbose,
+                held=held,
             ),
             scorer.parts,
         )
@@ -304,7 +312,13 @@ class TracIn:
         if test is None:
             steps = self._scorer.train_steps
             step, prepare = steps.weighted_norms, self._diagonals(steps)
-            return forecast(self._scorer, self._rates, step, prepare=prepare)
+            return forecast(
+                self._scorer,
+                self._rates,
+                step,
+                prepare=prepare,
+                held=self._bytes_of_diagonals,
+            )
         queries = next(self._blocks(self._scorer, test))
         return forecast(
             self._scorer,
@@ -380,9 +394,14 @@ class TracIn:
     def _blocks(self, scorer: Scorer, test: Any) -> Iterator[Queries]:
         if self._preconditioner is None:
             return scorer.blocks(test)
-        numbers = sum(map(flat.size_of, scorer.model.trainable_variables))
         # Whole gradients, and the same once more with their weights.
-        return scorer.blocks(test, 2 * 4 * numbers)
+        return scorer.blocks(test, 2 * self._bytes_of_diagonals)
+
+    @property
+    def _bytes_of_diagonals(self) -> int:
+        """What a number for each trainable weight takes, in float32."""
+        variables = self._scorer.model.trainable_variables
+        return 4 * sum(map(flat.size_of, variables))
 
     def _stream(self, scorer: Scorer, verbose: int) -> Stream:
         """Streams the scores of one block of queries."""
@@ -418,14 +437,16 @@ class TracIn:
     def _weighed(self, queries: Queries):
         """Of a checkpoint, D times the queries' whole gradients."""
         query, one = queries.steps.query, np.float32(1)
-        diagonals = self._diagonals(query)
+        assert self._preconditioner is not None
+        weigh = self._preconditioner.weigh
 
         def weighed(checkpoint):
-            found = [query.rows(batch.data, one) for batch in queries.batches]
-            rows = tf.concat(found, axis=0)
-            weights = tf.concat(tf.nest.flatten(diagonals(checkpoint)), axis=0)
-            rows *= tf.cast(weights, rows.dtype)
-            return flat.directions(rows, query.variables)
+            rows = [query.rows(batch.data, one) for batch in queries.batches]
+            # Nothing here may keep rows that were cut up: they are large.
+            rows = tf.concat(rows, axis=0) if len(rows) > 1 else rows.pop()
+            parts = list(flat.directions(rows, query.variables))
+            del rows
+            return weigh(parts, checkpoint, query.variables)
 
         return weighed
 
@@ -437,6 +458,7 @@ class TracIn:
         queries=None,
         prepare=nothing,
         verbose=1,
+        held=0,
     ) -> None:
         scorer.sweep(
             step,
@@ -446,4 +468,5 @@ class TracIn:
             queries=queries,
             prepare=prepare,
             verbose=verbose,
+            held=held,
         )

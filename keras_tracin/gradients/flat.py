@@ -65,5 +65,11 @@ def size_of(variable: keras.Variable) -> int:
     return int(tf.TensorShape(variable.shape).num_elements())
 
 
+def nbytes(value: Any) -> int:
+    """The size in memory of a tensor or variable."""
+    count = int(tf.TensorShape(value.shape).num_elements())
+    return count * tf.as_dtype(value.dtype).size
+
+
 def _dtype(factors: Factors) -> tf.DType:
     return tf.nest.flatten(factors)[-1].dtype  # ids come before grads

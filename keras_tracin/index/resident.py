@@ -71,7 +71,8 @@ class Resident:
             for path, sha256 in self._files:
                 _files.check_digest(path, sha256)
                 load(path)
-                values = list(map(_held, self._model.weights))
+                # No copies: the next ones are loaded into other memory.
+                values = [tf.identity(v.value) for v in self._model.weights]
                 if found:
                     values = list(map(_once, values, found[-1]))
                 found.append(values)
@@ -124,13 +125,10 @@ class Resident:
         return sketches
 
 
-def _held(variable: keras.Variable) -> tf.Tensor:
-    return tf.constant(keras.ops.convert_to_numpy(variable), variable.dtype)
-
-
 def _once(value: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
     """The tensor of the checkpoint before, where nothing has changed."""
-    return before if np.array_equal(value, before) else value
+    same = bool(tf.reduce_all(tf.equal(value, before)))
+    return before if same else value
 
 
 def _not_finite(batch: Batch, vectors: np.ndarray) -> ValueError:

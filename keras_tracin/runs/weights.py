@@ -98,6 +98,11 @@ class _Loan:
 
     def load(self, checkpoint: Checkpoint | Path) -> None:
         """Gives the model the weights of a checkpoint."""
+        if self._loaded:
+            # What was loaded before makes room for what comes.
+            for variable, value in self._saved:
+                if variable.value.device == value.device:
+                    variable.assign(value)
         self._loaded = True
         _load(self._model, checkpoint)
 
@@ -257,7 +262,7 @@ def _check_numbers(model: keras.Model, path: Path) -> None:
 def _has_nan(value: Any) -> bool:
     """Whether a tensor holds NaN, without anything else of its size."""
     numbers = tf.reshape(value, [-1])
-    for start in range(0, int(tf.size(numbers)), _SLICE):
+    for start in range(0, numbers.shape[0], _SLICE):
         part = numbers[start : start + _SLICE]
         if np.isnan(keras.ops.convert_to_numpy(part)).any():
             return True
