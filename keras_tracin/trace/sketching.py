@@ -125,6 +125,7 @@ def sketch_training(
         "seed": seed,
         "optimizer": type(model.optimizer).__name__,
         "queries": None if query is None else len(query),
+        "query_content": None if query is None else content_digest([query]),
     }
     recording = Recording.open(Path(directory), model, settings, resume)
     source = Source(train, batch_size, seed, recording.done)
