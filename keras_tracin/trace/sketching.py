@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
-from keras_tracin.datasets import Batch, open_examples
+from keras_tracin.datasets import Batch, content_digest, open_examples
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.functions import (
     GradientFunctions,
