@@ -28,6 +28,8 @@ import tensorflow as tf
 # starting a program to another; Keras numbers names anew in each process.
 _PLACES = ("module", "registered_name", "build_config", "name")
 _ABSENT = "nothing"
+_OF_TRAINING = ("trainable", "dtype", "seed", "batch_shape", "autocast")
+_PARTS_OF_WEIGHTS = ("_initializer", "_regularizer", "_constraint")
 
 
 def describe_loss(model: keras.Model, loss: Any = None) -> Any:
@@ -45,6 +47,25 @@ def describe_loss(model: keras.Model, loss: Any = None) -> Any:
         "loss": _described_losses(getattr(compiled, "_user_loss", None)),
         "loss_weights": describe(getattr(compiled, "_user_loss_weights", None)),
     }
+
+
+def describe_layers(model: keras.Model) -> list[Any]:
+    """The classes and options of all layers that hold no others.
+
+    Names and whatever only matters to training are left out.
+    """
+    found = []
+    for layer in model._flatten_layers(include_self=False):
+        if list(layer._flatten_layers(include_self=False)):
+            continue
+        config = _config_of(layer)
+        options = {
+            name: config[name]
+            for name in config
+            if name not in _OF_TRAINING and not name.endswith(_PARTS_OF_WEIGHTS)
+        }
+        found.append({"class": type(layer).__name__, **options})
+    return found
 
 
 def describe_optimizer(optimizer: Any) -> Any:

@@ -10,8 +10,8 @@ at one checkpoint, and compares.
 
 Synopsis:
 
-    chosen = spread_examples(examples, like)
-    numbers = measure(model, loss, functions, chosen)
+    batch = spread_examples(examples)
+    numbers = measure(model, loss, functions, batch) | identify(batch)
     agree(directory / FILE_NAME, numbers, tolerance(model))
 """
 
@@ -107,7 +107,7 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
         if read >= _SEARCHED or (read >= count and size >= _SEARCHED_BYTES):
             break
     rows = spread_rows(
-        sum(map(len, batches)), _classes([one.y for one in batches]), count
+        sum(map(len, batches)), classes_of([one.y for one in batches]), count
     )
     chosen, start = [], 0
     for batch in batches:
@@ -147,6 +147,30 @@ def spread_rows(
     return np.unique(np.concatenate(chosen))
 
 
+def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
+    """The examples of these ids, in their order.
+
+    Raises:
+        Mismatch: if one of them is not there.
+    """
+    known: dict[Any, tuple[Batch, int]] = {}
+    wanted = ids.tolist()
+    for batch in examples.batches(_SEARCHED):
+        for row in np.flatnonzero(np.isin(batch.ids, ids)):
+            known.setdefault(batch.ids[row].item(), (batch, int(row)))
+        if len(known) == len(set(wanted)):
+            break
+    missing = [one for one in wanted if one not in known]
+    if missing:
+        raise Mismatch(
+            f"Training examples of ids {missing[:5]} are needed to compare the "
+            "method with the one that files were made with. Received training "
+            "examples without them: give the method those that it had."
+        )
+    rows = [known[one] for one in wanted]
+    return joined([rows_of(batch, np.array([row])) for batch, row in rows])
+
+
 def first_examples(examples: Examples, count: int = COUNT) -> Batch:
     """The first examples of some data, no more than `count`."""
     batch = examples.first(count)
@@ -163,6 +187,22 @@ def tolerance(model: keras.Model) -> float:
     halves = ("float16", "bfloat16")
     half = any(one.compute_dtype in halves for one in model._flatten_layers())
     return 1e-2 if half else 1e-4
+
+
+def kept_numbers(path: Path) -> Numbers:
+    """The numbers in a file.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged, which says what the other files there were "
+            f"made of. Delete {path.parent} and call again."
+        ) from error
 
 
 def agree(
@@ -185,25 +225,7 @@ def agree(
     """
     if not path.is_file():
         write_first_arrays(path, received)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            expected = dict(stored)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged, which says what the other files there were "
-            f"made of. Delete {path.parent} and call again."
-        ) from error
-    compare(path.parent, received, expected, share, remedy)
-
-
-def compare(
-    directory: Path,
-    received: Numbers,
-    expected: Numbers,
-    share: float,
-    remedy: str,
-) -> None:
-    """Raises Mismatch unless the numbers are alike; as `agree`."""
+    expected, directory = kept_numbers(path), path.parent
     for name in _DATA:
         if not np.array_equal(
             received.get(name, np.zeros(0)), expected.get(name, np.zeros(0))
@@ -281,7 +303,7 @@ def _even_steps(size: int, count: int) -> np.ndarray:
     return np.linspace(0, size - 1, count).astype(int)
 
 
-def _classes(labels: Sequence[Any]) -> np.ndarray | None:
+def classes_of(labels: Sequence[Any]) -> np.ndarray | None:
     """The class of each example `[n]`, if labels are of that kind.
 
     Args:

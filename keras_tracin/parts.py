@@ -263,6 +263,8 @@ class Parts:
         train_ids = np.concatenate([ids for ids, _, _ in found])
         _, dtype, more = found[0]
         shape = (sum(map(len, query_ids)), len(train_ids), *more)
+        # One that came without its ids, or the room would be needed twice.
+        (self.directory / "scores.npy").unlink(missing_ok=True)
         self._check_room(math.prod(shape) * dtype.itemsize)
         with written_whole(self.directory / "scores.npy") as unfinished:
             scores = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)

@@ -46,6 +46,7 @@ from keras_tracin.distribution import (
 )
 from keras_tracin.exclusive import exclusively
 from keras_tracin.fingerprint import (
+    examples_with,
     first_examples,
     identify,
     spread_examples,
@@ -534,6 +535,10 @@ class Scorer:
         rates: Rates,
         test: Any = None,
         more: Callable[[Batch, Numbers], Numbers] = lambda *_: {},
+        *,
+        projection: Projection | None = None,
+        ids: np.ndarray | None = None,
+        as_queries: bool = False,
     ) -> Numbers:
         """What the scores are made of, as numbers of a few examples.
 
@@ -544,11 +549,22 @@ class Scorer:
             rates: the checkpoints that the scores are of.
             test: the queries, if there are any.
             more: as in `keeping`.
+            projection: what makes sketches, in place of the scorer's own.
+            ids: of the training examples; by default they are chosen.
+            as_queries: whether there will be queries like training examples.
+
+        Raises:
+            ValueError: if there are no training examples of such ids.
         """
         checkpoint, position = list(rates)[-1], len(rates) - 1
-        like = (self.projection, position)
-        batch = spread_examples(self.train)
-        steps, queries = self.train_steps, None
+        like = (projection or self.projection, position)
+        if ids is None:
+            batch = spread_examples(self.train)
+        else:
+            batch = examples_with(self.train, ids)
+        steps, queries, both = self.train_steps, None, None
+        if as_queries and not self._same_loss:
+            both, queries = self.steps_like(self._like), batch
         if test is not None:
             examples, both = self._open_queries(test)
             queries = first_examples(examples)
@@ -561,7 +577,7 @@ class Scorer:
                 numbers = measure(self.model, self.loss, steps, batch, *like)
                 numbers.update(more(batch, numbers))
             numbers.update(identify(batch))
-            if queries is None:
+            if queries is None or both is None:
                 return numbers
             steps, value = both.query, self._query_value
             with explaining([Suspect("query", queries, steps)]):

@@ -1,10 +1,15 @@
 """Parts of calls on disk: killed, resumed, shared among processes."""
 
+import errno
+import os
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin import _files
 from keras_tracin.distribution import check_alone, worker_of
 from keras_tracin.parts import Parts
 from tests import processes
@@ -218,3 +223,75 @@ def test_influence_functions_go_on_from_parts(tmp_path):
     model.layers[-1].kernel.assign(model.layers[-1].kernel + 1)
     with pytest.raises(ValueError, match=r"another call.*weights="):
         method.influence(worker.TEST, directory=tmp_path, verbose=0)
+
+
+@pytest.fixture
+def two_parts(tmp_path):
+    """The parts of one query, and what their matrix should be."""
+    parts = Parts.open(tmp_path, {"call": "influence"})
+    scores = np.arange(6, dtype=np.float32).reshape(1, 6)
+    for chunk, columns in enumerate((slice(0, 4), slice(4, 6))):
+        ids = np.arange(6)[columns]
+        parts.put(0, chunk, "digest", ids=ids, scores=scores[:, columns])
+    return parts, scores
+
+
+def test_a_full_disk_keeps_the_parts_that_are_finished(
+    tracin, tmp_path, monkeypatch
+):
+    flush = _files._flush_to_disk
+
+    def full(path):
+        if path.name == "unfinished-part-0000-000002.npz":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "_flush_to_disk", full)
+        message = r"is full: part-0000-000002.npz \([\d,]+ bytes\).*2 finished"
+        with pytest.raises(OSError, match=message):
+            tracin.self_influence(directory=tmp_path, verbose=0)
+    assert len(parts_in(tmp_path)) == 2
+    assert not list(tmp_path.glob("unfinished*"))
+    scores = tracin.self_influence(directory=tmp_path, verbose=0).scores
+    expected = tracin.self_influence(verbose=0).scores
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_a_matrix_needs_room_before_it_is_written(two_parts, monkeypatch):
+    parts, scores = two_parts
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(parts.directory)._replace(free=23)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        message = r"too full: 24 bytes are needed.* 23 are free.*parts are kept"
+        with pytest.raises(OSError, match=message):
+            parts.matrix([np.arange(1)], 2)
+    assert len(parts_in(parts.directory)) == 2
+    matrix = parts.matrix([np.arange(1)], 2)
+    np.testing.assert_array_equal(matrix["scores"], scores)
+    np.testing.assert_array_equal(matrix["train_ids"], np.arange(6))
+
+
+def test_a_matrix_that_the_disk_does_not_take_leaves_its_parts(
+    two_parts, monkeypatch
+):
+    parts, scores = two_parts
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"is full: the matrix.*2 finished"):
+            parts.matrix([np.arange(1)], 2)
+    assert not (parts.directory / "scores.npy").exists()
+    found = parts.matrix([np.arange(1)], 2)["scores"]
+    np.testing.assert_array_equal(found, scores)
+
+
+def test_a_matrix_of_more_than_was_asked_for_is_refused(two_parts):
+    parts, _ = two_parts
+    parts.matrix([np.arange(1)], 2)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=r"1 × 6, of 2 parts; received"):
+            parts.matrix([np.arange(1)], count)

@@ -27,16 +27,25 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_tracin._files import save_arrays
+from keras_tracin.descriptions import describe
 from keras_tracin.evaluation.rank_correlation import rank_correlations
-from keras_tracin.evaluation.training_again import query_values, read_whole
+from keras_tracin.evaluation.training_again import (
+    Data,
+    query_values,
+    read_whole,
+)
+from keras_tracin.losses import PerExampleLoss, per_example_loss
+
+_TRIED = 32  # queries that a function of the user's own is compared on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +145,11 @@ def retrain_on_subsets(
         "config": config,
         "query_loss": query_loss if isinstance(query_loss, str) else "own",
     }
+    if loss is not None:
+        key["loss"] = describe(loss)
+    if not isinstance(query_loss, str):
+        key["query_loss"] = describe(query_loss)
+    own = _OwnMeasure.of(query_loss, loss, asked)
     bar = None
     if verbose:
         total = len(masks) * len(seeds)
@@ -148,11 +162,73 @@ def retrain_on_subsets(
                 model = fit(whole.rows(mask), one)
                 values = query_values(model, test, query_loss, loss)
                 _check_finite(values, at, one)
-                save_arrays(path, unique=True, values=values)
-            each[at, run] = _load(path)
+                seen = {} if own is None else own.noted(model)
+                save_arrays(path, unique=True, values=values, **seen)
+            stored = _load(path)
+            if own is not None:
+                own.check(path, stored)
+            each[at, run] = stored["values"]
             if bar is not None:
                 bar.add(1)
     return Retrained(masks, each, whole.ids, asked.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OwnMeasure:
+    """A function of the user's own that queries are measured by.
+
+    It has no configuration to compare: what it says of the outputs of a
+    trained model is kept beside the outcome.
+
+    Attributes:
+        measure: `(y, y_pred, sample_weight) -> [n]`.
+        queries: those that it is tried on.
+    """
+
+    measure: PerExampleLoss
+    queries: Any
+
+    @classmethod
+    def of(cls, query_loss: Any, loss: Any, asked: Data) -> _OwnMeasure | None:
+        """The one there is, if it is a plain function."""
+        function = loss if query_loss == "loss" else query_loss
+        if not callable(function) or isinstance(function, keras.losses.Loss):
+            return None
+        queries = asked.rows(slice(_TRIED))
+        return cls(per_example_loss(None, function), queries)
+
+    def noted(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """What to keep beside an outcome."""
+        outputs = model(self.queries[0], training=False)
+        if tf.nest.is_nested(outputs):
+            return {}
+        found = tf.cast(outputs, tf.float32).numpy()
+        return {"outputs": found, "measured": self._applied(found)}
+
+    def check(self, path: Path, stored: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError if another one measured an outcome."""
+        if "outputs" not in stored:
+            return
+        received, expected = (
+            self._applied(stored["outputs"]),
+            stored["measured"],
+        )
+        limit = 1e-4 * np.abs(expected).max(initial=0.0)
+        if not np.allclose(received, expected, 0.0, limit, equal_nan=True):
+            at = int(np.abs(received - expected).argmax())
+            raise ValueError(
+                f"{path} was measured by another `query_loss` or `loss` than "
+                f"this one: received {received[at]:.6g}, expected "
+                f"{expected[at]:.6g} for one of the queries. Choose another "
+                "directory, or say in `config` what it depends on."
+            )
+
+    def _applied(self, outputs: np.ndarray) -> np.ndarray:
+        y, *weight = self.queries[1:]
+        values = self.measure(
+            y, tf.constant(outputs), weight[0] if weight else None
+        )
+        return np.asarray(values, np.float64)
 
 
 def _masks(count: int, subsets: int, share: float, seed: int) -> np.ndarray:
@@ -201,10 +277,11 @@ def _check_finite(values: np.ndarray, subset: int, seed: int) -> None:
         )
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """What is kept of an outcome, "values" and others."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return stored["values"]
+            return {"values": stored["values"], **stored}
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
         raise ValueError(
             f"{path} is damaged. Delete it and call again: only this training "

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_tracin.datasets import Batch, Examples
+from keras_tracin.descriptions import describe_layers
 from keras_tracin.distribution import worker_of
+from keras_tracin.fingerprint import tolerance
 from keras_tracin.index import search as searches
 from keras_tracin.index.opening import resident_in, source_of
 from keras_tracin.index.recall import measured
@@ -87,8 +89,11 @@ def begin(
         checkpoints=places_of(source.rates, directory),
         asked=search,
         queries=queries.ids.tolist(),
+        layers=describe_layers(source.scorer.model),
     )
     model = source.scorer.model
+    if not store.finished:
+        store.made_of(source.numbers, tolerance(model))
     resident = resident_in(store, model, source, projection, None)
     return Build(store, source, queries, resident)
 

@@ -29,6 +29,7 @@ from keras_tracin.attribution import Ranking, TopK, TopKMerger
 from keras_tracin.datasets import Batch
 from keras_tracin.distribution import check_first, worker_of
 from keras_tracin.exclusive import exclusively
+from keras_tracin.fingerprint import tolerance
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
 from keras_tracin.index.opening import check_model, resident_in, source_in
@@ -104,7 +105,7 @@ class InfluenceIndex:
         check_model(store, model)
         self._open(store)
         self._method = method
-        self._source = source_in(store, method, projection)
+        self._source = source_in(store, model, method, projection)
         self._resident = resident_in(
             store, model, self._source, projection, run
         )
@@ -213,6 +214,7 @@ class InfluenceIndex:
         check_first(source.scorer.strategy, "`append` of an index")
         examples = open_for_model(source.scorer.model, train, "train")
         check_form(examples, source)
+        store.made_of(source.numbers, tolerance(source.scorer.model))
         if not resume:
             store.drop_pending()
         queries = queries_among(source, SAMPLE)

@@ -3,20 +3,28 @@
 Synopsis:
 
     check_model(store, model)
-    source = source_in(store, method, projection)   # None without a method
+    source = source_in(store, model, method, projection)  # None: no method
     resident = resident_in(store, model, source, projection, run)
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from keras_tracin.curvature.sketch import InverseSketch
 from keras_tracin.datasets import Batch
+from keras_tracin.descriptions import (
+    describe_layers,
+    describe_loss,
+    difference,
+)
+from keras_tracin.fingerprint import tolerance
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.index.resident import Resident
 from keras_tracin.index.sketched_inverse import (
@@ -87,6 +95,7 @@ def check_model(store: Store, model: keras.Model) -> None:
 
 def source_in(
     store: Store,
+    model: keras.Model,
     method: TracIn | InfluenceFunctions | None,
     projection: Projection | None,
 ) -> Source | None:
@@ -97,6 +106,8 @@ def source_in(
             projection = made_again(identity["projection"])
         source = source_of(method, projection, store.directory)
         store.check({**source.identity, "dtype": identity["dtype"]})
+        if store.knows_numbers:
+            store.made_of(source.numbers, tolerance(source.scorer.model))
         return source
     known = identity["query_loss"] in ("loss", "logit", "margin")
     if identity["loss"] != "compiled" or not known:
@@ -105,7 +116,43 @@ def source_in(
             "user's own, which files do not hold. Pass the method it was "
             "built from as `method=`."
         )
+    if store.knows_numbers:
+        _check_configuration(store, model)
     return None
+
+
+def _check_configuration(store: Store, model: keras.Model) -> None:
+    """Raises ValueError if layers or loss are not those of the index.
+
+    Without the method, numbers cannot be compared: there are no examples.
+    """
+    layers = json.loads(json.dumps(describe_layers(model)))
+    recorded_layers = store.noted("layers")
+    pairs: list[tuple[str, Any, Any]] = [
+        ("number of layers", len(layers), len(recorded_layers)),
+        *(
+            (f"layer {at}", *pair)
+            for at, pair in enumerate(
+                zip(layers, recorded_layers, strict=False)
+            )
+        ),
+    ]
+    if store.identity["query_loss"] == "loss":
+        received = json.loads(json.dumps(describe_loss(model)))
+        recorded = dict(store.identity["objective"])
+        del recorded["query_loss"]
+        pairs.append(("compiled", received, recorded))
+    for name, received, expected in pairs:
+        found = difference(received, expected, name)
+        if found is not None:
+            entry, new, old = found
+            raise ValueError(
+                f"The model '{model.name}' is not the one whose index is in "
+                f"{store.directory}: received {entry}={new!r}, expected "
+                f"{old!r}. Build and compile the model by the same code; if "
+                "it computes the same all the same, pass the method as "
+                "`method=`, and its numbers are compared."
+            )
 
 
 def resident_in(

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_tracin import _files
+from keras_tracin.measures import Numbers
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
@@ -58,6 +60,18 @@ class Source:
     of_train: Projection
     of_query: Projection
     identity: dict[str, Any]
+
+    def numbers(self, ids: np.ndarray | None = None) -> Numbers:
+        """What rows and vectors are made with, as numbers.
+
+        Args:
+            ids: of the training examples to take; by default they are chosen.
+        """
+        # A sketched inverse is a file that identity knows.
+        projection = self.of_train if "projection" in self.identity else None
+        return self.scorer.numbers(
+            self.rates, projection=projection, ids=ids, as_queries=True
+        )
 
     @property
     def width(self) -> int:

@@ -31,16 +31,21 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_tracin import _files
+from keras_tracin.descriptions import difference
+from keras_tracin.fingerprint import FILE_NAME as FINGERPRINT
+from keras_tracin.fingerprint import agree, kept_numbers
+from keras_tracin.measures import Numbers
 from keras_tracin.sharing import wait_for_worker
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ = (2, 3)
 FILE_NAME = "index.json"
 
 _REMEDY = "Copy the index again, or delete it and build it anew."
@@ -116,14 +121,57 @@ class Store:
         """Raises ValueError unless the rows were made with this."""
         # Read back, so that both have JSON's types.
         received = json.loads(json.dumps(identity))
-        for name in {**self.identity, **received}:
-            new, old = received.get(name), self.identity.get(name)
-            if new != old:
-                raise ValueError(
-                    f"The index in {self.directory} was built with another "
-                    f"{name}: it has {old}, received {new}. Use what it was "
-                    "built with, or choose another directory."
-                )
+        if not self.knows_numbers:
+            # Its version has fewer entries, of methods that are the same.
+            received = {k: v for k, v in received.items() if k in self.identity}
+        found = difference(received, self.identity)
+        if found is not None:
+            name, new, old = found
+            raise ValueError(
+                f"The index in {self.directory} was built with another "
+                f"{name}: it has {old}, received {new}. Use what it was "
+                "built with, or choose another directory."
+            )
+
+    @property
+    def knows_numbers(self) -> bool:
+        """Whether it keeps numbers of what its rows are made with."""
+        return self._manifest["format_version"] > _READ[0]
+
+    def made_of(
+        self, numbers: Callable[[np.ndarray | None], Numbers], share: float
+    ) -> None:
+        """Compares what rows are made with, or notes it.
+
+        Args:
+            numbers: of the training examples with some ids, or of any that it
+                chooses; see `keras_tracin.fingerprint`.
+            share: what they may differ by, of the largest of each array.
+
+        Raises:
+            ValueError: if the rows were made with something else, or by a
+                version that does not say with what.
+        """
+        path = self.directory / FINGERPRINT
+        if not self.knows_numbers:
+            raise ValueError(
+                f"The index in {self.directory} was begun by an earlier "
+                "version of keras_tracin, which does not say what losses and "
+                "layers its rows are made with: nothing can be added to it. "
+                "It can be opened and queried once it is finished; build "
+                "another one, in another directory, to go on."
+            )
+        # In this order: another process writes its rows after its numbers.
+        begun = self.num_shards or any(self.directory.glob("rows/[0-9]*"))
+        ids = None
+        if path.is_file():
+            ids = kept_numbers(path)["ids"]
+        elif begun:
+            raise ValueError(
+                f"{path} is missing, which says what rows are made with. "
+                f"{_REMEDY}"
+            )
+        agree(path, numbers(ids), share, "Use what the index was built with")
 
     def noted(self, name: str) -> Any:
         """Something that the list of files says beside them."""
@@ -478,10 +526,10 @@ def _read(path: Path) -> dict[str, Any]:
         known = isinstance(identity, dict) and isinstance(shards, list)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}. {_REMEDY}") from error
-    if version != FORMAT_VERSION or not known:
+    if version not in _READ or not known:
         raise ValueError(
             f"{path} has format version {version!r}, but this version of "
-            f"keras_tracin reads {FORMAT_VERSION}. Update keras_tracin, or "
+            f"keras_tracin reads {_READ}. Update keras_tracin, or "
             "build the index anew."
         )
     return manifest

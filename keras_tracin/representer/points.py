@@ -33,8 +33,11 @@ import numpy as np
 from keras_tracin import collecting
 from keras_tracin.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.datasets import Batch, content_digest
+from keras_tracin.descriptions import describe_loss
 from keras_tracin.distribution import Strategy, check_alone, worker_of
 from keras_tracin.exclusive import exclusively
+from keras_tracin.fingerprint import classes_of, spread_rows, tolerance
+from keras_tracin.measures import Numbers
 from keras_tracin.parts import Parts
 from keras_tracin.preprocessing import open_for_model
 from keras_tracin.representer.decomposition import L2Points, LocalExpansion
@@ -147,7 +150,9 @@ class RepresenterPoints:
             "l2": float(l2),
             "kind": method,
             "loss": loss_names("compiled" if loss is None else loss),
+            "objective": describe_loss(model, loss),
         }
+        self._weights_digest = weights_digest(model)
         self.weights = self._problem.head.weights
         self._points: L2Points | LocalExpansion
         if method == "l2":
@@ -300,6 +305,7 @@ class RepresenterPoints:
             test: the queries, in the same form as `train`.
             verbose: 0 for silence.
         """
+        self._check_weights()
         blocks = self._problem.blocks(test, _QUERY_BLOCK, verbose)
         return np.concatenate(
             [queries.features @ self._points.total for queries in blocks]
@@ -332,6 +338,7 @@ class RepresenterPoints:
         problem = self._problem
         examples = problem.train
         if data is not None:
+            self._check_weights()
             examples = problem.reader.read(
                 open_for_model(self._model, data, "data"), verbose
             )
@@ -371,7 +378,30 @@ class RepresenterPoints:
             ),
             **options,
         }
-        return Parts.open(directory, job, worker_of(self._strategy))
+        parts = Parts.open(directory, job, worker_of(self._strategy))
+        # Retuning ends where its gradient is small, on each machine elsewhere.
+        parts.made_of(self._numbers(), max(1e-3, tolerance(self._model)))
+        return parts
+
+    def _numbers(self) -> Numbers:
+        """What scores are made of, of a few training examples."""
+        train = self._problem.train
+        rows = spread_rows(len(train), classes_of([train.y]))
+        return {
+            "ids": train.ids[rows],
+            "features": train.features[rows],
+            "values": self.values[rows],
+        }
+
+    def _check_weights(self) -> None:
+        """Raises ValueError unless the model still has its weights."""
+        if weights_digest(self._model) != self._weights_digest:
+            raise ValueError(
+                f"The weights of the model '{self._model.name}' are not those "
+                "that its training examples were represented with, so queries "
+                "would be represented otherwise. Make another "
+                "`RepresenterPoints`, or give the model its weights back."
+            )
 
     @functools.cached_property
     def _train_digest(self) -> str:
@@ -381,6 +411,7 @@ class RepresenterPoints:
         self, test: Any, verbose: int, parts: Parts | None
     ) -> Iterator[Representations]:
         """Queries that are scored together."""
+        self._check_weights()
         room = self._problem.memory_limit // 8
         # Of each its features, and under `lje` one solution for each output.
         per_query = 8 * 3 * self.weights.size * self.weights.shape[1]

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 from keras_tracin import _files
+from keras_tracin.descriptions import describe_loss
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.saved import listed, restore
@@ -41,6 +42,7 @@ class Recording:
 
     def __init__(self, model: keras.Model, settings: Mapping[str, Any]):
         self.done = self.num_steps = 0
+        settings = {**settings, "objective": describe_loss(model)}
         self._model, self._settings = model, json.dumps(settings)
         self._writer: RunWriter | None = None
         self._directory: Path | None = None
@@ -157,8 +159,9 @@ class Recording:
         given = json.loads(self._settings)
         differ = {
             name: (given.get(name), recorded.get(name))
-            for name in {**given, **recorded}  # the kind first
-            if given.get(name) != recorded.get(name)
+            # The kind first. Earlier versions recorded fewer of them.
+            for name in {**given, **recorded}
+            if name in recorded and given.get(name) != recorded[name]
         }
         if differ:
             name, (received, expected) = next(iter(differ.items()))

@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.attribution import Attribution
-from keras_tracin.datasets import Batch
+from keras_tracin.datasets import Batch, content_digest
 from keras_tracin.exclusive import exclusively
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.functions import (
@@ -128,6 +128,7 @@ def sketch_training(
         "seed": seed,
         "optimizer": type(model.optimizer).__name__,
         "queries": None if query is None else len(query),
+        "query_content": None if query is None else content_digest([query]),
     }
     recording = Recording.open(Path(directory), model, settings, resume)
     source = Source(train, batch_size, seed, recording.done, model)
