@@ -39,9 +39,9 @@ from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.pseudo_gradients import EACH_OUTPUT, pseudo_loss
 from keras_tracin.curvature.solvers import Solution
 from keras_tracin.gradients.capture import capture
-from keras_tracin.gradients.placement import place
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.flat import Groups
+from keras_tracin.gradients.placement import place
 
 _ENOUGH = 10_000  # pseudo-gradients, where outputs are many
 _BATCH = 256

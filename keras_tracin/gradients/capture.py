@@ -397,7 +397,5 @@ def _record(site, tape, calls, taken, original, *args, **kwargs):
     else:
         outputs = tf.nest.map_structure(watch, original(*args, **kwargs))
     probes = tuple(watched)
-    calls.append(
-        _Call(site, args, kwargs, masks, probes, answers_for, nested)
-    )
+    calls.append(_Call(site, args, kwargs, masks, probes, answers_for, nested))
     return outputs

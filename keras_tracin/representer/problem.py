@@ -21,6 +21,9 @@ import keras
 from keras_tracin.datasets import Examples, open_examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
+from keras_tracin.gradients.functions import batch_spec
+from keras_tracin.gradients.placement import check_loss_of_outputs
+from keras_tracin.losses import per_example_loss
 from keras_tracin.representer.features import FeatureReader, Representations
 from keras_tracin.representer.head import Head, find_head
 from keras_tracin.representer.objective import Objective
@@ -71,6 +74,12 @@ class Problem:
         check_fits(model, sample, "train")
         check_built_under(strategy, model)
         head = find_head(model, sample.x, layer)
+        check_loss_of_outputs(
+            model,
+            per_example_loss(model, loss),
+            batch_spec(sample.data),
+            "Representer points",
+        )
         limit = memory_limit or default_memory_limit()
         reader = FeatureReader(model, head, limit, loss is None, strategy)
         represented = reader.read(examples, verbose)
