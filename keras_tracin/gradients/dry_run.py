@@ -112,7 +112,7 @@ class Call:
         return self.takes_examples and self.returns_examples
 
     def around(self) -> Iterator[Call]:
-        """This call, and all those that it was made in."""
+        """The call itself, and all those that it was made in."""
         call: Call | None = self
         while call is not None:
             yield call
