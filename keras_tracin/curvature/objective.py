@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from keras_tracin.curvature.mean_loss import MeanLossCurvature
 from keras_tracin.curvature.penalty import ZEROS, Parts
+from keras_tracin.gradients.placement import check_loss_of_outputs
 
 
 class Hessian(MeanLossCurvature):
@@ -54,7 +55,15 @@ class GaussNewton(MeanLossCurvature):
     for the negative log-likelihood of a softmax, a sigmoid or a Gaussian it is
     the Fisher information (Martens 2020, sec. 9). The outputs are the logits
     where Keras knows them (a softmax or sigmoid at the end of the model).
+    A loss that reads weights itself has a curvature beside that, and is
+    refused.
     """
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_loss_of_outputs(
+            self.model, self.loss, self.spec, "Gauss-Newton matrices"
+        )
 
     def linearize(self, data, real):
         options = {"persistent": True, "watch_accessed_variables": False}

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
+_NOT_COMPILED = re.compile(r"(\w+) \(No registered '\w+' OpKernel for XLA")
 _STATIC = contextvars.ContextVar("keras_tracin_static_shapes", default=False)
 
 
@@ -60,12 +62,54 @@ def compiled(step: Callable, jit_compile: bool, signature: Any):
             with _static_shapes():
                 return step(*arguments)
 
-    return tf.function(
+    function = tf.function(
         traced,
         autograph=False,
         input_signature=signature,
         jit_compile=jit_compile or None,
     )
+    return CompiledStep(function, _name_of(step))
+
+
+class CompiledStep:
+    """A `tf.function` with one trace.
+
+    It is traced under `tf.config.run_functions_eagerly(True)` too: only a
+    trace tells the examples' axis from others.
+
+    Args:
+        function: the function.
+        name: what errors call it.
+    """
+
+    def __init__(self, function: Any, name: str):
+        self._function, self._name = function, name
+
+    def __call__(self, *arguments: Any) -> Any:
+        call = self._function
+        if tf.config.functions_run_eagerly():
+            call = call.get_concrete_function()
+        try:
+            return call(*arguments)
+        except tf.errors.OpError as error:
+            operations = sorted(set(_NOT_COMPILED.findall(str(error))))
+            if not operations:
+                raise
+            raise ValueError(
+                f"XLA cannot compile the step '{self._name}': it has no "
+                f"implementation of the operations {operations} on this "
+                "device, which the model or its loss uses. Received "
+                "`jit_compile=True` (or 'auto', with an accelerator); pass "
+                "`jit_compile=False`."
+            ) from error
+
+    def get_concrete_function(self) -> Any:
+        """The trace."""
+        return self._function.get_concrete_function()
+
+
+def _name_of(step: Callable) -> str:
+    return getattr(step, "__qualname__", repr(step)).replace(".<locals>", "")
 
 
 def shapes_are_static() -> bool:

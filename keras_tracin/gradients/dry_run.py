@@ -112,7 +112,7 @@ class Call:
         return self.takes_examples and self.returns_examples
 
     def around(self) -> Iterator[Call]:
-        """This call, and all those that it was made in."""
+        """The call itself, and all those that it was made in."""
         call: Call | None = self
         while call is not None:
             yield call
@@ -259,22 +259,22 @@ class DryRun:
         """Calls the layer, and probes what a capture of its sites would."""
         own = [site for site in self._sites if site.layer is call.layer]
         rule = next((site.rule for site in own if site.rule), None)
-        watching = rule is not None and rule.watching is not None
-        if watching and rule.watching is watch_before_activation:
-            call.rule = gates = []
-            with watch_before_activation(call.layer, _into(gates)):
+        watching = None if rule is None else rule.watching
+        if watching is watch_before_activation:
+            call.rule = []
+            with watch_before_activation(call.layer, _into(call.rule)):
                 outputs = original(*args, **kwargs)
         else:
             outputs = original(*args, **kwargs)
         call.returned = frozenset(
             t.name for t in outputs_of(outputs) if _is_symbolic(t)
         )
-        if rule is not None and not watching:
-            call.rule = gates = []
-            outputs = tf.nest.map_structure(_into(gates), outputs)
+        if rule is not None and watching is None:
+            call.rule = []
+            outputs = tf.nest.map_structure(_into(call.rule), outputs)
         if any(site.rule is None for site in own):
-            call.fallback = gates = []
-            outputs = with_probes(outputs, _into(gates))
+            call.fallback = []
+            outputs = with_probes(outputs, _into(call.fallback))
         return outputs
 
 

@@ -119,6 +119,40 @@ def place(
     )
 
 
+def check_loss_of_outputs(
+    model: keras.Model,
+    loss: Callable[[Any, Any, Any], Any],
+    spec: Any,
+    what: str,
+) -> None:
+    """Refuses a loss that depends on more than the model's outputs.
+
+    Args:
+        model: a built model.
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        spec: the types of a batch's parts, `(x, y[, sample_weight])`.
+        what: what needs to know all that the loss depends on, in words.
+
+    Raises:
+        ValueError: if it reads weights, or tensors that the model keeps.
+    """
+    x, y, *weight = spec
+    objective = Objective(x, y, weight[0] if weight else None, loss)
+    run = DryRun(model, [], objective)
+    if not run.knows_loss:
+        run = DryRun(model, [], objective, examples=None)
+    read = [v.path for v in model.trainable_variables if run.loss_reads(v)]
+    if read or run.loss_is_entered:
+        received = f"the variables {read}" if read else "what layers have kept"
+        raise ValueError(
+            f"{what} take the loss for a function of the labels and the "
+            f"model's outputs. Received a loss that also reads {received}; "
+            "expected one that does not. Pass such a loss as `loss=`, or use "
+            "`TracIn` or `InfluenceFunctions(curvature='hessian')`, which "
+            "take such losses."
+        )
+
+
 _Needed = tuple[keras.Layer, dict[int, keras.Variable]]
 
 

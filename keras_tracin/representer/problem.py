@@ -22,6 +22,9 @@ from keras_tracin.datasets import Examples
 from keras_tracin.diagnosis import check_fits
 from keras_tracin.distribution import Strategy, check_built_under
 from keras_tracin.exclusive import exclusively
+from keras_tracin.gradients.functions import batch_spec
+from keras_tracin.gradients.placement import check_loss_of_outputs
+from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import check_consistent, outputs_of
 from keras_tracin.preprocessing import announce, open_for_model
 from keras_tracin.representer.features import FeatureReader, Representations
@@ -82,6 +85,12 @@ class Problem:
         with preserved(model):
             head = find_head(model, sample.x, layer)
             check_consistent(outputs_of(model, loss, sample.x))
+            check_loss_of_outputs(
+                model,
+                per_example_loss(model, loss),
+                batch_spec(sample.data),
+                "Representer points",
+            )
         limit = memory_limit or default_memory_limit()
         reader = FeatureReader(model, head, limit, loss is None, strategy)
         represented = reader.read(examples, verbose)

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
-from keras_tracin.gradients.placement import place
+from keras_tracin.gradients.placement import check_loss_of_outputs, place
 from keras_tracin.losses import batch_shares, check_no_activation_losses
 from keras_tracin.trace.mode import apart, training_mode
 
@@ -54,7 +54,11 @@ class StepGradients:
     ):
         self._model = model
         self._shares = batch_shares(model, class_weight=class_weight)
-        self._placement = place(model, spec[0])
+        x, y, sample_weight = triple(spec)
+        self._placement = place(
+            model, x, loss=self._shares, y=y, sample_weight=sample_weight
+        )
+        check_loss_of_outputs(model, self._shares, spec, "Traces of training")
         self._groups: tuple = ()
         self.kept_out = apart(model, self._placement.sites)
 

@@ -69,7 +69,10 @@ class Measures:
         self._queries = tf.nest.map_structure(tf.convert_to_tensor, queries)
         self._spec = batch_spec(self._queries)
         self._loss = per_example_loss(model)
-        self._placement = place(model, self._spec[0])
+        x, y, sample_weight = triple(self._spec)
+        self._placement = place(
+            model, x, loss=self._loss, y=y, sample_weight=sample_weight
+        )
         self._groups: tuple = ()
         self.is_plain = is_plain(model) and not gradients.kept_out
         self._compiled: dict[str, Any] = {}

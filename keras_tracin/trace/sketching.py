@@ -275,7 +275,10 @@ class _Sketcher:
         self._compiled: dict[str, Any] = {}
         if query is not None:
             self._data = tf.nest.map_structure(tf.convert_to_tensor, query.data)
-            self._placement = place(model, batch_spec(self._data)[0])
+            x, y, sample_weight = triple(batch_spec(self._data))
+            self._placement = place(
+                model, x, loss=self._loss, y=y, sample_weight=sample_weight
+            )
 
     def saves_after(self, step: int) -> bool:
         """Whether the weights after this step are kept."""

@@ -412,4 +412,5 @@ def test_common_models_get_no_further_sites():
     x, y, weight = data("float32")
     placement = place(model, x, loss=uneven_loss, y=y, sample_weight=weight)
     assert [site.layer for site in placement.sites] == model.layers
-    assert not placement.of_loss and not placement.of_objective
+    assert not placement.of_loss
+    assert not placement.of_objective

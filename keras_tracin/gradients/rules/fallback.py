@@ -47,6 +47,14 @@ def layer_local(
         )
         if has_examples(leaf)
     }
+    if not moving and tf.config.functions_run_eagerly():
+        raise ValueError(
+            f"The gradient of layer '{layer.name}' ({type(layer).__name__}) "
+            "is taken one example at a time, and only a trace tells examples "
+            "from other axes. Received `tf.config.run_functions_eagerly` "
+            "switched on, expected it to be off: call "
+            "`tf.config.run_functions_eagerly(False)` first."
+        )
     if not moving:
         raise ValueError(
             f"The gradient of layer '{layer.name}' ({type(layer).__name__}) "

@@ -101,9 +101,9 @@ def _in_turn(function, examples, specs) -> list[tf.Tensor]:
 
 def _warn(what: str) -> None:
     warnings.warn(
-        f"{what[0].upper()}{what[1:]} computed for one example after another, which is slow: "
-        "`tf.vectorized_map` cannot make one operation on all examples of "
-        "it. The results are right.",
+        f"{what[0].upper()}{what[1:]} computed for one example after another, "
+        "which is slow: `tf.vectorized_map` cannot make one operation on all "
+        "examples of it. The results are right.",
         stacklevel=2,
     )
 
