@@ -20,7 +20,6 @@ import copy
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -41,11 +40,11 @@ from keras_tracin.distribution import (
     check_built_under,
     worker_of,
 )
+from keras_tracin.first_look import EXAMPLES, FirstLook
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
-from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
 from keras_tracin.parts import Parts
@@ -64,7 +63,6 @@ from keras_tracin.sweep import (
 )
 
 _QUERY_BATCH = 128  # queries captured in one step
-_FIRST = 4  # examples that are looked at before any work
 
 Rates = Mapping[Checkpoint | None, float]
 
@@ -188,9 +186,9 @@ class Scorer:
         if output is not None:
             self.loss = self._query_value = output
             self._same_loss = True
-        self._like = self.train.first(_FIRST)
+        self._like = self.train.first(EXAMPLES)
         self._steps: dict[tuple[str, bool], Steps] = {}
-        self._checked = False
+        self._looked: set[str] = set()  # shared with `among`, `keeping`
         check_fits(model, self._like, "train")
         check_built_under(strategy, model)
         find_sites(model, layers)  # refuses bad `layers=` before long work
@@ -316,7 +314,7 @@ class Scorer:
             return found
 
         def checked(checkpoint: Checkpoint | None):
-            self.check_interaction()
+            self.first_look(queries, size if self.jit_compile else None)
             with self.explaining(queries, self._like):
                 return prepare(checkpoint, *position(checkpoint))
 
@@ -461,22 +459,50 @@ class Scorer:
             ] + [Suspect("training", batch, queries.steps.train)]
         return suspects
 
-    def check_interaction(self) -> None:
-        """Looks, once, whether the examples of a batch leave each other alone.
+    def first_look(
+        self, queries: Queries | None = None, size: int | None = None
+    ) -> None:
+        """Looks, once, whether gradients are what plain TensorFlow computes.
+
+        It is to be called with the weights of a checkpoint in the model.
+
+        Args:
+            queries: those that are scored, if any; with a loss or in a form
+                of their own, they are looked at as well.
+            size: of all batches, where XLA compiles for each.
 
         Raises:
-            ValueError: if they do not, naming the layer. One that is random
-                in inference mode is only warned of.
+            ValueError: if they are not, or examples of a batch interact,
+                naming the layer. One that is random in inference mode is only
+                warned of.
         """
-        if self._checked:
+        steps = (
+            self.steps_like(self._like) if queries is None else queries.steps
+        )
+        if "training" not in self._looked:
+            self._look_at(steps.train, self.train.sample(EXAMPLES), size)
+            self._looked.add("training")
+        if queries is None or steps.query is steps.train:
             return
-        with self.explaining(None, self._like):
-            found = find_interaction(self.model, self.loss, self._like.data)
-        if found is not None and found.is_random:
-            warnings.warn(str(found), stacklevel=2)
-        elif found is not None:
-            raise ValueError(str(found))
-        self._checked = True
+        batch = queries.batches[0]
+        kind = kind_of(batch.data)
+        if kind not in self._looked:
+            largest = len(batch) if self.jit_compile else None
+            self._look_at(steps.query, batch, largest, "query")
+            self._looked.add(kind)
+
+    def _look_at(
+        self,
+        functions: GradientFunctions,
+        batch: Batch,
+        size: int | None,
+        role: str = "training",
+    ) -> None:
+        suspects = [Suspect(role, batch, functions)]
+        with explaining(suspects):
+            complaint = FirstLook(functions, batch, size, role).complaint()
+        if complaint is not None:
+            raise ValueError(complaint)
 
 
 def _padded(batch: Batch, size: int) -> Any:

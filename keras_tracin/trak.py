@@ -312,11 +312,12 @@ class TRAK:
         step = scorer.train_steps.sketched_with_values
         plan = scorer.plan(step, self._rates)
         progress = Progress(plan, verbose, "TRAK")
-        scorer.check_interaction()
+        size = plan.batch_size if scorer.jit_compile else None
         with run_weights(scorer.model) as load:
             for position, checkpoint in enumerate(self._rates):
                 if checkpoint is not None:
                     load(checkpoint)
+                scorer.first_look(size=size)
                 for batch in scorer.train.batches(plan.batch_size):
                     with scorer.explaining(None, batch):
                         (features,), outputs = step(

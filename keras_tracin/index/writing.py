@@ -136,7 +136,6 @@ class ShardMaker:
     """
 
     def __init__(self, source: Source, dtype: str, queries: Batch | None):
-        source.scorer.check_interaction()
         self._source, self._dtype = source, dtype
         self._pass_at = _passes(source, queries)
 
@@ -193,6 +192,7 @@ def _arrays(
     for at, (checkpoint, rate) in enumerate(source.rates.items()):
         if checkpoint is not None:
             load(checkpoint)
+        source.scorer.first_look()
         step = pass_at(np.int32(at), np.float32(rate))
         columns = slice(
             at * source.of_train.dim, (at + 1) * source.of_train.dim
