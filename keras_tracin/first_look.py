@@ -16,10 +16,12 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -39,7 +41,7 @@ _MIXED = (5, 2, 7, 0, 4)  # a batch of another size, in another order
 # what rounding does there is measured.
 _UNITS, _UNITS_OF_HALF = 10.0, 3.0
 _HALF = 2.0**-6  # of `rounding`, from which on a model is in half precision
-_NOISE = 6.0  # how many times what rounding does
+NOISE = 6.0  # how many times what rounding does
 _FAINT = 1e-2  # of the longest gradient: shorter ones are measured by this
 
 
@@ -68,9 +70,7 @@ class FirstLook:
         self._data = tf.nest.map_structure(
             lambda leaf: tf.convert_to_tensor(leaf[:count]), batch.data
         )
-        unit = rounding(functions.model)
-        units = _UNITS if unit < _HALF else _UNITS_OF_HALF
-        self._tolerance = units * unit
+        self._tolerance = tolerance_of(functions.model)
 
     def complaint(self) -> str | None:
         """What is wrong, in words; None if nothing is.
@@ -96,44 +96,44 @@ class FirstLook:
     def _look(self) -> _Disagreement | None:
         rows = np.arange(self._count)
         together = self._step(rows)
-        lengths = together.lengths
-        usable = np.isfinite(lengths)
+        usable = np.isfinite(together.lengths)
+        lengths = np.where(usable, together.lengths, -1.0)
+        longest = int(np.argmax(lengths))
+        alone = self._step([longest])
         if self._count > 1:
-            apart = self._apart(together, rows)
+            apart = self._apart(together, longest, alone)
             if apart is not None:
                 return apart
-        if not usable.any() or not lengths[usable].max() > 0:
+        if lengths[longest] <= 0:
             return None
-        row = int(np.argmax(np.where(usable, lengths, -1.0)))
-        return self._against_plain(together, row, usable)
+        return self._against_plain(together, longest, alone, usable)
 
     # Examples alone and in several batches.
 
-    def _apart(self, together: _Seen, rows: np.ndarray) -> _Disagreement | None:
-        known = [together]
-        places = [rows]
-        if self._size is None:
-            known += [self._step([row]) for row in rows]
-            places += [np.array([row]) for row in rows]
-            mixed = np.array([row for row in _MIXED if row < self._count])
-            known.append(self._step(mixed))
-            places.append(mixed)
-        else:  # each call takes as long as a whole batch
-            last = rows[-1:]
-            known.append(self._step(last))
-            places.append(last)
+    def _apart(
+        self, together: _Seen, longest: int, alone: _Seen
+    ) -> _Disagreement | None:
+        known, places = [together, alone], [*range(self._count), longest]
+        ends = {0, self._count - 1} - {longest}
+        mixed = [row for row in _MIXED if row < self._count]
+        # Where XLA compiles, each call takes as long as a whole batch.
+        more = (
+            [[min(ends)]] if self._size else [*([row] for row in ends), mixed]
+        )
+        for rows in more:
+            known.append(self._step(rows))
+            places += rows
         marks = together.marks(known)
-        at = np.concatenate(places)
         scale = np.abs(marks[np.isfinite(marks).all(axis=1)])
         scale = scale.max(axis=0, initial=0)
         for place in range(self._count, len(marks)):
-            row = at[place]
+            row = places[place]
             one, other = marks[row], marks[place]
             if not _alike(one, other, self._tolerance, scale):
                 noise = self._noise_of_marks(row)
-                if _alike(one, other, 0.0, scale, _NOISE * noise):
+                if _alike(one, other, 0.0, scale, NOISE * noise):
                     continue
-                return self._mixes(int(row), one[0], other[0])
+                return self._mixes(row, one[0], other[0])
         return None
 
     def _noise_of_marks(self, row: int) -> np.ndarray:
@@ -158,7 +158,7 @@ class FirstLook:
     # Against plain TensorFlow.
 
     def _against_plain(
-        self, together: _Seen, row: int, usable: np.ndarray
+        self, together: _Seen, row: int, alone: _Seen, usable: np.ndarray
     ) -> _Disagreement | None:
         functions = self._functions
         variables = functions.checked_variables
@@ -169,7 +169,6 @@ class FirstLook:
             variables,
             batch_spec(self._data) if loops else None,
         )
-        alone = self._step([row])
         truth = plain(self._rows([row]), [1.0])
         found = self._disagreement(
             alone, truth, lambda: plain(self._rows([row]), [1.0]), [row]
@@ -206,7 +205,7 @@ class FirstLook:
             return None
         with nudged(self._functions.model):
             noise = _length(_differences(again(), truth))
-        if error <= _NOISE * noise:
+        if error <= NOISE * noise:
             return None
         return self._explained(truth, rows, error / scale)
 
@@ -267,6 +266,12 @@ class FirstLook:
         )
 
 
+def tolerance_of(model: keras.Model) -> float:
+    """By what part of its length a gradient may differ, by rounding."""
+    unit = rounding(model)
+    return (_UNITS if unit < _HALF else _UNITS_OF_HALF) * unit
+
+
 @dataclasses.dataclass(frozen=True)
 class _Disagreement:
     """What differs by more than rounding, at which of the examples."""
@@ -300,22 +305,26 @@ class _Factors:
     step = "captured"
 
     def __init__(self, captured: Captured, count: int):
-        self.captured = captured
-        self.factors = tf.nest.map_structure(
-            lambda leaf: leaf[:count], captured.factors
-        )
+        self.captured, self.factors = captured, captured.factors
+        if len(captured.losses) > count:  # filled up to a size
+            self.factors = tf.nest.map_structure(
+                lambda leaf: leaf[:count], captured.factors
+            )
         self.losses = captured.losses[:count]
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         return np.sqrt(_squares(self.factors).numpy().astype(float))
+
+    @functools.cached_property
+    def _total(self) -> list[tuple[tf.Tensor, ...]]:
+        return [algebra.total(factors) for factors in self.factors]
 
     def totals(self, functions: GradientFunctions) -> list[tf.Tensor]:
         """The sum of the gradients, for each of `checked_variables`."""
         flat: dict[int, tf.Tensor] = {}
-        groups = zip(self.captured.positions, self.factors, strict=True)
-        for positions, factors in groups:
-            parts = algebra.total(factors)
+        groups = zip(self.captured.positions, self._total, strict=True)
+        for positions, parts in groups:
             flat.update(zip(positions, parts, strict=True))
         covered = functions.covered_variables
         at = {id(value_of(v)): place for place, v in enumerate(covered)}
@@ -328,14 +337,12 @@ class _Factors:
         """Lengths, products with the sum, and losses, `[n, 3]`."""
         joined = algebra.concat([seen.factors for seen in others])
         shares = [
-            algebra.contract(factors, algebra.total(own))
-            for factors, own in zip(joined, self.factors, strict=True)
+            algebra.contract(factors, own)
+            for factors, own in zip(joined, self._total, strict=True)
         ]
         lengths = np.sqrt(_squares(joined).numpy().astype(float))
         losses = np.concatenate([np.asarray(s.losses, float) for s in others])
-        whole = _length(
-            [part for own in self.factors for part in algebra.total(own)]
-        )
+        whole = _length([part for own in self._total for part in own])
         along = np.asarray(tf.add_n(shares), float) / (whole or 1.0)
         return np.stack([lengths, along, losses], axis=1)
 
@@ -374,4 +381,5 @@ def _differences(
 
 def _length(parts: Sequence[tf.Tensor]) -> float:
     """Of several tensors as one vector."""
-    return float(np.sqrt(sum(float(tf.norm(part)) ** 2 for part in parts)))
+    squares = [tf.reduce_sum(tf.square(part)) for part in parts]
+    return float(np.sqrt(sum(float(square) for square in squares)))

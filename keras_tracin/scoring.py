@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import Checkpoint
 from keras_tracin.runs.manifest import architecture
+from keras_tracin.spot_checks import SpotChecks
 from keras_tracin.sweep import (
     Plan,
     Sink,
@@ -80,6 +82,11 @@ def _evenly(count: int | None, most: int) -> int:
 
 def nothing(checkpoint: Checkpoint | None, *position) -> None:
     """What a step wants to know that needs none but the data."""
+
+
+def as_it_is(scores: Any) -> Any:
+    """What makes scores of what a step returns, where these are scores."""
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +277,7 @@ class Scorer:
         title: str,
         queries: Queries | None = None,
         prepare: Callable[..., Any] = nothing,
-        finish: Callable[[Any], Any] = lambda found: found,
+        finish: Callable[[Any], Any] = as_it_is,
         verbose: int = 1,
     ) -> None:
         """Sums a compiled step over weights, for all training examples.
@@ -286,7 +293,8 @@ class Scorer:
             prepare: called once the weights are in the model, with their
                 checkpoint and, where there is a projection, its position; what
                 it returns is given to `function`, unless it is None.
-            finish: makes `[..., n]` of what the step returns for a batch.
+            finish: makes `[..., n]` of what the step returns for a batch,
+                which is then `[n, ...]`.
             verbose: 0 for silence.
 
         Raises:
@@ -298,22 +306,45 @@ class Scorer:
         size = min(plan.batch_size, plan.num_train or plan.batch_size)
         places = {each: np.int32(at) for at, each in enumerate(rates)}
 
+        first = next(iter(rates), None)
+        spots = SpotChecks(self.model, self.loss, self.jit_compile)
+        numbers = itertools.count()  # of a chunk's batches
+
         def position(checkpoint: Checkpoint | None) -> tuple:
             return () if self.projection is None else (places[checkpoint],)
+
+        def filled(data):
+            return _padded(data, size) if self.jit_compile else data
+
+        def seen(raw) -> np.ndarray:
+            """What a step returned, the examples along the last axis."""
+            if finish is as_it_is:
+                return raw.numpy()
+            return np.linalg.norm(raw.numpy(), axis=-1)
 
         def step(checkpoint: Checkpoint | None, batch: Batch, prepared):
             extra = () if prepared is None else (prepared,)
             rate = np.float32(rates[checkpoint])
             suspects = self._suspects(queries, batch)
-            data = _padded(batch, size) if self.jit_compile else batch.data
+            data = filled(batch.data)
+            more = (*extra, rate, *position(checkpoint))
             with explaining(suspects):
-                found = function(data, *extra, rate, *position(checkpoint))
-                found = finish(found).numpy()[..., : len(batch)]
+                raw = function(data, *more)
+                found = finish(raw).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
+            if checkpoint == first:
+                spots.look(
+                    next(numbers),
+                    batch,
+                    seen(raw)[..., : len(batch)],
+                    lambda alone: seen(function(filled(alone), *more)),
+                )
             return found
 
         def checked(checkpoint: Checkpoint | None):
+            nonlocal numbers
+            numbers = itertools.count()
             self.first_look(queries, size if self.jit_compile else None)
             with self.explaining(queries, self._like):
                 return prepare(checkpoint, *position(checkpoint))
@@ -505,14 +536,14 @@ class Scorer:
             raise ValueError(complaint)
 
 
-def _padded(batch: Batch, size: int) -> Any:
-    """The batch's data with its last example repeated, `[size, ...]`."""
-    missing = max(0, size - len(batch))
+def _padded(data: Any, size: int) -> Any:
+    """A batch's data with its last example repeated, `[size, ...]`."""
+    missing = max(0, size - len(tf.nest.flatten(data)[0]))
     return tf.nest.map_structure(
         lambda leaf: np.concatenate(
             [np.asarray(leaf), np.repeat(np.asarray(leaf)[-1:], missing, 0)]
         ),
-        batch.data,
+        data,
     )
 
 

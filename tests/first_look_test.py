@@ -189,10 +189,10 @@ def one_by_one(model, x, y, loss):
     return np.stack(rows)
 
 
-def right_or_refused(model, loss, tmp_path, expected, **options):
+def right_or_refused(model, loss, tmp_path, expected, given=None):
     run = run_of(model, tmp_path)
     train, test = (one_by_one(model, *data, loss) for data in (TRAIN, TEST))
-    method = kt.TracIn(model, TRAIN, run, **options)
+    method = kt.TracIn(model, TRAIN, run, loss=given)
     refusal = ""
     try:
         norms = method.self_influence().scores
@@ -231,7 +231,7 @@ def test_a_loss_that_reads_weights_is_right_or_refused(tmp_path):
         ) + 0.5 * tf.reduce_sum(squares, -1)
 
     right_or_refused(
-        model, reading, tmp_path, ["logits", "the loss reads"], loss=reading
+        model, reading, tmp_path, ["logits", "the loss reads"], given=reading
     )
 
 

@@ -56,6 +56,7 @@ IMPORT_ORDER = (
     "collecting",
     "diagnosis",
     "first_look",
+    "spot_checks",
     "scoring",
     "forecast",
     "curvature.operators",
