@@ -221,6 +221,10 @@ class Examples:
         """The first `count` examples, or as many as there are."""
         return next(self.batches(count))
 
+    def sample(self, count: int) -> Batch:
+        """`count` examples to look at: the first, of data that is read."""
+        return self.first(count)
+
 
 def chosen(examples: Examples, ids: np.ndarray) -> Examples:
     """Those examples that have one of these ids, in reading order."""
@@ -350,6 +354,16 @@ class _ArrayExamples(Examples):
                 self._arrays,
             )
             yield Batch(np.arange(start, stop), x, y, sample_weight)
+
+    def sample(self, count: int) -> Batch:
+        """`count` examples from anywhere, always the same."""
+        rng = np.random.default_rng(0)
+        rows = rng.choice(self._count, min(count, self._count), replace=False)
+        x, y, sample_weight = tf.nest.map_structure(
+            lambda leaf: None if leaf is None else np.asarray(leaf)[rows],
+            self._arrays,
+        )
+        return Batch(rows, x, y, sample_weight)
 
 
 class _DatasetExamples(Examples):

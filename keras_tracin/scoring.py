@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -52,12 +53,12 @@ from keras_tracin.fingerprint import (
     spread_examples,
     tolerance,
 )
+from keras_tracin.first_look import EXAMPLES, FirstLook
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.flat import nbytes
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
-from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.sites import find_sites
 from keras_tracin.losses import PerExampleLoss, per_example_loss
 from keras_tracin.measures import Numbers, measure
@@ -69,6 +70,7 @@ from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import Checkpoint, run_weights
 from keras_tracin.runs.manifest import architecture
+from keras_tracin.spot_checks import SpotChecks
 from keras_tracin.sweep import (
     Plan,
     Sink,
@@ -79,7 +81,6 @@ from keras_tracin.sweep import (
 )
 
 _QUERY_BATCH = 128  # queries captured in one step
-_FIRST = 4  # examples that are looked at before any work
 
 Rates = Mapping[Checkpoint | None, float]
 
@@ -97,6 +98,11 @@ def _evenly(count: int | None, most: int) -> int:
 
 def nothing(checkpoint: Checkpoint | None, *position) -> None:
     """What a step wants to know that needs none but the data."""
+
+
+def as_it_is(scores: Any) -> Any:
+    """What makes scores of what a step returns, where these are scores."""
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +217,10 @@ class Scorer:
         self.parts: Parts | None = None
         self.loss = per_example_loss(model, loss, class_weight)
         self._same_loss = query_loss in (None, "loss") and not class_weight
-        self._like = self.train.first(_FIRST)
+        self._like = self.train.first(EXAMPLES)
         self._steps: dict[tuple[str, bool], Steps] = {}
-        self._checked = self._warned = False
+        self._looked: set[str] = set()  # shared with `among`, `keeping`
+        self._warned = False
         check_fits(model, self._like, "train")
         check_built_under(strategy, model)
         if output is not None:
@@ -306,7 +313,7 @@ class Scorer:
         title: str,
         queries: Queries | None = None,
         prepare: Callable[..., Any] = nothing,
-        finish: Callable[[Any], Any] = lambda found: found,
+        finish: Callable[[Any], Any] = as_it_is,
         verbose: int = 1,
         held: int = 0,
     ) -> None:
@@ -323,7 +330,8 @@ class Scorer:
             prepare: called once the weights are in the model, with their
                 checkpoint and, where there is a projection, its position; what
                 it returns is given to `function`, unless it is None.
-            finish: makes `[..., n]` of what the step returns for a batch.
+            finish: makes `[..., n]` of what the step returns for a batch,
+                which is then `[n, ...]`.
             verbose: 0 for silence.
             held: bytes that `prepare` returns beside what is of the queries.
 
@@ -340,24 +348,47 @@ class Scorer:
         size = min(plan.batch_size, plan.num_train or plan.batch_size)
         places = {each: np.int32(at) for at, each in enumerate(rates)}
 
+        first = next(iter(rates), None)
+        spots = SpotChecks(self.model, self.loss, self.jit_compile)
+        numbers = itertools.count()  # of a chunk's batches
+
         def position(checkpoint: Checkpoint | None) -> tuple:
             return () if self.projection is None else (places[checkpoint],)
+
+        def filled(data):
+            return _padded(data, size) if self.jit_compile else data
+
+        def seen(raw) -> np.ndarray:
+            """What a step returned, the examples along the last axis."""
+            if finish is as_it_is:
+                return raw.numpy()
+            return np.linalg.norm(raw.numpy(), axis=-1)
 
         def step(checkpoint: Checkpoint | None, batch: Batch, prepared):
             extra = () if prepared is None else (prepared,)
             rate = np.float32(rates[checkpoint])
             suspects = self._suspects(queries, batch)
-            data = _padded(batch, size) if self.jit_compile else batch.data
+            data = filled(batch.data)
+            more = (*extra, rate, *position(checkpoint))
             with explaining(suspects):
-                found = function(data, *extra, rate, *position(checkpoint))
-                found = finish(found).numpy()[..., : len(batch)]
+                raw = function(data, *more)
+                found = finish(raw).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
             watch(found, batch)
+            if checkpoint == first:
+                spots.look(
+                    next(numbers),
+                    batch,
+                    seen(raw)[..., : len(batch)],
+                    lambda alone: seen(function(filled(alone), *more)),
+                )
             return found
 
         def checked(checkpoint: Checkpoint | None):
-            self.check_interaction()
+            nonlocal numbers
+            numbers = itertools.count()
+            self.first_look(queries, size if self.jit_compile else None)
             with self.explaining(queries, self._like):
                 return prepare(checkpoint, *position(checkpoint))
 
@@ -636,22 +667,50 @@ class Scorer:
             ] + [Suspect("training", batch, queries.steps.train)]
         return suspects
 
-    def check_interaction(self) -> None:
-        """Looks, once, whether the examples of a batch leave each other alone.
+    def first_look(
+        self, queries: Queries | None = None, size: int | None = None
+    ) -> None:
+        """Looks, once, whether gradients are what plain TensorFlow computes.
+
+        It is to be called with the weights of a checkpoint in the model.
+
+        Args:
+            queries: those that are scored, if any; with a loss or in a form
+                of their own, they are looked at as well.
+            size: of all batches, where XLA compiles for each.
 
         Raises:
-            ValueError: if they do not, naming the layer. One that is random
-                in inference mode is only warned of.
+            ValueError: if they are not, or examples of a batch interact,
+                naming the layer. One that is random in inference mode is only
+                warned of.
         """
-        if self._checked:
+        steps = (
+            self.steps_like(self._like) if queries is None else queries.steps
+        )
+        if "training" not in self._looked:
+            self._look_at(steps.train, self.train.sample(EXAMPLES), size)
+            self._looked.add("training")
+        if queries is None or steps.query is steps.train:
             return
-        with self.explaining(None, self._like):
-            found = find_interaction(self.model, self.loss, self._like.data)
-        if found is not None and found.is_random:
-            warnings.warn(str(found), stacklevel=2)
-        elif found is not None:
-            raise ValueError(str(found))
-        self._checked = True
+        batch = queries.batches[0]
+        kind = kind_of(batch.data)
+        if kind not in self._looked:
+            largest = len(batch) if self.jit_compile else None
+            self._look_at(steps.query, batch, largest, "query")
+            self._looked.add(kind)
+
+    def _look_at(
+        self,
+        functions: GradientFunctions,
+        batch: Batch,
+        size: int | None,
+        role: str = "training",
+    ) -> None:
+        suspects = [Suspect(role, batch, functions)]
+        with explaining(suspects):
+            complaint = FirstLook(functions, batch, size, role).complaint()
+        if complaint is not None:
+            raise ValueError(complaint)
 
 
 def _one_of(batch: Batch, row: int) -> Any:
@@ -659,14 +718,14 @@ def _one_of(batch: Batch, row: int) -> Any:
     return tf.nest.map_structure(lambda leaf: leaf[row : row + 1], batch.data)
 
 
-def _padded(batch: Batch, size: int) -> Any:
-    """The batch's data with its last example repeated, `[size, ...]`."""
-    missing = max(0, size - len(batch))
+def _padded(data: Any, size: int) -> Any:
+    """A batch's data with its last example repeated, `[size, ...]`."""
+    missing = max(0, size - len(tf.nest.flatten(data)[0]))
     return tf.nest.map_structure(
         lambda leaf: np.concatenate(
             [np.asarray(leaf), np.repeat(np.asarray(leaf)[-1:], missing, 0)]
         ),
-        batch.data,
+        data,
     )
 
 

@@ -52,6 +52,7 @@ from keras_tracin.projection import (
 )
 from keras_tracin.runs import TrainingRun, check_checkpoint, run_weights
 from keras_tracin.scoring import Queries, Rates, Scorer
+from keras_tracin.spot_checks import SpotChecks
 from keras_tracin.sweep import Chunk, Sink
 
 _DIGESTED = 256  # examples at a time
@@ -322,12 +323,19 @@ class TRAK:
         step = scorer.train_steps.sketched_with_values
         plan = scorer.plan(step, self._rates)
         progress = Progress(plan, verbose, "TRAK")
-        scorer.check_interaction()
+        size = plan.batch_size if scorer.jit_compile else None
+        spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
+
+        def features_of(data) -> np.ndarray:
+            return step(data, np.int32(0))[0][0].parts[0].numpy().T
+
         with run_weights(scorer.model) as load:
             for position, checkpoint in enumerate(self._rates):
                 if checkpoint is not None:
                     load(checkpoint)
-                for batch in scorer.train.batches(plan.batch_size):
+                scorer.first_look(size=size)
+                batches = scorer.train.batches(plan.batch_size)
+                for number, batch in enumerate(batches):
                     with scorer.explaining(None, batch):
                         (features,), outputs = step(
                             batch.data, np.int32(position)
@@ -335,6 +343,8 @@ class TRAK:
                     found = features.parts[0].numpy()
                     if not np.isfinite(found).all():
                         scorer.raise_bad_training(batch, checkpoint)
+                    if position == 0:
+                        spots.look(number, batch, found.T, features_of)
                     each(position, batch, found, outputs)
                     progress.advance()
 

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.check import structure
-from keras_tracin.check.job import compare_gradients
+from keras_tracin.check.job import check_gradients
 from keras_tracin.check.reading import reading_findings
 from keras_tracin.check.report import (
     SEVERITIES,
@@ -242,8 +242,5 @@ class _Preflight:
             checkpoint = list(rates)[-1]
             if checkpoint is not None:
                 load(checkpoint)
-            scorer.check_interaction()
-            different = compare_gradients(scorer, name_of(checkpoint))
-            if different is not None:
-                self._findings.append(different)
+            check_gradients(scorer, name_of(checkpoint))
             self._plan = forecast_plainly(scorer, rates, test)

@@ -82,6 +82,7 @@ class GradientFunctions:
         self._projection = projection
         self._jit_compile = jit_compile
         self._spec = batch_spec(like)
+        self._restricted = layers is not None
         x, y, *weight = self._spec
         self._placement = place(
             model,
@@ -357,6 +358,43 @@ class GradientFunctions:
         found = self.captured.get_concrete_function().structured_outputs
         specs = flat.vector_specs(self.variables, found.factors)
         return self._traced(step, specs, _RATE, axis=-1)
+
+    @property
+    def model(self) -> keras.Model:
+        """The model that is differentiated."""
+        return self._model
+
+    @property
+    def loss(self) -> PerExampleLoss:
+        """What is differentiated: `(y, y_pred, sample_weight) -> [n]`."""
+        return self._loss
+
+    @property
+    def covered_variables(self) -> tuple[keras.Variable, ...]:
+        """Those that gradients are taken by, as `Captured.positions` counts."""
+        return self._placement.variables
+
+    @property
+    def checked_variables(self) -> list[keras.Variable]:
+        """Those that gradients should be of: all, or those of `layers=`."""
+        if self._restricted:
+            return list(self._placement.variables)
+        return list(self._model.trainable_variables)
+
+    @property
+    def takes_lengths(self) -> bool:
+        """Whether lengths of gradients are at hand, and factors are not."""
+        at_hand = vars(self)
+        return (
+            "squared_norms" in at_hand
+            and "captured" not in at_hand
+            and self._projection is None
+        )
+
+    def has_loops(self, name: str) -> bool:
+        """Whether something in the trace of a step loops."""
+        graph = getattr(self, name).get_concrete_function().graph
+        return any(op.type.endswith("While") for op in graph.get_operations())
 
     @property
     def factor_specs(self) -> tuple:

@@ -168,7 +168,10 @@ class _Comparison:
         return _Outcome(_arrays((losses, y_pred)), noted)
 
     def _slopes(self, data: Any) -> list[_Call]:
-        """The gradients at the inputs and outputs of calls, the last first."""
+        """The gradients at the inputs and outputs of calls, as these come.
+
+        Those of a layer come before that of a layer, or model, around it.
+        """
         x, y, *weight = data
         with tf.GradientTape() as tape:
             tape.watch([leaf for leaf in tf.nest.flatten(x) if _is_real(leaf)])
@@ -179,7 +182,7 @@ class _Comparison:
         of_loss: _Noted = ("The loss", tf.nest.flatten(y_pred), [])
         real = [
             (name, *(list(filter(_is_real, side)) for side in sides))
-            for name, *sides in (of_loss, *reversed(calls))
+            for name, *sides in (*calls, of_loss)
         ]
         grads = tape.gradient(
             total,

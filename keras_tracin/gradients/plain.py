@@ -53,7 +53,8 @@ class PlainGradient:
         self._model, self._loss = model, loss
         self._values = [value_of(variable) for variable in variables]
         self._gradient: Callable = self._of
-        if spec is not None:
+        # Scales for float16 are found step by step.
+        if spec is not None and not precision.computes_in_float16(model):
             counts = tf.TensorSpec([None], tf.float32)
             self._gradient = tf.function(
                 self._of, autograph=False, input_signature=(spec, counts)

@@ -32,6 +32,7 @@ from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
 from keras_tracin.runs import run_weights
 from keras_tracin.sharing import wait_for_worker
+from keras_tracin.spot_checks import SpotChecks
 from keras_tracin.sweep import in_chunks
 
 _SHARD = 64 * 2**20  # bytes of rows, about
@@ -136,7 +137,6 @@ class ShardMaker:
     """
 
     def __init__(self, source: Source, dtype: str, queries: Batch | None):
-        source.scorer.check_interaction()
         self._source, self._dtype = source, dtype
         self._pass_at = _passes(source, queries)
 
@@ -190,16 +190,25 @@ def _arrays(
     """Rows `[n, width]`, and exact scores `[n, m]` where there are queries."""
     rows = np.empty([sum(map(len, chunk)), source.width], np.float32)
     exact: list[np.ndarray] = []  # of each batch
+    scorer = source.scorer
+    spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
     for at, (checkpoint, rate) in enumerate(source.rates.items()):
         if checkpoint is not None:
             load(checkpoint)
+        source.scorer.first_look()
         step = pass_at(np.int32(at), np.float32(rate))
         columns = slice(
             at * source.of_train.dim, (at + 1) * source.of_train.dim
         )
         stop = 0
+
+        def again(data, step=step) -> np.ndarray:
+            return step(data)[0].numpy().T
+
         for place, batch in enumerate(chunk):
             sketch, scores = step(batch.data)
+            if at == 0:
+                spots.look(place, batch, sketch.numpy().T, again)
             start, stop = stop, stop + len(batch)
             rows[start:stop, columns] = math.sqrt(rate) * sketch.numpy()
             if not np.isfinite(rows[start:stop, columns]).all():
