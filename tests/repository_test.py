@@ -40,6 +40,7 @@ IMPORT_ORDER = (
     "gradients.interaction",
     "gradients.placement",
     "gradients.capture",
+    "gradients.updated",
     "projection.*",
     "gradients.footprint",
     "gradients.functions",

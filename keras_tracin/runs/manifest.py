@@ -9,17 +9,22 @@
 `run.json` lists every other file with its size and SHA-256 and is replaced
 only after the files it lists are on the disk. Its parts:
 
-    format_version   1
+    format_version   2
     model            class, and [path, shape, dtype] of each of model.weights
     initial          the snapshot before the first step; the states of random
                      numbers there (seeds), where they were recorded
     checkpoints      the snapshots: step, epoch, logs
     segments         spans of steps: first_step, last_step, epoch, epoch_end,
-                     logs (at epoch ends), weights_digest (after last_step)
+                     logs (at epoch ends), weights_digest (after last_step),
+                     updated: which entries of `updated` its steps updated
+    updated          sets of variables, as positions in model.weights
 
 A step is an update that the optimizer applied. Steps and epochs count from 1
 over all of the run, whatever Keras counted. The arrays of a segment are named;
 `learning_rate` is one of them, and readers leave alone those they do not know.
+Where the steps of a segment updated several sets of variables, `rates` has a
+column for each of them, 0 in steps that did not update it; `learning_rate` is
+the largest of a step. Version 1 had no `updated`: what was updated is unknown.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ import numpy as np
 
 from keras_tracin import _files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "run.json"
 
 _PARTS = {"model": dict, "initial": dict, "checkpoints": list, "segments": list}
