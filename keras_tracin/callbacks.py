@@ -221,14 +221,18 @@ class TracInCheckpoint(keras.callbacks.Callback):
     def _write(self, logs, *, epoch_end: bool, save_weights: bool) -> None:
         """Writes the steps since the last write, and a snapshot if wanted."""
         steps = self._steps.take()
+        arrays = {"learning_rate": steps.learning_rates}
+        if len(steps.updated) > 1:
+            arrays["rates"] = steps.rates
         with self._explaining():
             path = self._writer.append(
                 self.model,
-                {"learning_rate": steps.learning_rates},
+                arrays,
                 epoch=self._epoch,
                 logs=_scalars(logs or {}),
                 epoch_end=epoch_end,
                 save_weights=save_weights,
+                updated=steps.updated,
             )
         if path and self.verbose:
             step, shown = self._writer.last_step, _files.shown(path)

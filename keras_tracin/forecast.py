@@ -103,7 +103,7 @@ def _per_block(
     with run_weights(scorer.model) as load:
         if checkpoint is not None:
             starting += _seconds(lambda: load(checkpoint))
-        with scorer.explaining(queries, batch):
+        with scorer.visiting(checkpoint), scorer.explaining(queries, batch):
             prepared = prepare(checkpoint, *position)
             extra = () if prepared is None else (prepared,)
             if extra:

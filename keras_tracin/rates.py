@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 
 from keras_tracin.runs import Checkpoint, TrainingRun
-from keras_tracin.scoring import Rates, name_of
+from keras_tracin.scoring import Rates, Scorer, name_of
 
 
 def warn_of_final_only(run: TrainingRun) -> None:
@@ -75,3 +75,23 @@ def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:
             "`TracInCheckpoint` among the callbacks."
         )
     return rates
+
+
+def moving(scorer: Scorer, rates: Rates) -> Rates:
+    """Those of the checkpoints whose steps moved what gradients are taken by.
+
+    Args:
+        scorer: made for these checkpoints.
+        rates: what each counts.
+    """
+    kept: dict[Checkpoint | None, float] = {}
+    for checkpoint, rate in rates.items():
+        if scorer.moved(checkpoint):
+            kept[checkpoint] = rate
+            continue
+        warnings.warn(
+            f"Skipping {name_of(checkpoint)}: its steps updated none of the "
+            "layers that gradients are taken of.",
+            stacklevel=3,
+        )
+    return kept

@@ -23,7 +23,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import keras
@@ -59,7 +59,8 @@ from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.flat import nbytes
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import GradientFunctions, kind_of
-from keras_tracin.gradients.sites import find_sites
+from keras_tracin.gradients.sites import find_sites, site_variables
+from keras_tracin.gradients.updated import UpdatedVariables
 from keras_tracin.losses import PerExampleLoss, per_example_loss
 from keras_tracin.measures import Numbers, measure
 from keras_tracin.output_kinds import SAMPLE
@@ -160,6 +161,8 @@ class Scorer:
         jit_compile: as in `TracIn`.
         output: differentiated in place of the losses, of training examples
             and queries alike: `(y, y_pred, sample_weight) -> [n]`.
+        checkpoints: those whose steps are what counts: variables that they
+            updated, each at its own rate. By default what is trainable now.
 
     Attributes:
         model: the model.
@@ -170,6 +173,7 @@ class Scorer:
         projection: what makes the sketches, or None.
         layers: what the gradients are restricted to.
         parts: what is kept on disk of a call, or None.
+        variables: those that the gradients are by.
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
@@ -191,6 +195,7 @@ class Scorer:
         projection: Projection | None = None,
         jit_compile: bool | str = "auto",
         output: PerExampleLoss | None = None,
+        checkpoints: Iterable[Checkpoint | None] = (),
     ):
         self.model = model
         if projection is not None:
@@ -232,7 +237,10 @@ class Scorer:
                 x = self.train.first(SAMPLE).x
             query_loss = query_loss or "loss"
             self._query_value = query_value(model, query_loss, loss, x)
-        find_sites(model, layers)  # refuses bad `layers=` before long work
+        self._updated = UpdatedVariables(model, checkpoints, strategy)
+        with self._updated.trainable():
+            # Refuses bad `layers=` before long work.
+            self.variables = site_variables(find_sites(model, layers))
 
     @property
     def memory_limit(self) -> int:
@@ -389,19 +397,44 @@ class Scorer:
             nonlocal numbers
             numbers = itertools.count()
             self.first_look(queries, size if self.jit_compile else None)
+            self._updated.visit(checkpoint)
             with self.explaining(queries, self._like):
                 return prepare(checkpoint, *position(checkpoint))
 
-        sweep(
-            self.model,
-            list(rates),
-            self.train,
-            plan,
-            prepare=checked,
-            step=step,
-            sink=sink,
-            progress=Progress(plan, verbose, title),
-        )
+        try:
+            sweep(
+                self.model,
+                list(rates),
+                self.train,
+                plan,
+                prepare=checked,
+                step=step,
+                sink=sink,
+                progress=Progress(plan, verbose, title),
+            )
+        finally:
+            self._updated.leave()
+
+    @contextlib.contextmanager
+    def visiting(self, checkpoint: Checkpoint | None) -> Iterator[None]:
+        """Within it, steps run with this checkpoint's weights."""
+        self._updated.visit(checkpoint)
+        try:
+            yield
+        finally:
+            self._updated.leave()
+
+    def covering(self) -> contextlib.AbstractContextManager:
+        """Within it, what the gradients are by is what is trainable."""
+        return self._updated.trainable()
+
+    def moved(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether a checkpoint's steps moved what the gradients are by."""
+        return self._updated.moved(checkpoint, self.variables)
+
+    def shares(self) -> list | None:
+        """What each variable counts at each checkpoint; None if all one."""
+        return self._updated.describe(self.variables)
 
     def plan(
         self,
@@ -483,6 +516,7 @@ class Scorer:
                     projection=self.projection,
                     jit_compile=self.jit_compile,
                     sparing=sparing,
+                    updated=self._updated,
                 )
 
             query = functions(self._query_value, batch)
@@ -512,7 +546,8 @@ class Scorer:
     def identity(self) -> dict[str, Any]:
         """What scores depend on, beside data, weights and options, as JSON."""
         known = self.model._flatten_layers()
-        sites = find_sites(self.model, self.layers)
+        with self._updated.trainable():
+            sites = find_sites(self.model, self.layers)
         weights = architecture(self.model)["weights"]
         return {
             # Numbered, not named: Keras counts layers anew in each process.

@@ -40,9 +40,10 @@ from keras_tracin.exclusive import exclusively
 from keras_tracin.forecast import forecast, forecast_plainly
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.gradients.updated import unequal_shares
 from keras_tracin.preconditioner import Preconditioner
 from keras_tracin.projection import Projection
-from keras_tracin.rates import checkpoint_rates, warn_of_final_only
+from keras_tracin.rates import checkpoint_rates, moving, warn_of_final_only
 from keras_tracin.runs import TrainingRun, check_checkpoint
 from keras_tracin.scoring import Queries, Rates, Scorer, nothing
 from keras_tracin.sweep import Plan, Sink
@@ -74,7 +75,9 @@ class TracIn:
         weights: what a checkpoint counts: `"mean"`, the mean learning rate
             applied since the one before, or `"sum"`, the sum of those rates,
             which is right where intervals differ in length. A checkpoint
-            whose rate is zero is skipped with a warning.
+            whose rate is zero is skipped with a warning. A variable that
+            only some of the steps updated, as where it was frozen, counts
+            with its own rates only.
         loss: used in place of the compiled loss; anything `compile` takes.
         query_loss: what a query's influence is measured on: `"loss"` (the
             default), `"logit"` or `"margin"` of the label, or a function
@@ -82,7 +85,8 @@ class TracIn:
             better. Positive scores are proponents in each case.
         class_weight: the `class_weight` given to `fit`.
         layers: names or layers to restrict the gradients to; by default all
-            trainable variables count.
+            variables count that training updated, or all trainable ones
+            where the run does not know.
         projection: scores sketches of the gradients in place of these
             (sections E and F): `kt.TensorSketch(dim=1024)` and the others.
             Scores are then unbiased estimates; the sketch of a query takes
@@ -108,7 +112,8 @@ class TracIn:
         ValueError: if the model is not compiled and no `loss` is given, if
             `layers` names no layer with weights, if data, run and model do
             not fit one another, or if `optimizer_aware` is given with a
-            projection, or for an optimizer that is not known.
+            projection, for an optimizer that is not known, or for a run
+            whose steps did not all update the same variables.
     """
 
     def __init__(
@@ -148,7 +153,11 @@ class TracIn:
             strategy=strategy,
             jit_compile=jit_compile,
             memory_limit=memory_limit,
+            checkpoints=self._rates,
         )
+        self._rates = moving(self._scorer, self._rates)
+        if optimizer_aware and self._scorer.shares() is not None:
+            raise ValueError(unequal_shares("`optimizer_aware=True`"))
         self._preconditioner = (
             Preconditioner(model) if optimizer_aware else None
         )
@@ -365,6 +374,7 @@ class TracIn:
         **options: Any,
     ) -> Scorer:
         """The scorer of a call, which may keep what is finished of it."""
+        shares = self._scorer.shares()
         return self._scorer.keeping(
             directory,
             lambda: {
@@ -378,6 +388,7 @@ class TracIn:
                 "projection": describe(self._scorer.projection),
                 "optimizer_aware": self.optimizer_aware,
                 "optimizer": self._optimizer,
+                **({"shares": shares} if shares else {}),
                 **options,
             },
             self._rates,

@@ -49,6 +49,7 @@ IMPORT_ORDER = (
     "gradients.placement",
     "gradients.whole_loss",
     "gradients.capture",
+    "gradients.updated",
     "projection.*",
     "gradients.footprint",
     "gradients.functions",

@@ -135,19 +135,26 @@ class _Preflight:
         scorer = examples = rates = None
         with self._part("train"):
             examples = open_for_model(self._model, train)
+        with self._part("run"):
+            rates = self._rates(run)
         if examples is not None:
             with self._part("model"):
-                scorer = Scorer(self._model, train, **self._options)
+                scorer = Scorer(
+                    self._model,
+                    train,
+                    **self._options,
+                    checkpoints=rates or PRESENT_WEIGHTS,
+                )
         if self._model.built:
             with self._part("model"):
                 x = None if examples is None else examples.first(SAMPLE).x
-                self._look_at_model(run is not None, x)
+                self._look_at_model(scorer, run is not None, x)
             for name, data in (("train", train), ("test", test)):
                 if data is not None:
                     with self._part(name):
                         self._look_at_data(data, name)
         with self._part("run"):
-            rates = self._usable(run)
+            rates = self._usable(rates or {})
         if scorer is not None and run is not None and len(rates or ()):
             with self._part("train"):
                 self._compare_losses(scorer, run)
@@ -173,7 +180,9 @@ class _Preflight:
         if message not in [finding.message for finding in self._findings]:
             self._findings.append(Finding(severity, topic, message))
 
-    def _look_at_model(self, has_run: bool, x: Any) -> None:
+    def _look_at_model(
+        self, scorer: Scorer | None, has_run: bool, x: Any
+    ) -> None:
         model, loss = self._model, self._options["loss"]
         self._findings += structure.model_findings(model)
         if loss is not None or model._compile_loss is not None:
@@ -184,8 +193,17 @@ class _Preflight:
         if broken:  # with a run, other weights take their place
             self._find("warning" if has_run else "error", "model", broken)
         layers = self._options["layers"]
-        self._layers = structure.covered_layers(model, layers)
-        self._left_out = structure.left_out(model, layers)
+        with scorer.covering() if scorer else contextlib.nullcontext():
+            self._layers = structure.covered_layers(model, layers)
+            self._left_out = structure.left_out(model, layers)
+        if scorer is not None and scorer.shares() is not None:
+            self._find(
+                "note",
+                "run",
+                "The steps of the run did not all update the same variables, "
+                "or not at one rate. TracIn counts each variable with the "
+                "rates of the steps that updated it.",
+            )
 
     def _look_at_data(self, data: Any, name: str) -> None:
         loss = per_example_loss(
@@ -198,8 +216,8 @@ class _Preflight:
             examples, self._model, loss, self._most
         )
 
-    def _usable(self, run: Any) -> Rates:
-        """The checkpoints that count; those that do not load are findings."""
+    def _rates(self, run: Any) -> Rates:
+        """The checkpoints that count."""
         if run is None:
             return PRESENT_WEIGHTS
         if not isinstance(run, TrainingRun):
@@ -213,8 +231,14 @@ class _Preflight:
                 "A single checkpoint shows one moment of training; several, "
                 "where the loss falls, show more (section D of the paper).",
             )
+        return rates
+
+    def _usable(self, rates: Rates) -> Rates:
+        """Those that load; the others are findings."""
         if not self._model.built:
             return {}
+        if rates is PRESENT_WEIGHTS:
+            return rates
         usable = {}
         with run_weights(self._model) as load:
             for checkpoint, rate in rates.items():
@@ -242,5 +266,6 @@ class _Preflight:
             checkpoint = list(rates)[-1]
             if checkpoint is not None:
                 load(checkpoint)
-            check_gradients(scorer, name_of(checkpoint))
+            with scorer.visiting(checkpoint):
+                check_gradients(scorer, name_of(checkpoint))
             self._plan = forecast_plainly(scorer, rates, test)

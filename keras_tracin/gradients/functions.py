@@ -34,6 +34,11 @@ from keras_tracin.gradients.capture import (
 from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.placement import place
 from keras_tracin.gradients.rules.registry import attributes
+from keras_tracin.gradients.updated import (
+    UpdatedVariables,
+    scale,
+    unequal_shares,
+)
 from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.projection import Projection, project
 
@@ -58,6 +63,9 @@ class GradientFunctions:
         jit_compile: whether XLA compiles the steps, anew for each batch size.
         sparing: whether factors are held in the form that takes the least
             memory, in place of the one that is multiplied fastest.
+        updated: what each variable counts at the checkpoints that are visited,
+            in `products`, `contractions` and `squared_norms`. By default each
+            counts one.
     """
 
     def __init__(
@@ -72,7 +80,9 @@ class GradientFunctions:
         projection: Projection | None = None,
         jit_compile: bool = False,
         sparing: bool = False,
+        updated: UpdatedVariables | None = None,
     ):
+        self._updated = updated or UpdatedVariables(model)
         self.sparing = sparing
         self._work: dict[bool, algebra.Work] = {}
         self._queries = queries or self
@@ -84,29 +94,52 @@ class GradientFunctions:
         self._spec = batch_spec(like)
         self._restricted = layers is not None
         x, y, *weight = self._spec
-        self._placement = place(
-            model,
-            x,
-            layers,
-            loss=loss,
-            y=y,
-            sample_weight=weight[0] if weight else None,
-        )
+        with self._updated.trainable():
+            self._placement = place(
+                model,
+                x,
+                layers,
+                loss=loss,
+                y=y,
+                sample_weight=weight[0] if weight else None,
+            )
 
     def _capture(self, data) -> Captured:
         x, y, *weight = data
         batch = (x, y, weight[0] if weight else None)
-        captured = capture(self._model, self._loss, batch, self._placement)
+        with self._updated.trainable():
+            captured = capture(self._model, self._loss, batch, self._placement)
         if self._strict:
             check_no_activation_losses(self._model)
+        return self._updated.apart(captured, self._placement.variables)
+
+    def _equal(self, captured: Captured) -> Captured:
+        """The same, if every variable in it counts one."""
+        counts = self._updated.counts(captured, self._placement.variables)
+        if any(count is not None for count in counts):
+            raise ValueError(unequal_shares("This way to score"))
         return captured
+
+    def _project(self, factors: tuple, position: tuple) -> tuple:
+        if self._projection is None:
+            return factors
+        return project(self._projection, factors, *position)
 
     def _factors(self, data, position: tuple) -> tuple:
         """The gradients' factors, or those of their sketches."""
-        found = self._capture(data).factors
-        if self._projection is None:
-            return found
-        return project(self._projection, found, *position)
+        return self._project(self._capture(data).factors, position)
+
+    def _counted(self, data, position: tuple) -> tuple:
+        """The same, with every variable times what it counts."""
+        return self._project(self._both(data)[1], position)
+
+    def _both(self, data) -> tuple[tuple, tuple, list]:
+        """The gradients' factors, these times their counts, the counts."""
+        captured = self._capture(data)
+        counts = self._updated.counts(captured, self._placement.variables)
+        pairs = zip(captured.factors, counts, strict=True)
+        scaled = tuple(scale(factors, count) for factors, count in pairs)
+        return captured.factors, scaled, counts
 
     def _compact(self, factors: tuple) -> tuple:
         return tuple(algebra.compact(f, self.sparing) for f in factors)
@@ -160,7 +193,7 @@ class GradientFunctions:
         """`(data, position) -> factors, values [n]`: sketches and losses."""
 
         def step(data, position):
-            found = self._capture(data)
+            found = self._equal(self._capture(data))
             assert self._projection is not None
             return project(
                 self._projection, found.factors, position
@@ -178,7 +211,8 @@ class GradientFunctions:
         """A step `(data, position) -> [n, dim]` by any projection."""
 
         def step(data, position):
-            return projection.sketch(self._capture(data).factors, position)
+            found = self._equal(self._capture(data)).factors
+            return projection.sketch(found, position)
 
         return self._traced(step, _POSITION, axis=0)
 
@@ -189,7 +223,7 @@ class GradientFunctions:
         """
 
         def step(data, queries, rate, position):
-            found = self._capture(data).factors
+            found = self._equal(self._capture(data)).factors
             compact = self._compact(found)
             shares = [
                 algebra.inner(query, factors)
@@ -272,7 +306,7 @@ class GradientFunctions:
         """
 
         def step(data, queries, rate, *position):
-            found = self._factors(data, position)
+            found = self._counted(data, position)
             compact = self._compact(found)
             shares = [
                 algebra.inner(query, factors)
@@ -292,7 +326,7 @@ class GradientFunctions:
         """
 
         def step(data, directions, rate):
-            found = self._capture(data).factors
+            found = self._equal(self._capture(data)).factors
             shares = [
                 algebra.inner(direction, factors)
                 for direction, factors in zip(directions, found, strict=True)
@@ -308,7 +342,7 @@ class GradientFunctions:
         """`(data, directions, rate) -> rate · [1, n]`, one query for all."""
 
         def step(data, directions, rate, *position):
-            found = self._factors(data, position)
+            found = self._counted(data, position)
             shares = [
                 algebra.contract(factors, direction)
                 for factors, direction in zip(found, directions, strict=True)
@@ -334,8 +368,22 @@ class GradientFunctions:
         """`(data, rate) -> rate · [n]` squared lengths of the gradients."""
 
         def step(data, rate, *position):
-            found = self._factors(data, position)
-            return _scaled_sum(rate, [algebra.squared_norm(f) for f in found])
+            found, scaled, counts = self._both(data)
+            projected = self._project(found, position)
+            if len(projected) == len(counts):
+                norms = map(algebra.squared_norm, projected)
+                pairs = zip(norms, counts, strict=True)
+                shares = [
+                    norm if count is None else tf.cast(count, norm.dtype) * norm
+                    for norm, count in pairs
+                ]
+            elif all(count is None for count in counts):
+                shares = list(map(algebra.squared_norm, projected))
+            else:  # one sketch of all groups
+                (one,), (other,) = projected, self._project(scaled, position)
+                pairs = zip(one.parts, other.parts, strict=True)
+                shares = [tf.reduce_sum(a * b, axis=1) for a, b in pairs]
+            return _scaled_sum(rate, shares)
 
         return self._traced(step, _RATE, *self._position, axis=-1)
 
@@ -348,7 +396,7 @@ class GradientFunctions:
         """
 
         def step(data, weights, rate):
-            found = self._capture(data).factors
+            found = self._equal(self._capture(data)).factors
             shares = [
                 algebra.weighted_norm(factors, vectors)
                 for factors, vectors in zip(found, weights, strict=True)
@@ -379,7 +427,8 @@ class GradientFunctions:
         """Those that gradients should be of: all, or those of `layers=`."""
         if self._restricted:
             return list(self._placement.variables)
-        return list(self._model.trainable_variables)
+        with self._updated.trainable():
+            return list(self._model.trainable_variables)
 
     @property
     def takes_lengths(self) -> bool:
@@ -389,6 +438,7 @@ class GradientFunctions:
             "squared_norms" in at_hand
             and "captured" not in at_hand
             and self._projection is None
+            and not self._updated.differ(self._placement.variables)
         )
 
     def has_loops(self, name: str) -> bool:

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from keras_tracin import _files
+from keras_tracin.gradients.updated import unequal_shares
 from keras_tracin.measures import Numbers
 from keras_tracin.projection import (
     FactoredProjection,
@@ -107,6 +108,8 @@ def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
             "An index holds plain gradients. Received a TracIn with "
             "optimizer_aware=True; leave it out."
         )
+    if scorer.shares() is not None:
+        raise ValueError(unequal_shares("An index"))
     checkpoints = [
         {
             "step": checkpoint.step,

@@ -11,18 +11,23 @@
 `run.json` lists every other file with its size and SHA-256 and is replaced
 only after the files it lists are on the disk. Its parts:
 
-    format_version   2 where a snapshot has a second file (exact), else 1:
-                     who does not know of these files would load other weights
+    format_version   2
     model            class, and [path, shape, dtype] of each of model.weights
     initial          the snapshot before the first step; the states of random
                      numbers there (seeds), where they were recorded
     checkpoints      the snapshots: step, epoch, logs, weights_digest
     segments         spans of steps: first_step, last_step, epoch, epoch_end,
-                     logs (at epoch ends), weights_digest (after last_step)
+                     logs (at epoch ends), weights_digest (after last_step),
+                     updated: which entries of `updated` its steps updated
+    updated          sets of variables, as positions in model.weights
 
 A step is an update that the optimizer applied. Steps and epochs count from 1
 over all of the run, whatever Keras counted. The arrays of a segment are named;
 `learning_rate` is one of them, and readers leave alone those they do not know.
+Where the steps of a segment updated several sets of variables, `rates` has a
+column for each of them, 0 in steps that did not update it; `learning_rate` is
+the largest of a step. Version 1 had no `updated`: what was updated is unknown. It had no second files
+(`exact`) either, and a model with LoRA was not kept as it was.
 """
 
 from __future__ import annotations
@@ -111,9 +116,7 @@ def write(directory: Path, manifest: dict[str, Any]) -> str:
     Returns:
         The text of the file.
     """
-    snapshots = [manifest["initial"], *manifest["checkpoints"]]
-    version = 2 if any("exact" in entry for entry in snapshots) else 1
-    text = json.dumps({**manifest, "format_version": version}, indent=2)
+    text = json.dumps(manifest, indent=2)
     with _files.written_whole(directory / FILE_NAME) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     return text + "\n"

@@ -30,7 +30,9 @@ class Checkpoint:
         step: How many optimizer updates led to it, counted from the beginning
             of the run. None if unknown (`TrainingRun.from_weights`).
         epoch: The epoch in which it was taken, counted from 1.
-        learning_rate: Mean of the rates applied in its interval: η_k.
+        learning_rate: Mean of the rates applied in its interval: η_k. Of a
+            step that updated several sets of variables at several rates, the
+            largest counts.
         learning_rate_sum: Their sum, or None if unknown.
         num_steps: Updates in its interval, or None if unknown.
         logs: The metrics at that moment.
@@ -43,6 +45,11 @@ class Checkpoint:
         exact_sha256: The digest of that file, if it was recorded.
         digests: What identifies the model's weights at that moment, if it was
             recorded.
+        updated: The variables that steps of its interval updated, by their
+            positions in `model.weights`, and the mean rate of each: over all
+            steps of the interval, 0 in those that did not update it, as where
+            it was frozen. None if unknown (`TrainingRun.from_weights`, and
+            runs that were recorded before this was).
     """
 
     step: int | None
@@ -57,6 +64,9 @@ class Checkpoint:
     exact: Path | None = field(default=None, repr=False)
     exact_sha256: str | None = field(default=None, repr=False)
     digests: tuple[str, ...] = field(default=(), repr=False)
+    updated: Mapping[int, float] | None = field(
+        default=None, repr=False, hash=False
+    )
 
     @property
     def saved(self) -> SavedWeights:
@@ -100,6 +110,21 @@ class _Snapshot:
     saved: SavedWeights
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """Steps in a row, and what they updated.
+
+    Attributes:
+        start: The number of steps before it.
+        rates: float64 `[n, k]`, those of each set of variables.
+        updated: `k` sets of positions; None if unknown.
+    """
+
+    start: int
+    rates: np.ndarray
+    updated: tuple[frozenset[int], ...] | None
+
+
 class TrainingRun(Sequence[Checkpoint]):
     """The checkpoints of one training, in order.
 
@@ -136,7 +161,10 @@ class TrainingRun(Sequence[Checkpoint]):
     def __init__(self, directory: str | os.PathLike):
         self.directory: Path | None = _files.absolute_directory(directory)
         manifest = run_manifest.read(self.directory)
-        self._rates = _read_learning_rates(self.directory, manifest)
+        self._segments = _read_segments(self.directory, manifest)
+        self._rates = np.concatenate(
+            [np.empty(0), *(s.rates.max(axis=1) for s in self._segments)]
+        )
         self.learning_rates: np.ndarray | None = self._rates
         self.initial: Path | None = self.directory / manifest["initial"]["file"]
         self.epochs, self.history = _history(manifest)
@@ -204,7 +232,7 @@ class TrainingRun(Sequence[Checkpoint]):
         run.directory = run.initial = run.learning_rates = None
         run._rates = np.repeat(rates, np.diff(numbers, prepend=0))
         run.epochs, run.history = [], {}
-        run._listed = []
+        run._listed, run._segments = [], []
         run._snapshots = [
             _Snapshot(epoch, None, epoch, logs={}, saved=saved_at(path))
             for epoch, path in zip(numbers, paths, strict=True)
@@ -241,7 +269,40 @@ class TrainingRun(Sequence[Checkpoint]):
             exact=snapshot.saved.exact,
             exact_sha256=snapshot.saved.exact_sha256,
             digests=snapshot.saved.digests,
+            updated=self._updated(previous, snapshot.end),
         )
+
+    def _updated(self, start: int, stop: int) -> dict[int, float] | None:
+        """The mean rate of each variable that these steps updated."""
+        segments = [
+            segment
+            for segment in self._segments
+            if start <= segment.start < stop and len(segment.rates)
+        ]
+        columns: dict[tuple, list[int]] = {}  # alike in all segments
+        positions: set[int] = set()
+        for segment in segments:
+            if segment.updated is None:
+                return None
+            positions.update(*segment.updated)
+        for position in sorted(positions):
+            sets = tuple(
+                tuple(
+                    at
+                    for at, members in enumerate(segment.updated or ())
+                    if position in members
+                )
+                for segment in segments
+            )
+            columns.setdefault(sets, []).append(position)
+        means: dict[int, float] = {}
+        for sets, alike in columns.items():
+            rates = [
+                segment.rates[:, at].sum(axis=1)
+                for segment, at in zip(segments, map(list, sets), strict=True)
+            ]
+            means |= dict.fromkeys(alike, float(np.concatenate(rates).mean()))
+        return means if segments else None
 
     def select(self, indices: Iterable[int]) -> TrainingRun:
         """Keeps some checkpoints.
@@ -330,31 +391,40 @@ class TrainingRun(Sequence[Checkpoint]):
         )
 
 
-def _read_learning_rates(directory: Path, manifest: dict) -> np.ndarray:
+def _read_segments(directory: Path, manifest: dict) -> list[_Segment]:
     """The rates of all segments, in order. Checks each segment's file."""
-    parts = [np.empty(0)]
+    segments = []
     for entry in manifest["segments"]:
         path = directory / entry["file"]
-        rates = run_manifest.read_arrays(directory, entry).get("learning_rate")
+        arrays = run_manifest.read_arrays(directory, entry)
+        rates = arrays.get("learning_rate")
         num_steps = entry["last_step"] - entry["first_step"] + 1
         if rates is None or rates.shape != (num_steps,):
-            found = "none" if rates is None else f"shape {rates.shape}"
+            received = "none" if rates is None else f"shape {rates.shape}"
             raise ValueError(
                 f"{path} has no learning rates for steps {entry['first_step']} "
-                f"to {entry['last_step']}: received {found}, expected an "
+                f"to {entry['last_step']}: received {received}, expected an "
                 f"array `learning_rate` of shape ({num_steps},). Record the "
                 "run with TracInCheckpoint."
             )
+        updated = entry.get("updated")
+        if updated is not None:
+            sets = manifest["updated"]
+            updated = tuple(frozenset(sets[at]) for at in updated)
+        rates = rates[:, np.newaxis]
+        if updated is not None and len(updated) > 1:
+            rates = arrays["rates"]
         _check_rates(rates, str(path), first_step=entry["first_step"])
-        parts.append(rates)
-    return np.concatenate(parts)
+        segments.append(_Segment(entry["first_step"] - 1, rates, updated))
+    return segments
 
 
 def _check_rates(
     rates: np.ndarray, where: str, first_step: int | None = None
 ) -> None:
     """Raises ValueError at the first rate that cannot be one."""
-    bad = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
+    good = np.isfinite(rates) & (rates >= 0)
+    bad = np.flatnonzero(~good.reshape(len(rates), -1).all(axis=1))
     if bad.size:
         place = (
             f"position {bad[0]}"
@@ -362,8 +432,9 @@ def _check_rates(
             else f"step {first_step + bad[0]}"
         )
         raise ValueError(
-            f"{where}: received a learning rate of {rates[bad[0]]} at {place}, "
-            "expected one that is finite and not negative."
+            f"{where}: received a learning rate of "
+            f"{np.squeeze(rates[bad[0]])} at {place}, expected one that is "
+            "finite and not negative."
         )
 
 

@@ -315,8 +315,8 @@ def _optimizers_in(values: Any) -> list[Any]:
             visit([value.default_optimizer, *value.values()])
         elif isinstance(value, (dict, list, tuple)):
             seen[id(value)] = value
-            is_dict = isinstance(value, dict)
-            for member in list(value.values() if is_dict else value):
+            values = value.values() if isinstance(value, dict) else value
+            for member in list(values):
                 visit(member)
 
     visit(values)

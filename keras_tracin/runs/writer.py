@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class RunWriter:
         self._remove_unlisted()
         self._write_manifest(
             {
-                "format_version": 1,  # `write` puts in the right one
+                "format_version": run_manifest.FORMAT_VERSION,
                 "model": run_manifest.architecture(model),
                 "initial": {
                     **self._save_weights(model, step=0),
@@ -158,6 +158,7 @@ class RunWriter:
         logs: Mapping[str, float],
         epoch_end: bool,
         save_weights: bool,
+        updated: Sequence[Sequence[int]] | None = None,
     ) -> Path | None:
         """Records the steps since the last call.
 
@@ -170,6 +171,9 @@ class RunWriter:
             epoch_end: Whether the epoch is over.
             save_weights: Whether to make a checkpoint of the model. A step
                 that has one already (no update since) gets no second one.
+            updated: The sets of variables that the steps updated, as positions
+                in `model.weights`; None if that is unknown. For more than one
+                set, `arrays` has `rates` `[num_steps, sets]`.
 
         Returns:
             The file with the weights, or None if none was written.
@@ -193,6 +197,11 @@ class RunWriter:
             **self._save_arrays(arrays, len(segments)),
             "weights_digest": run_manifest.weights_digest(model),
         }
+        sets = [list(positions) for positions in self._updated()]
+        if updated is not None:
+            new = [list(p) for p in updated if list(p) not in sets]
+            sets += new
+            segment["updated"] = [sets.index(list(p)) for p in updated]
         path = None
         if save_weights and step > self.last_saved_step:
             saved = self._save_weights(model, step)
@@ -200,13 +209,23 @@ class RunWriter:
             checkpoints.append(
                 {"step": step, "epoch": epoch, "logs": dict(logs), **saved}
             )
-        self._commit([*segments, segment], checkpoints)
+        self._commit([*segments, segment], checkpoints, sets)
         return path
 
-    def _commit(self, segments: list[dict], checkpoints: list[dict]) -> None:
+    def _updated(self) -> list[list[int]]:
+        return self._manifest.get("updated", [])
+
+    def _commit(
+        self,
+        segments: list[dict],
+        checkpoints: list[dict],
+        updated: list[list[int]],
+    ) -> None:
         """Makes these the run's content, on the disk and then here."""
         manifest = {
             **self._manifest,
+            "format_version": run_manifest.FORMAT_VERSION,
+            "updated": updated,
             "checkpoints": checkpoints,
             "segments": segments,
         }
@@ -280,6 +299,7 @@ class RunWriter:
         self._commit(
             segments[:kept],
             [c for c in self._manifest["checkpoints"] if c["step"] <= step],
+            self._updated(),
         )
         warnings.warn(
             f"The model is at step {step} of the run in {self.directory}, "
@@ -335,6 +355,7 @@ class Onlooker:
         logs: Mapping[str, float],
         epoch_end: bool,
         save_weights: bool,
+        updated: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Counts what `RunWriter.append` would record."""
         self.last_step += len(arrays["learning_rate"])
