@@ -219,6 +219,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 epoch_end=epoch_end,
                 save_weights=save_weights,
                 updated=steps.updated,
+                weighted=steps.weighted,
             )
         if path and self.verbose:
             step = self._writer.last_step

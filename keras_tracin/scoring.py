@@ -146,6 +146,7 @@ class Scorer:
         layers: what the gradients are restricted to.
         parts: what is kept on disk of a call, or None.
         variables: those that the gradients are by.
+        weighted: whether training examples have weights.
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
@@ -194,6 +195,8 @@ class Scorer:
             self.loss = self._query_value = output
             self._same_loss = True
         self._like = self.train.first(_FIRST)
+        has_weights = self._like.sample_weight is not None
+        self.weighted = has_weights or bool(class_weight)
         self._steps: dict[tuple[str, bool], Steps] = {}
         self._checked = False
         check_fits(model, self._like, "train")

@@ -25,7 +25,7 @@ from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
 from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
-from keras_tracin.rates import checkpoint_rates
+from keras_tracin.rates import checkpoint_rates, warn_of_weights
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
@@ -106,6 +106,7 @@ class _Preflight:
         self._layers: tuple[LayerReport, ...] = ()
         self._left_out: dict[str, int] = {}
         self._plan: Plan | None = None
+        self._run: TrainingRun | None = None
 
     def report(self) -> CheckReport:
         findings = sorted(
@@ -142,6 +143,9 @@ class _Preflight:
                         self._look_at_data(data, name)
         with self._part("run"):
             rates = self._usable(rates or {})
+        if scorer is not None and self._run is not None:
+            with self._part("run"):
+                warn_of_weights(self._run, scorer)
         if scorer is not None and rates:
             with self._part("job"):
                 self._try_job(scorer, rates, test)
@@ -200,6 +204,7 @@ class _Preflight:
             return PRESENT_WEIGHTS
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
+        self._run = run
         rates = checkpoint_rates(run)
         self._find("note", "run", f"{run!r}, of which {len(rates)} count.")
         if len(rates) == 1:
