@@ -16,8 +16,13 @@ from keras_tracin import _files
 from keras_tracin.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
-from keras_tracin.runs.steps import StepLog, record_steps, stop_recording
-from keras_tracin.runs.updates import count_updates
+from keras_tracin.runs.steps import (
+    StepLog,
+    Steps,
+    record_steps,
+    stop_recording,
+)
+from keras_tracin.runs.updates import count_updates, weight_marks
 
 
 class TracInCheckpoint(keras.callbacks.Callback):
@@ -27,7 +32,16 @@ class TracInCheckpoint(keras.callbacks.Callback):
     and the rates η_k of checkpoints (section D of the paper). A *step* is an
     update that the optimizer applied; a batch may make several
     (`steps_per_execution`) or none (gradient accumulation, loss scaling). The
-    rate recorded for a step is the one that this update used.
+    rate recorded for a step is the one that this update used, as the update
+    itself computed it, and so are the variables that it was of. Where several
+    optimizers of the model update different variables one after another, this
+    is one step, with a rate for each of them. The model must hold them as
+    attributes.
+
+    A loop of `train_on_batch` is recorded too, if it calls the callback as
+    `fit` does: `on_train_begin`, `on_train_end`, and `on_epoch_begin` and
+    `on_epoch_end`, without which all of it is one epoch. The first `fit` with
+    the callback traces the train step anew.
 
     A directory holds one run. Training that goes on from its last state, in
     the same process or in another, continues it, also after the model was
@@ -79,15 +93,15 @@ class TracInCheckpoint(keras.callbacks.Callback):
     in another process, `TrainingRun(directory).restore(model)` puts them into
     a compiled model. The weights before the first step are saved too, but do
     not count as a checkpoint. Where no update was applied since the last
-    snapshot, no second one of the same step is made. The rate of an optimizer
-    made with a plain callable is read once for each execution of the train
-    function.
+    snapshot, no second one of the same step is made.
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument has an impossible value; or, as training
             begins, the directory holds a run of another model or in another
-            state than this model's, or another training records into it.
+            state than this model's, or another training records into it, or an
+            optimizer's rates cannot be told; or, at the end of an epoch, it
+            had steps that were not recorded.
         OSError: The run cannot be written.
     """
 
@@ -114,6 +128,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self._epoch = 0  # the run's number of it, counted from 1
         self._step_at_epoch_begin = 0
         self._counted = 0  # by the optimizers, when the epoch began
+        self._marks: dict[int, int] | None = {}  # of weights, by position
         # Keras may then call back while the next batch trains. It is only
         # with an int that something is done, and must be in time.
         self.async_safe = save_freq == "epoch"
@@ -198,6 +213,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 begin = RunWriter.reopen
             self._writer = begin(self.directory, self.model, self.params)
         self._opened = True
+        self._marks = weight_marks(self.model)
         self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
 
     def _refuse_missed_steps(self) -> None:
@@ -214,6 +230,28 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 "the model's train_step."
             )
 
+    def _warn_of_unknown_updates(self, steps: Steps) -> None:
+        """Warns, once in a fit, of weights that changed but not by a step."""
+        if not self._marks:
+            return
+        before, self._marks = self._marks, weight_marks(self.model)
+        known = set().union(*steps.updated)
+        paths = [
+            self.model.weights[position].path
+            for position, mark in self._marks.items()
+            if mark != before.get(position) and position not in known
+        ]
+        if not paths:
+            return
+        self._marks = None
+        warnings.warn(
+            f"In epoch {self._epoch} the weights {paths} changed, but by no "
+            "optimizer that the model holds. In this run they count as frozen, "
+            "and scores leave them out. If an optimizer trains them, make it "
+            "an attribute of the model, `self.optimizer_2 = ...`, before fit.",
+            stacklevel=2,
+        )
+
     def _begin_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._step_at_epoch_begin = self._writer.last_step
@@ -221,6 +259,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
     def _write(self, logs, *, epoch_end: bool, save_weights: bool) -> None:
         """Writes the steps since the last write, and a snapshot if wanted."""
         steps = self._steps.take()
+        self._warn_of_unknown_updates(steps)
         arrays = {"learning_rate": steps.learning_rates}
         if len(steps.updated) > 1:
             arrays["rates"] = steps.rates
@@ -233,6 +272,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 epoch_end=epoch_end,
                 save_weights=save_weights,
                 updated=steps.updated,
+                weighted=steps.weighted,
             )
         if path and self.verbose:
             step, shown = self._writer.last_step, _files.shown(path)

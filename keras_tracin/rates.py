@@ -33,6 +33,34 @@ def warn_of_final_only(run: TrainingRun) -> None:
     )
 
 
+def warn_of_weights(run: TrainingRun, scorer: Scorer) -> None:
+    """Warns where training had weights of examples and these data have not.
+
+    Or the other way round.
+
+    Args:
+        run: the training run.
+        scorer: made for the training data.
+    """
+    if run.weighted is None or run.weighted == scorer.weighted:
+        return
+    if run.weighted:
+        message = (
+            "In training, batches had weights of the examples: `class_weight` "
+            "or `sample_weight` was given to fit. Received training data "
+            "without weights and no `class_weight`, so that every example "
+            "counts alike. Pass the `class_weight` given to fit, or data of "
+            "`(x, y, sample_weight)`."
+        )
+    else:
+        message = (
+            "In training, batches had no weights of the examples. Received "
+            "training data with weights, or `class_weight`, which scores "
+            "count. Leave out what was not given to fit."
+        )
+    warnings.warn(message, stacklevel=3)
+
+
 def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:
     """The checkpoints that count, and what each counts.
 

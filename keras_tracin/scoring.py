@@ -174,6 +174,7 @@ class Scorer:
         layers: what the gradients are restricted to.
         parts: what is kept on disk of a call, or None.
         variables: those that the gradients are by.
+        weighted: whether training examples have weights.
 
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
@@ -223,6 +224,8 @@ class Scorer:
         self.loss = per_example_loss(model, loss, class_weight)
         self._same_loss = query_loss in (None, "loss") and not class_weight
         self._like = self.train.first(EXAMPLES)
+        has_weights = self._like.sample_weight is not None
+        self.weighted = has_weights or bool(class_weight)
         self._steps: dict[tuple[str, bool], Steps] = {}
         self._looked: set[str] = set()  # shared with `among`, `keeping`
         self._warned = False

@@ -28,7 +28,7 @@ from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import open_for_model
-from keras_tracin.rates import checkpoint_rates
+from keras_tracin.rates import checkpoint_rates, warn_of_weights
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.runs.state import preserved
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
@@ -112,6 +112,7 @@ class _Preflight:
         self._layers: tuple[LayerReport, ...] = ()
         self._left_out: dict[str, int] = {}
         self._plan: Plan | None = None
+        self._run: TrainingRun | None = None
 
     def report(self) -> CheckReport:
         findings = sorted(
@@ -155,9 +156,12 @@ class _Preflight:
                         self._look_at_data(data, name)
         with self._part("run"):
             rates = self._usable(rates or {})
-        if scorer is not None and run is not None and len(rates or ()):
-            with self._part("train"):
-                self._compare_losses(scorer, run)
+        if scorer is not None and self._run is not None:
+            with self._part("run"):
+                warn_of_weights(self._run, scorer)
+            if rates:
+                with self._part("train"):
+                    self._compare_losses(scorer, self._run)
         if scorer is not None and rates:
             with self._part("job"):
                 self._try_job(scorer, rates, test)
@@ -222,6 +226,7 @@ class _Preflight:
             return PRESENT_WEIGHTS
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
+        self._run = run
         rates = checkpoint_rates(run)
         self._find("note", "run", f"{run!r}, of which {len(rates)} count.")
         if len(rates) == 1:
@@ -248,10 +253,8 @@ class _Preflight:
                     usable[checkpoint] = rate
         return usable
 
-    def _compare_losses(self, scorer: Scorer, run: Any) -> None:
+    def _compare_losses(self, scorer: Scorer, run: TrainingRun) -> None:
         """The loss on record with that of the data."""
-        if not isinstance(run, TrainingRun):
-            run = TrainingRun(run)
         loss = TrainingLoss(
             self._model,
             scorer.train,

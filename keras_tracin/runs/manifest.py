@@ -18,7 +18,8 @@ only after the files it lists are on the disk. Its parts:
     checkpoints      the snapshots: step, epoch, logs, weights_digest
     segments         spans of steps: first_step, last_step, epoch, epoch_end,
                      logs (at epoch ends), weights_digest (after last_step),
-                     updated: which entries of `updated` its steps updated
+                     updated: which entries of `updated` its steps updated,
+                     weighted: whether batches had weights of the examples
     updated          sets of variables, as positions in model.weights
 
 A step is an update that the optimizer applied. Steps and epochs count from 1

@@ -152,6 +152,8 @@ class TrainingRun(Sequence[Checkpoint]):
         history: Lists of metric values by name, one value per epoch that
             reported it, as in `keras.callbacks.History`. Slicing keeps all.
         epochs: The epochs that `history` tells of.
+        weighted: Whether batches of the training had weights of their
+            examples, by `sample_weight` or `class_weight`; None if unknown.
 
     Raises:
         ValueError: There is no run, a file of it is missing or damaged, or a
@@ -168,6 +170,7 @@ class TrainingRun(Sequence[Checkpoint]):
         self.learning_rates: np.ndarray | None = self._rates
         self.initial: Path | None = self.directory / manifest["initial"]["file"]
         self.epochs, self.history = _history(manifest)
+        self.weighted: bool | None = _weighted(manifest)
         self._listed = [
             (self.directory / entry["file"], entry["sha256"])
             for entry in run_manifest.listed_files(manifest)
@@ -231,7 +234,7 @@ class TrainingRun(Sequence[Checkpoint]):
         run = cls.__new__(cls)
         run.directory = run.initial = run.learning_rates = None
         run._rates = np.repeat(rates, np.diff(numbers, prepend=0))
-        run.epochs, run.history = [], {}
+        run.epochs, run.history, run.weighted = [], {}, None
         run._listed, run._segments = [], []
         run._snapshots = [
             _Snapshot(epoch, None, epoch, logs={}, saved=saved_at(path))
@@ -446,6 +449,13 @@ def _history(manifest: dict) -> tuple[list[int], dict[str, list[float]]]:
         for name, value in segment["logs"].items():
             history.setdefault(name, []).append(value)
     return [segment["epoch"] for segment in ended], history
+
+
+def _weighted(manifest: dict) -> bool | None:
+    known = [segment.get("weighted") for segment in manifest["segments"]]
+    if any(known):
+        return True
+    return None if None in known else False
 
 
 def _weight_files(files: Iterable[str | os.PathLike]) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_tracin.runs.updates import NotedUpdates
 
@@ -28,10 +29,12 @@ class Steps:
             variables was updated, 0 in a step that did not update it.
         updated: `k` sets of variables, as positions in `model.weights`. Those
             that one step updates have none in common.
+        weighted: whether some of their batches had weights of the examples.
     """
 
     rates: np.ndarray
     updated: tuple[tuple[int, ...], ...]
+    weighted: bool
 
     @property
     def learning_rates(self) -> np.ndarray:
@@ -48,12 +51,14 @@ class StepLog:
     Attributes:
         function: the train function that tells of updates, or None.
         num_steps: how many steps were told of.
+        has_weights: whether some batch had weights of its examples.
     """
 
     def __init__(self, before_first: Callable[[Any], None]):
         self._before_first: Callable[[Any], None] | None = before_first
         self.function: RecordingTrainFunction | None = None
         self.num_steps = 0
+        self.has_weights = False
         self._updated: list[tuple[int, ...]] = []
         self._events: list[tuple[np.ndarray, ...]] = []
         self._last_step: set[int] = set()  # the sets that it updated
@@ -114,9 +119,9 @@ class StepLog:
         rates = np.zeros([self.num_steps, len(self._updated)])
         for steps, sets, values in self._events:
             rates[steps, sets] = values
-        taken = Steps(rates, tuple(self._updated))
+        taken = Steps(rates, tuple(self._updated), self.has_weights)
         self._updated, self._events, self._last_step = [], [], set()
-        self.num_steps = 0
+        self.num_steps, self.has_weights = 0, False
         return taken
 
 
@@ -158,7 +163,7 @@ class RecordingTrainFunction:
         assert self._twin is not None
         traced = self._noted.num_traced
         with self._noted.inside():
-            result = self._twin(iterator)
+            result = self._twin(self._watched(iterator))
         self._calls += 1
         # Seen at once: what cannot be noted, and how many there are of one.
         unknown = self._is_first or self._noted.num_traced > traced
@@ -166,6 +171,22 @@ class RecordingTrainFunction:
             self.tell()
         self._is_first = False
         return result
+
+    def _watched(self, iterator: Any) -> Any:
+        """The same; the logs are told whether its batches have weights."""
+        spec = getattr(iterator, "element_spec", None)
+        if spec is not None:
+            self._note_weights(spec)
+            return iterator
+        return map(self._note_weights, iterator)  # that of train_on_batch
+
+    def _note_weights(self, batch: Any) -> Any:
+        """Returns the batch, or the type of batches, that it looked at."""
+        *_, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        absent = weights is None or isinstance(weights, tf.OptionalSpec)
+        for log in self.logs:
+            log.has_weights |= not absent
+        return batch
 
     @property
     def num_possible(self) -> int:

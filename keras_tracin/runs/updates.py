@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -299,6 +300,23 @@ def optimizers_of(model: keras.Model) -> list[Any]:
 def count_updates(model: keras.Model) -> int:
     """The sum of what the model's optimizers count."""
     return sum(_Hooked(o).read_count() for o in optimizers_of(model))
+
+
+def weight_marks(model: keras.Model) -> dict[int, int]:
+    """A checksum of each weight that may be trained, by its position.
+
+    Those that layers hold as their state, such as moving averages, have none.
+    """
+    trained = {
+        id(variable)
+        for layer in model._flatten_layers()
+        for variable in layer._trainable_variables
+    }
+    return {
+        position: zlib.crc32(keras.ops.convert_to_numpy(weight).tobytes())
+        for position, weight in enumerate(model.weights)
+        if id(weight) in trained
+    }
 
 
 def _optimizers_in(values: Any) -> list[Any]:

@@ -380,3 +380,31 @@ def test_train_on_batch_is_recorded(tmp_path, tells_epochs):
 
     model.train_on_batch(np.eye(BATCHES)[:1], np.zeros([1, 1]))
     fit(model, [])
+
+
+def test_weights_that_an_unknown_optimizer_trains_are_warned_of(tmp_path):
+    hidden = SGD(0.2)
+
+    class Hides(CustomStep):
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(self(data[0], training=True))
+            variables = self.trainable_variables
+            first, second = tape.gradient(loss, variables)
+            self.optimizer.apply([first], variables[:1])
+            hidden.apply([second], variables[1:])
+            return {"loss": loss}
+
+    layers = [keras.layers.Dense(2, use_bias=False) for _ in range(2)]
+    model = Hides([keras.Input((BATCHES,)), *layers])
+    model.compile(SGD(0.1))
+    with pytest.warns(UserWarning, match="changed, but by no optimizer"):
+        fit(model, [TracInCheckpoint(tmp_path / "hidden")], epochs=2)
+    assert sorted(TrainingRun(tmp_path / "hidden")[0].updated) == [0]
+
+    model.second_optimizer = hidden
+    model.compile(SGD(0.1))
+    fit(model, [TracInCheckpoint(tmp_path / "held")])
+    run = TrainingRun(tmp_path / "held")
+    assert dict(run[0].updated) == pytest.approx({0: 0.1, 1: 0.2})
+    assert run[0].num_steps == BATCHES
