@@ -7,6 +7,7 @@
       checkpoints/step-00000120.exact.npz       weights that Keras's file does
                                                 not hold as they are, if any
       steps/00000000.npz                        arrays with one row per step
+      recording.lock                            while a training is recorded
 
 `run.json` lists every other file with its size and SHA-256 and is replaced
 only after the files it lists are on the disk. Its parts:

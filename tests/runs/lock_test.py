@@ -49,7 +49,8 @@ def another_process(directory, *options):
         assert process.stdout.readline() == "locked\n"
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # The test ended it.
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
 
