@@ -182,7 +182,12 @@ class Paths:
 
 def handles_of(value: tf.Variable) -> Sequence[tf.Tensor]:
     """The handles of a variable; of one on several replicas, each one's."""
-    return [part.handle for part in getattr(value, "values", (value,))]
+    return [part.handle for part in parts_of(value)]
+
+
+def parts_of(value: tf.Variable) -> Sequence[tf.Variable]:
+    """The variable; of one on several replicas, each one's."""
+    return getattr(value, "values", (value,))
 
 
 def _carries_gradients(tensor: tf.Tensor) -> bool:

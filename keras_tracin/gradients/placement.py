@@ -36,6 +36,7 @@ from keras_tracin.gradients.dry_run import (
     Objective,
     first_axis,
 )
+from keras_tracin.gradients.paths import parts_of
 from keras_tracin.gradients.sites import Site, find_sites, site_variables
 
 
@@ -171,8 +172,13 @@ class _Search:
         self.sites = sites
         self.of_objective: dict[int, keras.Variable] = {}
         self._model, self._objective = model, objective
-        self._wanted = {
-            id(v.value): v for site in sites for v in site.variables
+        variables = site_variables(sites)
+        self._wanted = {id(v.value): v for v in variables}
+        # Of a variable on several replicas a tape knows the one it read.
+        self._keys = {
+            id(part): id(v.value)
+            for v in variables
+            for part in (v.value, *parts_of(v.value))
         }
 
     def adds_sites(self) -> bool:
@@ -188,7 +194,7 @@ class _Search:
                 self._ways = open_batch
         needed: dict[int, _Needed] = {}
         for call in self.run.calls:
-            for key in call.reads() & self._wanted.keys():
+            for key in {self._keys[v] for v in call.reads() if v in self._keys}:
                 layer = self._answering(call, key)
                 if layer is not None:
                     _, variables = needed.setdefault(id(layer), (layer, {}))
