@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -52,11 +52,12 @@ def describe_loss(model: keras.Model, loss: Any = None) -> Any:
 def describe_layers(model: keras.Model) -> list[Any]:
     """The classes and options of all layers that hold no others.
 
-    Names and whatever only matters to training are left out.
+    Names, inputs and whatever only matters to training are left out.
     """
     found = []
-    for layer in model._flatten_layers(include_self=False):
-        if list(layer._flatten_layers(include_self=False)):
+    for layer in _inside(model):
+        holds_others = any(True for _ in _inside(layer))
+        if holds_others or isinstance(layer, keras.layers.InputLayer):
             continue
         config = _config_of(layer)
         options = {
@@ -66,6 +67,10 @@ def describe_layers(model: keras.Model) -> list[Any]:
         }
         found.append({"class": type(layer).__name__, **options})
     return found
+
+
+def _inside(layer: keras.Layer) -> Iterator[keras.Layer]:
+    return iter(layer._flatten_layers(include_self=False))
 
 
 def describe_optimizer(optimizer: Any) -> Any:

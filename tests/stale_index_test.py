@@ -84,7 +84,9 @@ def test_another_query_loss_or_activation_is_refused(run, copied):
         kt.InfluenceIndex(copied, other, method=method(run, model=other))
     change(copied, finished=0)
     with pytest.raises(ValueError, match=r"queries are measured by"):
-        kt.InfluenceIndex.build(method(run, 0.05), copied)
+        kt.InfluenceIndex.build(
+            method(run, 0.05), copied, projection=PROJECTION
+        )
     kt.InfluenceIndex.build(method(run), copied, projection=PROJECTION)
 
 

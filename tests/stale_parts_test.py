@@ -276,3 +276,32 @@ def test_another_pull_of_the_loss_is_seen_by_trak(run, tmp_path):
     call(5.0)
     with pytest.raises(ValueError, match=r"other numbers.*pulls"):
         call(0.05)
+
+
+def test_representer_points_of_another_loss_or_layer_are_not_taken(tmp_path):
+    def call(delta, activation="tanh"):
+        points = kt.RepresenterPoints(
+            build(activation), TRAIN, l2=0.1, loss=closure(delta), verbose=0
+        )
+        return points.influence(TEST, directory=tmp_path, verbose=0).scores
+
+    scores = call(5.0)
+    np.testing.assert_array_equal(call(5.0), scores)
+    with pytest.raises(ValueError, match=r"other numbers.*values: received"):
+        call(0.05)
+    with pytest.raises(ValueError, match=r"represents examples otherwise"):
+        call(5.0, "sigmoid")
+
+
+def test_representer_points_want_the_weights_that_they_were_made_at():
+    model = build()
+    points = kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
+    before = points.influence(TEST, verbose=0).scores
+    kernel = model.layers[0].kernel.numpy()
+    model.layers[0].kernel.assign(2 * kernel)
+    for call in (points.influence, points.class_scores, points.logits):
+        with pytest.raises(ValueError, match=r"weights.*give the model its"):
+            call(TEST, verbose=0)
+    model.layers[0].kernel.assign(kernel)
+    after = points.influence(TEST, verbose=0).scores
+    np.testing.assert_array_equal(after, before)

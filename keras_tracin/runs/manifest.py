@@ -28,8 +28,8 @@ over all of the run, whatever Keras counted. The arrays of a segment are named;
 `learning_rate` is one of them, and readers leave alone those they do not know.
 Where the steps of a segment updated several sets of variables, `rates` has a
 column for each of them, 0 in steps that did not update it; `learning_rate` is
-the largest of a step. Version 1 had no `updated`: what was updated is unknown. It had no second files
-(`exact`) either, and a model with LoRA was not kept as it was.
+the largest of a step. Version 1 had no `updated`: what was updated is unknown.
+It had no second files (`exact`) either, and did not keep LoRA as it was.
 """
 
 from __future__ import annotations

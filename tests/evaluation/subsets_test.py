@@ -68,6 +68,32 @@ def test_outputs_are_the_losses_after_training_on_the_subset(tmp_path):
     np.testing.assert_allclose(found.outputs, found.each.mean(axis=1))
 
 
+def test_outcomes_are_of_one_loss(tmp_path):
+    def losses(delta):
+        fit = Fit()
+        loss = keras.losses.Huber(delta=delta)
+        found = again(fit, tmp_path, seeds=(0,), loss=loss).each
+        return found, len(fit.seen)
+
+    (first, count), (second, more) = losses(5.0), losses(0.05)
+    assert count == more == 3  # trained again
+    assert np.abs(first - second).max() > 0.01
+    np.testing.assert_array_equal(losses(5.0)[0], first)
+
+
+def test_outcomes_are_of_one_function_of_the_user(tmp_path):
+    def call(delta):
+        def measure(y, p):
+            return keras.losses.huber(y, p, delta=delta)
+
+        return again(Fit(), tmp_path, seeds=(0,), query_loss=measure).each
+
+    first = call(5.0)
+    np.testing.assert_array_equal(call(5.0), first)
+    with pytest.raises(ValueError, match=r"another `query_loss`.*received"):
+        call(0.05)
+
+
 def test_what_is_there_is_not_trained_again(tmp_path):
     fit = Fit()
     first = again(fit, tmp_path, seeds=(0,))
