@@ -321,7 +321,7 @@ class Scorer:
                 found = finish(found).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
-            watch(found, batch)
+            watch(found, batch, float(rate))
             return found
 
         def checked(checkpoint: Checkpoint | None):
@@ -462,11 +462,11 @@ class Scorer:
 
     def _underflow_watch(
         self, queries: Queries | None
-    ) -> Callable[[np.ndarray, Batch], None]:
+    ) -> Callable[[np.ndarray, Batch, float], None]:
         """Warns, once, of scores that float32 is too coarse for."""
         looked = warned = False
 
-        def vanish(row: int, batch: Batch) -> bool:
+        def vanish(row: int, batch: Batch, rate: float) -> bool:
             own = (self.loss, _one_of(batch, 0))
             other = own
             if queries is not None:
@@ -478,9 +478,9 @@ class Scorer:
                 other = (self._query_value, _one_of(block, at))
             groups = self.train_steps.variables
             variables = [v for group in groups for v in group]
-            return underflow.vanishes(self.model, variables, (own, other))
+            return underflow.vanishes(self.model, variables, (own, other), rate)
 
-        def watch(scores: np.ndarray, batch: Batch) -> None:
+        def watch(scores: np.ndarray, batch: Batch, rate: float) -> None:
             nonlocal looked, warned
             if warned:
                 return
@@ -489,7 +489,7 @@ class Scorer:
             zero = np.flatnonzero(~rows.any(axis=1))
             if len(zero) and not looked and self.projection is None:
                 looked = True
-                warned = warned or vanish(int(zero[0]), batch)
+                warned = warned or vanish(int(zero[0]), batch, rate)
             if warned:
                 warnings.warn(underflow.MESSAGE, stacklevel=2)
 

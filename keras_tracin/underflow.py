@@ -36,6 +36,7 @@ def vanishes(
     model: keras.Model,
     variables: Sequence[keras.Variable],
     sides: Sequence[tuple[Callable[..., tf.Tensor], Any]],
+    rate: float,
 ) -> bool:
     """Whether a product of gradients is 0 in float32 but not in float64.
 
@@ -44,6 +45,7 @@ def vanishes(
         variables: those that the gradients are by.
         sides: two pairs of a loss and the data `(x, y[, weight])` of one
             example.
+        rate: what the product is multiplied with.
     """
     gradients = []
     for loss, (x, y, *weight) in sides:
@@ -60,4 +62,4 @@ def vanishes(
         dense = [tf.convert_to_tensor(gradient) for gradient in found]
         gradients.append([tf.cast(g, tf.float64).numpy() for g in dense])
     product = sum(np.vdot(a, b) for a, b in zip(*gradients, strict=True))
-    return bool(0 < abs(product) < _SMALLEST)
+    return bool(0 < abs(product) * min(1.0, abs(rate)) < _SMALLEST)
