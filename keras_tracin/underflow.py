@@ -15,7 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_SMALLEST = 2.0**-126  # of full precision; below, digits are lost
+# Products below 2**-126 are lost from a sum, which is off by as much as there
+# are: a sum above this has most of its digits.
+_SMALLEST = 2.0**-110
 
 MESSAGE = (
     "Scores underflow float32: gradients are so small that their products are "

@@ -50,7 +50,7 @@ def test_gradients_that_are_zero_are_no_underflow(tmp_path):
     model.compile("sgd", "mse")
     tracin = scored(model, tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         scores = tracin.influence((X, Y), verbose=0).scores
     assert not scores.any()
 
