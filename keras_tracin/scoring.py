@@ -386,7 +386,7 @@ class Scorer:
                 found = finish(raw).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
-            watch(found, batch)
+            watch(found, batch, float(rate))
             if checkpoint == first:
                 spots.look(
                     next(numbers),
@@ -662,11 +662,11 @@ class Scorer:
 
     def _underflow_watch(
         self, queries: Queries | None
-    ) -> Callable[[np.ndarray, Batch], None]:
+    ) -> Callable[[np.ndarray, Batch, float], None]:
         """Warns, once, of scores that float32 is too coarse for."""
         looked = warned = False
 
-        def vanish(row: int, batch: Batch) -> bool:
+        def vanish(row: int, batch: Batch, rate: float) -> bool:
             own = (self.loss, _one_of(batch, 0))
             other = own
             if queries is not None:
@@ -678,9 +678,9 @@ class Scorer:
                 other = (self._query_value, _one_of(block, at))
             groups = self.train_steps.variables
             variables = [v for group in groups for v in group]
-            return underflow.vanishes(self.model, variables, (own, other))
+            return underflow.vanishes(self.model, variables, (own, other), rate)
 
-        def watch(scores: np.ndarray, batch: Batch) -> None:
+        def watch(scores: np.ndarray, batch: Batch, rate: float) -> None:
             nonlocal looked, warned
             if warned:
                 return
@@ -689,7 +689,7 @@ class Scorer:
             zero = np.flatnonzero(~rows.any(axis=1))
             if len(zero) and not looked and self.projection is None:
                 looked = True
-                warned = warned or vanish(int(zero[0]), batch)
+                warned = warned or vanish(int(zero[0]), batch, rate)
             if warned:
                 warnings.warn(underflow.MESSAGE, stacklevel=2)
 

@@ -15,7 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_SMALLEST = 2.0**-126  # of full precision; below, digits are lost
+# Products below 2**-126 are lost from a sum, which is off by as much as there
+# are: a sum above this has most of its digits.
+_SMALLEST = 2.0**-110
 
 MESSAGE = (
     "Scores underflow float32: gradients are so small that their products are "
@@ -36,6 +38,7 @@ def vanishes(
     model: keras.Model,
     variables: Sequence[keras.Variable],
     sides: Sequence[tuple[Callable[..., tf.Tensor], Any]],
+    rate: float,
 ) -> bool:
     """Whether a product of gradients is 0 in float32 but not in float64.
 
@@ -44,6 +47,7 @@ def vanishes(
         variables: those that the gradients are by.
         sides: two pairs of a loss and the data `(x, y[, weight])` of one
             example.
+        rate: what the product is multiplied with.
     """
     gradients = []
     for loss, (x, y, *weight) in sides:
@@ -60,4 +64,4 @@ def vanishes(
         dense = [tf.convert_to_tensor(gradient) for gradient in found]
         gradients.append([tf.cast(g, tf.float64).numpy() for g in dense])
     product = sum(np.vdot(a, b) for a, b in zip(*gradients, strict=True))
-    return bool(0 < abs(product) < _SMALLEST)
+    return bool(0 < abs(product) * min(1.0, abs(rate)) < _SMALLEST)
