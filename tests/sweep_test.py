@@ -48,6 +48,26 @@ def test_memory_counts_the_step_of_the_queries():
     assert fewer.memory == plan.memory
 
 
+def test_memory_counts_weights_whatever_the_limit():
+    plan = plan_for(10_000, memory_limit=2**20)
+    lent = plan_for(10_000, memory_limit=2**20, weights=2**24, loading=2**25)
+    # Nothing else is there while a checkpoint is loaded.
+    assert lent.memory == 2**24 + 2**25
+    assert lent.memory - lent.weights == plan.memory
+    assert "MB for weights)" in str(lent)
+    assert "for weights" not in str(plan)
+    aware = plan_for(
+        10_000,
+        memory_limit=2**20,
+        weights=2**24,
+        loading=2**25,
+        prepared=2**26,
+    )
+    assert aware.memory == 2**24 + 2**26 + plan.memory
+    assert aware.weights == 2**24 + 2**26
+    assert (aware.batch_size, aware.chunk) == (plan.batch_size, plan.chunk)
+
+
 def test_a_small_limit_means_several_chunks():
     plan = plan_for(10_000, memory_limit=2**20)
     assert plan.batch_size <= plan.chunk < 10_000
