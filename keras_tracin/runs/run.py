@@ -426,8 +426,8 @@ def _check_rates(
     rates: np.ndarray, where: str, first_step: int | None = None
 ) -> None:
     """Raises ValueError at the first rate that cannot be one."""
-    good = np.isfinite(rates) & (rates >= 0)
-    bad = np.flatnonzero(~good.reshape(len(rates), -1).all(axis=1))
+    wrong = ~(np.isfinite(rates) & (rates >= 0))
+    bad = np.flatnonzero(wrong.any(axis=1) if wrong.ndim > 1 else wrong)
     if bad.size:
         place = (
             f"position {bad[0]}"
