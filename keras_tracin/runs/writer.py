@@ -66,7 +66,9 @@ class RunWriter:
                 "format_version": run_manifest.FORMAT_VERSION,
                 "model": run_manifest.architecture(model),
                 "initial": {
-                    **self._save_weights(model, step=0),
+                    **self._save_weights(
+                        model, 0, run_manifest.weights_digest(model)
+                    ),
                     "step": 0,
                     "seeds": [state.tolist() for state in seed_states(model)],
                 },
@@ -209,7 +211,7 @@ class RunWriter:
             segment["weighted"] = weighted
         path = None
         if save_weights and step > self.last_saved_step:
-            saved = self._save_weights(model, step)
+            saved = self._save_weights(model, step, segment["weights_digest"])
             path = self.directory / saved["file"]
             checkpoints.append(
                 {"step": step, "epoch": epoch, "logs": dict(logs), **saved}
@@ -253,7 +255,9 @@ class RunWriter:
                 "again with a directory of its own."
             )
 
-    def _save_weights(self, model: keras.Model, step: int) -> dict[str, Any]:
+    def _save_weights(
+        self, model: keras.Model, step: int, digest: str
+    ) -> dict[str, Any]:
         file = f"checkpoints/step-{step:08d}.weights.h5"
         with (
             _files.written_whole(self.directory / file) as unfinished,
@@ -263,7 +267,7 @@ class RunWriter:
         entry = {
             "file": file,
             **_files.describe(self.directory / file),
-            "weights_digest": run_manifest.weights_digest(model),
+            "weights_digest": digest,
         }
         missing = exact.unheld_weights(model, self.directory / file)
         if missing:
