@@ -208,11 +208,6 @@ def weights_digest(model: keras.Model) -> str:
     """A digest of the values in `model.weights`."""
     digest = hashlib.blake2b(digest_size=16)
     for weight in model.weights:
-<<<<<<< HEAD
         array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
         digest.update(array.reshape(-1).view(np.uint8).data)  # no copy
-=======
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-        digest.update(value.reshape(-1).view(np.uint8))
->>>>>>> w/files
     return digest.hexdigest()
