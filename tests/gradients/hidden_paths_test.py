@@ -414,3 +414,21 @@ def test_common_models_get_no_further_sites():
     assert [site.layer for site in placement.sites] == model.layers
     assert not placement.of_loss
     assert not placement.of_objective
+
+
+@pytest.mark.parametrize("build", [MODELS["kept on self"], kernel_penalty])
+def test_variables_spread_over_replicas_are_seen_too(build):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    loss = uneven_loss
+    with strategy.scope():
+        model = build()
+        if isinstance(model, tuple):
+            model, loss = model
+        x, y, weight = data("float32")
+        model(x)
+    placement = place(model, x, loss=loss, y=y, sample_weight=weight)
+    if loss is uneven_loss:
+        assert placement.sites[-1].layer is model
+    else:
+        kernel = model.layers[1].kernel
+        assert [v.path for v in placement.of_loss] == [kernel.path]
