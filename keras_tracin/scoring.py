@@ -321,7 +321,8 @@ class Scorer:
                 found = finish(found).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
-            watch(found, batch, float(rate))
+            with explaining(suspects):
+                watch(found, batch, float(rate))
             return found
 
         def checked(checkpoint: Checkpoint | None):
