@@ -386,6 +386,7 @@ class Scorer:
                 found = finish(raw).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
+<<<<<<< HEAD
             watch(found, batch, float(rate))
             if checkpoint == first:
                 spots.look(
@@ -394,6 +395,10 @@ class Scorer:
                     seen(raw)[..., : len(batch)],
                     lambda alone: seen(function(filled(alone), *more)),
                 )
+=======
+            with explaining(suspects):
+                watch(found, batch, float(rate))
+>>>>>>> w/logits
             return found
 
         def checked(checkpoint: Checkpoint | None):
