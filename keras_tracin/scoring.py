@@ -386,8 +386,8 @@ class Scorer:
                 found = finish(raw).numpy()[..., : len(batch)]
             if not np.isfinite(found).all():
                 raise not_finite(self.model, suspects, name_of(checkpoint))
-<<<<<<< HEAD
-            watch(found, batch, float(rate))
+            with explaining(suspects):
+                watch(found, batch, float(rate))
             if checkpoint == first:
                 spots.look(
                     next(numbers),
@@ -395,10 +395,6 @@ class Scorer:
                     seen(raw)[..., : len(batch)],
                     lambda alone: seen(function(filled(alone), *more)),
                 )
-=======
-            with explaining(suspects):
-                watch(found, batch, float(rate))
->>>>>>> w/logits
             return found
 
         def checked(checkpoint: Checkpoint | None):
