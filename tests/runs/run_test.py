@@ -127,8 +127,8 @@ def test_a_truncated_manifest_is_refused(directory):
 
 
 def test_a_newer_format_is_refused(directory):
-    edit_manifest(directory, lambda m: m.update(format_version=2))
-    with pytest.raises(ValueError, match=r"format version 2.* Update"):
+    edit_manifest(directory, lambda m: m.update(format_version=3))
+    with pytest.raises(ValueError, match=r"format version 3.* Update"):
         TrainingRun(directory)
 
 
