@@ -39,7 +39,7 @@ def test_the_manifest_can_be_read_by_people(tmp_path):
     text = (make_run(tmp_path) / "run.json").read_text()
     manifest = json.loads(text)
     assert "\n  " in text
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["model"]["class"] == "Sequential"
     assert [w[1:] for w in manifest["model"]["weights"]] == [
         [[3, 2], "float32"],
