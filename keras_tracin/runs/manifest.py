@@ -205,5 +205,5 @@ def weights_digest(model: keras.Model) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for weight in model.weights:
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-        digest.update(value.reshape(-1).view(np.uint8))
+        digest.update(value.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
