@@ -24,7 +24,7 @@ from keras_tracin.runs import (
 from tests.models.one_by_one import gradients_one_by_one
 
 RATE = 0.05
-EPOCHS = 2
+EPOCHS, STEPS = 2, 2
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=[12, 4]).astype("float32")
 TOKENS = RNG.integers(0, 6, size=[12, 4])
@@ -174,7 +174,7 @@ def fit(model, *callbacks, epochs=EPOCHS, **options):
     model.fit(
         inputs_of(model),
         Y,
-        batch_size=4,
+        batch_size=len(Y) // STEPS,
         epochs=epochs,
         shuffle=False,
         verbose=0,
@@ -253,20 +253,20 @@ def test_scores_are_of_the_weights_that_training_had(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["dense", "int8", "lossy", "plain"])
+@pytest.mark.parametrize("name", ["dense", "int8"])
 def test_a_run_is_continued_as_if_it_had_not_stopped(tmp_path, name):
     whole = build(name)
-    record(whole, tmp_path / "whole", epochs=4)
-    record(build(name), tmp_path / "run", epochs=2)
+    record(whole, tmp_path / "whole", epochs=2)
+    record(build(name), tmp_path / "run", epochs=1)
 
     model = build(name)  # as in another process
     run = TrainingRun(tmp_path / "run")
     run.restore(model)
-    assert int(model.optimizer.iterations) == 6
-    fit(model, kt.TracInCheckpoint(tmp_path / "run"), epochs=2)
+    assert int(model.optimizer.iterations) == STEPS
+    fit(model, kt.TracInCheckpoint(tmp_path / "run"), epochs=1)
     assert_same(values(model), values(whole))
     run = TrainingRun(tmp_path / "run")
-    assert [c.step for c in run] == [3, 6, 9, 12]
+    assert [c.step for c in run] == [STEPS, 2 * STEPS]
     run.verify()
 
 
@@ -275,11 +275,11 @@ def test_going_back_to_a_checkpoint_restores_it_all(tmp_path):
     run, kept = record(model, tmp_path)
     run[0].restore(model)
     assert_same(values(model), kept[1])
-    with pytest.warns(UserWarning, match="at step 3 .* up to step 6"):
+    with pytest.warns(UserWarning, match="at step 2 .* up to step 4"):
         fit(model, kt.TracInCheckpoint(tmp_path), epochs=1)
     files = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.npz"))
-    assert files == [f"step-{step:08d}.exact.npz" for step in (0, 3, 6)]
-    assert [c.step for c in TrainingRun(tmp_path)] == [3, 6]
+    assert files == [f"step-{step:08d}.exact.npz" for step in (0, 2, 4)]
+    assert [c.step for c in TrainingRun(tmp_path)] == [2, 4]
 
 
 def test_a_run_without_checkpoints_restores_its_beginning(tmp_path):
