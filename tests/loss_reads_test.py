@@ -36,7 +36,9 @@ def model_and_data():
 def test_gauss_newton_and_ekfac_refuse_a_loss_that_reads_weights():
     model, data = model_and_data()
     for curvature in ("gauss_newton", "ekfac"):
-        method = kt.InfluenceFunctions(model, data, curvature=curvature)
+        method = kt.InfluenceFunctions(
+            model, data, damping=1.0, curvature=curvature
+        )
         with pytest.raises(ValueError, match=r"head/kernel.*'hessian'"):
             method.influence(data, verbose=0)
 
