@@ -230,12 +230,12 @@ def agree(
         if not np.array_equal(
             received.get(name, np.zeros(0)), expected.get(name, np.zeros(0))
         ):
-            what = (
-                "queries" if name.startswith("query") else "training examples"
-            )
+            what = "made from other training examples"
+            if name.startswith("query"):
+                what = "made from other queries"
             raise Mismatch(
-                f"What is in {directory} was made from other {what}, or from "
-                "these in another order: of those that are compared, "
+                f"What is in {directory} was {what}, or from these in another "
+                "order: of those that are compared, "
                 f"received {name} {_shown(received.get(name))}, expected "
                 f"{_shown(expected.get(name))}. {remedy}."
             )

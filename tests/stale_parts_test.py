@@ -45,13 +45,13 @@ def tracin(run, model=None, train=TRAIN, **options):
 
 
 def self_influence_by_hand(run, loss):
-    """Σ η ‖∇ℓ‖², one tape for each example."""
-    model, scores = build(), np.zeros(len(X))
+    """Σ η ‖∇ℓ‖² of the first few, one tape for each example."""
+    model, scores = build(), np.zeros(5)
     recorded = kt.TrainingRun(run)
     with run_weights(model) as load:
         for checkpoint in recorded:
             load(checkpoint)
-            for row in range(len(X)):
+            for row in range(5):
                 with tf.GradientTape() as tape:
                     y_pred = model(X[row : row + 1])
                     value = loss(TRAIN[1][row : row + 1], y_pred)
@@ -89,14 +89,14 @@ def test_scores_of_another_loss_are_not_taken(run, tmp_path, kind, message):
     first = tracin(run, loss=kind(5.0))
     scores = first.self_influence(directory=tmp_path / "a", verbose=0).scores
     np.testing.assert_allclose(
-        scores, self_influence_by_hand(run, HUBER(delta=5.0)), rtol=1e-4
+        scores[:5], self_influence_by_hand(run, HUBER(delta=5.0)), rtol=1e-4
     )
     second = tracin(run, loss=kind(0.05))
     with pytest.raises(ValueError, match=message + ".*another directory"):
         second.self_influence(directory=tmp_path / "a", verbose=0)
     scores = second.self_influence(directory=tmp_path / "b", verbose=0).scores
     np.testing.assert_allclose(
-        scores, self_influence_by_hand(run, HUBER(delta=0.05)), rtol=1e-4
+        scores[:5], self_influence_by_hand(run, HUBER(delta=0.05)), rtol=1e-4
     )
     again = tracin(run, loss=kind(5.0), memory_limit=20_000)
     again.self_influence(directory=tmp_path / "a", verbose=0)
