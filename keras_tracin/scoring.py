@@ -524,7 +524,9 @@ class Scorer:
                 self._look_at_whole(steps.query, batch)
             self._looked.add(kind)
 
-    def _look_at_whole(self, functions: GradientFunctions, batch: Batch) -> None:
+    def _look_at_whole(
+        self, functions: GradientFunctions, batch: Batch
+    ) -> None:
         """Compares queries of a batch of full size with themselves alone."""
         position = () if self.projection is None else (np.int32(0),)
 

@@ -121,8 +121,8 @@ class SpotChecks:
         )
         raise ValueError(
             "An example's gradient depends on the rest of its batch: for the "
-            f"{self._role} example with id {batch.ids[row].item()!r} a number made "
-            f"of it is {float(alone[worst]):.6g} alone and "
+            f"{self._role} example with id {batch.ids[row].item()!r} a number "
+            f"made of it is {float(alone[worst]):.6g} alone and "
             f"{float(within[worst]):.6g} in its batch of {len(batch)}, "
             "expected the same. Look for what mixes examples, also on the way "
             "back, as `tf.custom_gradient` may."

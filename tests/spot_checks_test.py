@@ -177,9 +177,7 @@ def test_a_query_loss_that_mixes_only_large_batches_is_refused(tmp_path):
         return losses * (1.0 + large * tf.reduce_max(losses))
 
     model = make_model()
-    method = kt.TracIn(
-        model, TRAIN, run_of(model, tmp_path), query_loss=mixing
-    )
+    method = kt.TracIn(model, TRAIN, run_of(model, tmp_path), query_loss=mixing)
     with pytest.raises(ValueError, match=MESSAGE):
         method.influence(examples(40, 4))
 
