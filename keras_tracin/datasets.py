@@ -358,7 +358,8 @@ class _ArrayExamples(Examples):
     def sample(self, count: int) -> Batch:
         """`count` examples from anywhere, always the same."""
         rng = np.random.default_rng(0)
-        rows = rng.choice(self._count, min(count, self._count), replace=False)
+        size = min(count, self._count)
+        rows = np.sort(rng.choice(self._count, size, replace=False))
         x, y, sample_weight = tf.nest.map_structure(
             lambda leaf: None if leaf is None else np.asarray(leaf)[rows],
             self._arrays,

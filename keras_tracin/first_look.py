@@ -77,7 +77,7 @@ class FirstLook:
 
         A model that draws random numbers in inference mode is warned of.
         """
-        with preserved(self._functions.model):
+        with preserved(self._functions.model) as self._state:
             seen = self._look()
             if seen is None:
                 return None
@@ -163,12 +163,17 @@ class FirstLook:
         functions = self._functions
         variables = functions.checked_variables
         loops = functions.has_loops(together.step)
-        plain = PlainGradient(
+        gradient = PlainGradient(
             functions.model,
             functions.loss,
             variables,
             batch_spec(self._data) if loops else None,
         )
+
+        def plain(data: Any, counts: Sequence[float]) -> list[tf.Tensor]:
+            self._state.restore(seeds_only=True)
+            return gradient(data, counts)
+
         truth = plain(self._rows([row]), [1.0])
         found = self._disagreement(
             alone, truth, lambda: plain(self._rows([row]), [1.0]), [row]
@@ -177,7 +182,7 @@ class FirstLook:
             return found
         if not usable.all():
             return None
-        everything = np.ones(self._count)
+        everything = [1.0] * self._count
         return self._disagreement(
             together,
             plain(self._data, everything),
@@ -249,6 +254,7 @@ class FirstLook:
 
     def _step(self, rows: Sequence[int] | np.ndarray) -> _Seen:
         """What the compiled step at hand says of some examples."""
+        self._state.restore(seeds_only=True)  # equal draws for equal shapes
         index = np.asarray(rows)
         count = len(index)
         if self._size is not None:

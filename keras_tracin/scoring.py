@@ -736,7 +736,23 @@ class Scorer:
         if kind not in self._looked:
             largest = len(batch) if self.jit_compile else None
             self._look_at(steps.query, batch, largest, "query")
+            if not self.jit_compile and len(batch) > EXAMPLES:
+                self._look_at_whole(steps.query, batch)
             self._looked.add(kind)
+
+    def _look_at_whole(
+        self, functions: GradientFunctions, batch: Batch
+    ) -> None:
+        """Compares queries of a batch of full size with themselves alone."""
+        position = () if self.projection is None else (np.int32(0),)
+
+        def lengths_of(data: Any) -> np.ndarray:
+            factors = functions.query_factors(data, *position)
+            squares = tf.add_n(list(map(algebra.squared_norm, factors)))
+            return np.sqrt(squares.numpy())
+
+        spots = SpotChecks(self.model, functions.loss, role="query")
+        spots.look(0, batch, lengths_of(batch.data), lengths_of)
 
     def _look_at(
         self,

@@ -38,11 +38,17 @@ class SpotChecks:
         loss: `(y, y_pred, sample_weight) -> [n]`, to name what is wrong.
         sparing: whether a single example takes as long as a batch, as where
             XLA compiles for a size: then it is done once, at the beginning.
+        role: "training" or "query".
     """
 
     def __init__(
-        self, model: keras.Model, loss: PerExampleLoss, sparing: bool = False
+        self,
+        model: keras.Model,
+        loss: PerExampleLoss,
+        sparing: bool = False,
+        role: str = "training",
     ):
+        self._role = role
         self._model, self._loss, self._sparing = model, loss, sparing
         self._tolerance = 2 * tolerance_of(model)  # of products of gradients
 
@@ -76,8 +82,13 @@ class SpotChecks:
                 continue
             self._complain(batch, row, alone, within)
 
+    def wants(self, number: int) -> bool:
+        """Whether a batch is one of those to look at."""
+        is_power = not number & (number + 1)  # of two, counted from one
+        return is_power and not (number and self._sparing)
+
     def _rows(self, number: int, count: int) -> list[int]:
-        if count < 2 or number & (number + 1) or (number and self._sparing):
+        if count < 2 or not self.wants(number):
             return []
         drawn = int(np.random.default_rng(number).integers(count))
         if number or self._sparing:
@@ -110,8 +121,8 @@ class SpotChecks:
         )
         raise ValueError(
             "An example's gradient depends on the rest of its batch: for the "
-            f"training example with id {batch.ids[row].item()!r} a number made "
-            f"of it is {float(alone[worst]):.6g} alone and "
+            f"{self._role} example with id {batch.ids[row].item()!r} a number "
+            f"made of it is {float(alone[worst]):.6g} alone and "
             f"{float(within[worst]):.6g} in its batch of {len(batch)}, "
             "expected the same. Look for what mixes examples, also on the way "
             "back, as `tf.custom_gradient` may."

@@ -159,12 +159,37 @@ def test_it_is_found_in_a_stream_before_anything_is_kept(tmp_path):
     projection = kt.TensorSketch(dim=8)
     for work in (
         lambda: method.influence(TEST),
-        lambda: kt.TRAK(model, data, run, projection=projection).influence(
-            TEST
-        ),
+        lambda: kt.TRAK(
+            model, data, run, projection=projection, output="margin"
+        ).influence(TEST),
         lambda: kt.InfluenceIndex.build(
             method, tmp_path / "index", projection=projection
         ),
     ):
         with pytest.raises(ValueError, match=MESSAGE):
             work()
+
+
+def test_a_query_loss_that_mixes_only_large_batches_is_refused(tmp_path):
+    def mixing(y, logits):
+        large = tf.cast(tf.shape(logits)[0] > 16, logits.dtype)
+        losses = crossentropy(y, logits)
+        return losses * (1.0 + large * tf.reduce_max(losses))
+
+    model = make_model()
+    method = kt.TracIn(model, TRAIN, run_of(model, tmp_path), query_loss=mixing)
+    with pytest.raises(ValueError, match=MESSAGE):
+        method.influence(examples(40, 4))
+
+
+def test_representations_that_mix_examples_are_refused():
+    model = make_model(Mixing(only_in_large_batches, name="mixing"))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
+    with pytest.raises(ValueError, match=r"mixing[\s\S]*mixes the examples"):
+        kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
+
+
+def test_check_finds_what_only_large_batches_do():
+    model = make_model(Mixing(only_in_large_batches, name="mixing"))
+    report = kt.check(model, TRAIN, verbose=0)
+    assert "mixing" in report.errors[0].message

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 
 from keras_tracin.diagnosis import Suspect, not_finite
 from keras_tracin.first_look import EXAMPLES
 from keras_tracin.scoring import Scorer
+from keras_tracin.spot_checks import SpotChecks
+
+_BATCH = 256
+_MOST = 40  # batches that are read
 
 
 def check_gradients(scorer: Scorer, where: str) -> None:
     """Takes the gradients of a few examples, by variable, in several ways.
+
+    Then those of some from all of the data, alone and in their batches.
 
     Args:
         scorer: the model, with the weights to look at, and its training data.
@@ -27,3 +36,12 @@ def check_gradients(scorer: Scorer, where: str) -> None:
     if not np.isfinite(lengths).all():
         suspect = Suspect("training", batch, steps)
         raise not_finite(scorer.model, [suspect], where)
+
+    def lengths_of(data: Any) -> np.ndarray:
+        return np.sqrt(steps.squared_norms(data, np.float32(1)).numpy())
+
+    spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
+    batches = itertools.islice(scorer.train.batches(_BATCH), _MOST)
+    for number, batch in enumerate(batches):
+        if spots.wants(number):
+            spots.look(number, batch, lengths_of(batch.data), lengths_of)

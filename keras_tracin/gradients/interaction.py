@@ -180,9 +180,13 @@ class _Comparison:
             losses = self.loss(y, y_pred, weight[0] if weight else None)
             total = tf.reduce_sum(losses)
         of_loss: _Noted = ("The loss", tf.nest.flatten(y_pred), [])
-        real = [
-            (name, *(list(filter(_is_real, side)) for side in sides))
-            for name, *sides in (*calls, of_loss)
+        real: list[_Noted] = [
+            (
+                name,
+                list(filter(_is_real, inputs)),
+                list(filter(_is_real, outputs)),
+            )
+            for name, inputs, outputs in (*calls, of_loss)
         ]
         grads = tape.gradient(
             total,
@@ -190,8 +194,8 @@ class _Comparison:
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return [
-            _Call(name, *map(_arrays, sides))
-            for (name, *_), sides in zip(real, grads, strict=True)
+            _Call(name, _arrays(inputs), _arrays(outputs))
+            for (name, *_), (inputs, outputs) in zip(real, grads, strict=True)
         ]
 
 

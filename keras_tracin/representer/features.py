@@ -35,6 +35,7 @@ from keras_tracin.losses import check_no_activation_losses
 from keras_tracin.progress import Progress
 from keras_tracin.representer.head import Head, first_argument, refuse_output
 from keras_tracin.runs.state import preserved
+from keras_tracin.spot_checks import SpotChecks
 from keras_tracin.sweep import in_chunks, make_plan
 
 
@@ -138,10 +139,16 @@ class FeatureReader:
         )
         progress = Progress(plan, verbose, "Representations")
         size = min(plan.batch_size, largest or 2**31)
-        for batch in examples.batches(size):
+        spots = SpotChecks(self._model, _no_loss)
+
+        def inputs_of(data: Any) -> np.ndarray:
+            return step(data[0])[0].numpy().T
+
+        for number, batch in enumerate(examples.batches(size)):
             # When the model has its own weights, which come back.
             with exclusively, preserved(self._model):
                 inputs, output = (found.numpy() for found in step(batch.x))
+                spots.look(number, batch, inputs.T, inputs_of)
             features = self._head.features(inputs)
             _check_finite(features, batch.ids, examples.name)
             if not self._head.explains(features, output):
@@ -180,6 +187,12 @@ class FeatureReader:
             check_no_activation_losses(self._model)
         (inputs,), (output,) = found, keras.tree.flatten(y_pred)
         return _widened(inputs), _widened(output)
+
+
+def _no_loss(y: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor:
+    """Stands for a loss where representations alone are compared."""
+    leaf = tf.convert_to_tensor(tf.nest.flatten(y_pred)[0])
+    return tf.reduce_sum(leaf, axis=list(range(1, leaf.shape.rank)))
 
 
 def _widened(tensor: tf.Tensor) -> tf.Tensor:

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.datasets import Batch
+from keras_tracin.first_look import FirstLook
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.losses import per_example_loss
@@ -64,3 +66,5 @@ def check(model: keras.Model, x, y, loss=None, tolerance: float = 1e-9):
     error = np.abs(products - rows @ rows.T) / np.outer(lengths, lengths)
     assert error.max() <= tolerance, f"relative error {error.max():.1e}"
     np.testing.assert_allclose(norms, lengths**2, rtol=tolerance)
+    batch = Batch(np.arange(len(rows)), x, y, None)
+    assert FirstLook(functions, batch).complaint() is None
