@@ -67,13 +67,12 @@ def test_a_limit_that_weights_exceed_is_a_warning_with_numbers(trained):
     with pytest.warns(UserWarning, match=rf"memory_limit={DENSE // 2:,} bytes"):
         scores = tracin.self_influence(verbose=0).scores
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         again = tracin.self_influence(verbose=0).scores  # once is enough
         ample = kt.TracIn(model, TRAIN, run, memory_limit=2**30)
         np.testing.assert_array_equal(again, scores)
-        np.testing.assert_allclose(
-            ample.self_influence(verbose=0).scores, scores, rtol=1e-5
-        )
+        others = ample.self_influence(verbose=0).scores
+    np.testing.assert_allclose(others, scores, rtol=0, atol=1e-5 * max(scores))
 
 
 def test_weights_that_are_kept_are_not_those_that_are_lent(trained):
