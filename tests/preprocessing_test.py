@@ -147,19 +147,19 @@ def by_hand(model, data):
     """`(x, y, sample_weight)` that the preprocessor makes of all the data."""
     parts = data if isinstance(data, tuple) else (data,)
     return tf.nest.map_structure(
-        np.asarray,
+        lambda leaf: None if leaf is None else np.asarray(leaf),
         keras.utils.unpack_x_y_sample_weight(model.preprocessor(*parts)),
     )
 
 
 def loss_of(model, x, y, weight):
+    """Keras's loss of a batch of one."""
     losses = keras.losses.sparse_categorical_crossentropy(
         y, model(x, training=False), from_logits=True
     )
-    if weight is None or weight.dtype == object:
-        return tf.reduce_sum(losses)
-    weight = tf.cast(weight, losses.dtype)
-    return tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
+    if weight is not None:
+        losses *= tf.cast(weight, losses.dtype)
+    return tf.reduce_mean(losses)
 
 
 def gradients(model, data):
@@ -169,7 +169,7 @@ def gradients(model, data):
     values = [v.value for v in model.trainable_variables]
     for i in range(len(y)):
         one = tf.nest.map_structure(lambda leaf, i=i: leaf[i : i + 1], (x, y))
-        own = None if weight.dtype == object else weight[i : i + 1]
+        own = None if weight is None else weight[i : i + 1]
         with tf.GradientTape() as tape:
             value = loss_of(model, *one, own)
         found = tape.gradient(value, values, unconnected_gradients="zero")
@@ -201,7 +201,7 @@ def assert_close(scores, right):
 
 def plain(data):
     """The parts that are there."""
-    return tuple(part for part in data if np.asarray(part).dtype != object)
+    return tuple(part for part in data if part is not None)
 
 
 class Trained:
