@@ -6,9 +6,9 @@ epoch, have about that loss or one on either side of it. Data that were not
 scaled, have other labels, or come from elsewhere have more of it at both ends,
 once the model has learnt something.
 
-BatchNormalization in training mode undoes what is wrong with the scale of data,
-and in inference mode, in which they are scored, it does not: models that have it
-are looked at in both.
+BatchNormalization in training mode undoes what is wrong with the scale of
+data, and in inference mode, in which they are scored, it does not: models that
+have it are looked at in both.
 
 Synopsis:
 
@@ -166,10 +166,14 @@ class TrainingLoss:
                         known[weights] = self._mean(batches)
                 inference = None
                 end = spans[epoch][1]
-                if settled and isinstance(end, Checkpoint):
-                    if (end.step or 0) >= settled:
-                        load(end)
-                        inference, _ = self._mean(batches, training=False)
+                is_settled = (
+                    settled is not None
+                    and isinstance(end, Checkpoint)
+                    and (end.step or 0) >= settled
+                )
+                if is_settled:
+                    load(end)
+                    inference, _ = self._mean(batches, training=False)
                 (before, one), (after, other) = (
                     known[weights] for weights in spans[epoch]
                 )
@@ -307,9 +311,9 @@ def _is_off_in_inference(one: Comparison, floor: float) -> bool:
 def _described(one: Comparison) -> str:
     if one.inference is not None and one.inference > _SURE * one.most:
         return (
-            f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, and "
-            f"these data have {one.inference:.4g} with the weights after it, in "
-            "inference mode"
+            f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, "
+            f"and these data have {one.inference:.4g} with the weights after "
+            "it, in inference mode"
         )
     return (
         f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, and "
