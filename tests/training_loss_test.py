@@ -185,3 +185,15 @@ def test_a_stream_is_sampled_by_a_seed(plain):
     assert first == again
     arrays = TrainingLoss(model, open_examples(data)).comparisons(run)
     np.testing.assert_allclose(first[-1].after, arrays[-1].after, 0.2)
+
+
+def test_a_loss_below_zero_is_compared_by_its_distance(tmp_path):
+    x, y = blobs()
+    model = classifier()
+    model.compile(keras.optimizers.SGD(0.5), "cosine_similarity")
+    data = x, np.eye(3, dtype="float32")[y]
+    run = recorded(model, data, tmp_path)
+    assert run.history["loss"][-1] < 0
+    assert "agrees" in finding(model, data, run).message
+    away = finding(model, (x, -data[1]), run)
+    assert "does not seem" in away.message

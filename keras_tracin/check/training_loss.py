@@ -119,7 +119,7 @@ class TrainingLoss:
         Args:
             run: the run; the model gets its weights back.
         """
-        if not _says_the_loss(self._model) or not run.history.get("loss"):
+        if not says_the_loss(self._model) or not run.history.get("loss"):
             return
         comparisons = self.comparisons(run)
         floor = _SMALL * abs(run.history["loss"][0])
@@ -231,7 +231,7 @@ class TrainingLoss:
         return float(np.mean(values)), float(error) * math.sqrt(left)
 
 
-def _says_the_loss(model: keras.Model) -> bool:
+def says_the_loss(model: keras.Model) -> bool:
     """Whether the "loss" that `fit` reports is that of the compiled loss."""
     kind: Any = type(model)
     whole = model.distribute_strategy.num_replicas_in_sync == 1
@@ -290,26 +290,27 @@ def _rows(batch: Batch, rows: np.ndarray) -> Batch:
 
 def _judge(one: Comparison, floor: float) -> int:
     """1 where the data have more loss than the record, -1 less, or 0."""
-    scale = abs(one.recorded)
-    if one.least > _FACTOR * scale + floor:
+    if _exceeds(one.least, one.recorded, _FACTOR, floor):
         return 1
-    if _is_off_in_inference(one, floor):
+    # With more room: averages over batches vary from step to step.
+    if one.inference is not None and _exceeds(
+        one.inference, one.recorded, _SURE, floor
+    ):
         return 1
-    if _FACTOR * one.most + floor < scale:
-        return -1
-    return 0
+    missing = (1 - 1 / _FACTOR) * abs(one.recorded) + floor
+    return -1 if one.recorded - one.most > missing else 0
 
 
-def _is_off_in_inference(one: Comparison, floor: float) -> bool:
-    """With more room: averages over batches vary from step to step."""
-    return (
-        one.inference is not None
-        and one.inference > _SURE * abs(one.recorded) + floor
-    )
+def _exceeds(
+    value: float, recorded: float, factor: float, floor: float = 0.0
+) -> bool:
+    """Whether a loss is so many times another; below zero, as far above it."""
+    return value - recorded > (factor - 1) * abs(recorded) + floor
 
 
 def _described(one: Comparison) -> str:
-    if one.inference is not None and one.inference > _SURE * one.most:
+    in_training = _exceeds(one.least, one.recorded, _FACTOR)
+    if one.inference is not None and not in_training:
         return (
             f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, "
             f"and these data have {one.inference:.4g} with the weights after "
@@ -325,7 +326,7 @@ def _described(one: Comparison) -> str:
 def _other_data(
     name: str, apart: list[Comparison], comparisons: list[Comparison]
 ) -> Finding:
-    sure = sum(one.least > _SURE * abs(one.recorded) for one in apart)
+    sure = sum(_exceeds(one.least, one.recorded, _SURE) for one in apart)
     severity = "error" if 2 * sure > len(comparisons) else "warning"
     return Finding(
         severity,
