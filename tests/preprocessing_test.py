@@ -147,19 +147,19 @@ def by_hand(model, data):
     """`(x, y, sample_weight)` that the preprocessor makes of all the data."""
     parts = data if isinstance(data, tuple) else (data,)
     return tf.nest.map_structure(
-        np.asarray,
+        lambda leaf: None if leaf is None else np.asarray(leaf),
         keras.utils.unpack_x_y_sample_weight(model.preprocessor(*parts)),
     )
 
 
 def loss_of(model, x, y, weight):
+    """Keras's loss of a batch of one."""
     losses = keras.losses.sparse_categorical_crossentropy(
         y, model(x, training=False), from_logits=True
     )
-    if weight is None or weight.dtype == object:
-        return tf.reduce_sum(losses)
-    weight = tf.cast(weight, losses.dtype)
-    return tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
+    if weight is not None:
+        losses *= tf.cast(weight, losses.dtype)
+    return tf.reduce_mean(losses)
 
 
 def gradients(model, data):
@@ -169,7 +169,7 @@ def gradients(model, data):
     values = [v.value for v in model.trainable_variables]
     for i in range(len(y)):
         one = tf.nest.map_structure(lambda leaf, i=i: leaf[i : i + 1], (x, y))
-        own = None if weight.dtype == object else weight[i : i + 1]
+        own = None if weight is None else weight[i : i + 1]
         with tf.GradientTape() as tape:
             value = loss_of(model, *one, own)
         found = tape.gradient(value, values, unconnected_gradients="zero")
@@ -201,7 +201,7 @@ def assert_close(scores, right):
 
 def plain(data):
     """The parts that are there."""
-    return tuple(part for part in data if np.asarray(part).dtype != object)
+    return tuple(part for part in data if part is not None)
 
 
 class Trained:
@@ -370,7 +370,7 @@ def test_representer_points_are_those_of_preprocessed_data(of_small, both):
         points = kt.RepresenterPoints(of_small.model, train, verbose=0)
         faithful = points.faithfulness(test, verbose=0)
         values = points.influence(test, verbose=0).scores
-        return np.append(values, faithful.pearson)
+        return np.append(values, faithful.correlation)
 
     assert_close(*both(scores))
 
@@ -401,7 +401,7 @@ def test_an_index_takes_data_as_fit_does(of_small, both, tmp_path):
         method = kt.TracIn(of_small.model, train, of_small.run)
         place = tmp_path / next(places)
         index = kt.InfluenceIndex.build(
-            method, place, projection=kt.GaussianProjection(dim=8), verbose=0
+            method, place, projection=kt.GaussianProjection(dim=8)
         )
         index.append(kt.with_ids(test, [20, 21, 22]).batch(3))
         found = index.query(test, 3)
@@ -417,7 +417,7 @@ def test_a_traced_training_sees_what_its_steps_see(of_small, both):
         of_small.model.set_weights(start)
         return kt.trace_training(
             of_small.model, train, test, epochs=1, batch_size=4
-        ).shares
+        ).scores
 
     try:
         assert_close(*both(scores))
@@ -430,8 +430,8 @@ def test_a_training_on_texts_alone_is_traced(of_flights):
     trace = kt.trace_training(
         model, FLIGHTS, FLIGHTS[:2], epochs=1, batch_size=2
     )
-    fell = trace.losses[0] - trace.losses[-1]
-    np.testing.assert_allclose(trace.shares.sum(axis=(0, 2)), fell, 1e-3, 1e-5)
+    np.testing.assert_allclose(trace.scores.sum(axis=1), trace.loss_drop, 1e-6)
+    assert (trace.loss_drop > 0).all()
 
 
 def test_an_unrolled_training_replays_preprocessed_data(of_small, tmp_path):
@@ -465,12 +465,8 @@ def test_trainings_again_are_given_raw_data_and_measured_as_fit_sees(of_small):
     )
     assert seen[0] > 100
     assert (outcome.actual == 0).all()
-    x, y, _ = of_small.made[1]
-    before = [v.numpy() for v in of_small.model.weights]
-    np.testing.assert_array_equal(before[0], of_small.model.get_weights()[0])
-    assert np.isfinite(patch.gains).all()
-    assert x.max() <= 1
-    assert len(y) == 3
+    # A step on raw pixels, 255 times as large, would throw the losses about.
+    assert 0 < abs(patch.gain).max() < 1
 
 
 def test_a_preprocessor_that_draws_masks_is_refused(of_small):

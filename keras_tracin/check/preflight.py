@@ -20,7 +20,7 @@ from keras_tracin.check.report import (
     Finding,
     LayerReport,
 )
-from keras_tracin.check.training_loss import TrainingLoss
+from keras_tracin.check.training_loss import TrainingLoss, says_the_loss
 from keras_tracin.diagnosis import brief
 from keras_tracin.distribution import Strategy
 from keras_tracin.exclusive import exclusively
@@ -255,6 +255,8 @@ class _Preflight:
 
     def _compare_losses(self, scorer: Scorer, run: TrainingRun) -> None:
         """The loss on record with that of the data."""
+        if self._options["loss"] is not None or not says_the_loss(self._model):
+            return  # `fit` reported another one
         loss = TrainingLoss(
             self._model,
             scorer.train,

@@ -6,6 +6,10 @@ epoch, have about that loss or one on either side of it. Data that were not
 scaled, have other labels, or come from elsewhere have more of it at both ends,
 once the model has learnt something.
 
+BatchNormalization in training mode undoes what is wrong with the scale of
+data, and in inference mode, in which they are scored, it does not: models that
+have it are looked at in both.
+
 Synopsis:
 
     loss = TrainingLoss(model, examples, class_weight=None)
@@ -52,6 +56,8 @@ class Comparison:
         before: of the data at the weights before the epoch.
         after: at those after it.
         error: the standard error of these two, which are of a sample.
+        inference: as `after`, in inference mode; None where that says no more,
+            or where BatchNormalization's averages are not yet those of data.
     """
 
     epoch: int
@@ -59,6 +65,7 @@ class Comparison:
     before: float
     after: float
     error: float
+    inference: float | None = None
 
     @property
     def least(self) -> float:
@@ -97,9 +104,10 @@ class TrainingLoss:
         shares = batch_shares(model, None, class_weight)
         self._most, self._rng = most, np.random.default_rng(seed)
 
-        def loss(data):
+        def loss(data, training):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-            value = tf.reduce_sum(shares(y, model(x, training=True), weight))
+            y_pred = model(x, training=training)
+            value = tf.reduce_sum(shares(y, y_pred, weight))
             extra = [tf.cast(one, value.dtype) for one in model.losses]
             return tf.add_n([value, *extra])
 
@@ -111,7 +119,7 @@ class TrainingLoss:
         Args:
             run: the run; the model gets its weights back.
         """
-        if not _says_the_loss(self._model) or not run.history.get("loss"):
+        if not says_the_loss(self._model) or not run.history.get("loss"):
             return
         comparisons = self.comparisons(run)
         floor = _SMALL * abs(run.history["loss"][0])
@@ -149,18 +157,30 @@ class TrainingLoss:
         batches = self._sample(_batch_size(self._model, run, self._examples))
         known: dict[Any, tuple[float, float]] = {}
         comparisons = []
+        settled = _steps_to_settle(self._model)
         with run_weights(self._model) as load:
             for epoch in wanted:
                 for weights in spans[epoch]:
                     if weights not in known:
                         load(weights)
                         known[weights] = self._mean(batches)
+                inference = None
+                end = spans[epoch][1]
+                is_settled = (
+                    settled is not None
+                    and isinstance(end, Checkpoint)
+                    and (end.step or 0) >= settled
+                )
+                if is_settled:
+                    load(end)
+                    inference, _ = self._mean(batches, training=False)
                 (before, one), (after, other) = (
                     known[weights] for weights in spans[epoch]
                 )
                 comparisons.append(
                     Comparison(
-                        epoch, losses[epoch], before, after, max(one, other)
+                        *(epoch, losses[epoch], before, after),
+                        *(max(one, other), inference),
                     )
                 )
         return [
@@ -192,19 +212,26 @@ class TrainingLoss:
             for start in range(0, count - size + 1, size)
         ]
 
-    def _mean(self, batches: list[Batch]) -> tuple[float, float]:
+    def _mean(
+        self, batches: list[Batch], training: bool = True
+    ) -> tuple[float, float]:
         """The mean over batches, and its standard error."""
         try:
-            values = [float(self._loss(batch.data)) for batch in batches]
+            values = [
+                float(self._loss(batch.data, training)) for batch in batches
+            ]
         finally:
             self._model._clear_losses()  # those of the trace
         if len(values) < 2:
             return values[0], 0.0
         error = np.std(values, ddof=1) / math.sqrt(len(values))
-        return float(np.mean(values)), float(error)
+        # Of a sample that is all of the data, the mean has none.
+        whole = self._examples.size or math.inf
+        left = max(0.0, 1 - sum(map(len, batches)) / whole)
+        return float(np.mean(values)), float(error) * math.sqrt(left)
 
 
-def _says_the_loss(model: keras.Model) -> bool:
+def says_the_loss(model: keras.Model) -> bool:
     """Whether the "loss" that `fit` reports is that of the compiled loss."""
     kind: Any = type(model)
     whole = model.distribute_strategy.num_replicas_in_sync == 1
@@ -214,6 +241,20 @@ def _says_the_loss(model: keras.Model) -> bool:
         and kind.train_step is keras.Model.train_step
         and kind.compute_loss is keras.Model.compute_loss
     )
+
+
+def _steps_to_settle(model: keras.Model) -> int | None:
+    """After how many steps averages of data make up 99 %; None without any."""
+    momenta = [
+        layer.momentum
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+    ]
+    if not momenta:
+        return None
+    slowest = min(max(*momenta, 0.0), 0.9999)
+    return 1 if not slowest else math.ceil(math.log(0.01) / math.log(slowest))
 
 
 def _around(
@@ -249,15 +290,32 @@ def _rows(batch: Batch, rows: np.ndarray) -> Batch:
 
 def _judge(one: Comparison, floor: float) -> int:
     """1 where the data have more loss than the record, -1 less, or 0."""
-    scale = abs(one.recorded)
-    if one.least > _FACTOR * scale + floor:
+    if _exceeds(one.least, one.recorded, _FACTOR, floor):
         return 1
-    if _FACTOR * one.most + floor < scale:
-        return -1
-    return 0
+    # With more room: averages over batches vary from step to step.
+    if one.inference is not None and _exceeds(
+        one.inference, one.recorded, _SURE, floor
+    ):
+        return 1
+    missing = (1 - 1 / _FACTOR) * abs(one.recorded) + floor
+    return -1 if one.recorded - one.most > missing else 0
+
+
+def _exceeds(
+    value: float, recorded: float, factor: float, floor: float = 0.0
+) -> bool:
+    """Whether a loss is so many times another; below zero, as far above it."""
+    return value - recorded > (factor - 1) * abs(recorded) + floor
 
 
 def _described(one: Comparison) -> str:
+    in_training = _exceeds(one.least, one.recorded, _FACTOR)
+    if one.inference is not None and not in_training:
+        return (
+            f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, "
+            f"and these data have {one.inference:.4g} with the weights after "
+            "it, in inference mode"
+        )
     return (
         f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, and "
         f"these data have {one.before:.4g} with the weights before it and "
@@ -268,7 +326,7 @@ def _described(one: Comparison) -> str:
 def _other_data(
     name: str, apart: list[Comparison], comparisons: list[Comparison]
 ) -> Finding:
-    sure = sum(one.least > _SURE * abs(one.recorded) for one in apart)
+    sure = sum(_exceeds(one.least, one.recorded, _SURE) for one in apart)
     severity = "error" if 2 * sure > len(comparisons) else "warning"
     return Finding(
         severity,
