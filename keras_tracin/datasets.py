@@ -97,7 +97,7 @@ def with_ids(
     dataset = data
     if not isinstance(data, tf.data.Dataset):
         alone = isinstance(data, tuple) and len(data) == 1
-        parts = _unpack(data, labels=not alone)
+        parts = tuple(map(_as_text, _unpack(data, labels=not alone)))
         _check_lengths(parts)
         given = tuple(part for part in parts if part is not None)
         dataset = tf.data.Dataset.from_tensor_slices(given)
@@ -378,6 +378,8 @@ class _DatasetExamples(Examples):
                 "the dataset with ids return; attach ids after the others, "
                 "`kt.with_ids(tf.data.Dataset.zip(...), ids)`."
             )
+        if not self.carries_ids:
+            _check_batched(((), data.element_spec), False, name)
         self._dataset = data.paired if self.carries_ids else data.map(_paired)
         spec = self._dataset.element_spec
         _check_batched(spec, self.carries_ids, name)
@@ -533,6 +535,12 @@ def _unpack_element(
         f"Received elements of structure "
         f"{tf.nest.map_structure(lambda leaf: leaf.shape, element)}."
     )
+
+
+def _as_text(part: Any) -> Any:
+    """A list of texts as the array that it stands for, anything else as is."""
+    is_text = isinstance(part, list) and all(isinstance(t, str) for t in part)
+    return np.asarray(part) if is_text and part else part
 
 
 def _as_array(leaf: Any) -> Any:

@@ -25,6 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.runs.state import preserved
+
 SAMPLE = 32  # examples whose outputs are looked at
 
 OF_CLASSES = (
@@ -384,17 +386,10 @@ def _rows(y_pred: tf.Tensor) -> np.ndarray:
 
 def _outputs(model: keras.Model, x: Any) -> Any:
     """The outputs of some examples; what the call changes is put back."""
-    states = [
-        (variable, keras.ops.convert_to_numpy(variable))
-        for variable in model.non_trainable_variables
-    ]
-    try:
+    with preserved(model):
         return model(
             tf.nest.map_structure(tf.convert_to_tensor, x), training=False
         )
-    finally:
-        for variable, value in states:
-            variable.assign(value)
 
 
 def _last_operation(model: keras.Model, x: Any) -> str:
