@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from keras_tracin.datasets import Batch
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.capture import Captured
+from keras_tracin.gradients.capture import Captured, PerExampleLoss
 from keras_tracin.gradients.functions import GradientFunctions, batch_spec
 from keras_tracin.gradients.interaction import find_interaction, rounding
 from keras_tracin.gradients.plain import PlainGradient, nudged
@@ -43,6 +43,7 @@ _UNITS, _UNITS_OF_HALF = 10.0, 3.0
 _HALF = 2.0**-6  # of `rounding`, from which on a model is in half precision
 NOISE = 6.0  # how many times what rounding does
 _FAINT = 1e-2  # of the longest gradient: shorter ones are measured by this
+_LEARNT = 16.0  # units in the last place of a loss, below which it is zero
 
 
 class FirstLook:
@@ -133,6 +134,8 @@ class FirstLook:
                 noise = self._noise_of_marks(row)
                 if _alike(one, other, 0.0, scale, NOISE * noise):
                     continue
+                if self._is_learnt([row]):
+                    continue
                 return self._mixes(row, one[0], other[0])
         return None
 
@@ -210,7 +213,7 @@ class FirstLook:
             return None
         with nudged(self._functions.model):
             noise = _length(_differences(again(), truth))
-        if error <= NOISE * noise:
+        if error <= NOISE * noise or self._is_learnt(rows):
             return None
         return self._explained(truth, rows, error / scale)
 
@@ -252,6 +255,12 @@ class FirstLook:
             is_plain=True,
         )
 
+    def _is_learnt(self, rows: Sequence[int]) -> bool:
+        functions = self._functions
+        return is_learnt(
+            functions.model, functions.loss, self._rows(list(rows))
+        )
+
     def _step(self, rows: Sequence[int] | np.ndarray) -> _Seen:
         """What the compiled step at hand says of some examples."""
         self._state.restore(seeds_only=True)  # equal draws for equal shapes
@@ -276,6 +285,22 @@ def tolerance_of(model: keras.Model) -> float:
     """By what part of its length a gradient may differ, by rounding."""
     unit = rounding(model)
     return (_UNITS if unit < _HALF else _UNITS_OF_HALF) * unit
+
+
+def is_learnt(model: keras.Model, loss: PerExampleLoss, data: Any) -> bool:
+    """Whether losses are so near to zero that gradients are but rounding.
+
+    A probability of 1 has a gradient of 0, the next one below has another.
+
+    Args:
+        model: the model.
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        data: `(x, y[, sample_weight])` of some examples.
+    """
+    x, y, *weight = tf.nest.map_structure(tf.convert_to_tensor, data)
+    values = loss(y, model(x, training=False), weight[0] if weight else None)
+    unit = rounding(model) ** 2
+    return bool(tf.reduce_all(tf.abs(values) <= _LEARNT * unit))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.datasets import Batch
-from keras_tracin.first_look import NOISE, tolerance_of
+from keras_tracin.first_look import NOISE, is_learnt, tolerance_of
 from keras_tracin.gradients.capture import PerExampleLoss
 from keras_tracin.gradients.interaction import find_interaction
 from keras_tracin.gradients.plain import nudged
@@ -77,8 +77,12 @@ class SpotChecks:
             with preserved(self._model):
                 alone = again(data)[..., 0]
             within = values[..., row]
-            scale = np.abs(values).max(axis=-1)
+            # What is not a number is an error of its own.
+            usable = np.where(np.isfinite(values), np.abs(values), 0)
+            scale = usable.max(axis=-1)
             if self._alike(alone, within, scale, data, again):
+                continue
+            if is_learnt(self._model, self._loss, data):
                 continue
             self._complain(batch, row, alone, within)
 

@@ -250,9 +250,9 @@ def test_a_layer_without_weights(tmp_path):
     model = fit(make_model(layers.ReLU(name="relu")), tmp_path)
     with refused(model, tmp_path, "'relu' has no trainable variables"):
         kt.TracIn(model, TRAIN, tmp_path, layers="relu")
-    model.trainable = False
+    model.trainable = False  # which the run was not: TracIn takes it
     with refused(model, tmp_path, r"no trainable variables.*trainable = True"):
-        kt.TracIn(model, TRAIN, tmp_path)
+        kt.InfluenceFunctions(model, TRAIN, damping=1.0)
 
 
 def test_another_backend(monkeypatch):
@@ -574,7 +574,7 @@ def test_a_run_of_another_architecture(trained):
 
 def poison(directory, value, model):
     """Puts a value into the last checkpoint's weights, checksum and all."""
-    path = last_weights(directory)
+    path = directory / "step-poisoned.weights.h5"
     kept = model.get_weights()
     weights = [w.copy() for w in kept]
     weights[2][0, 0] = value

@@ -268,7 +268,7 @@ def test_saturated_outputs_end_a_call_with_their_ids(tmp_path):
     def clipped(logits):
         # Exactly 0 or 1 for the examples whose first logit is above 0.
         return layers.Lambda(
-            lambda z: tf.nn.softmax(tf.where(z[:, :1] > 0, 1e4 * z, z))
+            lambda z: tf.nn.softmax(tf.where(z[:, :1] > 0, 1e3 * z, z))
         )(logits)
 
     model, logits = model_of(clipped, own_loss)

@@ -103,6 +103,10 @@ class CompiledStep:
                 "`jit_compile=False`."
             ) from error
 
+    def experimental_get_tracing_count(self) -> int:
+        """How often it was traced, as `tf.function` counts."""
+        return self._function.experimental_get_tracing_count()
+
     def get_concrete_function(self) -> Any:
         """The trace."""
         return self._function.get_concrete_function()

@@ -172,7 +172,8 @@ class DryRun:
                     pass
             self.loss_span = start, self._now
         self._loss_arguments = _names_of_examples(
-            (outputs, y, weight), ("_keras_mask", "_keras_logits")
+            (outputs, y, weight, _logits_behind(outputs)),
+            ("_keras_mask", "_keras_logits"),
         )
         batch = tf.nest.flatten((x, y, weight))
         self._examples = list(filter(_is_symbolic, batch))
@@ -316,6 +317,18 @@ def _names_of_examples(
         for tensor in (leaf, *(getattr(leaf, note, None) for note in notes))
         if _is_symbolic(tensor) and may_have_examples(tensor)
     )
+
+
+def _logits_behind(outputs: Any) -> list[tf.Tensor]:
+    """What Keras's crossentropies take in place of a softmax's outputs.
+
+    They find the operation in a graph and go round it, to be more precise.
+    """
+    return [
+        output.op.inputs[0]
+        for output in tf.nest.flatten(outputs)
+        if _is_symbolic(output) and output.op.type in ("Softmax", "Sigmoid")
+    ]
 
 
 def _is_symbolic(value: Any) -> bool:
