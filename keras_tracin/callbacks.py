@@ -16,6 +16,7 @@ from keras_tracin import _files
 from keras_tracin.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs.beside import digests_beside
 from keras_tracin.runs.steps import (
     StepLog,
     Steps,
@@ -272,7 +273,11 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 epoch_end=epoch_end,
                 save_weights=save_weights,
                 updated=steps.updated,
-                weighted=steps.weighted,
+                notes={
+                    "weighted": steps.weighted,
+                    "added_losses": steps.added_losses,
+                    "beside": digests_beside(self.model),
+                },
             )
         if path and self.verbose:
             step, shown = self._writer.last_step, _files.shown(path)

@@ -227,13 +227,13 @@ def _check_shape(loss, evaluate: Callable[[Any, Any], Any], y_true, y_pred):
     count = next(n for n in itertools.count(61) if n not in lengths)
     try:
         shape = _traced_shape(evaluate, (y_true, y_pred), count)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         # Its broadcasting may need another number of examples; a scalar is
         # still to be named as such.
         shape, reason = None, error
         try:
             shape = _traced_shape(evaluate, (y_true, y_pred), None)
-        except ValueError as other:
+        except (ValueError, TypeError) as other:
             reason = other
         if shape is None or shape.rank != 0:
             shown = ", ".join(map(str, shapes))

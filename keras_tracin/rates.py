@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 
 from keras_tracin.runs import Checkpoint, TrainingRun
+from keras_tracin.runs.beside import digests_beside, variables_beside
 from keras_tracin.scoring import Rates, Scorer, name_of
 
 
@@ -33,7 +34,65 @@ def warn_of_final_only(run: TrainingRun) -> None:
     )
 
 
-def warn_of_weights(run: TrainingRun, scorer: Scorer) -> None:
+def check_training(run: TrainingRun, scorer: Scorer) -> None:
+    """Compares what a run noted of its training with what is scored.
+
+    Args:
+        run: the training run.
+        scorer: made for its model and training data.
+
+    Raises:
+        ValueError: if layers added losses in training, unless the scorer was
+            given a loss; or if a variable that the losses depend on changed in
+            training and is not among the model's weights, of which alone a run
+            holds the values. One that is another now is warned of, and so are
+            weights of examples that are missing or too many.
+    """
+    _warn_of_weights(run, scorer)
+    if run.added_losses and not scorer.has_own_loss:
+        raise ValueError(
+            f"In training, layers {list(run.added_losses)} added losses "
+            "computed from their inputs (`add_loss` or "
+            "`activity_regularizer`), which cannot be split into examples. "
+            "Pass the rest of the objective as `loss=` to attribute that alone."
+        )
+    beside = digests_beside(scorer.model)
+    changed, others = [], []
+    for place, digests in run.beside.items():
+        if place >= len(beside):
+            continue
+        where, digest = beside[place]
+        if len(digests) > 1:
+            changed.append(place)
+        elif digest not in digests:
+            others.append(where)
+    read = scorer.depends_on(
+        [variables_beside(scorer.model)[place][1] for place in changed]
+    )
+    moved = [
+        beside[p][0]
+        for p, is_read in zip(changed, read, strict=True)
+        if is_read
+    ]
+    if moved:
+        raise ValueError(
+            "The losses depend on variables that changed in training and are "
+            "not among the model's weights, so the run does not hold the "
+            f"values that they had. Received: {moved}; expected weights that "
+            "Keras tracks. Make them by `self.add_weight(..., "
+            "trainable=False)` in a layer and record the run again; or pass "
+            "a part of the objective that does not depend on them as `loss=`."
+        )
+    if others:
+        warnings.warn(
+            f"These have other values now than in training: {others}. They are "
+            "not among the model's weights, and scores use the present ones. "
+            "Give them the values that they had.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_weights(run: TrainingRun, scorer: Scorer) -> None:
     """Warns where training had weights of examples and these data have not.
 
     Or the other way round.

@@ -56,9 +56,14 @@ from keras_tracin.fingerprint import (
 from keras_tracin.first_look import EXAMPLES, FirstLook
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients.dry_run import DryRun, Objective
 from keras_tracin.gradients.flat import nbytes
 from keras_tracin.gradients.footprint import footprint
-from keras_tracin.gradients.functions import GradientFunctions, kind_of
+from keras_tracin.gradients.functions import (
+    GradientFunctions,
+    batch_spec,
+    kind_of,
+)
 from keras_tracin.gradients.sites import find_sites, site_variables
 from keras_tracin.gradients.updated import UpdatedVariables
 from keras_tracin.losses import PerExampleLoss, per_example_loss
@@ -71,6 +76,7 @@ from keras_tracin.projection import Projection, check_projection
 from keras_tracin.query_losses import query_value
 from keras_tracin.runs import Checkpoint, run_weights
 from keras_tracin.runs.manifest import architecture
+from keras_tracin.runs.state import value_of
 from keras_tracin.spot_checks import SpotChecks
 from keras_tracin.sweep import (
     Plan,
@@ -435,6 +441,20 @@ class Scorer:
     def moved(self, checkpoint: Checkpoint | None) -> bool:
         """Whether a checkpoint's steps moved what the gradients are by."""
         return self._updated.moved(checkpoint, self.variables)
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether a loss was given in place of the compiled one."""
+        return not self._strict
+
+    def depends_on(self, variables: Sequence[Any]) -> list[bool]:
+        """Whether the training losses have a gradient by each variable."""
+        if not variables:
+            return []
+        x, y, *weight = batch_spec(self._like.data)
+        objective = Objective(x, y, weight[0] if weight else None, self.loss)
+        run = DryRun(self.model, [], objective)
+        return [run.depends_on(value_of(variable)) for variable in variables]
 
     def shares(self) -> list | None:
         """What each variable counts at each checkpoint; None if all one."""

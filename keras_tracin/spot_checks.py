@@ -15,6 +15,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -117,7 +118,8 @@ class SpotChecks:
             self._model, self._loss, batch.data, rows, backward=True
         )
         if interaction is not None and interaction.is_random:
-            return  # warned of already
+            warnings.warn(str(interaction), stacklevel=2)
+            return
         if interaction is not None:
             raise ValueError(str(interaction))
         worst = np.unravel_index(

@@ -44,10 +44,10 @@ from keras_tracin.gradients.updated import unequal_shares
 from keras_tracin.preconditioner import Preconditioner
 from keras_tracin.projection import Projection
 from keras_tracin.rates import (
+    check_training,
     checkpoint_rates,
     moving,
     warn_of_final_only,
-    warn_of_weights,
 )
 from keras_tracin.runs import TrainingRun, check_checkpoint
 from keras_tracin.scoring import Queries, Rates, Scorer, nothing
@@ -161,7 +161,7 @@ class TracIn:
             checkpoints=self._rates,
         )
         self._rates = moving(self._scorer, self._rates)
-        warn_of_weights(run, self._scorer)
+        check_training(run, self._scorer)
         if optimizer_aware and self._scorer.shares() is not None:
             raise ValueError(unequal_shares("`optimizer_aware=True`"))
         self._preconditioner = (

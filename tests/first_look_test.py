@@ -274,3 +274,22 @@ def test_the_model_is_as_before(wrong_rule):
         np.testing.assert_array_equal(variable, value)
     for layer in model._flatten_layers():
         assert "call" not in vars(layer)
+
+
+class DroppingAlways(layers.Layer):
+    """Drops units in inference mode too."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.dropout = layers.Dropout(rate)
+
+    def call(self, x):
+        return self.dropout(x, training=True)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_a_layer_that_draws_random_numbers_is_only_warned_of(tmp_path, rate):
+    model = make_model(DroppingAlways(rate))
+    run = run_of(model, tmp_path)
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        kt.TracIn(model, TRAIN, run).self_influence(verbose=0)

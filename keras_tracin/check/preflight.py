@@ -28,7 +28,7 @@ from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import open_for_model
-from keras_tracin.rates import checkpoint_rates, warn_of_weights
+from keras_tracin.rates import check_training, checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.runs.state import preserved
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
@@ -158,7 +158,7 @@ class _Preflight:
             rates = self._usable(rates or {})
         if scorer is not None and self._run is not None:
             with self._part("run"):
-                warn_of_weights(self._run, scorer)
+                check_training(self._run, scorer)
             if rates:
                 with self._part("train"):
                     self._compare_losses(scorer, self._run)

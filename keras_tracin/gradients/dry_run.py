@@ -217,6 +217,10 @@ class DryRun:
         handles = handles_of(variable.value)
         return self._paths.reads(self.loss_span, handles)
 
+    def depends_on(self, value: tf.Variable) -> bool:
+        """Whether the ends have a gradient by a variable, wherever read."""
+        return self._paths.reads((0, self._now), handles_of(value))
+
     def is_read_outside(self, variable: keras.Variable) -> bool:
         """Whether it is read beside the model's call and the loss."""
         start, stop = self.calls[0].span

@@ -28,6 +28,7 @@ import tensorflow as tf
 from keras_tracin.gradients.sites import intercepted
 from keras_tracin.runs.state import preserved
 
+_REPEATS = 3  # of a batch, to see whether random numbers are drawn
 _MOST_EXAMPLES = 8
 # The distance from 1 to the next number.
 _PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
@@ -101,6 +102,9 @@ def find_interaction(
     comparison = _Comparison(model, loss, rounding(model))
     rows = range(min(count, _MOST_EXAMPLES)) if rows is None else rows
     with preserved(model):
+        random = comparison.random(_rows(data, np.arange(count)))
+        if random is not None:
+            return random
         for order in (np.arange(count), np.arange(count)[::-1]):
             ordered = _rows(data, order)
             places = {int(row): place for place, row in enumerate(order)}
@@ -119,6 +123,18 @@ class _Comparison:
     model: keras.Model
     loss: Callable[[Any, Any, Any], tf.Tensor]
     tolerance: float
+
+    def random(self, batch) -> Interaction | None:
+        """What computes something else of the same batch another time."""
+        first = self._evaluate(batch, noting=True)
+        for _ in range(_REPEATS):
+            second = self._evaluate(batch, noting=True)
+            for row in range(len(first.outputs[0])):
+                agree = _agree(self.tolerance, row, row)
+                if not all(map(agree, first.outputs, second.outputs)):
+                    where = _first_difference(first.calls, second.calls, agree)
+                    return Interaction(where or "The loss", is_random=True)
+        return None
 
     def forward(self, data, batch, rows, places) -> Interaction | None:
         """What computes something else for an example in a batch."""
@@ -145,14 +161,10 @@ class _Comparison:
         return None
 
     def _blame(self, alone, batch, row) -> Interaction:
-        first, second = (self._evaluate(batch, noting=True) for _ in range(2))
-        agree = _agree(self.tolerance, row, row)
-        if not all(map(agree, first.outputs, second.outputs)):
-            where = _first_difference(first.calls, second.calls, agree)
-            return Interaction(where or "The loss", is_random=True)
         single = self._evaluate(alone, noting=True)
+        together = self._evaluate(batch, noting=True)
         agree = _agree(self.tolerance, 0, row)
-        where = _first_difference(single.calls, first.calls, agree)
+        where = _first_difference(single.calls, together.calls, agree)
         return Interaction(where or "The loss", is_random=False)
 
     def _evaluate(self, data: Any, noting: bool = False) -> _Outcome:

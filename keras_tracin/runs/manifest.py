@@ -20,7 +20,10 @@ only after the files it lists are on the disk. Its parts:
     segments         spans of steps: first_step, last_step, epoch, epoch_end,
                      logs (at epoch ends), weights_digest (after last_step),
                      updated: which entries of `updated` its steps updated,
-                     weighted: whether batches had weights of the examples
+                     weighted: whether batches had weights of the examples;
+                     added_losses: layers that added losses in training;
+                     beside: [where, digest] of variables that are not among
+                     model.weights, as they were after last_step
     updated          sets of variables, as positions in model.weights
 
 A step is an update that the optimizer applied. Steps and epochs count from 1

@@ -154,6 +154,10 @@ class TrainingRun(Sequence[Checkpoint]):
         epochs: The epochs that `history` tells of.
         weighted: Whether batches of the training had weights of their
             examples, by `sample_weight` or `class_weight`; None if unknown.
+        added_losses: The layers that added losses from their inputs.
+        beside: What identifies the values that variables beside the model's
+            weights had (a layer's plain `tf.Variable`, what the loss refers
+            to), for each in the order of `keras_tracin.runs.beside`.
 
     Raises:
         ValueError: There is no run, a file of it is missing or damaged, or a
@@ -171,6 +175,9 @@ class TrainingRun(Sequence[Checkpoint]):
         self.initial: Path | None = self.directory / manifest["initial"]["file"]
         self.epochs, self.history = _history(manifest)
         self.weighted: bool | None = _weighted(manifest)
+        self.added_losses: tuple[str, ...]
+        self.beside: dict[int, set[str]]
+        self.added_losses, self.beside = _notes(manifest)
         self._listed = [
             (self.directory / entry["file"], entry["sha256"])
             for entry in run_manifest.listed_files(manifest)
@@ -235,6 +242,7 @@ class TrainingRun(Sequence[Checkpoint]):
         run.directory = run.initial = run.learning_rates = None
         run._rates = np.repeat(rates, np.diff(numbers, prepend=0))
         run.epochs, run.history, run.weighted = [], {}, None
+        run.added_losses, run.beside = (), {}
         run._listed, run._segments = [], []
         run._snapshots = [
             _Snapshot(epoch, None, epoch, logs={}, saved=saved_at(path))
@@ -449,6 +457,17 @@ def _history(manifest: dict) -> tuple[list[int], dict[str, list[float]]]:
         for name, value in segment["logs"].items():
             history.setdefault(name, []).append(value)
     return [segment["epoch"] for segment in ended], history
+
+
+def _notes(manifest: dict) -> tuple[tuple[str, ...], dict[int, set[str]]]:
+    """Layers that added losses; digests of variables beside the weights."""
+    added: dict[str, None] = {}
+    beside: dict[int, set[str]] = {}
+    for segment in manifest["segments"]:
+        added.update(dict.fromkeys(segment.get("added_losses", ())))
+        for place, (_, digest) in enumerate(segment.get("beside", ())):
+            beside.setdefault(place, set()).add(digest)
+    return tuple(added), beside
 
 
 def _weighted(manifest: dict) -> bool | None:

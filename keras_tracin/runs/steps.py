@@ -30,11 +30,13 @@ class Steps:
         updated: `k` sets of variables, as positions in `model.weights`. Those
             that one step updates have none in common.
         weighted: whether some of their batches had weights of the examples.
+        added_losses: the layers that added losses from their inputs.
     """
 
     rates: np.ndarray
     updated: tuple[tuple[int, ...], ...]
     weighted: bool
+    added_losses: tuple[str, ...]
 
     @property
     def learning_rates(self) -> np.ndarray:
@@ -52,6 +54,7 @@ class StepLog:
         function: the train function that tells of updates, or None.
         num_steps: how many steps were told of.
         has_weights: whether some batch had weights of its examples.
+        added_losses: the layers that added losses from their inputs.
     """
 
     def __init__(self, before_first: Callable[[Any], None]):
@@ -59,6 +62,7 @@ class StepLog:
         self.function: RecordingTrainFunction | None = None
         self.num_steps = 0
         self.has_weights = False
+        self.added_losses: tuple[str, ...] = ()
         self._updated: list[tuple[int, ...]] = []
         self._events: list[tuple[np.ndarray, ...]] = []
         self._last_step: set[int] = set()  # the sets that it updated
@@ -119,7 +123,9 @@ class StepLog:
         rates = np.zeros([self.num_steps, len(self._updated)])
         for steps, sets, values in self._events:
             rates[steps, sets] = values
-        taken = Steps(rates, tuple(self._updated), self.has_weights)
+        taken = Steps(
+            rates, tuple(self._updated), self.has_weights, self.added_losses
+        )
         self._updated, self._events, self._last_step = [], [], set()
         self.num_steps, self.has_weights = 0, False
         return taken
@@ -149,6 +155,7 @@ class RecordingTrainFunction:
         self._is_first = True
         self._calls = 0  # since the logs were told
         self._per_call = 0  # more updates than this a call did not make
+        self._added_losses: tuple[str, ...] = ()
 
     def __call__(self, iterator):
         if not self.logs or self._is_of_another_fit():
@@ -167,6 +174,10 @@ class RecordingTrainFunction:
         self._calls += 1
         # Seen at once: what cannot be noted, and how many there are of one.
         unknown = self._is_first or self._noted.num_traced > traced
+        if self._noted.num_traced > traced:
+            self._added_losses = _layers_that_added_losses(self._model)
+        for log in self.logs if unknown else ():
+            log.added_losses = self._added_losses
         if unknown or 2 * self.num_possible > self._noted.capacity:
             self.tell()
         self._is_first = False
@@ -265,6 +276,12 @@ class RecordingTrainFunction:
         self._logs.remove(reference)
         if not self.logs:
             self.stop()
+
+
+def _layers_that_added_losses(model: keras.Model) -> tuple[str, ...]:
+    """Those that did so in the call that the train step was traced with."""
+    layers = model._flatten_layers()
+    return tuple(x.path or x.name for x in layers if x._losses)
 
 
 def _history(model: keras.Model) -> Any:

@@ -81,6 +81,9 @@ def run_weights(
         loan = _Loan(model)
         try:
             yield loan.load
+        except Exception as error:
+            loan.check(error)  # it may have failed because of that
+            raise
         finally:
             loan.end()
         loan.check()
@@ -119,7 +122,7 @@ class _Loan:
         self._untracked.restore()
         exact.refresh(self._model)
 
-    def check(self) -> None:
+    def check(self, cause: Exception | None = None) -> None:
         """Raises RuntimeError if the model was trained meanwhile."""
         if not self._was_trained:
             return
@@ -136,7 +139,7 @@ class _Loan:
             f"update {self._count} to {_count_of_steps(self._model)}, expected "
             f"none.{lost} Wait for one to end before the other begins, or "
             "score a second model with the same architecture."
-        )
+        ) from cause
 
     @property
     def _was_trained(self) -> bool:

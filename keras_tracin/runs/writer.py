@@ -161,7 +161,7 @@ class RunWriter:
         epoch_end: bool,
         save_weights: bool,
         updated: Sequence[Sequence[int]] | None = None,
-        weighted: bool | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Path | None:
         """Records the steps since the last call.
 
@@ -177,8 +177,7 @@ class RunWriter:
             updated: The sets of variables that the steps updated, as positions
                 in `model.weights`; None if that is unknown. For more than one
                 set, `arrays` has `rates` `[num_steps, sets]`.
-            weighted: Whether batches had weights of the examples; None if
-                that is unknown.
+            notes: What else is known of the steps, as JSON; see the manifest.
 
         Returns:
             The file with the weights, or None if none was written.
@@ -207,8 +206,7 @@ class RunWriter:
             new = [list(p) for p in updated if list(p) not in sets]
             sets += new
             segment["updated"] = [sets.index(list(p)) for p in updated]
-        if weighted is not None:
-            segment["weighted"] = weighted
+        segment |= notes or {}
         path = None
         if save_weights and step > self.last_saved_step:
             saved = self._save_weights(model, step, segment["weights_digest"])
@@ -365,7 +363,7 @@ class Onlooker:
         epoch_end: bool,
         save_weights: bool,
         updated: Sequence[Sequence[int]] | None = None,
-        weighted: bool | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Counts what `RunWriter.append` would record."""
         self.last_step += len(arrays["learning_rate"])
