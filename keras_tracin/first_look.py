@@ -256,10 +256,8 @@ class FirstLook:
         )
 
     def _is_learnt(self, rows: Sequence[int]) -> bool:
-        functions = self._functions
-        return is_learnt(
-            functions.model, functions.loss, self._rows(list(rows))
-        )
+        model, loss = self._functions.model, self._functions.loss
+        return is_learnt(model, loss, self._data, rows)
 
     def _step(self, rows: Sequence[int] | np.ndarray) -> _Seen:
         """What the compiled step at hand says of some examples."""
@@ -287,7 +285,9 @@ def tolerance_of(model: keras.Model) -> float:
     return (_UNITS if unit < _HALF else _UNITS_OF_HALF) * unit
 
 
-def is_learnt(model: keras.Model, loss: PerExampleLoss, data: Any) -> bool:
+def is_learnt(
+    model: keras.Model, loss: PerExampleLoss, data: Any, rows: Sequence[int]
+) -> bool:
     """Whether losses are so near to zero that gradients are but rounding.
 
     A probability of 1 has a gradient of 0, the next one below has another.
@@ -295,12 +295,24 @@ def is_learnt(model: keras.Model, loss: PerExampleLoss, data: Any) -> bool:
     Args:
         model: the model.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        data: `(x, y[, sample_weight])` of some examples.
+        data: `(x, y[, sample_weight])` of a batch.
+        rows: the examples in question: alone and in the batch.
     """
-    x, y, *weight = tf.nest.map_structure(tf.convert_to_tensor, data)
-    values = loss(y, model(x, training=False), weight[0] if weight else None)
-    unit = rounding(model) ** 2
-    return bool(tf.reduce_all(tf.abs(values) <= _LEARNT * unit))
+    limit = _LEARNT * rounding(model) ** 2
+
+    def losses(index: Sequence[int]) -> np.ndarray:
+        x, y, *weight = tf.nest.map_structure(
+            lambda leaf: tf.gather(tf.convert_to_tensor(leaf), index), data
+        )
+        y_pred = model(x, training=False)
+        return np.abs(loss(y, y_pred, weight[0] if weight else None))
+
+    count = len(tf.nest.flatten(data)[0])
+    within = losses(range(count))[list(rows)]
+    return bool(
+        (within <= limit).all()
+        and all(losses([row])[0] <= limit for row in rows)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ class SpotChecks:
             scale = usable.max(axis=-1)
             if self._alike(alone, within, scale, data, again):
                 continue
-            if is_learnt(self._model, self._loss, data):
+            if is_learnt(self._model, self._loss, batch.data, [row]):
                 continue
             self._complain(batch, row, alone, within)
 

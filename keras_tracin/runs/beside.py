@@ -107,9 +107,7 @@ def _members(value: Any) -> list[Any]:
     if hasattr(value, "__func__"):  # a method
         return [value.__func__, value.__self__]
     is_loss = isinstance(value, keras.losses.Loss)
-    own = type(value).call if is_loss else getattr(value, "__call__", None)
-    functions = [own] if hasattr(own, "__code__") else []
-    return [*vars(value).values(), *functions] if is_loss else functions
+    return [*vars(value).values(), type(value).call] if is_loss else []
 
 
 def _content(cell: Any) -> Any:
