@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.labels import Outside, separate
+from keras_tracin.loops import unfinished_loops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +270,8 @@ def _traced_shape(
         lambda leaf: tf.TensorSpec([count, *leaf.shape[1:]], leaf.dtype), data
     )
     traced = tf.function(evaluate, autograph=False)
-    return traced.get_concrete_function(*specs).structured_outputs.shape
+    with unfinished_loops():
+        return traced.get_concrete_function(*specs).structured_outputs.shape
 
 
 def _remedy_of_scalar(loss) -> str:

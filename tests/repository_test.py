@@ -19,6 +19,7 @@ IMPORT_ORDER = (
     "_version",
     "_files",
     "exclusive",
+    "loops",
     "descriptions",
     "sharing",
     "distribution",

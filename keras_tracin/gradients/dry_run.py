@@ -37,6 +37,7 @@ from keras_tracin.gradients.sites import (
     layers_called,
     without_rematerialization,
 )
+from keras_tracin.loops import unfinished_loops
 
 # How many examples the dry run has: a prime, so that a multiple of it is an
 # axis into which the examples were folded.
@@ -148,6 +149,7 @@ class DryRun:
         self._graph = tf.__internal__.FuncGraph("dry_run")
         placeholder = functools.partial(_placeholder, examples)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(unfinished_loops())
             stack.enter_context(self._graph.as_default())
             stack.enter_context(without_rematerialization(model))
             x = tf.nest.map_structure(placeholder, objective.x)

@@ -11,6 +11,7 @@ from keras import layers, ops
 
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.loops import unfinished_loops
 from tests.gradients.oracle import precision, randomize, uneven_loss
 
 
@@ -157,3 +158,18 @@ def test_operation_that_xla_lacks_is_named():
     )
     with pytest.raises(ValueError, match=r"PyFunc.*`jit_compile=False`"):
         functions.squared_norms(data, tf.constant(1.0))
+
+
+def test_a_loop_that_fails_half_way_keeps_no_strategy_out():
+    def failing(element):
+        raise ValueError("It fails.")
+
+    @tf.function(autograph=False)
+    def traced(elements):
+        with unfinished_loops(), pytest.raises(ValueError, match="It fails"):
+            tf.map_fn(failing, elements)
+        return elements
+
+    traced(tf.ones([3]))
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        pass

@@ -21,6 +21,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_tracin.loops import unfinished_loops
+
 # Operations of control flow and calls, which may turn out not to be
 # convertible when half of the work is in the graph already.
 NESTED = frozenset(
@@ -71,6 +73,13 @@ def repeat(
     Raises:
         ValueError: or whatever else the function raises.
     """
+    with unfinished_loops():
+        return _repeated(function, examples, specs, subject, nested, in_turn)
+
+
+def _repeated(
+    function, examples, specs, subject, nested, in_turn
+) -> list[tf.Tensor]:
     if in_turn:
         return _in_turn(function, examples, specs)
     failure: Exception | None = None
