@@ -33,7 +33,7 @@ from keras_tracin.sharing import write_first_arrays
 FILE_NAME = "fingerprint.npz"
 COUNT = 32
 
-_SEARCHED = 1024  # examples at the beginning of a stream to choose from
+_SEARCHED = 512  # examples at the beginning of a stream to choose from
 _SEARCHED_BYTES = 64 * 2**20
 
 # In this order: what comes first explains what comes after it.
@@ -153,11 +153,13 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
     Raises:
         Mismatch: if one of them is not there.
     """
-    known: dict[Any, tuple[Batch, int]] = {}
+    known: dict[Any, Batch] = {}
     wanted = ids.tolist()
     for batch in examples.batches(_SEARCHED):
         for row in np.flatnonzero(np.isin(batch.ids, ids)):
-            known.setdefault(batch.ids[row].item(), (batch, int(row)))
+            known.setdefault(
+                batch.ids[row].item(), rows_of(batch, np.array([row]))
+            )
         if len(known) == len(set(wanted)):
             break
     missing = [one for one in wanted if one not in known]
@@ -167,8 +169,7 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
             "method with the one that files were made with. Received training "
             "examples without them: give the method those that it had."
         )
-    rows = [known[one] for one in wanted]
-    return joined([rows_of(batch, np.array([row])) for batch, row in rows])
+    return joined([known[one] for one in wanted])
 
 
 def first_examples(examples: Examples, count: int = COUNT) -> Batch:

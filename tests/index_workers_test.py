@@ -112,9 +112,15 @@ def test_other_examples_in_another_process_are_refused(
     with pytest.raises(Stopped):
         put(0, None)
     x = index_worker.TRAIN[0].copy()
-    x[-1] += 1  # in the last shard
+    x[-1] += 1  # one of those that are compared at once
     with pytest.raises(ValueError, match="other training examples"):
         put(1, x)
+    x = index_worker.TRAIN[0].copy()
+    x[-2] += 1  # in the last shard
+    with pytest.raises(Stopped):
+        put(1, x)
+    with pytest.raises(ValueError, match=r"begun on other.*shard 5"):
+        put(0, None)
 
 
 def test_several_processes_can_only_go_on(tracin, tmp_path, monkeypatch):
