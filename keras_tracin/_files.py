@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,24 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_room(directory: Path, needed: int, what: str, remedy: str) -> None:
+    """Raises OSError unless the disk has room for a number of bytes.
+
+    Args:
+        directory: where they are to be written.
+        needed: how many.
+        what: what they are of, in words.
+        remedy: what to do, in words.
+    """
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"The disk is too full: {needed:,} bytes are needed for the {what} "
+            f"in {directory}, {free:,} are free. {remedy}",
+        )
 
 
 def digest(path: Path) -> str:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
 import math
@@ -39,7 +38,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin._files import DISK_IS_FULL, save_arrays, written_whole
+from keras_tracin._files import (
+    DISK_IS_FULL,
+    check_room,
+    save_arrays,
+    written_whole,
+)
 from keras_tracin.descriptions import difference
 from keras_tracin.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.fingerprint import agree
@@ -290,15 +294,13 @@ class Parts:
 
     def _check_room(self, needed: int) -> None:
         """Raises OSError unless the disk has room for so many bytes."""
-        free = shutil.disk_usage(self.directory).free
-        if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"The disk is too full: {needed:,} bytes are needed for the "
-                f"matrix of scores in {self.directory}, {free:,} are free. All "
-                "its parts are kept. Make room and call again, or use `top_k`, "
-                "which makes no matrix, in another directory",
-            )
+        check_room(
+            self.directory,
+            needed,
+            "matrix of scores",
+            "All its parts are kept. Make room and call again, or use `top_k`, "
+            "which makes no matrix, in another directory",
+        )
 
     @contextlib.contextmanager
     def _making_room(self, what: str, needed: int = 0) -> Iterator[None]:

@@ -27,10 +27,8 @@ Synopsis:
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -314,15 +312,13 @@ class Store:
 
     def check_room(self, needed: int) -> None:
         """Raises OSError unless the disk has room for so many bytes."""
-        free = shutil.disk_usage(self.directory).free
-        if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"The disk is too full: {needed:,} bytes are needed for the "
-                f"index in {self.directory}, {free:,} are free. Free space, "
-                "choose another directory, `dtype='float16'`, or a projection "
-                "of a smaller `dim`",
-            )
+        _files.check_room(
+            self.directory,
+            needed,
+            "index",
+            "Free space, choose another directory, `dtype='float16'`, or a "
+            "projection of a smaller `dim`",
+        )
 
     def put(
         self, shard: int, arrays: Mapping[str, np.ndarray], digest: str
