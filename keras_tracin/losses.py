@@ -34,8 +34,15 @@ from keras.src.trainers.compile_utils import CompileLoss
 
 from keras_tracin import loss_terms
 from keras_tracin.loss_terms import Terms
+from keras_tracin.runs.state import layers_with_losses
 
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
+
+NOT_SPLIT = (
+    "computed from their inputs (`add_loss` or `activity_regularizer`), which "
+    "cannot be split into examples. Pass the rest of the objective as `loss=` "
+    "to attribute that alone."
+)
 
 
 class _TermsOfOutputs(CompileLoss):
@@ -298,15 +305,6 @@ def penalty_weight(
     return 1.0 / batch_size
 
 
-def activation_losses(model: keras.Model) -> list[str]:
-    """Layers that added a loss computed from their inputs in the last call."""
-    return [
-        layer.name
-        for layer in model._flatten_layers()
-        if getattr(layer, "_losses", None)
-    ]
-
-
 def check_no_activation_losses(model: keras.Model) -> None:
     """Refuses losses that depend on a whole batch's activations.
 
@@ -315,14 +313,9 @@ def check_no_activation_losses(model: keras.Model) -> None:
     Raises:
         ValueError: naming the layers, and the way round.
     """
-    layers = activation_losses(model)
+    layers = [layer.name for layer in layers_with_losses(model)]
     if layers:
-        raise ValueError(
-            f"Layers {layers} add losses computed from their inputs "
-            "(`add_loss` or `activity_regularizer`), which cannot be split "
-            "into examples. Pass the rest of the objective as `loss=` to "
-            "attribute that alone."
-        )
+        raise ValueError(f"Layers {layers} add losses {NOT_SPLIT}")
 
 
 def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:

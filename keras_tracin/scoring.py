@@ -56,7 +56,7 @@ from keras_tracin.fingerprint import (
 from keras_tracin.first_look import EXAMPLES, FirstLook
 from keras_tracin.gradients import compiling
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.dry_run import DryRun, Objective
+from keras_tracin.gradients.dry_run import Objective, run_with_loss
 from keras_tracin.gradients.flat import nbytes
 from keras_tracin.gradients.footprint import footprint
 from keras_tracin.gradients.functions import (
@@ -448,13 +448,16 @@ class Scorer:
         return not self._strict
 
     def depends_on(self, variables: Sequence[Any]) -> list[bool]:
-        """Whether the training losses have a gradient by each variable."""
+        """Whether the training losses depend on each of these variables."""
         if not variables:
             return []
         x, y, *weight = batch_spec(self._like.data)
         objective = Objective(x, y, weight[0] if weight else None, self.loss)
-        run = DryRun(self.model, [], objective)
-        return [run.depends_on(value_of(variable)) for variable in variables]
+        run = run_with_loss(self.model, objective)
+        return [
+            not run.knows_loss or run.depends_on(value_of(variable))
+            for variable in variables
+        ]
 
     def shares(self) -> list | None:
         """What each variable counts at each checkpoint; None if all one."""

@@ -44,7 +44,6 @@ from keras_tracin.gradients.updated import unequal_shares
 from keras_tracin.preconditioner import Preconditioner
 from keras_tracin.projection import Projection
 from keras_tracin.rates import (
-    check_training,
     checkpoint_rates,
     moving,
     warn_of_final_only,
@@ -52,6 +51,7 @@ from keras_tracin.rates import (
 from keras_tracin.runs import TrainingRun, check_checkpoint
 from keras_tracin.scoring import Queries, Rates, Scorer, nothing
 from keras_tracin.sweep import Plan, Sink
+from keras_tracin.training_notes import check_training
 
 
 class TracIn:

@@ -84,6 +84,7 @@ IMPORT_ORDER = (
     "curvature.ekfac",
     "curvature",
     "rates",
+    "training_notes",
     "tracin",
     "influence",
     "representer.*",

@@ -28,11 +28,12 @@ from keras_tracin.forecast import forecast_plainly
 from keras_tracin.losses import per_example_loss
 from keras_tracin.output_kinds import SAMPLE
 from keras_tracin.preprocessing import open_for_model
-from keras_tracin.rates import check_training, checkpoint_rates
+from keras_tracin.rates import checkpoint_rates
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.runs.state import preserved
 from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
 from keras_tracin.sweep import Plan
+from keras_tracin.training_notes import check_training
 
 
 @exclusively

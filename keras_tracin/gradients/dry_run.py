@@ -220,8 +220,8 @@ class DryRun:
         return self._paths.reads(self.loss_span, handles)
 
     def depends_on(self, value: tf.Variable) -> bool:
-        """Whether the ends have a gradient by a variable, wherever read."""
-        return self._paths.reads((0, self._now), handles_of(value))
+        """Whether outputs and losses depend on the values of a variable."""
+        return self._paths.uses(handles_of(value))
 
     def is_read_outside(self, variable: keras.Variable) -> bool:
         """Whether it is read beside the model's call and the loss."""
@@ -283,6 +283,17 @@ class DryRun:
             call.fallback = []
             outputs = with_probes(outputs, _into(call.fallback))
         return outputs
+
+
+def run_with_loss(model: keras.Model, objective: Objective) -> DryRun:
+    """A run that knows the loss, if there is one.
+
+    A loss may fix the number of examples, and be traced only without it.
+    """
+    run = DryRun(model, [], objective)
+    if run.knows_loss:
+        return run
+    return DryRun(model, [], objective, examples=None)
 
 
 def _into(gates: list[str]) -> Callable[[Any], Any]:

@@ -25,14 +25,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.gradients.precision import coarsest_place
 from keras_tracin.gradients.sites import intercepted
 from keras_tracin.runs.state import preserved
 
 _REPEATS = 3  # of a batch, to see whether random numbers are drawn
 _MOST_EXAMPLES = 8
-# The distance from 1 to the next number.
-_PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
-_SINGLE, _QUANTIZED = 2.0**-23, 2.0**-7
+_QUANTIZED = 2.0**-7  # what stands for the last place of whole numbers
 
 _Noted = tuple[str, list[tf.Tensor], list[tf.Tensor]]  # name, inputs, outputs
 _Agreement = Callable[[np.ndarray, np.ndarray], bool]
@@ -328,5 +327,4 @@ def rounding(model: keras.Model) -> float:
     layers = model._flatten_layers()
     if any(getattr(each, "quantization_mode", None) for each in layers):
         return _QUANTIZED**0.5
-    precisions = [_PRECISION.get(x.compute_dtype, _SINGLE) for x in layers]
-    return max(precisions) ** 0.5
+    return coarsest_place(model) ** 0.5

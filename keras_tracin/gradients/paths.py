@@ -121,16 +121,30 @@ class Paths:
         """The types of a range's operations."""
         return {op.type for op in self._operations[slice(*span)]}
 
+    def uses(self, handles: Iterable[tf.Tensor]) -> bool:
+        """Whether the values of the ends depend on a variable.
+
+        Args:
+            handles: those of the variable.
+        """
+        return any(at in self._needed for at in self._consumers_of(handles))
+
     def _readers(
         self, span: Span, handles: Iterable[tf.Tensor]
     ) -> Iterable[int]:
+        return [
+            at
+            for at in self._consumers_of(handles)
+            if span[0] <= at < span[1] and at in self._useful
+        ]
+
+    def _consumers_of(self, handles: Iterable[tf.Tensor]) -> Iterable[int]:
         captured = (self._captured.get(id(handle)) for handle in handles)
         return [
             at
             for name in captured
             if name is not None
             for at in self._consumers[name]
-            if span[0] <= at < span[1] and at in self._useful
         ]
 
     def _at(self, names: Iterable[str]) -> set[int]:

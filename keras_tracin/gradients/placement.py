@@ -35,6 +35,7 @@ from keras_tracin.gradients.dry_run import (
     DryRun,
     Objective,
     first_axis,
+    run_with_loss,
 )
 from keras_tracin.gradients.paths import parts_of
 from keras_tracin.gradients.sites import Site, find_sites, site_variables
@@ -139,9 +140,7 @@ def check_loss_of_outputs(
     """
     x, y, *weight = spec
     objective = Objective(x, y, weight[0] if weight else None, loss)
-    run = DryRun(model, [], objective)
-    if not run.knows_loss:
-        run = DryRun(model, [], objective, examples=None)
+    run = run_with_loss(model, objective)
     read = [v.path for v in model.trainable_variables if run.loss_reads(v)]
     if read or run.loss_is_entered:
         received = f"the variables {read}" if read else "what layers have kept"

@@ -28,8 +28,6 @@ from keras_tracin.runs.state import preserved, value_of
 
 _HIGH = 2.0**10  # of the gradient at the output, in float16
 _LOWER, _ATTEMPTS = 2.0**8, 4
-_PLACES = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
-_SINGLE = 2.0**-23
 
 
 class PlainGradient:
@@ -135,8 +133,7 @@ def nudged(model: keras.Model, seed: int = 0) -> Iterator[None]:
     more where ties are broken or where nearly equal numbers are subtracted.
     """
     rng = np.random.default_rng(seed)
-    layers = model._flatten_layers()
-    unit = max(_PLACES.get(x.compute_dtype, _SINGLE) for x in layers)
+    unit = precision.coarsest_place(model)
     with preserved(model):
         for variable in model.trainable_variables:
             value = tf.convert_to_tensor(value_of(variable))

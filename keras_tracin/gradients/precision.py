@@ -28,6 +28,19 @@ _LOWER = 2.0**8
 # Three times lower, 2⁻¹⁴ is left: were it zero, infinite slopes would be, too.
 _ATTEMPTS = 3
 _LIMIT = 2.0**100  # of a scale, which is float32
+# The distance from 1 to the next number.
+_LAST_PLACES = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
+_SINGLE = 2.0**-23
+
+
+def last_place(dtype: str) -> float:
+    """The distance from 1 to the next number; of float32, if it is no float."""
+    return _LAST_PLACES.get(dtype, _SINGLE)
+
+
+def coarsest_place(model: keras.Model) -> float:
+    """The largest `last_place` of what the layers of a model compute in."""
+    return max(last_place(x.compute_dtype) for x in model._flatten_layers())
 
 
 def computes_in_float16(layer: keras.Layer) -> bool:

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.gradients.precision import last_place
 from keras_tracin.runs.state import Held, preserved
 
 _MOST_SHOWN = 3
@@ -27,8 +28,6 @@ _CALLS = 8  # after which a drift shows that one call hides
 # By how much results may differ: in units of their last place, and as a
 # multiple of what equal calls do on devices that add up in any order.
 _UNITS, _APART = 4.0, 8.0
-_PLACES = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
-_SINGLE = 2.0**-23
 
 
 class StateChanges(ValueError):
@@ -83,7 +82,7 @@ def _rounding(outputs: list[np.ndarray]) -> float:
     """What the last places of results may differ by."""
     return max(
         (
-            _UNITS * _PLACES.get(a.dtype.name, _SINGLE) * _size(a)
+            _UNITS * last_place(a.dtype.name) * _size(a)
             for a in outputs
             if tf.as_dtype(a.dtype).is_floating
         ),

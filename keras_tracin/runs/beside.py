@@ -6,7 +6,7 @@ digests of them, and what changed while it was recorded can be refused.
 
 Synopsis:
 
-    names, digests = zip(*digests_beside(model))
+    digests_beside(model)  # [("'step' of layer 'decay'", "3f0a..."), ...]
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ def variables_beside(model: keras.Model) -> list[tuple[str, Any]]:
 def digests_beside(model: keras.Model) -> list[tuple[str, str]]:
     """Where each of these variables is, and a digest of its values."""
     return [
-        (where, _digest(variable))
+        (where, digest_of(variable))
         for where, variable in variables_beside(model)
     ]
 
 
-def _digest(variable: Any) -> str:
+def digest_of(variable: Any) -> str:
+    """What identifies the present values of a variable."""
     value = np.ascontiguousarray(
         tf.convert_to_tensor(value_of(variable)).numpy()
     )

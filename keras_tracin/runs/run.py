@@ -155,9 +155,9 @@ class TrainingRun(Sequence[Checkpoint]):
         weighted: Whether batches of the training had weights of their
             examples, by `sample_weight` or `class_weight`; None if unknown.
         added_losses: The layers that added losses from their inputs.
-        beside: What identifies the values that variables beside the model's
-            weights had (a layer's plain `tf.Variable`, what the loss refers
-            to), for each in the order of `keras_tracin.runs.beside`.
+        beside: The variables that are not among the model's weights (a
+            layer's plain `tf.Variable`, what the loss refers to): where each
+            is, and what identifies the values that it had.
 
     Raises:
         ValueError: There is no run, a file of it is missing or damaged, or a
@@ -176,7 +176,7 @@ class TrainingRun(Sequence[Checkpoint]):
         self.epochs, self.history = _history(manifest)
         self.weighted: bool | None = _weighted(manifest)
         self.added_losses: tuple[str, ...]
-        self.beside: dict[int, set[str]]
+        self.beside: list[tuple[str, set[str]]]
         self.added_losses, self.beside = _notes(manifest)
         self._listed = [
             (self.directory / entry["file"], entry["sha256"])
@@ -242,7 +242,7 @@ class TrainingRun(Sequence[Checkpoint]):
         run.directory = run.initial = run.learning_rates = None
         run._rates = np.repeat(rates, np.diff(numbers, prepend=0))
         run.epochs, run.history, run.weighted = [], {}, None
-        run.added_losses, run.beside = (), {}
+        run.added_losses, run.beside = (), []
         run._listed, run._segments = [], []
         run._snapshots = [
             _Snapshot(epoch, None, epoch, logs={}, saved=saved_at(path))
@@ -459,14 +459,18 @@ def _history(manifest: dict) -> tuple[list[int], dict[str, list[float]]]:
     return [segment["epoch"] for segment in ended], history
 
 
-def _notes(manifest: dict) -> tuple[tuple[str, ...], dict[int, set[str]]]:
+def _notes(
+    manifest: dict,
+) -> tuple[tuple[str, ...], list[tuple[str, set[str]]]]:
     """Layers that added losses; digests of variables beside the weights."""
     added: dict[str, None] = {}
-    beside: dict[int, set[str]] = {}
+    beside: list[tuple[str, set[str]]] = []
     for segment in manifest["segments"]:
         added.update(dict.fromkeys(segment.get("added_losses", ())))
-        for place, (_, digest) in enumerate(segment.get("beside", ())):
-            beside.setdefault(place, set()).add(digest)
+        noted = segment.get("beside", ())
+        beside += [(where, set()) for where, _ in noted[len(beside) :]]
+        for (_, digests), (_, digest) in zip(beside, noted, strict=False):
+            digests.add(digest)
     return tuple(added), beside
 
 

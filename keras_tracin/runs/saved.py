@@ -89,6 +89,15 @@ def saved_at(path: Path) -> SavedWeights:
     return SavedWeights(path, exact=beside if beside.is_file() else None)
 
 
+def check_built(model: keras.Model) -> None:
+    """Raises ValueError if a model has no weights yet."""
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet, expected a built "
+            "one. Call it on a batch of data first."
+        )
+
+
 def check_saved(model: keras.Model, saved: SavedWeights) -> None:
     """Checks that a snapshot can be put into a model, without doing so.
 
@@ -196,11 +205,7 @@ def restore(model: keras.Model, saved: SavedWeights) -> None:
         ValueError: The model is not built; or as `check_saved` and
             `check_loaded`.
     """
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet, expected a built "
-            "one. Call it on a batch of data first."
-        )
+    check_built(model)
     check_saved(model, saved)
     _build_optimizer(model, saved.path)
     variables = list(model.variables)

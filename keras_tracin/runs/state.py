@@ -112,6 +112,15 @@ def preserved(model: keras.Model) -> Iterator[State]:
         state.restore()
 
 
+def layers_with_losses(model: keras.Model) -> list[keras.Layer]:
+    """Those that added a loss computed from their inputs in the last call."""
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if getattr(layer, "_losses", None)
+    ]
+
+
 def variables_of(model: keras.Model) -> list[Held]:
     """All variables that the layers of a model hold, each once."""
     held: dict[int, Held] = {}

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.runs.state import layers_with_losses
 from keras_tracin.runs.updates import NotedUpdates
 
 _TWIN = "_keras_tracin_recording"  # where a train function keeps its own
@@ -175,7 +176,8 @@ class RecordingTrainFunction:
         # Seen at once: what cannot be noted, and how many there are of one.
         unknown = self._is_first or self._noted.num_traced > traced
         if self._noted.num_traced > traced:
-            self._added_losses = _layers_that_added_losses(self._model)
+            layers = layers_with_losses(self._model)
+            self._added_losses = tuple(x.path or x.name for x in layers)
         for log in self.logs if unknown else ():
             log.added_losses = self._added_losses
         if unknown or 2 * self.num_possible > self._noted.capacity:
@@ -276,12 +278,6 @@ class RecordingTrainFunction:
         self._logs.remove(reference)
         if not self.logs:
             self.stop()
-
-
-def _layers_that_added_losses(model: keras.Model) -> tuple[str, ...]:
-    """Those that did so in the call that the train step was traced with."""
-    layers = model._flatten_layers()
-    return tuple(x.path or x.name for x in layers if x._losses)
 
 
 def _history(model: keras.Model) -> Any:

@@ -20,6 +20,7 @@ from keras_tracin.runs.run import Checkpoint
 from keras_tracin.runs.saved import (
     LOADING_ERRORS,
     RECORD_AGAIN,
+    check_built,
     check_loaded,
     check_saved,
     load_saved,
@@ -72,11 +73,7 @@ def run_weights(
         RuntimeError: At the end, if the model was trained meanwhile, in the
             block or by another thread.
     """
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet, expected a built "
-            "one. Call it on a batch of data first."
-        )
+    check_built(model)
     with exclusively:
         loan = _Loan(model)
         try:

@@ -119,7 +119,8 @@ def test_another_model_that_the_loss_reads_may_stay_as_it_is(tmp_path):
 def test_a_count_that_nothing_reads_is_no_matter(tmp_path):
     model = make_model(Counting())
     run = record(model, tmp_path)
-    assert len(kt.TrainingRun(run).beside[0]) == 2
+    ((_, digests),) = kt.TrainingRun(run).beside
+    assert len(digests) == 2
     kt.TracIn(model, (X, Y), run)
 
 
@@ -136,3 +137,41 @@ def test_losses_that_layers_add_in_training_alone_are_refused(tmp_path):
     ):
         kt.TracIn(model, (X, Y), run)
     kt.TracIn(model, (X, Y), run, loss=crossentropy)
+
+
+class Chosen(layers.Layer):
+    """Chooses a factor by a whole number, which has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = tf.Variable(0, trainable=False)
+
+    def call(self, x):
+        return x * tf.gather([1.0, 2.0, 3.0, 4.0], self.place)
+
+
+def test_a_whole_number_that_a_layer_reads(tmp_path):
+    chosen = Chosen()
+    model = make_model(chosen)
+
+    def change(epoch, logs):
+        chosen.place.assign_add(1)
+
+    callbacks = [
+        kt.TracInCheckpoint(tmp_path),
+        keras.callbacks.LambdaCallback(on_epoch_end=change),
+    ]
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+    with pytest.raises(ValueError, match=r"changed in training.*chosen"):
+        kt.TracIn(model, (X, Y), tmp_path)
+
+
+def test_a_variable_that_changed_and_is_not_found_any_more(tmp_path):
+    strength = tf.Variable(0.5)
+
+    def annealed(y, y_pred):
+        return crossentropy(y, y_pred) + strength * ops.sum(y_pred**2, -1)
+
+    run = record(make_model(loss=annealed), tmp_path, strength)
+    with pytest.warns(UserWarning, match=r"other values now.*loss refers"):
+        kt.TracIn(make_model(), (X, Y), run)
