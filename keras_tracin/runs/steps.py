@@ -327,19 +327,20 @@ def stop_recording(log: StepLog) -> None:
         log.function.stop(log)
 
 
-def next_rate(model: keras.Model) -> float:
-    """The learning rate of the update that the next batch makes."""
-    optimizer = _updating_optimizer(model)
-    source = _rate_source(optimizer)
-    if isinstance(source, float):
-        return source
-    return _number(source(_count(optimizer)))
+def rate_at(model: keras.Model, count: int) -> float:
+    """The learning rate, as it is now, of the update after `count` batches."""
+    rate = _updating_optimizer(model)._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return _number(rate(count))
+    # `learning_rate` would evaluate a schedule, and calls a callable.
+    return _number(_updating_optimizer(model).learning_rate)
 
 
-def num_updates(model: keras.Model) -> int:
-    """How many updates the model's optimizer has made."""
-    optimizer = _updating_optimizer(model)
-    return _count(optimizer) // (optimizer.gradient_accumulation_steps or 1)
+def num_batches(model: keras.Model) -> int:
+    """How many batches the model's optimizer has seen."""
+    # Under a distribution strategy a variable does not convert by int().
+    count = _updating_optimizer(model)._iterations
+    return int(keras.ops.convert_to_numpy(count))
 
 
 def _updating_optimizer(model: keras.Model) -> Any:
@@ -351,19 +352,4 @@ def _updating_optimizer(model: keras.Model) -> Any:
 
 
 def _number(value) -> float:
-    # Under a distribution strategy a variable does not convert by float().
     return float(keras.ops.convert_to_numpy(value))
-
-
-def _count(optimizer) -> int:
-    """Batches the optimizer has seen (of which it may accumulate several)."""
-    return int(keras.ops.convert_to_numpy(optimizer._iterations))
-
-
-def _rate_source(optimizer) -> Any:
-    """The present rate as a float, or the schedule that gives it."""
-    # `optimizer.learning_rate` would evaluate a schedule, slowly.
-    rate = optimizer._learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return rate
-    return _number(optimizer.learning_rate)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_tracin.runs.steps import next_rate, num_updates
+from keras_tracin.runs.steps import num_batches, rate_at
 from keras_tracin.trace.recording import Recording
 from keras_tracin.trace.source import Source
 
@@ -147,11 +147,14 @@ class _Watcher(keras.callbacks.Callback):
         batch = self._source.peek()
         if batch is None:
             return inner(iterator)  # It ends the epoch.
-        rate, updates = next_rate(self.model), num_updates(self.model)
+        # Each batch is one update: `check_can_be_watched`.
+        count = num_batches(self.model)
+        rate = rate_at(self.model, count)
         seen = self._observer.before(*batch, rate)
         result = inner(iterator)
         self._source.advance()
-        stepped = num_updates(self.model) > updates
+        stepped = num_batches(self.model) > count
+        self._check_rate(rate, rate_at(self.model, count), stepped)
         row = self._observer.after(seen, stepped)
         row["learning_rate"] = rate if stepped else 0.0
         row["ids"] = batch[0]
@@ -163,6 +166,16 @@ class _Watcher(keras.callbacks.Callback):
         if more and (saves or self._observer.is_full(self._rows)):
             self._write(None, saves)
         return result
+
+    def _check_rate(self, before: float, after: float, stepped: bool) -> None:
+        """Raises ValueError if the step itself has changed its rate."""
+        if stepped and before != after:
+            raise ValueError(
+                f"The learning rate went from {before} to {after} while the "
+                "train function ran, so what was expected of the step was "
+                "computed with another rate than it had. Set it with a "
+                "LearningRateSchedule or from a callback, not in train_step."
+            )
 
     def _write(self, logs: dict[str, float] | None, save_weights: bool) -> None:
         arrays = self._observer.pack(self._rows)

@@ -183,3 +183,26 @@ def test_numbers_that_are_none_end_it_with_the_ids_in_question(tmp_path):
             options["projection"] = kt.TensorSketch(8)
         with pytest.raises(ValueError, match=r"of examples with ids \[5\]"):
             train(CASES["sgd"](), (x, Y), QUERIES, epochs=1, **options)
+
+
+def test_a_rate_that_the_step_itself_sets_is_refused():
+    class Setting(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def train_step(self, data):
+            self.optimizer.learning_rate.assign(0.02)
+            return super().train_step(data)
+
+    model = Setting()
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    model(X[:1])
+    with (
+        pytest.warns(UserWarning, match="`train_step` of its own"),
+        pytest.raises(ValueError, match=r"went from 0\.1.* to 0\.0[12]"),
+    ):
+        trace(model)
