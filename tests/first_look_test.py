@@ -12,17 +12,10 @@ from keras_tracin.first_look import EXAMPLES, FirstLook
 from keras_tracin.gradients.rules import registry
 from keras_tracin.gradients.rules.registry import register
 from keras_tracin.scoring import Scorer
+from tests.models.one_by_one import gradients_one_by_one
+from tests.points import CROSSENTROPY, examples
 
 layers, ops = keras.layers, keras.ops
-CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def examples(count, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, 4)).astype("float32")
-    return x, rng.integers(0, 3, count)
-
-
 TRAIN, TEST = examples(40, 0), examples(5, 1)
 
 
@@ -178,20 +171,12 @@ def test_it_looks_once(tmp_path, monkeypatch):
     assert len(looks) == 1
 
 
-def one_by_one(model, x, y, loss):
-    """`[n, p]`: a tape for each example."""
-    rows = []
-    for row in range(len(x)):
-        with tf.GradientTape() as tape:
-            value = loss(y[row : row + 1], model(x[row : row + 1]))
-        grads = tape.gradient(value, [v.value for v in model.trainable_weights])
-        rows.append(np.concatenate([np.ravel(grad) for grad in grads]))
-    return np.stack(rows)
-
-
 def right_or_refused(model, loss, tmp_path, expected, given=None):
     run = run_of(model, tmp_path)
-    train, test = (one_by_one(model, *data, loss) for data in (TRAIN, TEST))
+    train, test = (
+        gradients_one_by_one(model, *data, lambda y, p, _: loss(y, p))
+        for data in (TRAIN, TEST)
+    )
     method = kt.TracIn(model, TRAIN, run, loss=given)
     refusal = ""
     try:

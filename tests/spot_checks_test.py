@@ -1,11 +1,11 @@
 """Examples that interact are found wherever in the data, and both ways."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from tests.points import examples
 
 layers, ops = keras.layers, keras.ops
 
@@ -14,12 +14,6 @@ def crossentropy(y, logits):
     return keras.losses.sparse_categorical_crossentropy(
         y, logits, from_logits=True
     )
-
-
-def examples(count, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, 4)).astype("float32")
-    return x, rng.integers(0, 3, count)
 
 
 TRAIN, TEST = examples(60, 0), examples(5, 1)

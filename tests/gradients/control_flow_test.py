@@ -13,6 +13,7 @@ from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.loops import unfinished_loops
 from tests.gradients.oracle import precision, randomize, uneven_loss
+from tests.models.one_by_one import gradients_one_by_one
 
 
 class Stepping(keras.Layer):
@@ -95,17 +96,6 @@ def batch(dtype):
     return x, rng.normal(size=4).astype(dtype)
 
 
-def one_by_one(model, data) -> np.ndarray:
-    x, y = data
-    rows = []
-    for i in range(len(y)):
-        with tf.GradientTape() as tape:
-            loss = uneven_loss(y[i : i + 1], model(x[i : i + 1]))
-        found = tape.gradient(loss, [v.value for v in model.weights])
-        rows.append(np.concatenate([np.ravel(part) for part in found]))
-    return np.stack(rows)
-
-
 def products(model, data) -> np.ndarray:
     functions = GradientFunctions(model, uneven_loss, like=data)
     factors = functions.captured(data).factors
@@ -120,7 +110,7 @@ def test_control_flow_in_a_layer_is_exact_and_quiet(layer_class, words, capfd):
         capfd.readouterr()
         received = products(model, data)
         said = capfd.readouterr()
-        rows = one_by_one(model, data)
+        rows = gradients_one_by_one(model, *data, uneven_loss)
     np.testing.assert_allclose(received, rows @ rows.T, rtol=1e-9)
     assert "pfor" not in said.out + said.err
     assert "while_loop" not in said.out + said.err

@@ -12,17 +12,9 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.runs.state import preserved, variables_of
+from tests.points import CROSSENTROPY, examples
 
 layers, ops = keras.layers, keras.ops
-CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def examples(count, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, 4)).astype("float32")
-    return x, rng.integers(0, 3, count)
-
-
 TRAIN, TEST = examples(20, 0), examples(3, 1)
 
 
