@@ -1,5 +1,6 @@
 """What is held of weights: counted by plans, and no more than they say."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -128,7 +129,7 @@ def status(key):
 
 width, path = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 model = keras.Sequential([keras.Input((width,))])
-for _ in range(8):
+for _ in range(20):
     model.add(keras.layers.Dense(width))
 model.save_weights(path)
 before = status("VmRSS")
@@ -137,7 +138,7 @@ with open("/proc/self/clear_refs", "w") as file:
 with run_weights(model) as load:
     load(path)
     load(path)
-print((status("VmHWM") - before) * 1024 / (8 * 4 * width**2))
+print((status("VmHWM") - before) * 1024 / (20 * 4 * width**2))
 """
 
 
@@ -145,10 +146,12 @@ print((status("VmHWM") - before) * 1024 / (8 * 4 * width**2))
 def test_weights_are_held_once_more_while_others_are_lent(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", PEAK, "1500", tmp_path / "a.weights.h5"],
+        # Whatever is freed goes back at once, whoever else runs meanwhile.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         check=True,
         capture_output=True,
         text=True,
     )
     copies = float(process.stdout)
-    # One, and two or three of the eight layers' while they are read.
-    assert 0.9 < copies < 1.6
+    # One, and a few of the twenty layers' while they are read.
+    assert 0.9 < copies < 1.4

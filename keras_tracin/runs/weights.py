@@ -199,7 +199,9 @@ def _mark(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
     for weight in model.trainable_weights:
         if keras.backend.is_float_dtype(weight.dtype):
             weight.assign(keras.ops.full(weight.shape, _MARK, weight.dtype))
-            marks.append((weight, keras.ops.convert_to_numpy(weight)))
+            # A copy: a view would keep all of the weight's old memory.
+            mark = np.ravel(keras.ops.convert_to_numpy(weight))[:1].copy()
+            marks.append((weight, mark))
     return marks
 
 
@@ -208,7 +210,7 @@ def _check_marks(
 ) -> None:
     """Raises ValueError if loading has left a weight as it was."""
     for weight, mark in marks:
-        if np.array_equal(keras.ops.convert_to_numpy(weight), mark):
+        if np.all(keras.ops.convert_to_numpy(weight) == mark):
             raise ValueError(
                 f"{path} has no value for the weight {weight.path}, expected "
                 "one for each trainable weight: Keras leaves it out when it "

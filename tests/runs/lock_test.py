@@ -28,10 +28,9 @@ module = importlib.util.module_from_spec(spec)
 sys.modules["lock"] = module
 spec.loader.exec_module(module)
 lock = module.RunLock(Path(sys.argv[2]))
-if "fork" in sys.argv and os.fork() == 0:
-    time.sleep(30)  # outlives its parent
-    os._exit(0)
-print("locked", flush=True)
+is_parent = "fork" in sys.argv and os.fork() > 0
+if not is_parent:  # a child, which outlives its parent, says when it runs
+    print("locked", flush=True)
 time.sleep(300)
 """
 
