@@ -9,9 +9,9 @@ import scipy.stats
 import sklearn.datasets
 
 from benchmarks import _models
-from keras_tracin.datasets import open_examples
-from keras_tracin.gradients.functions import GradientFunctions
-from keras_tracin.losses import per_example_loss
+from keras_tracin.data.examples import open_examples
+from keras_tracin.engine.steps import GradientFunctions
+from keras_tracin.losses.per_example import per_example_loss
 
 QUERIES = 50
 

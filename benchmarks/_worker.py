@@ -34,7 +34,7 @@ def main(name, num_train, weights, parts, index):
 
 def _wait_for_all(parts: pathlib.Path, index: int) -> None:
     """Returns once each worker of the cluster is ready."""
-    from keras_tracin.distribution import worker_of
+    from keras_tracin.engine.distribution import worker_of
 
     _, workers = worker_of(None)
     parts.mkdir(parents=True, exist_ok=True)

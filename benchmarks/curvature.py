@@ -24,9 +24,9 @@ import keras_tracin as kt
 from benchmarks import _curvature, _models, _softmax
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped
-from keras_tracin.curvature.sketch import gaussian_rows
 from keras_tracin.curvature.solvers import solve
 from keras_tracin.curvature.solvers.exact import as_matrix
+from keras_tracin.curvature.solvers.randomized_sketch import gaussian_rows
 
 _SECTIONS = flags.DEFINE_list(
     "sections", ["digits", "sketch", "dims", "mnist"], "What to measure."

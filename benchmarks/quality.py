@@ -36,7 +36,7 @@ from benchmarks._quality_settings import (
     Setting,
 )
 from benchmarks._quality_training import Trainer
-from keras_tracin._files import written_whole
+from keras_tracin.storage.files import written_whole
 
 _SETTINGS = flags.DEFINE_list("settings", list(SETTINGS), "What to measure.")
 _METHODS = flags.DEFINE_string(

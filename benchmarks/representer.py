@@ -21,8 +21,8 @@ from keras import layers
 
 import keras_tracin as kt
 from benchmarks import _cases, _measure, _models
-from keras_tracin.representer.problem import Problem
-from keras_tracin.representer.retune import retune
+from keras_tracin.methods.representer.problem import Problem
+from keras_tracin.methods.representer.retune import retune
 
 SECTIONS = ("digits", "mnist", "memory")
 

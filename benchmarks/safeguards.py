@@ -27,8 +27,8 @@ from absl import app, flags
 
 import keras_tracin as kt
 from benchmarks import _cases, _measure, _models
-from keras_tracin.first_look import FirstLook
-from keras_tracin.spot_checks import SpotChecks
+from keras_tracin.engine.first_look import FirstLook
+from keras_tracin.engine.spot_checks import SpotChecks
 
 _PARTS = flags.DEFINE_list(
     "parts", ["looks", "recording", "weights"], "What to measure."

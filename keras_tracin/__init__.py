@@ -11,6 +11,8 @@ Positive scores are proponents: training on the example lowered the query's
 loss.
 """
 
+import sys as _sys
+
 import keras as _keras
 
 if _keras.config.backend() != "tensorflow":
@@ -22,29 +24,36 @@ if _keras.config.backend() != "tensorflow":
 
 from keras_tracin import evaluation, plots, report, tensorboard
 from keras_tracin._version import __version__
-from keras_tracin.attribution import (
-    Attribution,
-    Ranking,
-    SelfInfluence,
-    TopK,
-)
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.check import CheckReport, Finding, check
-from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
-from keras_tracin.datasets import with_ids
+from keras_tracin.curvature.solvers.randomized_sketch import (
+    InverseSketch,
+    RandomizedSketch,
+)
+from keras_tracin.data.examples import with_ids
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.methods import representer, unrolled
+from keras_tracin.methods.influence import InfluenceFunctions
+from keras_tracin.methods.representer import (
+    Faithfulness,
+    L2Sweep,
+    RepresenterPoints,
+    sweep_l2,
+)
+from keras_tracin.methods.tracin import TracIn
+from keras_tracin.methods.trak import TRAK
+from keras_tracin.methods.unrolled import UnrolledInfluence
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
     TensorSketch,
 )
-from keras_tracin.representer import (
-    Faithfulness,
-    L2Sweep,
-    RepresenterPoints,
-    sweep_l2,
+from keras_tracin.results.attribution import (
+    Attribution,
+    Ranking,
+    SelfInfluence,
+    TopK,
 )
 from keras_tracin.runs import (
     Checkpoint,
@@ -60,9 +69,13 @@ from keras_tracin.trace import (
     sketch_training,
     trace_training,
 )
-from keras_tracin.tracin import TracIn
-from keras_tracin.trak import TRAK
-from keras_tracin.unrolled import UnrolledInfluence
+
+# Users import these, and what is in them, without naming `methods`.
+for _package in (representer, unrolled):
+    for _name in [
+        n for n in _sys.modules if f"{n}.".startswith(f"{_package.__name__}.")
+    ]:
+        _sys.modules[_name.replace(".methods.", ".", 1)] = _sys.modules[_name]
 
 __all__ = [
     "CG",

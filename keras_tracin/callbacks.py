@@ -12,8 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
-from keras_tracin.distribution import worker_of
+from keras_tracin.engine.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
@@ -24,6 +23,7 @@ from keras_tracin.runs.steps import (
     stop_recording,
 )
 from keras_tracin.runs.updates import count_updates, weight_marks
+from keras_tracin.storage import files
 
 
 class TracInCheckpoint(keras.callbacks.Callback):
@@ -117,7 +117,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
     ):
         super().__init__()
         # The process may go to another directory while it trains.
-        self.directory = _files.absolute_directory(directory)
+        self.directory = files.absolute_directory(directory)
         self.save_freq = _checked_save_freq(save_freq, epochs)
         self.overwrite = overwrite
         self.verbose = verbose
@@ -280,7 +280,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 },
             )
         if path and self.verbose:
-            step, shown = self._writer.last_step, _files.shown(path)
+            step, shown = self._writer.last_step, files.shown(path)
             print(f"\nEpoch {self._epoch}: saved step {step} to {shown}")
 
     @contextlib.contextmanager

@@ -20,7 +20,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin._files import digest
+from keras_tracin.storage.files import digest
 
 ROOT = Path(__file__).absolute().parents[1]
 NUM_TRAIN, NUM_TEST = 24, 6

@@ -161,7 +161,7 @@ def test_self_influence_is_that_of_each_example_alone(
     model, directory, _, expected = trained
     data = KINDS[kind](rows(ALL, slice(count)), batch)
     with monkeypatch.context() as patch:
-        patch.setattr("keras_tracin.sweep._BATCH_SIZES", (step, step))
+        patch.setattr("keras_tracin.engine.sweep._BATCH_SIZES", (step, step))
         tracin = kt.TracIn(model, data, directory, memory_limit=room)
         found = tracin.self_influence(verbose=0)
     assert_alike(found.scores[in_id_order(found.ids)], expected[:count])

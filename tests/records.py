@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tests import index_worker
+from tests.index import index_worker
 
 RUN, RECORDS = "KERAS_TRACIN_TEST_RUN", "KERAS_TRACIN_TEST_RECORDS"
 PER_FILE = 350  # so that shards begin and end within files

@@ -219,7 +219,7 @@ def test_only_distribution_names_tf_distribute(module):
         part for name in imported_names(module) for part in name.split(".")
     }
     named = "distribute" in attributes | imports
-    assert not named or module == "keras_tracin.distribution"
+    assert not named or module == "keras_tracin.engine.distribution"
 
 
 @each_package_module

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.diagnosis import Suspect, not_finite
-from keras_tracin.first_look import EXAMPLES
-from keras_tracin.scoring import Scorer
-from keras_tracin.spot_checks import SpotChecks
+from keras_tracin.engine.diagnosis import (
+    Suspect,
+    not_finite,
+)
+from keras_tracin.engine.first_look import EXAMPLES
+from keras_tracin.engine.scoring import Scorer
+from keras_tracin.engine.spot_checks import SpotChecks
 
 _BATCH = 256
 _MOST = 40  # batches that are read

@@ -21,19 +21,24 @@ from keras_tracin.check.report import (
     LayerReport,
 )
 from keras_tracin.check.training_loss import TrainingLoss, says_the_loss
-from keras_tracin.diagnosis import brief
-from keras_tracin.distribution import Strategy
-from keras_tracin.exclusive import exclusively
-from keras_tracin.forecast import forecast_plainly
-from keras_tracin.losses import per_example_loss
-from keras_tracin.output_kinds import SAMPLE
-from keras_tracin.preprocessing import open_for_model
-from keras_tracin.rates import checkpoint_rates
+from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.engine.distribution import Strategy
+from keras_tracin.engine.forecast import forecast_plainly
+from keras_tracin.engine.scoring import (
+    PRESENT_WEIGHTS,
+    Rates,
+    Scorer,
+    name_of,
+)
+from keras_tracin.engine.sweep import Plan
+from keras_tracin.losses.output_kinds import SAMPLE
+from keras_tracin.losses.per_example import per_example_loss
+from keras_tracin.methods.rates import checkpoint_rates
+from keras_tracin.methods.training_notes import check_training
+from keras_tracin.models.errors import brief
+from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.state import preserved
 from keras_tracin.runs import TrainingRun, run_weights
-from keras_tracin.runs.state import preserved
-from keras_tracin.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
-from keras_tracin.sweep import Plan
-from keras_tracin.training_notes import check_training
 
 
 @exclusively

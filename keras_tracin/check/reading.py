@@ -13,10 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.check.report import Finding
-from keras_tracin.datasets import Batch, Examples
-from keras_tracin.diagnosis import broken_rows
-from keras_tracin.labels import LabelsOutsideClasses
-from keras_tracin.losses import PerExampleLoss
+from keras_tracin.data.examples import (
+    Batch,
+    Examples,
+)
+from keras_tracin.engine.diagnosis import broken_rows
+from keras_tracin.losses.invalid_labels import LabelsOutsideClasses
+from keras_tracin.losses.per_example import PerExampleLoss
 
 _BATCH = 256
 _MOST_SHOWN = 10

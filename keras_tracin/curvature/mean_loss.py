@@ -26,14 +26,20 @@ import tensorflow as tf
 from keras_tracin.curvature.examples import HeldExamples
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.penalty import Layout, Parts, Penalty
-from keras_tracin.datasets import Examples
-from keras_tracin.distribution import Strategy, spread_sum
+from keras_tracin.data.examples import Examples
+from keras_tracin.engine.distribution import (
+    Strategy,
+    spread_sum,
+)
+from keras_tracin.engine.footprint import footprint
+from keras_tracin.engine.steps import batch_spec
+from keras_tracin.engine.sweep import (
+    default_memory_limit,
+    make_plan,
+)
 from keras_tracin.gradients.compiling import compiled
-from keras_tracin.gradients.footprint import footprint
-from keras_tracin.gradients.functions import batch_spec
 from keras_tracin.gradients.sites import without_rematerialization
-from keras_tracin.losses import PerExampleLoss
-from keras_tracin.sweep import default_memory_limit, make_plan
+from keras_tracin.losses.per_example import PerExampleLoss
 
 # Examples × variables up to which vectors are worked on side by side: all of
 # an operation's shares are then small, and calling it takes longer than doing
@@ -58,7 +64,7 @@ class MeanLossCurvature:
         examples: the training data.
         variables: those that the vectors are laid out by, in this order.
         penalty: `ρ`, what the weight regularisers count beside the mean loss;
-            see `keras_tracin.losses.penalty_weight`.
+            see `keras_tracin.losses.per_example.penalty_weight`.
         memory_limit: bytes that may be used; half of what is free by default.
         strategy: where to run; each replica works on a share of a batch.
         jit_compile: whether XLA compiles the steps.

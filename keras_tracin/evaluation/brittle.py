@@ -20,13 +20,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.attribution import Attribution
 from keras_tracin.evaluation.training_again import (
     check_same,
     query_values,
     read_whole,
 )
-from keras_tracin.output_kinds import SAMPLE
+from keras_tracin.losses.output_kinds import SAMPLE
+from keras_tracin.results.attribution import Attribution
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,12 @@ import keras
 import numpy as np
 import scipy.stats
 
-from keras_tracin.attribution import Attribution
 from keras_tracin.evaluation.training_again import (
     check_same,
     query_values,
     read_whole,
 )
+from keras_tracin.results.attribution import Attribution
 
 
 @dataclasses.dataclass(frozen=True)

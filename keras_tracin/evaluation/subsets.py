@@ -35,15 +35,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin._files import save_arrays
-from keras_tracin.descriptions import describe
 from keras_tracin.evaluation.rank_correlation import rank_correlations
 from keras_tracin.evaluation.training_again import (
     Data,
     query_values,
     read_whole,
 )
-from keras_tracin.losses import PerExampleLoss, per_example_loss
+from keras_tracin.losses.per_example import (
+    PerExampleLoss,
+    per_example_loss,
+)
+from keras_tracin.models.descriptions import describe
+from keras_tracin.storage.files import save_arrays
 
 _TRIED = 32  # queries that a function of the user's own is compared on
 

@@ -19,16 +19,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.attribution import Attribution, TopK
 from keras_tracin.evaluation.training_again import (
     Data,
     check_same,
     query_values,
     read_whole,
 )
-from keras_tracin.exclusive import exclusively
-from keras_tracin.losses import per_example_loss
-from keras_tracin.output_kinds import SAMPLE
+from keras_tracin.losses.output_kinds import SAMPLE
+from keras_tracin.losses.per_example import per_example_loss
+from keras_tracin.models.exclusive import exclusively
+from keras_tracin.results.attribution import (
+    Attribution,
+    TopK,
+)
 from keras_tracin.runs import run_weights
 
 

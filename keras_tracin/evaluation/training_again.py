@@ -16,11 +16,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import content_digest, open_examples
-from keras_tracin.output_kinds import SAMPLE
-from keras_tracin.preprocessing import open_for_model
-from keras_tracin.query_losses import query_value
-from keras_tracin.runs.state import preserved
+from keras_tracin.data.examples import (
+    content_digest,
+    open_examples,
+)
+from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.losses.output_kinds import SAMPLE
+from keras_tracin.losses.query_losses import query_value
+from keras_tracin.models.state import preserved
 
 _BATCH = 1024  # examples read or evaluated at a time
 

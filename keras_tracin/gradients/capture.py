@@ -90,7 +90,7 @@ def capture(
     Args:
         model: a built model whose examples do not interact.
         loss: `(y, y_pred, sample_weight) -> [n]`, as
-            `keras_tracin.losses.per_example_loss` returns.
+            `keras_tracin.losses.per_example.per_example_loss` returns.
         batch: `(x, y, sample_weight)`.
         layers: restricts the gradients, as in `find_sites`; or what `place`
             found for this model, which spares its dry run.

@@ -37,7 +37,7 @@ from keras_tracin.gradients.sites import (
     layers_called,
     without_rematerialization,
 )
-from keras_tracin.loops import unfinished_loops
+from keras_tracin.models.loops import unfinished_loops
 
 # How many examples the dry run has: a prime, so that a multiple of it is an
 # axis into which the examples were folded.

@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from keras_tracin.gradients.precision import coarsest_place
 from keras_tracin.gradients.sites import intercepted
-from keras_tracin.runs.state import preserved
+from keras_tracin.models.state import preserved
 
 _REPEATS = 3  # of a batch, to see whether random numbers are drawn
 _MOST_EXAMPLES = 8

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_tracin.datasets import Batch, Examples
-from keras_tracin.descriptions import describe_layers
-from keras_tracin.distribution import worker_of
-from keras_tracin.fingerprint import tolerance
+from keras_tracin.data.examples import (
+    Batch,
+    Examples,
+)
+from keras_tracin.engine.distribution import worker_of
+from keras_tracin.engine.fingerprint import tolerance
 from keras_tracin.index import search as searches
 from keras_tracin.index.opening import resident_in, source_of
 from keras_tracin.index.recall import measured
@@ -26,10 +28,11 @@ from keras_tracin.index.resident import Resident
 from keras_tracin.index.source import Source, places_of
 from keras_tracin.index.store import Store
 from keras_tracin.index.writing import queries_among, write_rows
-from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.methods.influence import InfluenceFunctions
+from keras_tracin.methods.tracin import TracIn
+from keras_tracin.models.descriptions import describe_layers
 from keras_tracin.projection import Projection
-from keras_tracin.sharing import wait_for_worker
-from keras_tracin.tracin import TracIn
+from keras_tracin.storage.sharing import wait_for_worker
 
 SAMPLE = 20  # training examples that recall is measured on
 

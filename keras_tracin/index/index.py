@@ -24,23 +24,30 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
-from keras_tracin.attribution import Ranking, TopK, TopKMerger
-from keras_tracin.datasets import Batch
-from keras_tracin.distribution import check_first, worker_of
-from keras_tracin.exclusive import exclusively
-from keras_tracin.fingerprint import tolerance
+from keras_tracin.data.examples import Batch
+from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.engine.distribution import (
+    check_first,
+    worker_of,
+)
+from keras_tracin.engine.fingerprint import tolerance
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
 from keras_tracin.index.opening import check_model, resident_in, source_in
 from keras_tracin.index.sketched_inverse import INVERSE
 from keras_tracin.index.store import Store
 from keras_tracin.index.writing import Naming, check_form, queries_among
-from keras_tracin.influence import InfluenceFunctions
-from keras_tracin.preprocessing import open_for_model
+from keras_tracin.methods.influence import InfluenceFunctions
+from keras_tracin.methods.tracin import TracIn
+from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
+from keras_tracin.results.attribution import (
+    Ranking,
+    TopK,
+    TopKMerger,
+)
 from keras_tracin.runs import TrainingRun
-from keras_tracin.tracin import TracIn
+from keras_tracin.storage import files
 
 _BATCH = 256  # queries sketched in one step
 
@@ -94,7 +101,7 @@ class InfluenceIndex:
         projection: Projection | None = None,
         run: TrainingRun | str | os.PathLike | None = None,
     ):
-        store = Store(_files.absolute_directory(directory))
+        store = Store(files.absolute_directory(directory))
         if not store.finished:
             raise ValueError(
                 f"The build of the index in {directory} was interrupted: "
@@ -115,7 +122,7 @@ class InfluenceIndex:
         store.verify()
         inverse = store.identity.get("inverse")
         if inverse is not None:
-            _files.check_digest(store.directory / INVERSE, inverse)
+            files.check_digest(store.directory / INVERSE, inverse)
         search, ids = searches.load(store), store.ids()
         self._store, self._ids = store, ids
         # At once, for the queries of other threads.
@@ -170,7 +177,7 @@ class InfluenceIndex:
         """
         build = begin(
             method,
-            _files.absolute_directory(directory),
+            files.absolute_directory(directory),
             projection=projection,
             dtype=dtype,
             search=search,

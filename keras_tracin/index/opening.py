@@ -17,15 +17,10 @@ from typing import Any
 
 import keras
 
-from keras_tracin.curvature.sketch import InverseSketch
-from keras_tracin.datasets import Batch
-from keras_tracin.descriptions import (
-    describe_layers,
-    describe_loss,
-    difference,
-)
-from keras_tracin.fingerprint import tolerance
-from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.curvature.solvers.randomized_sketch import InverseSketch
+from keras_tracin.data.examples import Batch
+from keras_tracin.engine.fingerprint import tolerance
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.index.resident import Resident
 from keras_tracin.index.sketched_inverse import (
     INVERSE,
@@ -40,12 +35,17 @@ from keras_tracin.index.source import (
     source_of_tracin,
 )
 from keras_tracin.index.store import Store
-from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.losses.query_losses import query_value
+from keras_tracin.methods.influence import InfluenceFunctions
+from keras_tracin.methods.tracin import TracIn
+from keras_tracin.models.descriptions import (
+    describe_layers,
+    describe_loss,
+    difference,
+)
 from keras_tracin.projection import Projection
-from keras_tracin.query_losses import query_value
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs.manifest import first_mismatch, weights_digest
-from keras_tracin.tracin import TracIn
 
 
 def source_of(

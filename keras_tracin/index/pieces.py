@@ -25,12 +25,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_tracin.datasets import (
+from keras_tracin.data.examples import (
     Batch,
     Examples,
     content_digest,
 )
-from keras_tracin.exclusive import exclusively
+from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.index.building import Build, begin, finish
 from keras_tracin.index.writing import (
     BATCH,
@@ -38,7 +38,7 @@ from keras_tracin.index.writing import (
     check_form,
     examples_per_shard,
 )
-from keras_tracin.preprocessing import open_for_model
+from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.attribution import TopKMerger
 from keras_tracin.index.search import Search, scan
 from keras_tracin.index.store import Store
+from keras_tracin.results.attribution import TopKMerger
 
 _K = 10
 

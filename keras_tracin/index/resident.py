@@ -21,14 +21,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin import _files
-from keras_tracin.datasets import Batch
-from keras_tracin.diagnosis import Suspect, broken_rows, check_fits, explaining
-from keras_tracin.exclusive import exclusively
-from keras_tracin.gradients.functions import GradientFunctions, kind_of
+from keras_tracin.data.examples import Batch
+from keras_tracin.engine.diagnosis import (
+    Suspect,
+    broken_rows,
+    check_fits,
+    explaining,
+)
+from keras_tracin.engine.steps import (
+    GradientFunctions,
+    kind_of,
+)
+from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.state import preserved
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
-from keras_tracin.runs.state import preserved
+from keras_tracin.storage import files
 
 
 class Resident:
@@ -69,7 +77,7 @@ class Resident:
         found: list[list[tf.Tensor]] = []
         with run_weights(self._model) as load:
             for path, sha256 in self._files:
-                _files.check_digest(path, sha256)
+                files.check_digest(path, sha256)
                 load(path)
                 # No copies: the next ones are loaded into other memory.
                 values = [tf.identity(v.value) for v in self._model.weights]

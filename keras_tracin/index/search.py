@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.attribution import TopKMerger
 from keras_tracin.index.store import Store, save_array
+from keras_tracin.results.attribution import TopKMerger
 
 KINDS = ("exact", "flat", "hnsw", "ivf")
 NEAR = 64  # numbers of a short row, at first

@@ -19,17 +19,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_tracin import _files
-from keras_tracin.curvature.sketch import InverseSketch, RandomizedSketch
-from keras_tracin.distribution import worker_of
+from keras_tracin.curvature.solvers.randomized_sketch import (
+    InverseSketch,
+    RandomizedSketch,
+)
+from keras_tracin.engine.distribution import worker_of
+from keras_tracin.engine.scoring import PRESENT_WEIGHTS
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import FILE_NAME, wait_for_store
-from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.projection import Projection
 from keras_tracin.runs.manifest import weights_digest
-from keras_tracin.scoring import PRESENT_WEIGHTS
+from keras_tracin.storage import files
 
 INVERSE = "inverse.npz"
 
@@ -103,7 +106,7 @@ def source_of_influence(
         **settings,
         "weights": weights_digest(scorer.model),
         "solver": _described(solver),
-        "inverse": _files.digest(path),
+        "inverse": files.digest(path),
         "checkpoints": [],
     }
     return Source(scorer, PRESENT_WEIGHTS, of_train, of_query, identity)

@@ -21,9 +21,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
-from keras_tracin.gradients.updated import unequal_shares
-from keras_tracin.measures import Numbers
+from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.scoring import (
+    Rates,
+    Scorer,
+)
+from keras_tracin.engine.updated import unequal_shares
+from keras_tracin.methods.tracin import TracIn
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
@@ -33,8 +37,7 @@ from keras_tracin.projection import (
     describe,
 )
 from keras_tracin.runs import Checkpoint, TrainingRun
-from keras_tracin.scoring import Rates, Scorer
-from keras_tracin.tracin import TracIn
+from keras_tracin.storage import files
 
 INVERSE = "inverse.npz"
 
@@ -114,7 +117,7 @@ def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
         {
             "step": checkpoint.step,
             "epoch": checkpoint.epoch,
-            "sha256": checkpoint.sha256 or _files.digest(checkpoint.path),
+            "sha256": checkpoint.sha256 or files.digest(checkpoint.path),
             "rate": rate,
         }
         for checkpoint, rate in method.rates.items()
@@ -198,7 +201,7 @@ def located(
         return paths
     if not isinstance(run, TrainingRun):
         run = TrainingRun(run)
-    known = {each.sha256 or _files.digest(each.path): each.path for each in run}
+    known = {each.sha256 or files.digest(each.path): each.path for each in run}
     lost = [
         each["epoch"]
         for each in identity["checkpoints"]

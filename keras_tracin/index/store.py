@@ -35,12 +35,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin import _files
-from keras_tracin.descriptions import difference
-from keras_tracin.fingerprint import FILE_NAME as FINGERPRINT
-from keras_tracin.fingerprint import agree, kept_numbers
-from keras_tracin.measures import Numbers
-from keras_tracin.sharing import wait_for_worker
+from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
+from keras_tracin.engine.fingerprint import (
+    agree,
+    kept_numbers,
+)
+from keras_tracin.engine.measures import Numbers
+from keras_tracin.models.descriptions import difference
+from keras_tracin.storage import files
+from keras_tracin.storage.sharing import wait_for_worker
 
 FORMAT_VERSION = 3
 _READ = (2, 3)
@@ -143,7 +146,7 @@ class Store:
 
         Args:
             numbers: of the training examples with some ids, or of any that it
-                chooses; see `keras_tracin.fingerprint`.
+                chooses; see `keras_tracin.engine.fingerprint`.
             share: what they may differ by, of the largest of each array.
 
         Raises:
@@ -312,7 +315,7 @@ class Store:
 
     def check_room(self, needed: int) -> None:
         """Raises OSError unless the disk has room for so many bytes."""
-        _files.check_room(
+        files.check_room(
             self.directory,
             needed,
             "index",
@@ -342,9 +345,9 @@ class Store:
             for kind, array in arrays.items():
                 path = self._path(kind, shard)
                 # A scheduler that took a process for dead may have begun anew.
-                with _files.written_whole(path, unique=True) as unfinished:
+                with files.written_whole(path, unique=True) as unfinished:
                     save_array(unfinished, array)
-                entry["files"][kind] = _files.describe(path)
+                entry["files"][kind] = files.describe(path)
             _write(self._entry_path(shard), entry)
 
     def take(self, shard: int, digest: str) -> None:
@@ -363,7 +366,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno not in _files.DISK_IS_FULL:
+            if error.errno not in files.DISK_IS_FULL:
                 raise
             rows = self._count(0, self.finished) + self.pending
             raise OSError(
@@ -386,10 +389,10 @@ class Store:
         path = self.search_path(name, self.num_shards)
         with (
             self._kept(f"the file '{name}' for the search"),
-            _files.written_whole(path) as unfinished,
+            files.written_whole(path) as unfinished,
         ):
             write(unfinished)
-        return _files.describe(path)
+        return files.describe(path)
 
     def search_path(self, name: str, shards: int | None = None) -> Path:
         """Where a file for the search is."""
@@ -425,7 +428,7 @@ class Store:
 
     def _drop_entries(self) -> None:
         """Deletes entries, and what killed processes left unfinished."""
-        for pattern in ("entries/[0-9]*.json", f"*/{_files.UNFINISHED}*"):
+        for pattern in ("entries/[0-9]*.json", f"*/{files.UNFINISHED}*"):
             for path in self.directory.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -467,7 +470,7 @@ class Store:
         for name, file in search["files"].items():
             expected[self.search_path(name)] = file
         for path, listed in expected.items():
-            found = _files.describe(path) if path.is_file() else None
+            found = files.describe(path) if path.is_file() else None
             if found != listed:
                 what = "is missing" if found is None else "is damaged"
                 raise ValueError(
@@ -495,7 +498,7 @@ def wait_for_store(directory: Path, worker: tuple[int, int]) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2)
-    with _files.written_whole(path) as unfinished:
+    with files.written_whole(path) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 

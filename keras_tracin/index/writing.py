@@ -20,20 +20,20 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import (
+from keras_tracin.data.examples import (
     Batch,
     Examples,
     content_digest,
     joined,
 )
-from keras_tracin.gradients.functions import kind_of
+from keras_tracin.engine.spot_checks import SpotChecks
+from keras_tracin.engine.steps import kind_of
+from keras_tracin.engine.sweep import in_chunks
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
 from keras_tracin.runs import run_weights
-from keras_tracin.sharing import wait_for_worker
-from keras_tracin.spot_checks import SpotChecks
-from keras_tracin.sweep import in_chunks
+from keras_tracin.storage.sharing import wait_for_worker
 
 _SHARD = 64 * 2**20  # bytes of rows, about
 BATCH = 256  # fixed, so that a resumed build has the same bits

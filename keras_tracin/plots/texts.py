@@ -15,9 +15,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_tracin.attribution import TopK
 from keras_tracin.plots.columns import column, positions_of
 from keras_tracin.plots.figures import WRONG, new_figure
+from keras_tracin.results.attribution import TopK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

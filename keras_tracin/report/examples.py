@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Examples, chosen, open_examples
+from keras_tracin.data.examples import (
+    Examples,
+    chosen,
+    open_examples,
+)
 from keras_tracin.report.labels import (
     Predictions,
     label_values,

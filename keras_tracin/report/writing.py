@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin._files import written_whole
-from keras_tracin.attribution import SelfInfluence, TopK
 from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
 from keras_tracin.report.rendering import KINDS
+from keras_tracin.results.attribution import (
+    SelfInfluence,
+    TopK,
+)
+from keras_tracin.storage.files import written_whole
 
 
 def write_html(

@@ -28,7 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin import _files
+from keras_tracin.storage import files
 
 ENDING = ".exact.npz"
 
@@ -132,7 +132,7 @@ def write(path: Path, model: keras.Model, indices: Sequence[int]) -> None:
         # NumPy's files know nothing of bfloat16, which is bytes to them.
         arrays[str(index)] = _bytes_of(value)
     text = np.frombuffer(json.dumps(listed).encode(), np.uint8)
-    _files.save_arrays(path, False, **{_LIST: text, **arrays})
+    files.save_arrays(path, False, **{_LIST: text, **arrays})
 
 
 def assign(model: keras.Model, path: Path) -> None:

@@ -47,7 +47,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
+from keras_tracin.storage import files
 
 FORMAT_VERSION = 2
 FILE_NAME = "run.json"
@@ -77,7 +77,7 @@ def read(directory: Path) -> dict[str, Any]:
         )
     manifest = _parse(path)
     for entry in listed_files(manifest):
-        _files.check_size(directory / entry["file"], entry["size"])
+        files.check_size(directory / entry["file"], entry["size"])
     return manifest
 
 
@@ -122,7 +122,7 @@ def write(directory: Path, manifest: dict[str, Any]) -> str:
         The text of the file.
     """
     text = json.dumps(manifest, indent=2)
-    with _files.written_whole(directory / FILE_NAME) as unfinished:
+    with files.written_whole(directory / FILE_NAME) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     return text + "\n"
 
@@ -168,7 +168,7 @@ def read_arrays(
         ValueError: if the file is missing or damaged.
     """
     path = directory / entry["file"]
-    _files.check_digest(path, entry["sha256"])
+    files.check_digest(path, entry["sha256"])
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         return dict(file)
 

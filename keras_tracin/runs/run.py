@@ -14,9 +14,9 @@ from typing import Any, overload
 import keras
 import numpy as np
 
-from keras_tracin import _files
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.saved import SavedWeights, listed, restore, saved_at
+from keras_tracin.storage import files
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class TrainingRun(Sequence[Checkpoint]):
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory: Path | None = _files.absolute_directory(directory)
+        self.directory: Path | None = files.absolute_directory(directory)
         manifest = run_manifest.read(self.directory)
         self._segments = _read_segments(self.directory, manifest)
         self._rates = np.concatenate(
@@ -380,7 +380,7 @@ class TrainingRun(Sequence[Checkpoint]):
             ValueError: A file, which is named, is missing or damaged.
         """
         for path, sha256 in self._listed:
-            _files.check_digest(path, sha256)
+            files.check_digest(path, sha256)
         if self.directory is None:
             _weight_files(snapshot.saved.path for snapshot in self._snapshots)
 
@@ -388,7 +388,7 @@ class TrainingRun(Sequence[Checkpoint]):
         source = (
             "adopted files"
             if self.directory is None
-            else _files.shown(self.directory)
+            else files.shown(self.directory)
         )
         if not self._snapshots:
             return f"<TrainingRun of {source}: no checkpoints>"

@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import keras
 
-from keras_tracin import _files
 from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.storage import files
 
 LOADING_ERRORS = (OSError, KeyError, ValueError, zipfile.BadZipFile)
 
@@ -112,7 +112,7 @@ def check_saved(model: keras.Model, saved: SavedWeights) -> None:
         (saved.exact, saved.exact_sha256),
     ]:
         if path is not None and sha256 is not None:
-            _files.check_digest(path, sha256)
+            files.check_digest(path, sha256)
         elif path is not None and not path.is_file():
             raise ValueError(f"{path} does not exist, expected a weights file.")
     if saved.weights:  # Else Keras compares the shapes as it loads.

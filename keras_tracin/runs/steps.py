@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.runs.state import layers_with_losses
+from keras_tracin.models.state import layers_with_losses
 from keras_tracin.runs.updates import NotedUpdates
 
 _TWIN = "_keras_tracin_recording"  # where a train function keeps its own

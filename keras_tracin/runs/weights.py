@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.state import Untracked
 from keras_tracin.runs import exact
 from keras_tracin.runs.run import Checkpoint
 from keras_tracin.runs.saved import (
@@ -26,7 +27,6 @@ from keras_tracin.runs.saved import (
     load_saved,
     saved_at,
 )
-from keras_tracin.runs.state import Untracked
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 _MARK = 0.7390625  # all of a weight's elements, before an adopted file is read

@@ -12,14 +12,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
 from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.lock import RunLock
 from keras_tracin.runs.seeds import seed_states
+from keras_tracin.storage import files
 
 _OWN_FILES = re.compile(
-    rf"({_files.UNFINISHED})?(step-\d{{8,}}\.(weights\.h5|exact\.npz)|\d{{8,}}\.npz)"
+    rf"({files.UNFINISHED})?(step-\d{{8,}}\.(weights\.h5|exact\.npz)|\d{{8,}}\.npz)"
 )
 
 
@@ -258,13 +258,13 @@ class RunWriter:
     ) -> dict[str, Any]:
         file = f"checkpoints/step-{step:08d}.weights.h5"
         with (
-            _files.written_whole(self.directory / file) as unfinished,
-            _files.error_keeping(unfinished) as open_file,
+            files.written_whole(self.directory / file) as unfinished,
+            files.error_keeping(unfinished) as open_file,
         ):
             exact.save_weights(model, open_file)
         entry = {
             "file": file,
-            **_files.describe(self.directory / file),
+            **files.describe(self.directory / file),
             "weights_digest": digest,
         }
         missing = exact.unheld_weights(model, self.directory / file)
@@ -273,7 +273,7 @@ class RunWriter:
             exact.write(self.directory / beside, model, missing)
             entry["exact"] = {
                 "file": beside.as_posix(),
-                **_files.describe(self.directory / beside),
+                **files.describe(self.directory / beside),
             }
         return entry
 
@@ -281,9 +281,9 @@ class RunWriter:
         self, arrays: Mapping[str, np.ndarray], index: int
     ) -> dict[str, Any]:
         file = f"steps/{index:08d}.npz"
-        with _files.written_whole(self.directory / file) as unfinished:
+        with files.written_whole(self.directory / file) as unfinished:
             np.savez(unfinished, **arrays)  # type: ignore[arg-type]
-        return {"file": file, **_files.describe(self.directory / file)}
+        return {"file": file, **files.describe(self.directory / file)}
 
     def _rewind(self, digest: str) -> None:
         """Goes back to the last recorded state with these weights."""
@@ -339,7 +339,7 @@ class RunWriter:
                 listed_as = f"{folder}/{path.name}"
                 if _OWN_FILES.fullmatch(path.name) and listed_as not in kept:
                     path.unlink()
-        unfinished = _files.UNFINISHED + run_manifest.FILE_NAME
+        unfinished = files.UNFINISHED + run_manifest.FILE_NAME
         (self.directory / unfinished).unlink(missing_ok=True)
 
 

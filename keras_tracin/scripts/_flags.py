@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from keras_tracin.distribution import NAMED
+from keras_tracin.engine.distribution import NAMED
 
 TASK = "The task and where it runs"
 METHOD = "The method and its checkpoints"

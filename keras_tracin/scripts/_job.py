@@ -18,24 +18,32 @@ import keras
 import numpy as np
 from absl import flags
 
-from keras_tracin.curvature.sketch import RandomizedSketch
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
-from keras_tracin.datasets import chosen, joined, open_examples, with_ids
-from keras_tracin.distribution import NAMED, Strategy
-from keras_tracin.influence import InfluenceFunctions
+from keras_tracin.curvature.solvers.randomized_sketch import RandomizedSketch
+from keras_tracin.data.examples import (
+    chosen,
+    joined,
+    open_examples,
+    with_ids,
+)
+from keras_tracin.engine.distribution import (
+    NAMED,
+    Strategy,
+)
+from keras_tracin.methods.influence import InfluenceFunctions
+from keras_tracin.methods.representer import RepresenterPoints
+from keras_tracin.methods.tracin import TracIn
+from keras_tracin.methods.trak import TRAK
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
     Projection,
     TensorSketch,
 )
-from keras_tracin.representer import RepresenterPoints
 from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
 from keras_tracin.scripts._flags import METHODS_OF, NO_PARTS
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.scripts.task import Task, load_task
-from keras_tracin.tracin import TracIn
-from keras_tracin.trak import TRAK
 
 Method = TracIn | InfluenceFunctions | TRAK | RepresenterPoints
 

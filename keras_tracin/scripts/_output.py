@@ -18,9 +18,13 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from keras_tracin._files import written_whole
-from keras_tracin.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results.attribution import (
+    Attribution,
+    SelfInfluence,
+    TopK,
+)
 from keras_tracin.scripts._program import UsageError
+from keras_tracin.storage.files import written_whole
 
 Result = Attribution | TopK | SelfInfluence
 Row = list[Any]

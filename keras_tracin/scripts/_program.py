@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from keras_tracin import scripts
-from keras_tracin.diagnosis import brief
+from keras_tracin.models.errors import brief
 
 SUCCESS, FAILURE, MISUSE, INTERRUPTED = 0, 1, 2, 130
 

@@ -27,11 +27,11 @@ from absl import flags
 
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.index.store import FILE_NAME
-from keras_tracin.representer import RepresenterPoints
+from keras_tracin.methods.representer import RepresenterPoints
+from keras_tracin.methods.trak import TRAK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, opened
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
-from keras_tracin.trak import TRAK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,16 +21,16 @@ from typing import Any
 
 from absl import flags
 
-from keras_tracin.attribution import TopK
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.influence import InfluenceFunctions
-from keras_tracin.representer import RepresenterPoints
+from keras_tracin.methods.influence import InfluenceFunctions
+from keras_tracin.methods.representer import RepresenterPoints
+from keras_tracin.methods.tracin import TracIn
+from keras_tracin.methods.trak import TRAK
+from keras_tracin.results.attribution import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, opened
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
-from keras_tracin.tracin import TracIn
-from keras_tracin.trak import TRAK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 
-from keras_tracin.diagnosis import brief
+from keras_tracin.models.errors import brief
 
 _SPEC = re.compile(r"(?P<module>\w+(\.\w+)*)(:(?P<attribute>\w+(\.\w+)*))?")
 _NEEDED = ("model", "train")

@@ -26,7 +26,10 @@ import tensorflow as tf
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.placement import check_loss_of_outputs, place
-from keras_tracin.losses import batch_shares, check_no_activation_losses
+from keras_tracin.losses.per_example import (
+    batch_shares,
+    check_no_activation_losses,
+)
 from keras_tracin.trace.mode import apart, training_mode
 
 

@@ -21,12 +21,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.engine.steps import (
+    batch_spec,
+    kind_of,
+)
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
-from keras_tracin.gradients.functions import batch_spec, kind_of
 from keras_tracin.gradients.nest import Nest
 from keras_tracin.gradients.placement import place
-from keras_tracin.losses import per_example_loss
+from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.trace.gradients import StepGradients, triple
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusively
 from keras_tracin.trace.recording import Recording, recorded_history
 from keras_tracin.trace.source import Source
 from keras_tracin.trace.watching import check_can_be_watched, watched_fit

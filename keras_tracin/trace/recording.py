@@ -22,12 +22,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin import _files
-from keras_tracin.descriptions import describe_loss
+from keras_tracin.models.descriptions import describe_loss
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.saved import listed, restore
 from keras_tracin.runs.seeds import seed_states, seed_variables
+from keras_tracin.storage import files
 
 _SETTINGS = "settings"
 
@@ -74,7 +74,7 @@ class Recording:
         recording = cls(model, settings)
         if directory is None:
             return recording
-        directory = _files.absolute_directory(directory)
+        directory = files.absolute_directory(directory)
         recording._directory = directory
         # So that its state is in the files, from the first of them on.
         model.optimizer.build(model.trainable_variables)

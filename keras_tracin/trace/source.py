@@ -19,8 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.example_ids import DatasetWithIds
-from keras_tracin.preprocessing import (
+from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.preprocessing import (
     Pipeline,
     open_for_model,
     preprocessor_of,

@@ -48,9 +48,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.datasets import Batch, content_digest
-from keras_tracin.exclusive import exclusively
-from keras_tracin.preprocessing import open_for_model
+from keras_tracin.data.examples import (
+    Batch,
+    content_digest,
+)
+from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.models.exclusive import exclusively
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
 from keras_tracin.trace.recording import Recording, recorded_history

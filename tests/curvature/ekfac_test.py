@@ -10,9 +10,9 @@ import keras_tracin as kt
 from keras_tracin.curvature.ekfac import fit_ekfac
 from keras_tracin.curvature.objective import GaussNewton
 from keras_tracin.curvature.solvers.exact import as_matrix
-from keras_tracin.datasets import open_examples
-from keras_tracin.gradients.functions import GradientFunctions
-from keras_tracin.losses import per_example_loss
+from keras_tracin.data.examples import open_examples
+from keras_tracin.engine.steps import GradientFunctions
+from keras_tracin.losses.per_example import per_example_loss
 from tests.gradients.oracle import precision, randomize, sequential
 
 COUNT, CLASSES, DAMPING = 30, 3, 0.1

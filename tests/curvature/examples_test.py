@@ -5,7 +5,7 @@ import pytest
 
 from keras_tracin.curvature import examples as examples_module
 from keras_tracin.curvature.examples import HeldExamples
-from keras_tracin.datasets import open_examples
+from keras_tracin.data.examples import open_examples
 
 COUNT = 20
 X = np.arange(2 * COUNT, dtype="float32").reshape(COUNT, 2)

@@ -7,9 +7,9 @@ import tensorflow as tf
 from keras import layers
 
 import keras_tracin as kt
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients.compiling import wanted
-from keras_tracin.gradients.functions import GradientFunctions
-from keras_tracin.losses import per_example_loss
+from keras_tracin.losses.per_example import per_example_loss
 
 COUNT, CLASSES = 6, 3
 RNG = np.random.default_rng(0)

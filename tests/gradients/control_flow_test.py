@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.functions import GradientFunctions
-from keras_tracin.loops import unfinished_loops
+from keras_tracin.models.loops import unfinished_loops
 from tests.gradients.oracle import precision, randomize, uneven_loss
-from tests.models.one_by_one import gradients_one_by_one
+from tests.zoo.one_by_one import gradients_one_by_one
 
 
 class Stepping(keras.Layer):

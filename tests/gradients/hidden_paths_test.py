@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.gradients.placement import place
 from tests.gradients.oracle import (
     assert_products_close,

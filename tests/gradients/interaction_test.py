@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_tracin.gradients.interaction import find_interaction
-from keras_tracin.losses import per_example_loss
+from keras_tracin.losses.per_example import per_example_loss
 
 layers, ops = keras.layers, keras.ops
 

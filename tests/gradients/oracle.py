@@ -24,10 +24,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.capture import capture
-from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.gradients.sites import find_sites, site_variables
 
 # Relative to √(s_ii s_jj), the product of the two gradients' lengths.

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import precision as module
 from keras_tracin.gradients.factors import squared_norm
-from keras_tracin.gradients.functions import GradientFunctions
-from keras_tracin.losses import per_example_loss
+from keras_tracin.losses.per_example import per_example_loss
 from tests.gradients.oracle import (
     jacobian,
     precision,

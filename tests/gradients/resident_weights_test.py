@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.engine.steps import GradientFunctions
 
 layers = keras.layers
 PROJECTION = kt.TensorSketch(32, seed=1)

@@ -3,8 +3,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from keras_tracin import plots
-from keras_tracin.attribution import SelfInfluence
 from keras_tracin.plots.figures import WRONG
+from keras_tracin.results.attribution import SelfInfluence
 
 
 def curves(figure):

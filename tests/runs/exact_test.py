@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import keras_tracin as kt
-from keras_tracin.losses import per_example_loss
+from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.runs import (
     RunWriter,
     TrainingRun,
@@ -21,7 +21,7 @@ from keras_tracin.runs import (
     recorded_state,
     run_weights,
 )
-from tests.models.one_by_one import gradients_one_by_one
+from tests.zoo.one_by_one import gradients_one_by_one
 
 RATE = 0.05
 EPOCHS, STEPS = 2, 2

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from keras_tracin import _files
 from keras_tracin.runs import TrainingRun
+from keras_tracin.storage import files as storage_files
 from tests.runs.helpers import RATES, make_model, make_run
 
 
@@ -181,7 +181,8 @@ def replace_segment(directory, **arrays):
     path = directory / "steps/00000001.npz"
     np.savez(path, **arrays)
     edit_manifest(
-        directory, lambda m: m["segments"][1].update(_files.describe(path))
+        directory,
+        lambda m: m["segments"][1].update(storage_files.describe(path)),
     )
 
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_tracin import _files
 from keras_tracin.runs import RunWriter, TrainingRun
+from keras_tracin.storage import files
 from tests.runs.helpers import make_model, make_run, shift_weights
 
 FULL = Path("/dev/full")  # a file on a disk without room
@@ -165,7 +165,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     path.write_text("old")
 
     def fail():
-        with _files.written_whole(path) as unfinished:
+        with files.written_whole(path) as unfinished:
             unfinished.write_text("new")
             assert path.read_text() == "old"
             raise KeyboardInterrupt
@@ -182,7 +182,7 @@ def test_a_full_disk_is_kept_from_hdf5_until_it_is_done(tmp_path):
     path.symlink_to(FULL)
     with (
         pytest.raises(OSError, match="No space left"),
-        _files.error_keeping(path) as file,
+        files.error_keeping(path) as file,
     ):
         make_model().save_weights(file)
 
@@ -191,7 +191,7 @@ def test_an_error_of_keras_itself_is_not_kept(tmp_path):
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
     with (
         pytest.raises(ValueError, match="not yet been built"),
-        _files.error_keeping(tmp_path / "a.weights.h5") as file,
+        files.error_keeping(tmp_path / "a.weights.h5") as file,
     ):
         unbuilt.save_weights(file)
 
@@ -199,7 +199,7 @@ def test_an_error_of_keras_itself_is_not_kept(tmp_path):
 def test_a_file_that_keeps_errors_holds_the_weights(tmp_path):
     model = make_model()
     path = tmp_path / "a.weights.h5"
-    with _files.error_keeping(path) as file:
+    with files.error_keeping(path) as file:
         model.save_weights(file)
     twin = make_model()
     twin.load_weights(path)

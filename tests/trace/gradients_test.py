@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients import flat
-from keras_tracin.gradients.functions import batch_spec
-from keras_tracin.losses import batch_shares
+from keras_tracin.losses.per_example import batch_shares
 from keras_tracin.trace.gradients import StepGradients
 from tests.trace.helpers import LOSS, X, Y, make_model
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_tracin.loops import unfinished_loops
+from keras_tracin.models.loops import unfinished_loops
 
 # Operations of control flow and calls, which may turn out not to be
 # convertible when half of the work is in the graph already.

@@ -4,8 +4,8 @@ import keras
 import pytest
 from keras import layers
 
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients.factors import TableFactors
-from keras_tracin.gradients.functions import GradientFunctions
 from keras_tracin.gradients.rules import rule_for
 from tests.gradients.oracle import (
     Case,

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients.capture import capture
-from keras_tracin.gradients.functions import GradientFunctions
 from tests.gradients.oracle import (
     Case,
     check,

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_tracin.gradients.functions import GradientFunctions
+from keras_tracin.engine.steps import GradientFunctions
 from tests.gradients.oracle import (
     Case,
     check,

@@ -1,0 +1,1 @@
+"""Examples from whatever `model.fit` takes, and their ids."""

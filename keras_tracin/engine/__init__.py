@@ -1,0 +1,1 @@
+"""One pass over checkpoints and batches, and what it is made of."""

@@ -1,0 +1,368 @@
+"""Finished parts of a long call, kept in a directory until all are there.
+
+A call cuts its work into parts: a block of queries × a chunk of training
+examples each. Every part is one file, whole or absent. A call that was killed
+finds what it had finished; several processes that share the directory each do
+the parts of their own and wait for those of the others. A matrix of scores is
+put together at the end, in a file that is mapped into memory.
+
+    scores/digits/
+      job.json               what is computed
+      fingerprint.npz        numbers of what it is computed with
+      block.json, chunk.json how it is cut
+      part-0000-000003.npz   block 0 × chunk 3
+      scores.npy, ids.npz    the matrix, once all parts are there
+
+Synopsis:
+
+    parts = Parts.open(directory, {"call": "top_k", "k": 10}, worker=(0, 2))
+    if parts.wants(block=0, chunk=3, digest="..."):
+        parts.put(0, 3, digest="...", scores=..., ids=...)
+    for arrays in parts.all_of(block=0, count=7):
+        ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
+from keras_tracin.engine.fingerprint import agree
+from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.sweep import Plan
+from keras_tracin.models.descriptions import difference
+from keras_tracin.storage.files import (
+    DISK_IS_FULL,
+    check_room,
+    save_arrays,
+    written_whole,
+)
+from keras_tracin.storage.sharing import (
+    wait_for_worker,
+    write_first,
+)
+
+FORMAT_VERSION = 2
+
+_PARTS = 16  # of a worker's share of the training examples, and a block
+_FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
+
+
+class Parts:
+    """The parts of one call; see the module.
+
+    Args:
+        directory: where they are kept.
+        worker: this process's index, and how many share the work.
+    """
+
+    def __init__(self, directory: Path, worker: tuple[int, int]):
+        self.directory = directory
+        self._index, self._workers = worker
+        self._digests: dict[str, str] = {}
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        job: dict[str, Any],
+        worker: tuple[int, int] = (0, 1),
+    ) -> Parts:
+        """The parts to go on with, or a new directory of them.
+
+        Args:
+            directory: where they are kept.
+            job: what is computed; the same for every call that goes on.
+            worker: this process's index, and how many share the work.
+
+        Raises:
+            ValueError: if the directory holds parts of another call.
+        """
+        parts = cls(Path(directory), worker)
+        job = {"format_version": FORMAT_VERSION, **job}
+        # Of JSON's types, to compare; NumPy's numbers are none of them.
+        text = json.dumps(job, default=lambda number: number.item())
+        job = json.loads(text)
+        recorded = parts.agreed("job", job)
+        version = recorded.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{directory} holds parts of another version of keras_tracin: "
+                f"received format version {version!r}, expected "
+                f"{FORMAT_VERSION}. Earlier ones do not say what losses and "
+                "layers parts were made with. Choose another directory, or "
+                "delete this one and call again."
+            )
+        found = difference(job, recorded)
+        if found is not None:
+            name, received, expected = found
+            raise ValueError(
+                f"{directory} holds parts of another call. Received "
+                f"{name}={received!r}, expected {expected!r}. "
+                "Choose another directory."
+            )
+        return parts
+
+    def made_of(self, numbers: Numbers, share: float) -> None:
+        """Compares what this call computes with, or notes it.
+
+        Args:
+            numbers: of a few examples, see `keras_tracin.engine.fingerprint`.
+            share: what they may differ by, of the largest of each array.
+
+        Raises:
+            ValueError: if the parts were made of something else.
+        """
+        path = self.directory / FINGERPRINT
+        # In this order: another process writes its parts after its numbers.
+        begun = self._matrix_is_there or any(self.directory.glob("part-*.npz"))
+        if begun and not path.is_file():
+            raise ValueError(
+                f"{path} is missing, which says what the parts there were "
+                "made of. Choose another directory, or delete this one and "
+                "call again."
+            )
+        with self._making_room(path.name):
+            agree(path, numbers, share)
+
+    def agreed(self, name: str, value: Any) -> Any:
+        """What the first process said, which may be this one.
+
+        Raises:
+            ValueError: if the file that holds it cannot be read.
+        """
+        path = self.directory / f"{name}.json"
+        if not path.is_file():
+            with self._making_room(path.name):
+                write_first(path, json.dumps(value, indent=1))
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read. Delete {self.directory} and call "
+                "again."
+            ) from error
+
+    def cut(self, plan: Plan) -> Plan:
+        """The plan with the batches and chunks of all calls and processes."""
+        chunk = plan.chunk
+        if plan.num_train is not None:
+            share = math.ceil(plan.num_train / (_PARTS * self._workers))
+            chunk = min(chunk, max(share, _FEWEST * plan.batch_size))
+        batch_size, chunk = self.agreed("chunk", [plan.batch_size, chunk])
+        return dataclasses.replace(plan, batch_size=batch_size, chunk=chunk)
+
+    def wants(self, block: int, chunk: int, digest: str) -> bool:
+        """Whether a part is this process's to do, and not done yet.
+
+        Args:
+            block: the block of queries.
+            chunk: the chunk of training examples.
+            digest: that of the part's queries and training examples.
+
+        Raises:
+            ValueError: if it was done with other data.
+        """
+        if chunk % self._workers != self._index:
+            return False
+        path = self._path(block, chunk)
+        if self._matrix_is_there:
+            found = self._matrix_digests.get(path.name)
+        elif path.is_file():
+            found = str(_load(path)["digest"])
+        else:
+            return True
+        if found != digest:
+            raise ValueError(
+                f"{path} was made from other queries or training examples, or "
+                "in another order. Choose another directory."
+            )
+        return False
+
+    def put(self, block: int, chunk: int, digest: str, **arrays) -> None:
+        """Keeps a part, or nothing of it if it cannot all be written.
+
+        Raises:
+            OSError: if the disk is full; what was kept before stays as it is.
+        """
+        path = self._path(block, chunk)
+        needed = sum(np.asarray(array).nbytes for array in arrays.values())
+        with self._making_room(path.name, needed):
+            save_arrays(path, digest=np.array(digest), **arrays)
+
+    def all_of(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of a block's parts, in order; waits for other workers.
+
+        Raises:
+            ValueError: if a part is damaged.
+        """
+        for chunk in range(count):
+            path = self._path(block, chunk)
+            self._wait_for(path, chunk % self._workers)
+            arrays = _load(path)
+            self._digests[path.name] = str(arrays.pop("digest"))
+            yield arrays
+
+    def matrix(
+        self, query_ids: Sequence[np.ndarray], count: int
+    ) -> dict[str, np.ndarray]:
+        """All parts as one matrix, mapped into memory from its file.
+
+        The parts are deleted once they are in it.
+
+        Args:
+            query_ids: those of each block.
+            count: the chunks of each block.
+
+        Returns:
+            `scores [m, n]`, or with more axes where parts have them,
+            `query_ids [m]` and `train_ids [n]`.
+
+        Raises:
+            OSError: if the disk has no room for it; the parts are kept.
+            ValueError: if it is there, and is of more or of fewer parts.
+        """
+        if not self._matrix_is_there and self._index == 0:
+            with self._making_room("the matrix of scores"):
+                self._put_together(query_ids, count)
+        self._wait_for(self._last_of_matrix, 0)
+        ids = _load(self.directory / "ids.npz")
+        parts = {
+            self._path(block, chunk).name
+            for block in range(len(query_ids))
+            for chunk in range(count)
+        }
+        if parts != self._matrix_digests.keys() or not np.array_equal(
+            ids["query_ids"], np.concatenate(query_ids)
+        ):
+            raise ValueError(
+                f"The scores in {self.directory} were made from other queries "
+                "or training examples: they are "
+                f"{len(ids['query_ids']):,} × {len(ids['train_ids']):,}, of "
+                f"{len(self._matrix_digests)} parts; received "
+                f"{sum(map(len, query_ids)):,} queries, and training examples "
+                f"in {len(parts)} parts. Choose another directory."
+            )
+        scores = np.load(
+            self.directory / "scores.npy", mmap_mode="r", allow_pickle=False
+        )
+        return {"scores": scores, **ids}
+
+    def _put_together(
+        self, query_ids: Sequence[np.ndarray], count: int
+    ) -> None:
+        found: list[tuple] = []  # of the first block
+        for arrays in self.all_of(0, count):
+            scores = arrays["scores"]
+            found.append((arrays["ids"], scores.dtype, scores.shape[2:]))
+        train_ids = np.concatenate([ids for ids, _, _ in found])
+        _, dtype, more = found[0]
+        shape = (sum(map(len, query_ids)), len(train_ids), *more)
+        # One that came without its ids, or the room would be needed twice.
+        (self.directory / "scores.npy").unlink(missing_ok=True)
+        self._check_room(math.prod(shape) * dtype.itemsize)
+        with written_whole(self.directory / "scores.npy") as unfinished:
+            scores = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+            _allocate(unfinished)
+            row = 0
+            for block, ids in enumerate(query_ids):
+                column = 0
+                for arrays in self.all_of(block, count):
+                    part = arrays["scores"]
+                    stop = column + part.shape[1]
+                    scores[row : row + len(ids), column:stop] = part
+                    column = stop
+                row += len(ids)
+            scores.flush()
+        save_arrays(
+            self.directory / "ids.npz",
+            query_ids=np.concatenate(query_ids),
+            train_ids=train_ids,
+        )
+        self.agreed("matrix", self._digests)
+        for name in self._digests:
+            (self.directory / name).unlink()
+
+    def _check_room(self, needed: int) -> None:
+        """Raises OSError unless the disk has room for so many bytes."""
+        check_room(
+            self.directory,
+            needed,
+            "matrix of scores",
+            "All its parts are kept. Make room and call again, or use `top_k`, "
+            "which makes no matrix, in another directory",
+        )
+
+    @contextlib.contextmanager
+    def _making_room(self, what: str, needed: int = 0) -> Iterator[None]:
+        """Says what is kept, if something does not fit the disk."""
+        try:
+            yield
+        except OSError as error:
+            told = str(error.strerror).startswith("The disk is")
+            if error.errno not in DISK_IS_FULL or told:
+                raise
+            kept = len(list(self.directory.glob("part-*.npz")))
+            free = shutil.disk_usage(self.directory).free
+            size = f" ({needed:,} bytes)" if needed else ""
+            raise OSError(
+                error.errno,
+                f"The disk is full: {what}{size} did not fit into "
+                f"{self.directory}, {free:,} bytes are free. {kept:,} finished "
+                "parts are kept. Make room and call again: it goes on from "
+                "there",
+            ) from error
+
+    @property
+    def _last_of_matrix(self) -> Path:
+        """The file that is written once the matrix is complete."""
+        return self.directory / "matrix.json"
+
+    @property
+    def _matrix_is_there(self) -> bool:
+        return self._last_of_matrix.is_file()
+
+    @functools.cached_property
+    def _matrix_digests(self) -> dict[str, str]:
+        return self.agreed("matrix", None)
+
+    def _wait_for(self, path: Path, worker: int) -> None:
+        wait_for_worker(path.is_file, worker, self._workers, str(path))
+
+    def _path(self, block: int, chunk: int) -> Path:
+        return self.directory / f"part-{block:04}-{chunk:06}.npz"
+
+
+def _allocate(path: Path) -> None:
+    """Has the disk set all of a file's bytes aside.
+
+    What is written to a mapped file that the disk then has no room for ends
+    the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a part; zip files check what is read from them."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged. Delete it and call again: only this part is "
+            "made anew."
+        ) from error

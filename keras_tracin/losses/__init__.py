@@ -1,0 +1,1 @@
+"""The loss of one example, and what the compiled losses say of outputs."""

@@ -1,0 +1,1 @@
+"""The attribution methods, which ask the engine for passes."""

@@ -1,0 +1,238 @@
+"""The representations of examples: what goes into a model's last layer.
+
+They are computed once, batch by batch, and kept in float64; on each batch the
+head must give the model's own prediction back.
+
+Synopsis:
+
+    reader = FeatureReader(model, head, memory_limit)
+    train = reader.read(open_examples(data))      # Representations
+    for block in reader.blocks(examples, 1024):   # at most that many each
+        block.ids, block.features
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.data.examples import Examples
+from keras_tracin.engine.diagnosis import check_fits
+from keras_tracin.engine.distribution import (
+    Strategy,
+    spread,
+)
+from keras_tracin.engine.footprint import footprint
+from keras_tracin.engine.progress import Progress
+from keras_tracin.engine.spot_checks import SpotChecks
+from keras_tracin.engine.steps import (
+    batch_spec,
+    kind_of,
+)
+from keras_tracin.engine.sweep import (
+    in_chunks,
+    make_plan,
+)
+from keras_tracin.gradients.sites import (
+    intercepted,
+    without_rematerialization,
+)
+from keras_tracin.losses.per_example import check_no_activation_losses
+from keras_tracin.methods.representer.head import (
+    Head,
+    first_argument,
+    refuse_output,
+)
+from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.state import preserved
+
+
+@dataclasses.dataclass(frozen=True)
+class Representations:
+    """Examples as the last layer sees them.
+
+    Attributes:
+        ids: `[n]`.
+        features: `[n, f]` float64, with the constant feature of the bias.
+        y: the labels, as the data has them.
+        sample_weight: the sample weights, or None.
+    """
+
+    ids: np.ndarray
+    features: np.ndarray
+    y: Any
+    sample_weight: Any
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """`(y,)` or `(y, sample_weight)`, what a loss wants to know."""
+        if self.sample_weight is None:
+            return (self.y,)
+        return self.y, self.sample_weight
+
+    def rows(self, rows: slice) -> Representations:
+        """Some of the examples."""
+        y, sample_weight = tf.nest.map_structure(
+            lambda leaf: None if leaf is None else leaf[rows],
+            (self.y, self.sample_weight),
+        )
+        return Representations(
+            self.ids[rows], self.features[rows], y, sample_weight
+        )
+
+
+class FeatureReader:
+    """Computes representations.
+
+    Args:
+        model: the model, whose weights stay as they are.
+        head: its last layer.
+        memory_limit: bytes that a step may use.
+        strict: refuse losses that layers add from their inputs.
+        strategy: where to run; each replica works on a share of a batch.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        head: Head,
+        memory_limit: int,
+        strict: bool = True,
+        strategy: Strategy | None = None,
+    ):
+        self._model, self._head = model, head
+        self._memory_limit, self._strict = memory_limit, strict
+        self._strategy = strategy
+        self._steps: dict[str, Any] = {}
+
+    def read(self, examples: Examples, verbose: int = 0) -> Representations:
+        """All examples.
+
+        Args:
+            examples: the opened data.
+            verbose: 0 for silence.
+
+        Raises:
+            ValueError: if the head does not make the prediction, or a
+                representation is NaN or infinite, naming the ids.
+        """
+        return _joined(list(self._batches(examples, None, verbose)))
+
+    def blocks(
+        self, examples: Examples, size: int, verbose: int = 0
+    ) -> Iterator[Representations]:
+        """The examples in blocks of about `size`."""
+        batches = self._batches(examples, size, verbose)
+        yield from map(_joined, in_chunks(batches, size))
+
+    def _batches(
+        self, examples: Examples, largest: int | None, verbose: int
+    ) -> Iterator[Representations]:
+        first = examples.first(1)
+        with exclusively:
+            if kind_of(first.x) not in self._steps:
+                check_fits(self._model, first, examples.name)
+            step = self._step_like(first.x)
+            needs = footprint(step)  # which traces it
+        plan = make_plan(
+            examples,
+            num_queries=0,
+            num_checkpoints=1,
+            footprint=needs,
+            bytes_per_query=0,
+            memory_limit=self._memory_limit,
+        )
+        progress = Progress(plan, verbose, "Representations")
+        size = min(plan.batch_size, largest or 2**31)
+        spots = SpotChecks(self._model, _no_loss)
+
+        def inputs_of(data: Any) -> np.ndarray:
+            return step(data[0])[0].numpy().T
+
+        for number, batch in enumerate(examples.batches(size)):
+            # When the model has its own weights, which come back.
+            with exclusively, preserved(self._model):
+                inputs, output = (found.numpy() for found in step(batch.x))
+                spots.look(number, batch, inputs.T, inputs_of)
+            features = self._head.features(inputs)
+            _check_finite(features, batch.ids, examples.name)
+            if not self._head.explains(features, output):
+                refuse_output(self._head.layer)
+            y, sample_weight = tf.nest.map_structure(
+                lambda leaf: None if leaf is None else np.asarray(leaf),
+                (batch.y, batch.sample_weight),
+            )
+            yield Representations(batch.ids, features, y, sample_weight)
+            progress.advance()
+
+    def _step_like(self, x: Any):
+        """The compiled step `x -> inputs [n, i], output [n, k]`."""
+        kind = kind_of(x)
+        if kind not in self._steps:
+            self._steps[kind] = tf.function(
+                spread(self._step, self._strategy, axis=0),
+                autograph=False,
+                input_signature=[batch_spec(x)],
+            )
+        return self._steps[kind]
+
+    def _step(self, x):
+        found = []
+
+        def record(original, *args, **kwargs):
+            found.append(first_argument(args, kwargs))
+            return original(*args, **kwargs)
+
+        with (
+            without_rematerialization(self._model),
+            intercepted(self._head.layer, record),
+        ):
+            y_pred = self._model(x, training=False)
+        if self._strict:
+            check_no_activation_losses(self._model)
+        (inputs,), (output,) = found, keras.tree.flatten(y_pred)
+        return _widened(inputs), _widened(output)
+
+
+def _no_loss(y: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor:
+    """Stands for a loss where representations alone are compared."""
+    leaf = tf.convert_to_tensor(tf.nest.flatten(y_pred)[0])
+    return tf.reduce_sum(leaf, axis=list(range(1, leaf.shape.rank)))
+
+
+def _widened(tensor: tf.Tensor) -> tf.Tensor:
+    """The same in float32 or wider."""
+    return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
+
+
+def _joined(parts: list[Representations]) -> Representations:
+    if len(parts) == 1:
+        return parts[0]
+    fields = [
+        tf.nest.map_structure(
+            lambda *leaves: (
+                None if leaves[0] is None else np.concatenate(leaves)
+            ),
+            *(getattr(part, field.name) for part in parts),
+        )
+        for field in dataclasses.fields(Representations)
+    ]
+    return Representations(*fields)
+
+
+def _check_finite(features: np.ndarray, ids: np.ndarray, name: str) -> None:
+    rows = ~np.isfinite(features).all(axis=1)
+    if rows.any():
+        raise ValueError(
+            f"The representations of examples of `{name}` with ids "
+            f"{ids[rows].tolist()} are NaN or infinite. Look for NaN in these "
+            "examples' inputs and in the model's weights."
+        )

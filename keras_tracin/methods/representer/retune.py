@@ -1,0 +1,135 @@
+"""Retuning of a last layer to the stationary point of its objective.
+
+SciPy's L-BFGS-B goes all the way as a rule. Where it stops early, its
+trust-region Newton method with conjugate gradients takes over from there.
+
+Synopsis:
+
+    retuned = retune(objective, start=head.weights)
+    retuned.weights                  # [f, k]
+    retuned.gradient_ratio           # ‖∇J‖, as a part of that at the start
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+from scipy import optimize
+
+from keras_tracin.methods.representer.objective import Objective
+
+# What is aimed at: ‖∇J‖ as a part of that at the reference or, should that be
+# stationary already, a residual that cannot matter.
+_GRADIENT_RATIO = 1e-7
+_NEGLIGIBLE_RESIDUAL = 1e-9
+_LARGEST_RESIDUAL = 1e-4  # beyond it the points do not add up well enough
+_STEPS = 3000
+_NEWTON_STEPS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Retuned:
+    """A retuned last layer.
+
+    Attributes:
+        weights: `[f, k]`.
+        gradient_ratio: ‖∇J‖ there, as a part of that at the reference.
+        residual: ‖∇J‖ / (2λ‖W‖), which is how far the sum of the representer
+            points is from the weights, as a part of them.
+    """
+
+    weights: np.ndarray
+    gradient_ratio: float
+    residual: float
+
+
+def retune(
+    objective: Objective,
+    start: np.ndarray,
+    reference: np.ndarray | None = None,
+) -> Retuned:
+    """Minimises an objective.
+
+    Args:
+        objective: what to minimise.
+        start: `[f, k]`, where to begin.
+        reference: `[f, k]`, the weights whose gradient is the measure of what
+            is left of it; `start` by default.
+
+    Warns if the residual stays so large that representer points will not add
+    up to the logits.
+    """
+    search = _Search(objective, start if reference is None else reference)
+    weights = search.run("L-BFGS-B", start, maxiter=_STEPS, maxcor=30, ftol=0)
+    if search.norm(weights) > search.goal:
+        weights = search.run("trust-ncg", weights, maxiter=_NEWTON_STEPS)
+    norm = search.norm(weights)
+    scale = 2 * objective.l2 * np.linalg.norm(weights)
+    residual = float(norm / scale) if scale else float(norm > 0)
+    if residual > _LARGEST_RESIDUAL:
+        warnings.warn(
+            "Retuning the last layer did not come to a stationary point: the "
+            f"representer points miss its weights by {residual:.1e} of their "
+            f"length, expected at most {_LARGEST_RESIDUAL:.0e}. Choose a "
+            f"larger `l2` (received: {objective.l2}), or scale the layer's "
+            "inputs down, for example by a normalization before it.",
+            stacklevel=3,
+        )
+    ratio = norm / search.initial if search.initial else 0.0
+    return Retuned(weights, float(ratio), residual)
+
+
+class _Search:
+    """SciPy's view of an objective: flat vectors, and where to stop."""
+
+    def __init__(self, objective: Objective, reference: np.ndarray):
+        self._objective, self._shape = objective, reference.shape
+        self.initial = self.norm(reference)
+        length = float(np.linalg.norm(reference))
+        self.goal = max(
+            _GRADIENT_RATIO * self.initial,
+            _NEGLIGIBLE_RESIDUAL * 2 * objective.l2 * length,
+        )
+
+    def norm(self, weights: np.ndarray) -> float:
+        """‖∇J‖ at `weights [f, k]`."""
+        return float(
+            np.linalg.norm(self._objective.value_and_gradient(weights)[1])
+        )
+
+    def run(self, method: str, start: np.ndarray, **options) -> np.ndarray:
+        """The weights at which a method of SciPy's stops."""
+        latest = np.inf
+
+        def value_and_gradient(flat):
+            nonlocal latest
+            value, gradient = self._objective.value_and_gradient(
+                flat.reshape(self._shape)
+            )
+            latest = float(np.linalg.norm(gradient))
+            return value, gradient.reshape(-1)
+
+        def hessian_product(flat, direction):
+            found = self._objective.hessian_product(
+                flat.reshape(self._shape), direction.reshape(self._shape)
+            )
+            return found.reshape(-1)
+
+        def stop_at_goal(_):
+            # L-BFGS-B's own limit is on the largest entry, not the length.
+            if latest <= self.goal:
+                raise StopIteration
+
+        newton = {"hessp": hessian_product} if method != "L-BFGS-B" else {}
+        result = optimize.minimize(
+            value_and_gradient,
+            start.reshape(-1),
+            jac=True,
+            method=method,
+            callback=stop_at_goal,
+            options={"gtol": 0.0, **options},
+            **newton,
+        )
+        return result.x.reshape(self._shape)

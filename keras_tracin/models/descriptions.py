@@ -1,0 +1,189 @@
+"""What losses, regularisers and solvers are, in words that JSON can hold.
+
+Two processes that run the same program get the same description: it has no
+addresses and no paths. What it leaves out (what a lambda computes, what a
+closure holds) is told apart by its numbers, see
+`keras_tracin.engine.fingerprint`.
+
+Synopsis:
+
+    describe_loss(model, keras.losses.Huber(delta=5.0))
+    # {"class": "Huber", "config": {"delta": 5.0, ...}}
+    difference({"loss": {"delta": 5.0}}, {"loss": {"delta": 0.05}})
+    # ("loss.delta", 5.0, 0.05)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Where a class or a function was imported from differs from one way of
+# starting a program to another; Keras numbers names anew in each process.
+_PLACES = ("module", "registered_name", "build_config", "name")
+_ABSENT = "nothing"
+_OF_TRAINING = ("trainable", "dtype", "seed", "batch_shape", "autocast")
+_PARTS_OF_WEIGHTS = ("_initializer", "_regularizer", "_constraint")
+
+
+def describe_loss(model: keras.Model, loss: Any = None) -> Any:
+    """The configuration of a loss.
+
+    Args:
+        model: its compiled loss, with `loss_weights`, is described if there
+            is no `loss`.
+        loss: anything `compile(loss=...)` takes.
+    """
+    if loss is not None:
+        return {"loss": _described_losses(loss)}
+    compiled = getattr(model, "_compile_loss", None)
+    return {
+        "loss": _described_losses(getattr(compiled, "_user_loss", None)),
+        "loss_weights": describe(getattr(compiled, "_user_loss_weights", None)),
+    }
+
+
+def describe_layers(model: keras.Model) -> list[Any]:
+    """The classes and options of all layers that hold no others.
+
+    Names, inputs and whatever only matters to training are left out.
+    """
+    found = []
+    for layer in _inside(model):
+        holds_others = any(True for _ in _inside(layer))
+        if holds_others or isinstance(layer, keras.layers.InputLayer):
+            continue
+        config = _config_of(layer)
+        options = {
+            name: config[name]
+            for name in config
+            if name not in _OF_TRAINING and not name.endswith(_PARTS_OF_WEIGHTS)
+        }
+        found.append({"class": type(layer).__name__, **options})
+    return found
+
+
+def _inside(layer: keras.Layer) -> Iterator[keras.Layer]:
+    return iter(layer._flatten_layers(include_self=False))
+
+
+def describe_optimizer(optimizer: Any) -> Any:
+    """What an optimizer makes of a gradient, but for its learning rate."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    found = describe(optimizer)
+    if isinstance(found, dict):
+        found["config"].pop("learning_rate", None)
+    return found
+
+
+def describe(value: Any) -> Any:
+    """What JSON can say of a value: fields, options and names.
+
+    Args:
+        value: numbers, text, containers, a Keras object, a dataclass, a
+            function; of anything else the class is named.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | tf.Tensor | tf.Variable):
+        return _described_array(np.asarray(value))
+    if isinstance(value, Mapping):
+        return _described_mapping(value)
+    if isinstance(value, set | frozenset):
+        return sorted(str(describe(entry)) for entry in value)
+    if isinstance(value, Sequence):
+        return [describe(entry) for entry in value]
+    if isinstance(value, functools.partial):
+        return {
+            "function": describe(value.func),
+            "arguments": describe([*value.args, dict(value.keywords)]),
+        }
+    if isinstance(value, type):
+        return value.__qualname__
+    name = type(value).__qualname__
+    if dataclasses.is_dataclass(value):
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+        return {"class": name, **fields}
+    if hasattr(value, "get_config"):
+        return {"class": name, "config": _config_of(value)}
+    return str(getattr(value, "__qualname__", name))
+
+
+def difference(
+    received: Any, expected: Any, name: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first entry in which two descriptions differ.
+
+    Returns:
+        Its name, what was received and what was expected; None if the two
+        are alike.
+    """
+    if isinstance(received, dict) and isinstance(expected, dict):
+        for key in sorted({**received, **expected}):
+            found = difference(
+                received.get(key, _ABSENT),
+                expected.get(key, _ABSENT),
+                f"{name}.{key}" if name else key,
+            )
+            if found is not None:
+                return found
+        return None
+    return None if received == expected else (name, received, expected)
+
+
+def _described_losses(losses: Any) -> Any:
+    """Losses in whatever structure `compile` takes them."""
+    if isinstance(losses, Mapping):
+        return {str(key): _described_losses(losses[key]) for key in losses}
+    if isinstance(losses, list | tuple):
+        return [_described_losses(loss) for loss in losses]
+    if isinstance(losses, str):
+        # Keras has several names for the same.
+        return describe(keras.losses.get(losses))
+    return describe(losses)
+
+
+def _config_of(value: Any) -> Any:
+    try:
+        config = dict(value.get_config())
+    except Exception:  # A user's own may say nothing: numbers do.
+        config = {}
+    config.update(getattr(value, "_fn_kwargs", None) or {})
+    function = getattr(value, "fn", None)
+    if function is not None:
+        # In place of the code of a lambda, which differs with its path.
+        config["fn"] = getattr(function, "__qualname__", "")
+    return describe(config)
+
+
+def _described_mapping(value: Mapping) -> Any:
+    if value.get("class_name") == "__lambda__":
+        return "<lambda>"
+    return {
+        str(key): describe(entry)
+        for key, entry in value.items()
+        if key not in _PLACES
+    }
+
+
+def _described_array(array: np.ndarray) -> dict[str, Any]:
+    content = hashlib.blake2b(
+        np.ascontiguousarray(array).tobytes(), digest_size=16
+    )
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "digest": content.hexdigest(),
+    }

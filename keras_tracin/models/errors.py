@@ -1,0 +1,16 @@
+"""What an error of TensorFlow or Keras says, in one line."""
+
+import re
+
+_SURROUNDINGS = re.compile(
+    r"File \"|Detected at|Graph execution error|Exception encountered|"
+    r"Arguments received|• |\[\[|\[Op:"
+)
+
+
+def brief(error: Exception) -> str:
+    """What an error says, without TensorFlow's traces and Keras's colours."""
+    text = re.sub(r"\x1b\[\d+m|\{\{.*?\}\}", "", str(error))
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if not _SURROUNDINGS.match(line)]
+    return " ".join(" ".join(kept).split())

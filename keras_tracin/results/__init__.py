@@ -1,0 +1,1 @@
+"""What the methods return: scores with the ids of their examples."""

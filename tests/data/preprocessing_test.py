@@ -1,0 +1,530 @@
+"""Data as `fit` sees them, for models whose `fit` preprocesses."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_tracin as kt
+from keras_tracin.data.preprocessing import open_for_model
+
+keras_hub = pytest.importorskip(
+    "keras_hub", reason="KerasHub is an extra: pip install keras-tracin[hub]"
+)
+hub = keras_hub.models
+
+RATE = 0.1
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS += ["the", "cat", "dog", "ran", "sat", "good", "bad", "film"]
+MERGES = ["a i", "ai r", "Ġ air", "p l", "pl a", "n e", "pla ne", "Ġ a"]
+MERGES += ["Ġa t", "p o", "r t", "po rt"]
+PIECES = ["<|endoftext|>", *"airplneotĠ", *(m.replace(" ", "") for m in MERGES)]
+SENTENCES = [
+    "the cat sat",
+    "the dog ran",
+    "good film",
+    "bad film the dog sat",
+    "the good dog ran",
+    "a bad cat",
+]
+FLIGHTS = ["airplane at airport", " air plane", "plane at port", " at airport"]
+
+
+class Kept(keras.callbacks.Callback):
+    """The weights at each epoch's end."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.weights.append([v.numpy() for v in self.model.weights])
+
+
+class Small(hub.Task):
+    """A task whose backbone is a single layer."""
+
+    def __init__(self, preprocessor):
+        images = keras.Input((2, 2, 1))
+        outputs = keras.layers.Dense(3)(keras.layers.Flatten()(images))
+        super().__init__(images, outputs, compile=False)
+        self.preprocessor = preprocessor
+
+
+def scaling(scale=1 / 255):
+    return hub.ImageClassifierPreprocessor(
+        keras_hub.layers.ImageConverter(scale=scale)
+    )
+
+
+def compiled(model):
+    model.compile(
+        keras.optimizers.SGD(RATE),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def small():
+    keras.utils.set_random_seed(0)
+    return compiled(Small(scaling()))
+
+
+def image_classifier():
+    keras.utils.set_random_seed(0)
+    backbone = hub.ViTBackbone(
+        image_shape=(4, 4, 3),
+        patch_size=2,
+        num_layers=1,
+        num_heads=1,
+        hidden_dim=4,
+        mlp_dim=4,
+        dropout_rate=0.0,
+        attention_dropout=0.0,
+    )
+    converter = keras_hub.layers.ViTImageConverter(
+        image_size=(4, 4), scale=1 / 255, offset=-0.5
+    )
+    preprocessor = hub.ViTImageClassifierPreprocessor(converter)
+    return compiled(
+        hub.ViTImageClassifier(backbone, 3, preprocessor=preprocessor)
+    )
+
+
+def bert(task, preprocessor, **options):
+    keras.utils.set_random_seed(0)
+    backbone = hub.BertBackbone(
+        vocabulary_size=len(WORDS),
+        num_layers=1,
+        num_heads=1,
+        hidden_dim=4,
+        intermediate_dim=4,
+        max_sequence_length=8,
+        dropout=0.0,
+    )
+    tokenizer = hub.BertTokenizer(vocabulary=WORDS)
+    steps = preprocessor(tokenizer, sequence_length=8)
+    return compiled(task(backbone, preprocessor=steps, **options))
+
+
+def text_classifier():
+    return bert(
+        hub.BertTextClassifier,
+        hub.BertTextClassifierPreprocessor,
+        num_classes=2,
+        dropout=0.0,
+    )
+
+
+def language_model():
+    keras.utils.set_random_seed(0)
+    tokenizer = hub.GPT2Tokenizer(
+        vocabulary={piece: i for i, piece in enumerate(PIECES)}, merges=MERGES
+    )
+    backbone = hub.GPT2Backbone(
+        vocabulary_size=len(PIECES),
+        num_layers=1,
+        num_heads=1,
+        hidden_dim=4,
+        intermediate_dim=4,
+        max_sequence_length=8,
+        dropout=0.0,
+    )
+    steps = hub.GPT2CausalLMPreprocessor(tokenizer, sequence_length=6)
+    return compiled(hub.GPT2CausalLM(backbone, preprocessor=steps))
+
+
+def images(count=8, size=4, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (count, size, size, channels)
+    pictures = rng.integers(0, 256, shape).astype("uint8")
+    return pictures, rng.integers(0, 3, count)
+
+
+def by_hand(model, data):
+    """`(x, y, sample_weight)` that the preprocessor makes of all the data."""
+    parts = data if isinstance(data, tuple) else (data,)
+    return tf.nest.map_structure(
+        lambda leaf: None if leaf is None else np.asarray(leaf),
+        keras.utils.unpack_x_y_sample_weight(model.preprocessor(*parts)),
+    )
+
+
+def loss_of(model, x, y, weight):
+    """Keras's loss of a batch of one."""
+    losses = keras.losses.sparse_categorical_crossentropy(
+        y, model(x, training=False), from_logits=True
+    )
+    if weight is not None:
+        losses *= tf.cast(weight, losses.dtype)
+    return tf.reduce_mean(losses)
+
+
+def gradients(model, data):
+    """`[n, p]`, a tape for each preprocessed example."""
+    x, y, weight = data
+    rows = []
+    values = [v.value for v in model.trainable_variables]
+    for i in range(len(y)):
+        one = tf.nest.map_structure(lambda leaf, i=i: leaf[i : i + 1], (x, y))
+        own = None if weight is None else weight[i : i + 1]
+        with tf.GradientTape() as tape:
+            value = loss_of(model, *one, own)
+        found = tape.gradient(value, values, unconnected_gradients="zero")
+        rows.append(
+            np.concatenate(
+                [np.ravel(tf.convert_to_tensor(part)) for part in found]
+            )
+        )
+    return np.stack(rows)
+
+
+def expected(model, kept, train, test):
+    """Scores from preprocessed data at the weights that were kept."""
+    before = [v.numpy() for v in model.weights]
+    scores = 0
+    for weights in kept.weights:
+        for variable, value in zip(model.weights, weights, strict=True):
+            variable.assign(value)
+        products = gradients(model, test) @ gradients(model, train).T
+        scores = scores + RATE * products
+    for variable, value in zip(model.weights, before, strict=True):
+        variable.assign(value)
+    return scores
+
+
+def assert_close(scores, right):
+    np.testing.assert_allclose(scores, right, 1e-4, 1e-5 * abs(right).max())
+
+
+def plain(data):
+    """The parts that are there."""
+    return tuple(part for part in data if part is not None)
+
+
+class Trained:
+    """A model, its data as `fit` took them, and the scores to expect."""
+
+    def __init__(self, model, train, test, directory):
+        kept = Kept()
+        self.model, self.train, self.test = model, train, test
+        self.run = directory / "run"
+        parts = train if isinstance(train, tuple) else (train,)
+        recorder = kt.TracInCheckpoint(self.run)
+        model.fit(
+            *parts,
+            batch_size=3,
+            epochs=2,
+            verbose=0,
+            callbacks=[recorder, kept],
+        )
+        self.made = by_hand(model, train), by_hand(model, test)
+        self.scores = expected(model, kept, *self.made)
+
+    def influence(self, train, test):
+        tracin = kt.TracIn(self.model, train, self.run)
+        return tracin.influence(test, verbose=0).scores
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory):
+    train, test = images(), images(3, seed=1)
+    return Trained(
+        image_classifier(), train, test, tmp_path_factory.mktemp("images")
+    )
+
+
+@pytest.fixture(scope="module")
+def of_texts(tmp_path_factory):
+    train = SENTENCES, np.array([0, 1, 0, 1, 0, 1])
+    test = SENTENCES[1:3], np.array([1, 1])
+    return Trained(
+        text_classifier(), train, test, tmp_path_factory.mktemp("texts")
+    )
+
+
+@pytest.fixture(scope="module")
+def of_flights(tmp_path_factory):
+    return Trained(
+        language_model(), FLIGHTS, FLIGHTS[1:3], tmp_path_factory.mktemp("lm")
+    )
+
+
+@pytest.fixture(scope="module")
+def of_small(tmp_path_factory):
+    train, test = images(9, 2, 1), images(3, 2, 1, seed=1)
+    return Trained(small(), train, test, tmp_path_factory.mktemp("small"))
+
+
+def test_images_are_scored_as_fit_scales_them(of_images):
+    scores = of_images.influence(of_images.train, of_images.test)
+    assert_close(scores, of_images.scores)
+
+
+def test_texts_are_scored_as_fit_tokenises_them(of_texts):
+    scores = of_texts.influence(of_texts.train, of_texts.test)
+    assert_close(scores, of_texts.scores)
+
+
+def test_texts_that_are_tokens_already_are_taken_as_they_are(of_texts):
+    train, test = map(plain, of_texts.made)
+    assert_close(of_texts.influence(train, test), of_texts.scores)
+    batches = tf.data.Dataset.from_tensor_slices(train).batch(4)
+    examples = open_for_model(of_texts.model, batches)
+    assert "taken as preprocessed already" in examples.note
+
+
+def test_a_language_model_makes_its_labels_of_texts_alone(of_flights):
+    scores = of_flights.influence(of_flights.train, of_flights.test)
+    assert_close(scores, of_flights.scores)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda texts: (texts,),
+        np.array,
+        lambda texts: tf.data.Dataset.from_tensor_slices(texts).batch(3),
+        lambda texts: kt.with_ids((texts,)).batch(3),
+    ],
+)
+def test_texts_alone_come_in_any_form_that_fit_takes(of_flights, form):
+    batch = open_for_model(of_flights.model, form(FLIGHTS)).first(9)
+    x, y, weight = of_flights.made[0]
+    assert batch.ids.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(batch.x["token_ids"], x["token_ids"])
+    np.testing.assert_array_equal(batch.y, y)
+    np.testing.assert_array_equal(batch.sample_weight, weight)
+
+
+def test_data_are_taken_as_they_are_without_a_preprocessor(of_images):
+    model, preprocessor = of_images.model, of_images.model.preprocessor
+    train, test = map(plain, of_images.made)
+    model.preprocessor = None
+    try:
+        scores = of_images.influence(train, test)
+    finally:
+        model.preprocessor = preprocessor
+    assert_close(scores, of_images.scores)
+
+
+def test_ids_are_kept_through_preprocessing_and_shuffling(of_small):
+    names = [f"picture-{i}" for i in range(9)]
+    shuffled = kt.with_ids(of_small.train, names).shuffle(9, seed=1).batch(2)
+    tracin = kt.TracIn(of_small.model, shuffled, of_small.run)
+    result = tracin.influence(of_small.test, verbose=0)
+    order = [names.index(one) for one in result.train_ids]
+    assert order != sorted(order)
+    assert_close(result.scores, of_small.scores[:, order])
+
+
+def test_sample_weights_pass_the_preprocessor_by(of_small):
+    weights = np.linspace(0.5, 2, 9)
+    scores = of_small.influence((*of_small.train, weights), of_small.test)
+    assert_close(scores, of_small.scores * weights)
+
+
+def test_what_is_done_to_the_data_is_said_once(of_small, capsys):
+    model = small()
+    model.set_weights(of_small.model.get_weights())
+    for _ in range(2):
+        tracin = kt.TracIn(model, of_small.train, of_small.run)
+        tracin.influence(of_small.test, verbose=0)
+        assert capsys.readouterr().out == ""
+    tracin.influence(of_small.test)
+    tracin.self_influence()
+    said = capsys.readouterr().out
+    assert said.count("preprocessed by ImageClassifierPreprocessor") == 1
+    assert "Small.fit" in said
+
+
+def test_a_check_says_what_is_done_to_the_data(of_small):
+    report = kt.check(
+        of_small.model, of_small.train, of_small.run, of_small.test, verbose=0
+    )
+    notes = [note.message for note in report.notes]
+    assert report.ok
+    assert sum("as Small.fit does" in note for note in notes) == 2
+
+
+@pytest.fixture
+def both(of_small):
+    """Calls a function with raw data, and with data scaled by hand."""
+
+    def call(function):
+        model = of_small.model
+        raw = function(of_small.train, of_small.test)
+        preprocessor, model.preprocessor = model.preprocessor, None
+        try:
+            return raw, function(*map(plain, of_small.made))
+        finally:
+            model.preprocessor = preprocessor
+
+    return call
+
+
+def test_representer_points_are_those_of_preprocessed_data(of_small, both):
+    def scores(train, test):
+        points = kt.RepresenterPoints(of_small.model, train, verbose=0)
+        faithful = points.faithfulness(test, verbose=0)
+        values = points.influence(test, verbose=0).scores
+        return np.append(values, faithful.correlation)
+
+    assert_close(*both(scores))
+
+
+def test_influence_functions_and_trak_take_data_as_fit_does(of_small, both):
+    def scores(train, test):
+        influence = kt.InfluenceFunctions(of_small.model, train, damping=0.1)
+        trak = kt.TRAK(
+            of_small.model,
+            train,
+            of_small.run,
+            projection=kt.GaussianProjection(dim=8),
+        )
+        return np.stack(
+            [
+                each.influence(test, verbose=0).scores
+                for each in (influence, trak)
+            ]
+        )
+
+    assert_close(*both(scores))
+
+
+def test_an_index_takes_data_as_fit_does(of_small, both, tmp_path):
+    places = iter("ab")
+
+    def scores(train, test):
+        method = kt.TracIn(of_small.model, train, of_small.run)
+        place = tmp_path / next(places)
+        index = kt.InfluenceIndex.build(
+            method, place, projection=kt.GaussianProjection(dim=8)
+        )
+        index.append(kt.with_ids(test, [20, 21, 22]).batch(3))
+        found = index.query(test, 3)
+        return np.stack([found.proponents.scores, found.opponents.ids])
+
+    assert_close(*both(scores))
+
+
+def test_a_traced_training_sees_what_its_steps_see(of_small, both):
+    start = of_small.model.get_weights()
+
+    def scores(train, test):
+        of_small.model.set_weights(start)
+        return kt.trace_training(
+            of_small.model, train, test, epochs=1, batch_size=4
+        ).scores
+
+    try:
+        assert_close(*both(scores))
+    finally:
+        of_small.model.set_weights(start)
+
+
+def test_a_training_on_texts_alone_is_traced(of_flights):
+    model = language_model()
+    trace = kt.trace_training(
+        model, FLIGHTS, FLIGHTS[:2], epochs=1, batch_size=2
+    )
+    np.testing.assert_allclose(trace.scores.sum(axis=1), trace.loss_drop, 1e-6)
+    assert (trace.loss_drop > 0).all()
+
+
+def test_an_unrolled_training_replays_preprocessed_data(of_small, tmp_path):
+    model = small()
+    kt.record_training(
+        model, of_small.train, directory=tmp_path, epochs=2, batch_size=4
+    )
+    method = kt.UnrolledInfluence(model, of_small.train, tmp_path)
+    assert method.replay_error < 1e-4
+    raw = method.influence(of_small.test, verbose=0).scores
+    train, test = map(plain, of_small.made)
+    model.preprocessor = None
+    other = kt.UnrolledInfluence(model, train, tmp_path)
+    assert_close(raw, other.influence(test, verbose=0).scores)
+
+
+def test_trainings_again_are_given_raw_data_and_measured_as_fit_sees(of_small):
+    seen = []
+
+    def fit(rows):
+        seen.append(rows[0].max())
+        return of_small.model
+
+    tracin = kt.TracIn(of_small.model, of_small.train, of_small.run)
+    scores = tracin.influence(of_small.test, verbose=0)
+    patch = kt.evaluation.tail_patch(
+        scores, of_small.model, of_small.train, of_small.test, k=2
+    )
+    outcome = kt.evaluation.leave_one_out(
+        scores, of_small.train, of_small.test, fit, count=2
+    )
+    assert seen[0] > 100
+    assert (outcome.actual == 0).all()
+    # A step on raw pixels, 255 times as large, would throw the losses about.
+    assert 0 < abs(patch.gain).max() < 1
+
+
+def test_a_preprocessor_that_draws_masks_is_refused(of_small):
+    model = bert(hub.BertMaskedLM, hub.BertMaskedLMPreprocessor)
+    with pytest.raises(ValueError, match=r"draws random numbers.*fixed = list"):
+        kt.TracIn(model, SENTENCES, of_small.run)
+
+
+def test_a_preprocessor_that_pads_to_the_longest_is_refused(of_small):
+    model = small()
+    model.preprocessor = lambda x: x - tf.reduce_max(x)
+    with pytest.raises(ValueError, match=r"where it is alone.*sequence_length"):
+        open_for_model(model, of_small.train)
+
+
+def test_any_callable_is_a_preprocessor(of_small):
+    model = small()
+    model.preprocessor = lambda x: x / 255
+    examples = open_for_model(model, of_small.train)
+    np.testing.assert_allclose(examples.first(9).x, of_small.made[0][0], 1e-6)
+    assert examples.size == 9
+
+
+def test_labels_that_nobody_makes_are_missed(of_texts):
+    with pytest.raises(ValueError, match=r"holds no labels.*Pass \(x, y\)"):
+        open_for_model(of_texts.model, SENTENCES)
+
+
+def test_data_that_neither_takes_is_refused(of_texts):
+    numbers = np.ones([4, 3]), np.ones(4)
+    with pytest.raises(ValueError, match=r"does not take `train`.*token_ids"):
+        open_for_model(of_texts.model, numbers)
+
+
+def test_texts_one_by_one_are_refused(of_flights):
+    texts = tf.data.Dataset.from_tensor_slices(FLIGHTS)
+    with pytest.raises(ValueError, match=re.escape("Call `.batch(...)`")):
+        open_for_model(of_flights.model, texts)
+
+
+def test_arrays_of_different_lengths_are_refused(of_small):
+    x, y = of_small.train
+    with pytest.raises(ValueError, match="one row per example"):
+        open_for_model(of_small.model, (x, y[:5]))
+
+
+def test_too_many_arrays_are_refused(of_small):
+    with pytest.raises(TypeError, match="a tuple of length 4"):
+        open_for_model(of_small.model, (*of_small.train,) * 2)
+
+
+def test_a_check_warns_of_a_fit_that_it_does_not_know():
+    class Own(keras.Model):
+        def fit(self, x, y):
+            return super().fit(x / 255, y)
+
+    images = keras.Input((4,))
+    model = compiled(Own(images, keras.layers.Dense(3)(images)))
+    data = np.ones([4, 4], "float32"), np.zeros(4, int)
+    report = kt.check(model, data, verbose=0)
+    assert any("its own `fit`" in one.message for one in report.warnings)

@@ -1,0 +1,99 @@
+"""Plans, chunks and progress of a sweep."""
+
+import numpy as np
+
+from keras_tracin.data.examples import (
+    Batch,
+    open_examples,
+)
+from keras_tracin.engine import sweep
+from keras_tracin.engine.footprint import Footprint
+
+
+def arrays(count):
+    """`count` examples of four bytes each."""
+    return np.zeros((count, 1), "float32"), np.zeros(count, "int32")
+
+
+def plan_for(count, **changes):
+    """A plan with everything small but what is changed."""
+    options = {
+        "num_queries": 10,
+        "num_checkpoints": 3,
+        "footprint": Footprint(1000, 100),
+        "bytes_per_query": 100,
+        "memory_limit": 2**30,
+    }
+    train = open_examples(arrays(count))
+    return sweep.make_plan(train, **{**options, **changes})
+
+
+def test_batches_shrink_as_examples_grow():
+    small = plan_for(10_000).batch_size
+    large = plan_for(10_000, footprint=Footprint(0, 2**20)).batch_size
+    assert large < small
+    assert sweep._BATCH_SIZES[0] <= large <= 64
+
+
+def test_a_step_stays_small_where_memory_is_ample():
+    plan = plan_for(10_000, footprint=Footprint(2**21, 2**10))
+    assert plan.batch_size * 2**21 <= sweep._LARGEST_STEP
+    room = plan_for(10_000, footprint=Footprint(2**18, 2**10)).batch_size
+    assert room > plan.batch_size
+
+
+def test_memory_counts_the_step_of_the_queries():
+    large = Footprint(2**21, 2**10)
+    plan = plan_for(10_000, footprint=large)
+    more = plan_for(10_000, footprint=large, query_batch=plan.batch_size + 1)
+    assert more.memory == plan.memory + 2**21
+    fewer = plan_for(10_000, footprint=large, query_batch=1)
+    assert fewer.memory == plan.memory
+
+
+def test_memory_counts_weights_whatever_the_limit():
+    plan = plan_for(10_000, memory_limit=2**20)
+    lent = plan_for(10_000, memory_limit=2**20, weights=2**24, loading=2**25)
+    # Nothing else is there while a checkpoint is loaded.
+    assert lent.memory == 2**24 + 2**25
+    assert lent.memory - lent.weights == plan.memory
+    assert "MB for weights)" in str(lent)
+    assert "for weights" not in str(plan)
+    aware = plan_for(
+        10_000,
+        memory_limit=2**20,
+        weights=2**24,
+        loading=2**25,
+        prepared=2**26,
+    )
+    assert aware.memory == 2**24 + 2**26 + plan.memory
+    assert aware.weights == 2**24 + 2**26
+    assert (aware.batch_size, aware.chunk) == (plan.batch_size, plan.chunk)
+
+
+def test_a_small_limit_means_several_chunks():
+    plan = plan_for(10_000, memory_limit=2**20)
+    assert plan.batch_size <= plan.chunk < 10_000
+    # A chunk's scores stay within a quarter of the limit.
+    assert plan.chunk * 10 * 4 <= 2**20 / 4
+
+
+def test_memory_is_flat_once_chunks_are_full():
+    small, large = (
+        plan_for(count, memory_limit=2**20) for count in (10_000, 60_000)
+    )
+    assert small.memory == large.memory
+
+
+def test_a_plan_counts_its_steps_and_says_so():
+    plan = plan_for(2_050)
+    assert plan.steps == -(-2_050 // plan.batch_size) * 3
+    text = str(plan)
+    assert all(part in text for part in ("2,050", "10 queries", "3 checkp"))
+
+
+def test_chunks_keep_batches_whole_and_in_order():
+    batches = [Batch(np.arange(i, i + 3), None) for i in range(0, 15, 3)]
+    chunks = list(sweep.in_chunks(batches, 5))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    assert [b.ids[0] for chunk in chunks for b in chunk] == [0, 3, 6, 9, 12]
