@@ -29,12 +29,7 @@ from absl import app, flags
 
 import keras_tracin as kt
 from benchmarks import _quality_methods as _methods
-from benchmarks._quality_settings import (
-    FEW_STEPS,
-    QUERIES,
-    SETTINGS,
-    Setting,
-)
+from benchmarks._quality_settings import FEW_STEPS, QUERIES, SETTINGS, Setting
 from benchmarks._quality_training import Trainer
 from keras_tracin.storage.files import written_whole
 

@@ -16,12 +16,7 @@ from keras_tracin.engine.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
-from keras_tracin.runs.steps import (
-    StepLog,
-    Steps,
-    record_steps,
-    stop_recording,
-)
+from keras_tracin.runs.steps import StepLog, Steps, record_steps, stop_recording
 from keras_tracin.runs.updates import count_updates, weight_marks
 from keras_tracin.storage import files
 

@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.engine.diagnosis import (
-    Suspect,
-    not_finite,
-)
+from keras_tracin.engine.diagnosis import Suspect, not_finite
 from keras_tracin.engine.first_look import EXAMPLES
 from keras_tracin.engine.scoring import Scorer
 from keras_tracin.engine.spot_checks import SpotChecks

@@ -24,12 +24,7 @@ from keras_tracin.check.training_loss import TrainingLoss, says_the_loss
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.forecast import forecast_plainly
-from keras_tracin.engine.scoring import (
-    PRESENT_WEIGHTS,
-    Rates,
-    Scorer,
-    name_of,
-)
+from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
 from keras_tracin.engine.sweep import Plan
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss

@@ -29,11 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.check.report import Finding
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    joined,
-)
+from keras_tracin.data.examples import Batch, Examples, joined
 from keras_tracin.losses.per_example import batch_shares
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 

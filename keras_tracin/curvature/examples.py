@@ -21,10 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-)
+from keras_tracin.data.examples import Batch, Examples
 
 _READ = 1024  # examples read at a time
 

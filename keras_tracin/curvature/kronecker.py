@@ -16,11 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients import flat
-from keras_tracin.gradients.factors import (
-    DenseGradients,
-    Factors,
-    OuterFactors,
-)
+from keras_tracin.gradients.factors import DenseGradients, Factors, OuterFactors
 from keras_tracin.gradients.flat import Groups, size_of
 
 _LARGEST_SIDE = 8192  # of a kernel, to be diagonalised

@@ -27,16 +27,10 @@ from keras_tracin.curvature.examples import HeldExamples
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.penalty import Layout, Parts, Penalty
 from keras_tracin.data.examples import Examples
-from keras_tracin.engine.distribution import (
-    Strategy,
-    spread_sum,
-)
+from keras_tracin.engine.distribution import Strategy, spread_sum
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.steps import batch_spec
-from keras_tracin.engine.sweep import (
-    default_memory_limit,
-    make_plan,
-)
+from keras_tracin.engine.sweep import default_memory_limit, make_plan
 from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses.per_example import PerExampleLoss

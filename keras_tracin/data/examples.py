@@ -23,10 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.example_ids import (
-    DatasetWithIds,
-    loses_ids,
-)
+from keras_tracin.data.example_ids import DatasetWithIds, loses_ids
 
 _REMEDY_ORDER = (
     "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"

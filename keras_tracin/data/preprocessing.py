@@ -21,11 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    open_examples,
-)
+from keras_tracin.data.examples import Batch, Examples, open_examples
 from keras_tracin.models.errors import brief
 
 _TRIED = 32  # examples that are preprocessed twice, to see if they change

@@ -22,15 +22,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from keras_tracin.data.examples import (
-    content_digest,
-    repeated,
-)
+from keras_tracin.data.examples import content_digest, repeated
 from keras_tracin.engine.parts import Parts
-from keras_tracin.engine.sweep import (
-    Chunk,
-    Sink,
-)
+from keras_tracin.engine.sweep import Chunk, Sink
 from keras_tracin.results.attribution import (
     Attribution,
     ScoreColumns,

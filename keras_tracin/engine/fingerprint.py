@@ -26,17 +26,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    content_digest,
-    joined,
-)
-from keras_tracin.engine.measures import (
-    BATCH,
-    Numbers,
-    rows_of,
-)
+from keras_tracin.data.examples import Batch, Examples, content_digest, joined
+from keras_tracin.engine.measures import BATCH, Numbers, rows_of
 from keras_tracin.storage.sharing import write_first_arrays
 
 FILE_NAME = "fingerprint.npz"

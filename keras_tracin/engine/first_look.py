@@ -26,19 +26,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.examples import Batch
-from keras_tracin.engine.steps import (
-    GradientFunctions,
-    batch_spec,
-)
+from keras_tracin.engine.steps import GradientFunctions, batch_spec
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import Captured, PerExampleLoss
 from keras_tracin.gradients.interaction import find_interaction, rounding
 from keras_tracin.gradients.plain import PlainGradient, nudged
 from keras_tracin.gradients.reasons import likely_reason
-from keras_tracin.models.state import (
-    preserved,
-    value_of,
-)
+from keras_tracin.models.state import preserved, value_of
 
 EXAMPLES = 8
 _MIXED = (5, 2, 7, 0, 4)  # a batch of another size, in another order

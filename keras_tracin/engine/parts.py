@@ -49,10 +49,7 @@ from keras_tracin.storage.files import (
     save_arrays,
     written_whole,
 )
-from keras_tracin.storage.sharing import (
-    wait_for_worker,
-    write_first,
-)
+from keras_tracin.storage.sharing import wait_for_worker, write_first
 
 FORMAT_VERSION = 2
 

@@ -30,15 +30,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    chosen,
-)
-from keras_tracin.data.preprocessing import (
-    announce,
-    open_for_model,
-)
+from keras_tracin.data.examples import Batch, Examples, chosen
+from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import underflow
 from keras_tracin.engine.diagnosis import (
     Suspect,
@@ -59,23 +52,13 @@ from keras_tracin.engine.fingerprint import (
     spread_examples,
     tolerance,
 )
-from keras_tracin.engine.first_look import (
-    EXAMPLES,
-    FirstLook,
-)
+from keras_tracin.engine.first_look import EXAMPLES, FirstLook
 from keras_tracin.engine.footprint import footprint
-from keras_tracin.engine.measures import (
-    Numbers,
-    measure,
-)
+from keras_tracin.engine.measures import Numbers, measure
 from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.steps import (
-    GradientFunctions,
-    batch_spec,
-    kind_of,
-)
+from keras_tracin.engine.steps import GradientFunctions, batch_spec, kind_of
 from keras_tracin.engine.sweep import (
     Plan,
     Sink,
@@ -91,15 +74,9 @@ from keras_tracin.gradients.dry_run import Objective, run_with_loss
 from keras_tracin.gradients.flat import nbytes
 from keras_tracin.gradients.sites import find_sites, site_variables
 from keras_tracin.losses.output_kinds import SAMPLE
-from keras_tracin.losses.per_example import (
-    PerExampleLoss,
-    per_example_loss,
-)
+from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.models.descriptions import (
-    describe,
-    describe_loss,
-)
+from keras_tracin.models.descriptions import describe, describe_loss
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import value_of
 from keras_tracin.projection import Projection, check_projection

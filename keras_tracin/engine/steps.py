@@ -23,22 +23,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.engine.distribution import (
-    Strategy,
-    spread,
-)
-from keras_tracin.engine.updated import (
-    UpdatedVariables,
-    scale,
-    unequal_shares,
-)
+from keras_tracin.engine.distribution import Strategy, spread
+from keras_tracin.engine.updated import UpdatedVariables, scale, unequal_shares
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
-from keras_tracin.gradients.capture import (
-    Captured,
-    PerExampleLoss,
-    capture,
-)
+from keras_tracin.gradients.capture import Captured, PerExampleLoss, capture
 from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.placement import place
 from keras_tracin.gradients.rules.registry import attributes

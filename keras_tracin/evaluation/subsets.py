@@ -41,10 +41,7 @@ from keras_tracin.evaluation.training_again import (
     query_values,
     read_whole,
 )
-from keras_tracin.losses.per_example import (
-    PerExampleLoss,
-    per_example_loss,
-)
+from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.models.descriptions import describe
 from keras_tracin.storage.files import save_arrays
 

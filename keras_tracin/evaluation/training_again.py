@@ -16,10 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    content_digest,
-    open_examples,
-)
+from keras_tracin.data.examples import content_digest, open_examples
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value

@@ -24,10 +24,7 @@ import tensorflow as tf
 
 from keras_tracin.gradients import precision
 from keras_tracin.gradients.sites import without_rematerialization
-from keras_tracin.models.state import (
-    preserved,
-    value_of,
-)
+from keras_tracin.models.state import preserved, value_of
 
 _HIGH = 2.0**10  # of the gradient at the output, in float16
 _LOWER, _ATTEMPTS = 2.0**8, 4

@@ -18,10 +18,7 @@ import tensorflow as tf
 
 from keras_tracin.gradients.rules import rule_for
 from keras_tracin.gradients.sites import intercepted
-from keras_tracin.models.state import (
-    preserved,
-    value_of,
-)
+from keras_tracin.models.state import preserved, value_of
 
 _LEAVE_OUT = "or leave the layer out by naming the others in `layers=`."
 

@@ -21,10 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.precision import last_place
-from keras_tracin.models.state import (
-    Held,
-    preserved,
-)
+from keras_tracin.models.state import Held, preserved
 
 _MOST_SHOWN = 3
 _CALLS = 8  # after which a drift shows that one call hides

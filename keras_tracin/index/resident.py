@@ -28,10 +28,7 @@ from keras_tracin.engine.diagnosis import (
     check_fits,
     explaining,
 )
-from keras_tracin.engine.steps import (
-    GradientFunctions,
-    kind_of,
-)
+from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
 from keras_tracin.projection import Projection

@@ -22,10 +22,7 @@ import keras
 import numpy as np
 
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.scoring import (
-    Rates,
-    Scorer,
-)
+from keras_tracin.engine.scoring import Rates, Scorer
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.methods.tracin import TracIn
 from keras_tracin.projection import (

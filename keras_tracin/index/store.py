@@ -36,10 +36,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
-from keras_tracin.engine.fingerprint import (
-    agree,
-    kept_numbers,
-)
+from keras_tracin.engine.fingerprint import agree, kept_numbers
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.models.descriptions import difference
 from keras_tracin.storage import files

@@ -20,12 +20,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    content_digest,
-    joined,
-)
+from keras_tracin.data.examples import Batch, Examples, content_digest, joined
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import kind_of
 from keras_tracin.engine.sweep import in_chunks

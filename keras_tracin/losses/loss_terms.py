@@ -21,10 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_tracin.losses.invalid_labels import (
-    Outside,
-    separate,
-)
+from keras_tracin.losses.invalid_labels import Outside, separate
 from keras_tracin.models.loops import unfinished_loops
 
 

@@ -22,14 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.losses.output_kinds import (
-    OF_CLASSES,
-    OF_SIDES,
-)
-from keras_tracin.losses.per_example import (
-    PerExampleLoss,
-    per_example_loss,
-)
+from keras_tracin.losses.output_kinds import OF_CLASSES, OF_SIDES
+from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.losses.query_losses import query_value
 
 _OF_NUMBERS = (

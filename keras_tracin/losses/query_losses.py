@@ -30,10 +30,7 @@ from keras_tracin.losses.output_kinds import (
     kind_of,
     outputs_of,
 )
-from keras_tracin.losses.per_example import (
-    PerExampleLoss,
-    per_example_loss,
-)
+from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
 
 def query_value(

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import warnings
 
-from keras_tracin.engine.scoring import (
-    Rates,
-    Scorer,
-    name_of,
-)
+from keras_tracin.engine.scoring import Rates, Scorer, name_of
 from keras_tracin.runs import Checkpoint, TrainingRun
 
 

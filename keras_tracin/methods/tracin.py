@@ -28,22 +28,11 @@ import tensorflow as tf
 from keras_tracin.engine import collecting
 from keras_tracin.engine.collecting import Stream
 from keras_tracin.engine.distribution import Strategy
-from keras_tracin.engine.forecast import (
-    forecast,
-    forecast_plainly,
-)
+from keras_tracin.engine.forecast import forecast, forecast_plainly
 from keras_tracin.engine.preconditioner import Preconditioner
-from keras_tracin.engine.scoring import (
-    Queries,
-    Rates,
-    Scorer,
-    nothing,
-)
+from keras_tracin.engine.scoring import Queries, Rates, Scorer, nothing
 from keras_tracin.engine.steps import GradientFunctions
-from keras_tracin.engine.sweep import (
-    Plan,
-    Sink,
-)
+from keras_tracin.engine.sweep import Plan, Sink
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.gradients import flat
 from keras_tracin.methods.rates import (
@@ -52,10 +41,7 @@ from keras_tracin.methods.rates import (
     warn_of_final_only,
 )
 from keras_tracin.methods.training_notes import check_training
-from keras_tracin.models.descriptions import (
-    describe,
-    describe_optimizer,
-)
+from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
 from keras_tracin.results.attribution import (

@@ -32,43 +32,22 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
-from keras_tracin.data.examples import (
-    Batch,
-    content_digest,
-)
+from keras_tracin.data.examples import Batch, content_digest
 from keras_tracin.engine import collecting
 from keras_tracin.engine.collecting import Stream
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.progress import Progress
-from keras_tracin.engine.scoring import (
-    Queries,
-    Rates,
-    Scorer,
-)
+from keras_tracin.engine.scoring import Queries, Rates, Scorer
 from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.sweep import (
-    Chunk,
-    Sink,
-)
+from keras_tracin.engine.sweep import Chunk, Sink
 from keras_tracin.gradients.factors import DenseGradients
-from keras_tracin.losses.model_outputs import (
-    model_output,
-    sample_weights,
-)
+from keras_tracin.losses.model_outputs import model_output, sample_weights
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.projection import (
-    FactoredProjection,
-    Projection,
-    TensorSketch,
-)
-from keras_tracin.results.attribution import (
-    Attribution,
-    SelfInfluence,
-    TopK,
-)
+from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
+from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.runs import TrainingRun, check_checkpoint, run_weights
 from keras_tracin.storage.files import digest
 

@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Examples,
-    chosen,
-    open_examples,
-)
+from keras_tracin.data.examples import Examples, chosen, open_examples
 from keras_tracin.report.labels import (
     Predictions,
     label_values,

@@ -20,10 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.models.state import (
-    value_of,
-    variables_of,
-)
+from keras_tracin.models.state import value_of, variables_of
 
 _DEEPEST = 4  # objects in objects that are looked into
 

@@ -20,16 +20,8 @@ from absl import flags
 
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.curvature.solvers.randomized_sketch import RandomizedSketch
-from keras_tracin.data.examples import (
-    chosen,
-    joined,
-    open_examples,
-    with_ids,
-)
-from keras_tracin.engine.distribution import (
-    NAMED,
-    Strategy,
-)
+from keras_tracin.data.examples import chosen, joined, open_examples, with_ids
+from keras_tracin.engine.distribution import NAMED, Strategy
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import RepresenterPoints
 from keras_tracin.methods.tracin import TracIn

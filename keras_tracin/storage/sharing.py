@@ -19,10 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_tracin.storage.files import (
-    save_arrays,
-    written_whole,
-)
+from keras_tracin.storage.files import save_arrays, written_whole
 
 _POLL = 0.2  # seconds between looks at what others have done
 _PATIENCE = 60.0  # seconds after which waiting is announced, again and again

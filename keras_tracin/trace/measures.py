@@ -21,10 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.engine.steps import (
-    batch_spec,
-    kind_of,
-)
+from keras_tracin.engine.steps import batch_spec, kind_of
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.nest import Nest

@@ -34,16 +34,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import (
-    Batch,
-    content_digest,
-)
+from keras_tracin.data.examples import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
-from keras_tracin.engine.steps import (
-    GradientFunctions,
-    batch_spec,
-    kind_of,
-)
+from keras_tracin.engine.steps import GradientFunctions, batch_spec, kind_of
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses.per_example import per_example_loss

@@ -7,13 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import Damped, Matrix
-from keras_tracin.curvature.solvers import (
-    CG,
-    Arnoldi,
-    Exact,
-    LiSSA,
-    solve,
-)
+from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA, solve
 from keras_tracin.curvature.spectrum import extreme_eigenvalues, lanczos
 
 SIZE, ROWS = 30, 4

@@ -7,15 +7,8 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.data.example_ids import (
-    _READERS,
-    DatasetWithIds,
-)
-from keras_tracin.data.examples import (
-    check_unique,
-    chosen,
-    open_examples,
-)
+from keras_tracin.data.example_ids import _READERS, DatasetWithIds
+from keras_tracin.data.examples import check_unique, chosen, open_examples
 
 COUNT = 6
 NAMES = np.array([f"name {at}" for at in range(COUNT)])

@@ -14,20 +14,13 @@ from keras_tracin.engine.fingerprint import (
     spread_examples,
     spread_rows,
 )
-from keras_tracin.engine.measures import (
-    lengths,
-    random_products,
-)
+from keras_tracin.engine.measures import lengths, random_products
 from keras_tracin.gradients.factors import (
     DenseGradients,
     LookupFactors,
     OuterFactors,
 )
-from keras_tracin.models.descriptions import (
-    describe,
-    describe_loss,
-    difference,
-)
+from keras_tracin.models.descriptions import describe, describe_loss, difference
 
 RNG = np.random.default_rng(0)
 

@@ -8,10 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.engine.first_look import (
-    EXAMPLES,
-    FirstLook,
-)
+from keras_tracin.engine.first_look import EXAMPLES, FirstLook
 from keras_tracin.engine.scoring import Scorer
 from keras_tracin.gradients.rules import registry
 from keras_tracin.gradients.rules.registry import register

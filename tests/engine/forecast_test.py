@@ -10,10 +10,7 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin.engine import forecast as forecast_module
 from keras_tracin.engine.forecast import forecast_plainly
-from keras_tracin.engine.scoring import (
-    PRESENT_WEIGHTS,
-    Scorer,
-)
+from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Scorer
 from keras_tracin.engine.sweep import in_words
 
 RNG = np.random.default_rng(0)

@@ -9,10 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.engine.distribution import (
-    check_alone,
-    worker_of,
-)
+from keras_tracin.engine.distribution import check_alone, worker_of
 from keras_tracin.engine.parts import Parts
 from keras_tracin.storage import files
 from tests import processes

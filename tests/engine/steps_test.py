@@ -6,10 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_tracin.engine.steps import (
-    GradientFunctions,
-    kind_of,
-)
+from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.gradients import flat
 from keras_tracin.losses.per_example import per_example_loss
 from tests.gradients.oracle import (

@@ -2,10 +2,7 @@
 
 import numpy as np
 
-from keras_tracin.data.examples import (
-    Batch,
-    open_examples,
-)
+from keras_tracin.data.examples import Batch, open_examples
 from keras_tracin.engine import sweep
 from keras_tracin.engine.footprint import Footprint
 

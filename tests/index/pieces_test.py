@@ -12,10 +12,7 @@ import pytest
 import keras_tracin as kt
 from keras_tracin.index import writing
 from keras_tracin.index.pieces import BuildPieces
-from tests import (
-    records,
-    source_tree,
-)
+from tests import records, source_tree
 from tests.engine import scoring_worker
 from tests.index import index_worker
 

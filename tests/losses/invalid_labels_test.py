@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_tracin.losses.invalid_labels import (
-    LabelsOutsideClasses,
-    separate,
-)
+from keras_tracin.losses.invalid_labels import LabelsOutsideClasses, separate
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.losses.query_losses import query_value
 

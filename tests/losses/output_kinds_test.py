@@ -7,11 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_tracin as kt
-from keras_tracin.losses.output_kinds import (
-    Statement,
-    kind_of,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import Statement, kind_of, outputs_of
 from keras_tracin.losses.query_losses import query_value
 
 COUNT, WIDTH, CLASSES = 12, 3, 4

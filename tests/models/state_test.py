@@ -11,10 +11,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.models.state import (
-    preserved,
-    variables_of,
-)
+from keras_tracin.models.state import preserved, variables_of
 from tests.points import CROSSENTROPY, examples
 
 layers, ops = keras.layers, keras.ops

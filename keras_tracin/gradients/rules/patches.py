@@ -19,10 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.gradients.factors import (
-    DenseGradients,
-    OuterFactors,
-)
+from keras_tracin.gradients.factors import DenseGradients, OuterFactors
 from keras_tracin.gradients.rules.dense import by_position
 
 

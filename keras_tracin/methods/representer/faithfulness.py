@@ -18,10 +18,7 @@ import numpy as np
 
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.methods.representer.decomposition import L2Points
-from keras_tracin.methods.representer.problem import (
-    Problem,
-    checked_l2,
-)
+from keras_tracin.methods.representer.problem import Problem, checked_l2
 from keras_tracin.methods.representer.retune import retune
 
 

@@ -23,25 +23,13 @@ import tensorflow as tf
 
 from keras_tracin.data.examples import Examples
 from keras_tracin.engine.diagnosis import check_fits
-from keras_tracin.engine.distribution import (
-    Strategy,
-    spread,
-)
+from keras_tracin.engine.distribution import Strategy, spread
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.steps import (
-    batch_spec,
-    kind_of,
-)
-from keras_tracin.engine.sweep import (
-    in_chunks,
-    make_plan,
-)
-from keras_tracin.gradients.sites import (
-    intercepted,
-    without_rematerialization,
-)
+from keras_tracin.engine.steps import batch_spec, kind_of
+from keras_tracin.engine.sweep import in_chunks, make_plan
+from keras_tracin.gradients.sites import intercepted, without_rematerialization
 from keras_tracin.losses.per_example import check_no_activation_losses
 from keras_tracin.methods.representer.head import (
     Head,

@@ -30,38 +30,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import (
-    Batch,
-    content_digest,
-)
+from keras_tracin.data.examples import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine import collecting
-from keras_tracin.engine.distribution import (
-    Strategy,
-    check_alone,
-    worker_of,
-)
-from keras_tracin.engine.fingerprint import (
-    classes_of,
-    spread_rows,
-    tolerance,
-)
+from keras_tracin.engine.distribution import Strategy, check_alone, worker_of
+from keras_tracin.engine.fingerprint import classes_of, spread_rows, tolerance
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.scoring import loss_names
-from keras_tracin.engine.sweep import (
-    Chunk,
-    Plan,
-    Sink,
-)
+from keras_tracin.engine.sweep import Chunk, Plan, Sink
 from keras_tracin.methods.representer.decomposition import (
     L2Points,
     LocalExpansion,
 )
-from keras_tracin.methods.representer.faithfulness import (
-    Faithfulness,
-    compare,
-)
+from keras_tracin.methods.representer.faithfulness import Faithfulness, compare
 from keras_tracin.methods.representer.features import Representations
 from keras_tracin.methods.representer.head import RetunedModel
 from keras_tracin.methods.representer.problem import Problem
@@ -69,11 +51,7 @@ from keras_tracin.methods.representer.retune import retune
 from keras_tracin.methods.representer.targets import Target
 from keras_tracin.models.descriptions import describe_loss
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import (
-    Attribution,
-    SelfInfluence,
-    TopK,
-)
+from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
 
 _QUERY_BLOCK = 1024  # queries that are scored together, at most

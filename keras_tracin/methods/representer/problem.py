@@ -19,36 +19,21 @@ from typing import Any
 import keras
 
 from keras_tracin.data.examples import Examples
-from keras_tracin.data.preprocessing import (
-    announce,
-    open_for_model,
-)
+from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine.diagnosis import check_fits
-from keras_tracin.engine.distribution import (
-    Strategy,
-    check_built_under,
-)
+from keras_tracin.engine.distribution import Strategy, check_built_under
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.engine.sweep import default_memory_limit
 from keras_tracin.gradients.placement import check_loss_of_outputs
-from keras_tracin.losses.output_kinds import (
-    check_consistent,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import check_consistent, outputs_of
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.representer.features import (
     FeatureReader,
     Representations,
 )
-from keras_tracin.methods.representer.head import (
-    Head,
-    find_head,
-)
+from keras_tracin.methods.representer.head import Head, find_head
 from keras_tracin.methods.representer.objective import Objective
-from keras_tracin.methods.representer.targets import (
-    Meaning,
-    meaning_of,
-)
+from keras_tracin.methods.representer.targets import Meaning, meaning_of
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
 

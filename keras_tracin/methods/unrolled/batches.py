@@ -18,12 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    check_unique,
-    joined,
-)
+from keras_tracin.data.examples import Batch, Examples, check_unique, joined
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs import manifest as run_manifest
 

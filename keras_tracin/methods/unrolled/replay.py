@@ -22,14 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.methods.unrolled.batches import (
-    Held,
-    Steps,
-)
-from keras_tracin.methods.unrolled.training import (
-    State,
-    Training,
-)
+from keras_tracin.methods.unrolled.batches import Held, Steps
+from keras_tracin.methods.unrolled.training import State, Training
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
 _Kept = list[tuple[int, State]]

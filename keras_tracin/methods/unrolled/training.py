@@ -32,10 +32,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_tracin.losses.per_example import (
-    PerExampleLoss,
-    batch_shares,
-)
+from keras_tracin.losses.per_example import PerExampleLoss, batch_shares
 from keras_tracin.methods.unrolled.updates import (
     Tensors,
     Update,

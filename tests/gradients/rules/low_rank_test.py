@@ -4,13 +4,7 @@ import pytest
 from keras import layers
 
 from keras_tracin.gradients.sites import find_sites
-from tests.gradients.oracle import (
-    Case,
-    check,
-    covered,
-    functional,
-    sequential,
-)
+from tests.gradients.oracle import Case, check, covered, functional, sequential
 
 TOKENS = 7
 
