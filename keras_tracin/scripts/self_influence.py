@@ -41,8 +41,8 @@ def _work(values: flags.FlagValues) -> int:
     output = Output.from_flags(values)
     if values.method in _flags.WITHOUT_DIRECTORY and values.directory:
         raise UsageError(
-            f"Self-influence of --method={values.method} takes no --directory: "
-            "leave it out."
+            f"Self-influence of --method={values.method} keeps no parts: "
+            "leave out --directory."
         )
     with open_job(values) as job:
         options = job.call_options("self_influence")
