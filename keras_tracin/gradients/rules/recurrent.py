@@ -32,7 +32,7 @@ from keras_tracin.gradients.rules.registry import (
 
 @contextlib.contextmanager
 def _watch_each_step(layer: keras.layers.RNN, watch: Watch):
-    """For a `with` block, watches the cell's outputs and states at each step."""
+    """For a `with` block, watches the cell's outputs and states."""
     loop = functools.partial(_loop_with_probes, layer, watch)
     with attributes(layer, {"inner_loop": loop}), _without_dropout(layer):
         yield
