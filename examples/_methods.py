@@ -33,8 +33,7 @@ def define_flags(checkpoints, damping=1e-3, methods=tuple(NAMES)):
         checkpoints=flags.DEFINE_integer(
             "checkpoints",
             checkpoints,
-            "For TracIn: number of checkpoints, select_checkpoints where the "
-            "loss falls.",
+            "For TracIn: number of checkpoints, selected where the loss falls.",
             lower_bound=1,
         ),
         layers=flags.DEFINE_list(
