@@ -46,7 +46,7 @@ def label(package: str, name: str) -> str:
 
 
 def read_targets(root: Path, folders: Iterable[str]) -> dict[str, Target]:
-    """The targets of the BUILD files in and below folders of `root`, by label."""
+    """The targets of the BUILD files in these folders of `root`, by label."""
     targets: dict[str, Target] = {}
     for folder in folders:
         for path in sorted((root / folder).rglob("BUILD")):
