@@ -26,7 +26,6 @@ import hashlib
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from keras_tracin.evaluation.training_again import (
 )
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.models.descriptions import describe
-from keras_tracin.storage.files import save_arrays
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 _TRIED = 32  # queries that a function of the user's own is compared on
 
@@ -163,7 +162,7 @@ def retrain_on_subsets(
                 values = query_values(model, test, query_loss, loss)
                 _check_finite(values, at, one)
                 seen = {} if own is None else own.noted(model)
-                save_arrays(path, unique=True, values=values, **seen)
+                save_arrays(path, {"values": values, **seen}, unique=True)
             stored = _load(path)
             if own is not None:
                 own.check(path, stored)
@@ -279,11 +278,6 @@ def _check_finite(values: np.ndarray, subset: int, seed: int) -> None:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """What is kept of an outcome, "values" and others."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {"values": stored["values"], **stored}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged. Delete it and call again: only this training "
-            "is done anew."
-        ) from error
+    return load_arrays(
+        path, "Delete it and call again: only this training is done anew."
+    )
