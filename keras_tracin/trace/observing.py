@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_tracin.runs.save_options import scalar_metrics
 from keras_tracin.runs.steps import num_batches, rate_at
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.recording import Recording
@@ -147,7 +148,7 @@ class _ObserverCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self._rows:
-            self._write(_scalars(logs or {}), save_weights=True)
+            self._write(scalar_metrics(logs or {}), save_weights=True)
 
     def _step(self, inner, iterator):
         batch = self._batches.peek()
@@ -187,8 +188,3 @@ class _ObserverCallback(keras.callbacks.Callback):
         arrays = self._observer.pack(self._rows)
         self._recording.append(arrays, self._epoch + 1, logs, save_weights)
         self._rows = []
-
-
-def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are single numbers."""
-    return {k: float(v) for k, v in logs.items() if np.ndim(v) == 0}
