@@ -26,7 +26,6 @@ import hashlib
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from keras_tracin.evaluation.retraining import (
 )
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.models.descriptions import describe
-from keras_tracin.storage.files import save_arrays
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 _COMPARED = 32  # queries on which custom losses are compared
 
@@ -166,7 +165,8 @@ def retrain_on_subsets(
                 values = query_values(model, test, query_loss, loss)
                 _check_finite(values, i, training_seed)
                 comparison = {} if custom is None else custom.record(model)
-                save_arrays(path, unique=True, values=values, **comparison)
+                arrays = {"values": values, **comparison}
+                save_arrays(path, arrays, unique=True)
             stored = _load(path)
             if custom is not None:
                 custom.check(path, stored)
@@ -284,11 +284,6 @@ def _check_finite(values: np.ndarray, subset: int, seed: int) -> None:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of a file: "values" and those of `record`."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {"values": stored["values"], **stored}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged. Delete it and call again: only this training "
-            "is repeated."
-        ) from error
+    return load_arrays(
+        path, "Delete it and call again: only this training is repeated."
+    )
