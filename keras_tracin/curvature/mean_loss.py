@@ -32,7 +32,7 @@ from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.steps import batch_spec
-from keras_tracin.gradients.compiling import compiled
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses.per_example import PerExampleLoss
 
@@ -180,7 +180,7 @@ class MeanLossCurvature:
             )
 
         spec = tf.TensorSpec([None, self.size], self.dtype)
-        return compiled(
+        return compile_step(
             spread_sum(step, self.strategy),
             self.jit_compile,
             (self.spec, spec),
@@ -194,7 +194,7 @@ class MeanLossCurvature:
                 total = self.total_loss(data, real)[0]
             return self._layout.joined(self.gradients(tape, total))
 
-        return compiled(
+        return compile_step(
             spread_sum(step, self.strategy), self.jit_compile, (self.spec,)
         )
 

@@ -28,7 +28,7 @@ from keras_tracin.engine.updated import UpdatedVariables, scale, unequal_shares
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.capture import Captured, PerExampleLoss, capture
-from keras_tracin.gradients.compiling import compiled
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.placement import place
 from keras_tracin.gradients.rules.registry import attributes
 from keras_tracin.losses.per_example import check_no_activation_losses
@@ -154,7 +154,7 @@ class GradientFunctions:
             step = spread(step, self._strategy, axis)
         # The signature keeps one trace, with the batch size open, for all.
         signature = (self._spec, *more_specs)
-        return compiled(step, self._jit_compile, signature)
+        return compile_step(step, self._jit_compile, signature)
 
     @functools.cached_property
     def captured(self):

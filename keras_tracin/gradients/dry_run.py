@@ -41,7 +41,7 @@ from keras_tracin.gradients.rules.fallback import (
 from keras_tracin.gradients.rules.registry import watch_before_activation
 from keras_tracin.gradients.sites import (
     Site,
-    intercepted,
+    intercept,
     layers_called,
     without_rematerialization,
 )
@@ -161,7 +161,7 @@ class DryRun:
             with contextlib.ExitStack() as noting:
                 for layer in layers_called(model, sites):
                     note = functools.partial(self._record_call, layer)
-                    noting.enter_context(intercepted(layer, note))
+                    noting.enter_context(intercept(layer, note))
                 outputs = model(x, training=False)
             ends = list(differentiable_outputs(outputs))
             y = weight = None

@@ -24,7 +24,7 @@ from keras_tracin.gradients.rules.fallback import (
     with_probes,
 )
 from keras_tracin.gradients.rules.repeating import NESTED
-from keras_tracin.gradients.sites import Site, intercepted
+from keras_tracin.gradients.sites import Site, intercept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def record_calls(
     with contextlib.ExitStack() as stack:
         for site in sites:
             record = functools.partial(_record, site, tape, calls, covered)
-            stack.enter_context(intercepted(site.layer, record))
+            stack.enter_context(intercept(site.layer, record))
         yield calls
 
 
