@@ -1,4 +1,4 @@
-"""The yardstick for exact scores: one pass, and bare products.
+"""The yardstick for exact scores: one pass, and matrix products.
 
 The pass is one forward and one backward over the training examples. The
 products are what the scores of each layer need, on random numbers of the right

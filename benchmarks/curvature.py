@@ -125,15 +125,15 @@ def sketch() -> None:
             f"sketch dim {dim} by {method}: {int(made.history[-1, 0])} steps, "
             f"{seconds:.1f} s ({seconds / epoch:.0f} epochs), S off by "
             f"{error:.3f}, residual {made.residual:.3f}; Spearman with the "
-            f"perfect S {_curvature.spearman(*pair):.3f}, with Exact "
-            f"{_curvature.spearman(pair[0], exact):.3f} (a perfect S "
+            f"exact S {_curvature.spearman(*pair):.3f}, with Exact "
+            f"{_curvature.spearman(pair[0], exact):.3f} (a exact S "
             f"{_curvature.spearman(pair[1], exact):.3f})",
             flush=True,
         )
 
 
 def dims() -> None:
-    """What random projections of each size lose, with a perfect S."""
+    """What random projections of each size lose, with a exact S."""
     model, train, test = _curvature.digits_network()
     operator = Damped(
         _curvature.operator_of(Hessian, model, train), _DAMPING.value

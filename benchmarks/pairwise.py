@@ -65,7 +65,7 @@ for _flag, _known in (("models", _models.WORKLOADS), ("sections", SECTIONS)):
 # Names of what is timed; their medians are in seconds.
 FIT = "fit epoch, s"
 PASS = "one pass, s"
-PRODUCTS = "bare products, s"
+PRODUCTS = "matrix products alone, s"
 SCORES = "scores, s"
 SELF_INFLUENCE = "self-influence, s"
 JACOBIAN = "tape.jacobian on its slice, s"

@@ -34,9 +34,9 @@ from keras_tracin.gradients.example_axis import (
 from keras_tracin.gradients.paths import Paths, Span, handles_of
 from keras_tracin.gradients.refusals import check_call
 from keras_tracin.gradients.rules.fallback import (
+    add_probes,
     differentiable_outputs,
     is_differentiable,
-    with_probes,
 )
 from keras_tracin.gradients.rules.registry import watch_before_activation
 from keras_tracin.gradients.sites import (
@@ -287,7 +287,7 @@ class DryRun:
             outputs = tf.nest.map_structure(_probe_into(call.rule), outputs)
         if any(site.rule is None for site in own):
             call.fallback = []
-            outputs = with_probes(outputs, _probe_into(call.fallback))
+            outputs = add_probes(outputs, _probe_into(call.fallback))
         return outputs
 
 
