@@ -31,6 +31,7 @@ import tensorflow as tf
 from keras_tracin.check.report import Finding
 from keras_tracin.data.examples import Batch, Examples, joined
 from keras_tracin.losses.per_example import batch_shares
+from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
 _SAMPLED = 1024  # examples
@@ -237,7 +238,7 @@ def says_the_loss(model: keras.Model) -> bool:
     whole = model.distribute_strategy.num_replicas_in_sync == 1
     return (
         whole
-        and model._compile_loss is not None
+        and compiled_loss(model) is not None
         and kind.train_step is keras.Model.train_step
         and kind.compute_loss is keras.Model.compute_loss
     )

@@ -25,19 +25,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.losses.expected_outputs import ExpectedOutputs, choice_of
 from keras_tracin.models.state import preserved
 
 SAMPLE = 32  # examples whose outputs are looked at
-
-OF_CLASSES = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.categorical_focal_crossentropy,
-)
-OF_SIDES = (
-    keras.losses.binary_crossentropy,
-    keras.losses.binary_focal_crossentropy,
-)
 
 # How far from one the sum of a row of probabilities may be.
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
@@ -60,13 +51,23 @@ class Outputs:
             or "unclear".
         reason: how that is known, a sentence.
         contradicts: whether the loss says one thing and the outputs another.
-        choice: what the loss says: "classes", "sides" or None.
+        activation: "softmax" or "sigmoid" where the outputs, or what their
+            exponentials are, come from one; else None.
+        expected: what the loss says of the outputs.
     """
 
     kind: str
     reason: str
     contradicts: bool = False
-    choice: str | None = None
+    activation: str | None = None
+    expected: ExpectedOutputs = dataclasses.field(
+        default_factory=ExpectedOutputs
+    )
+
+    @property
+    def choice(self) -> str | None:
+        """What the outputs choose between; see `choice_of`."""
+        return choice_of(self.activation, self.expected)
 
     @property
     def tells_logits(self) -> bool:
@@ -116,7 +117,10 @@ class Outputs:
         if known:
             return y_pred
         smallest, largest = 2.0**-126, 1 - 2.0**-24
-        if self.kind == "probabilities" and self.choice != "sides":
+        binary = (
+            self.expected.is_cross_entropy and self.expected.choice == "sides"
+        )
+        if self.kind == "probabilities" and not binary:
             logits = tf.math.log(tf.maximum(y_pred, smallest))
             outputs = keras.activations.softmax(logits)
         elif self.kind == "sigmoids":
@@ -161,66 +165,17 @@ def outputs_of(model: keras.Model, loss: Any, x: Any) -> Outputs:
             "unclear",
             f"It has {len(tf.nest.flatten(y_pred))} outputs, expected one.",
         )
-    statement = Statement.of(model, loss)
-    outputs = kind_of(
+    return kind_of(
         y_pred,
-        statement,
+        ExpectedOutputs.of(model, loss),
         model.compute_dtype,
         functools.partial(_last_operation, model, x),
     )
-    return dataclasses.replace(outputs, choice=statement.choice)
-
-
-@dataclasses.dataclass(frozen=True)
-class Statement:
-    """What a loss says of the outputs that it takes.
-
-    Attributes:
-        name: the loss's, for messages.
-        choice: "classes", "sides", or None where it does not say.
-        from_logits: None where it does not say.
-        last_axis: whether classes lie along the last axis.
-    """
-
-    name: str = "None"
-    choice: str | None = None
-    from_logits: bool | None = None
-    last_axis: bool = True
-
-    @classmethod
-    def of(cls, model: keras.Model, loss: Any = None) -> Statement:
-        """That of `loss`, or of the compiled loss of a model."""
-        if loss is None:
-            compiled = getattr(model, "_compile_loss", None)
-            loss = getattr(compiled, "_user_loss", None)
-        leaves = [leaf for leaf in tf.nest.flatten(loss) if leaf is not None]
-        if len(leaves) != 1:
-            return cls()
-        (loss,) = leaves
-        if isinstance(loss, str):
-            loss = keras.losses.get(loss)
-        options = dict(getattr(loss, "_fn_kwargs", None) or {})
-        function = getattr(loss, "fn", loss)
-        while isinstance(function, functools.partial):
-            options = {**function.keywords, **options}
-            function = function.func
-        choice, default = None, None
-        if function in OF_CLASSES or function in OF_SIDES:
-            choice = "classes" if function in OF_CLASSES else "sides"
-            default = False
-        default = getattr(loss, "from_logits", default)
-        stated = options.get("from_logits", default)
-        return cls(
-            name=str(getattr(function, "__name__", type(loss).__name__)),
-            choice=choice,
-            from_logits=stated if isinstance(stated, bool) else None,
-            last_axis=choice != "classes" or options.get("axis", -1) == -1,
-        )
 
 
 def kind_of(
     y_pred: tf.Tensor,
-    statement: Statement,
+    expected: ExpectedOutputs,
     compute_dtype: str = "float32",
     last_operation: Callable[[], str] = str,
 ) -> Outputs:
@@ -228,11 +183,16 @@ def kind_of(
 
     Args:
         y_pred: the outputs `[n, ..., k]` of some examples, not traced.
-        statement: what the loss says.
-        compute_dtype: what they were computed in.
-        last_operation: says which TensorFlow operation made them; called
-            where nothing else tells.
+        expected: what the loss says.
+        compute_dtype: the dtype that they were computed in.
+        last_operation: returns the name of the TensorFlow operation that made
+            them; called where nothing else tells.
     """
+    outputs = _kind_of(y_pred, expected, compute_dtype, last_operation)
+    return dataclasses.replace(outputs, expected=expected)
+
+
+def _kind_of(y_pred, expected, compute_dtype, last_operation) -> Outputs:
     noted = getattr(y_pred, "_keras_logits", None)
     rows = _rows(y_pred)
     classes = rows.shape[-1]
@@ -240,10 +200,10 @@ def kind_of(
         _TOLERANCES.get(str(dtype), _FLOAT32_TOLERANCE)
         for dtype in (tf.as_dtype(y_pred.dtype).name, compute_dtype)
     )
-    if not statement.last_axis and classes > 1:
+    if not expected.last_axis and classes > 1:
         return Outputs(
             "unclear",
-            f"The loss '{statement.name}' has its classes along another axis "
+            f"The loss '{expected.name}' has its classes along another axis "
             "than the last.",
         )
     if noted is not None:
@@ -255,12 +215,13 @@ def kind_of(
     several = classes > 1 and len(rows) > 0
     largest = max(np.abs(rows).max(initial=0), 1e-30)
     if several and positive and (np.abs(sums - 1) <= tolerance).all():
-        return _softmax(statement)
+        return _softmax(expected)
     if several and _are_log_probabilities(rows, tolerance):
         return Outputs(
             "log-probabilities",
             "The outputs are logarithms of probabilities: their exponentials "
             "add up to 1.",
+            activation="softmax",
         )
     scaled = (
         several
@@ -268,17 +229,17 @@ def kind_of(
         and np.ptp(sums) <= tolerance * sums.max()
         and np.ptp(rows, axis=0).max() > tolerance * largest
     )
-    if statement.from_logits:
+    if expected.from_logits:
         if scaled:
             what = f"add up to {sums.mean():.4g} in each example"
-            return _contradiction(statement, what)
+            return _contradiction(expected, what)
         if classes == 1 and shares and last_operation() == "Sigmoid":
-            return _contradiction(statement, "come out of a sigmoid")
+            return _contradiction(expected, "come out of a sigmoid")
         return Outputs(
-            "logits", f"The loss '{statement.name}' has from_logits=True."
+            "logits", f"The loss '{expected.name}' has from_logits=True."
         )
-    if statement.from_logits is False and statement.choice:
-        return _from_probabilities(statement, classes, positive, shares)
+    if expected.from_logits is False and expected.is_cross_entropy:
+        return _from_probabilities(expected, classes, positive, shares)
     if not len(rows):
         return Outputs("values", "The outputs of some examples are all 0.")
     if shares or scaled:
@@ -290,7 +251,7 @@ def kind_of(
         return Outputs(
             "unclear",
             f"The outputs of some examples all {what}, as probabilities would, "
-            f"and the loss '{statement.name}' does not say whether they are "
+            f"and the loss '{expected.name}' does not say whether they are "
             "probabilities or logits.",
         )
     return Outputs("values", "The outputs of some examples are not in [0, 1].")
@@ -300,13 +261,18 @@ def _noted(y_pred, noted, tolerance: float) -> Outputs:
     """The outputs of one of Keras's activations, if along the last axis."""
     logits = tf.cast(noted, tf.float64)
     received = tf.cast(y_pred, tf.float64).numpy()
+    names = []
     if logits.shape == y_pred.shape:
-        for activation in (tf.nn.softmax, tf.nn.sigmoid):
-            gap = np.abs(activation(logits).numpy() - received)
+        for name in ("softmax", "sigmoid"):
+            gap = np.abs(getattr(tf.nn, name)(logits).numpy() - received)
             if not (gap > tolerance).any():  # NaN is for others to find
-                return Outputs(
-                    "noted", "Keras notes what went into the last activation."
-                )
+                names.append(name)
+    if names:
+        return Outputs(
+            "noted",
+            "Keras notes what went into the last activation.",
+            activation=names[0] if len(names) == 1 else None,
+        )
     return Outputs(
         "unclear",
         "The logits that Keras notes are not those of a softmax or sigmoid "
@@ -314,52 +280,54 @@ def _noted(y_pred, noted, tolerance: float) -> Outputs:
     )
 
 
-def _softmax(statement: Statement) -> Outputs:
-    if statement.from_logits:
+def _softmax(expected: ExpectedOutputs) -> Outputs:
+    if expected.from_logits:
         return _contradiction(
-            statement, "are probabilities: they add up to 1 in each example"
+            expected, "are probabilities: they add up to 1 in each example"
         )
     return Outputs(
         "probabilities",
         "The outputs are probabilities (they add up to 1 in each example) and "
         "Keras does not know of which logits.",
+        activation="softmax",
     )
 
 
 def _from_probabilities(
-    statement: Statement, classes: int, positive: bool, shares: bool
+    expected: ExpectedOutputs, classes: int, positive: bool, shares: bool
 ) -> Outputs:
     """What a loss takes that computes logarithms of the outputs."""
-    if statement.choice == "sides" and shares:
+    if expected.choice == "sides" and shares:
         return Outputs(
             "sigmoids",
-            f"The loss '{statement.name}' has from_logits=False, and the "
+            f"The loss '{expected.name}' has from_logits=False, and the "
             "outputs lie between 0 and 1.",
+            activation="sigmoid",
         )
-    if statement.choice == "classes" and positive and classes > 1:
+    if expected.choice == "classes" and positive and classes > 1:
         return Outputs(
             "probabilities",
-            f"The loss '{statement.name}' has from_logits=False, so it takes "
+            f"The loss '{expected.name}' has from_logits=False, so it takes "
             "the outputs for probabilities, after it divided them by their "
             "sum.",
         )
     return Outputs(
         "unclear",
-        f"The loss '{statement.name}' has from_logits=False, so it expects "
+        f"The loss '{expected.name}' has from_logits=False, so it expects "
         "probabilities, but the outputs of some examples are "
         + (
             "a single number under a loss of several classes."
-            if positive and statement.choice == "classes"
+            if positive and expected.choice == "classes"
             else "below 0 or above 1."
         ),
         contradicts=True,
     )
 
 
-def _contradiction(statement: Statement, what: str) -> Outputs:
+def _contradiction(expected: ExpectedOutputs, what: str) -> Outputs:
     return Outputs(
         "unclear",
-        f"The loss '{statement.name}' has from_logits=True, but the outputs "
+        f"The loss '{expected.name}' has from_logits=True, but the outputs "
         f"{what}.",
         contradicts=True,
     )

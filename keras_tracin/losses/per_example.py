@@ -34,6 +34,11 @@ from keras.src.trainers.compile_utils import CompileLoss
 
 from keras_tracin.losses import loss_terms
 from keras_tracin.losses.loss_terms import Terms
+from keras_tracin.models.compiled import (
+    CompiledLoss,
+    compiled_loss,
+    losses_of,
+)
 from keras_tracin.models.state import layers_with_losses
 
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
@@ -209,7 +214,7 @@ def _terms_of_outputs(model, loss, class_weight, dtype=None):
     weights = None
     if loss is None:
         compiled = _compiled_loss(model)
-        loss, weights = compiled._user_loss, compiled._user_loss_weights
+        loss, weights = compiled.loss, compiled.weights
     names = getattr(model, "output_names", None)
 
     def evaluate(y, y_pred, sample_weight=None):
@@ -228,14 +233,14 @@ def _terms_of_outputs(model, loss, class_weight, dtype=None):
     return evaluate
 
 
-def _compiled_loss(model: keras.Model) -> CompileLoss:
+def _compiled_loss(model: keras.Model) -> CompiledLoss:
     if _redefines(model, "compute_loss"):
         raise ValueError(
             f"The model '{model.name}' computes its loss by a `compute_loss` "
             "of its own, which has no value for each example. Pass the same "
             "loss as `loss=`."
         )
-    compiled = getattr(model, "_compile_loss", None)
+    compiled = compiled_loss(model)
     if compiled is None:
         raise ValueError(
             f"The model '{model.name}' has no compiled loss. Call "
@@ -284,12 +289,9 @@ def penalty_weight(
     """
     if not any(getattr(v, "regularizer", None) for v in model.weights):
         return 1.0
-    if loss is None:
-        compiled = getattr(model, "_compile_loss", None)
-        loss = compiled._user_loss if compiled is not None else None
     summed = [
         entry
-        for entry in tf.nest.flatten(loss)
+        for entry in losses_of(model, loss)
         if getattr(entry, "reduction", "mean") in ("sum", "none", None)
     ]
     if not summed:
