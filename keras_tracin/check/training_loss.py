@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.check.report import Finding
-from keras_tracin.data.examples import Batch, Examples, joined
+from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.losses.per_example import batch_shares
 from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
@@ -202,14 +202,14 @@ class TrainingLoss:
             drawn = self._rng.random(len(batch))
             keys = np.concatenate([keys, drawn])
             kept = np.argsort(keys)[:most]
-            sample, keys = [_rows(joined([*sample, batch]), kept)], keys[kept]
+            sample, keys = [join([*sample, batch]).take(kept)], keys[kept]
             read += len(batch)
             if self._most and read >= self._most and not in_memory:
                 break
         count = len(keys)
         size = min(batch_size, count)
         return [
-            _rows(sample[0], np.arange(start, start + size))
+            sample[0].take(np.arange(start, start + size))
             for start in range(0, count - size + 1, size)
         ]
 
@@ -282,11 +282,6 @@ def _batch_size(
     every = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
     batches = max(1, round(steps * every / epochs))
     return max(1, min(examples.size, math.ceil(examples.size / batches)))
-
-
-def _rows(batch: Batch, rows: np.ndarray) -> Batch:
-    data = tf.nest.map_structure(lambda a: np.asarray(a)[rows], batch.data)
-    return Batch(batch.ids[rows], *data)
 
 
 def _judge(one: Comparison, floor: float) -> int:

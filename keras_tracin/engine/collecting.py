@@ -22,10 +22,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from keras_tracin.data.examples import content_digest, repeated
+from keras_tracin.data.batches import content_digest
+from keras_tracin.data.ids import find_repeated
 from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.sweep import Chunk, Sink
-from keras_tracin.results.attribution import (
+from keras_tracin.results import (
     Attribution,
     ScoreColumns,
     SelfInfluence,
@@ -134,7 +135,7 @@ def self_influence(
 
 def _warn_of_repeats(ids: np.ndarray) -> None:
     """Scores name an example by its id; this says when it has several."""
-    twice = repeated(ids)
+    twice = find_repeated(ids)
     if twice:
         warnings.warn(
             "Some training examples have an id in common, so that scores do "

@@ -18,7 +18,7 @@ import numpy as np
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.scoring import Queries, Rates, Scorer, nothing
 from keras_tracin.engine.sweep import Plan
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.results import TopKMerger
 from keras_tracin.runs import run_weights
 
 _K = 10  # as in `top_k`

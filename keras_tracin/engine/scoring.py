@@ -30,7 +30,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, chosen
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.examples import select
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import underflow
 from keras_tracin.engine.diagnosis import (
@@ -563,7 +564,7 @@ class Scorer:
     def among(self, ids: np.ndarray) -> Scorer:
         """The same with only those training examples that have these ids."""
         found = copy.copy(self)
-        found.train = chosen(self.train, ids)
+        found.train = select(self.train, ids)
         return found
 
     def identity(self) -> dict[str, Any]:

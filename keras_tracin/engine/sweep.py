@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.footprint import Footprint
 from keras_tracin.engine.progress import Progress
 from keras_tracin.runs import Checkpoint, run_weights

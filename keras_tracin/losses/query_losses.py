@@ -24,12 +24,8 @@ from keras_tracin.losses.invalid_labels import (
     ProbabilitiesSaturated,
     inside,
 )
-from keras_tracin.losses.output_kinds import (
-    REMEDY,
-    Outputs,
-    kind_of,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import kind_of, outputs_of
+from keras_tracin.losses.outputs import REMEDY, Outputs, to_wide
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
 
@@ -96,7 +92,7 @@ def _negated(
         _check_exclusive(name, outputs, y_pred)
         computed = not hasattr(y_pred, "_keras_logits")
         if computed and outputs.kind == "probabilities":
-            shares = _wide(y_pred)
+            shares = to_wide(y_pred)
             labels, shares, marks = _labels_and_logits(y, shares)
             values = _margin_of_shares(labels, shares)
         else:
@@ -204,7 +200,7 @@ def _several(y: tf.Tensor) -> Outside:
 def _saturated(kind: str, labels: tf.Tensor, y_pred: tf.Tensor) -> Outside:
     """Where probabilities are 0 or 1 in the precision of the outputs."""
     smallest = 2.0**-14 if y_pred.dtype == tf.float16 else 2.0**-126
-    p = _wide(y_pred)
+    p = to_wide(y_pred)
     if kind == "sigmoids":
         where = tf.reduce_any((p < smallest) | (1 - p < smallest), axis=-1)
     else:
@@ -213,12 +209,6 @@ def _saturated(kind: str, labels: tf.Tensor, y_pred: tf.Tensor) -> Outside:
     shown = tf.reduce_max(p, axis=-1)
     expected = f"probabilities above {smallest:.1g}, and below 1"
     return Outside(where, shown, expected, ProbabilitiesSaturated)
-
-
-def _wide(values) -> tf.Tensor:
-    """In float32 where it was less."""
-    values = tf.convert_to_tensor(values)
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
 
 
 def _margin_of_shares(labels: tf.Tensor, p: tf.Tensor) -> tf.Tensor:

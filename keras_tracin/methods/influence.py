@@ -43,7 +43,8 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     InverseSketch,
     RandomizedSketch,
 )
-from keras_tracin.data.examples import Batch, check_unique, content_digest
+from keras_tracin.data.batches import Batch, content_digest
+from keras_tracin.data.ids import check_unique
 from keras_tracin.engine import collecting
 from keras_tracin.engine.collecting import Stream
 from keras_tracin.engine.distribution import Strategy
@@ -51,16 +52,13 @@ from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Queries, Scorer
 from keras_tracin.engine.sweep import Chunk, Sink
 from keras_tracin.gradients import flat
-from keras_tracin.losses.output_kinds import (
-    SAMPLE,
-    check_consistent,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
+from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.losses.per_example import penalty_weight
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
 
 _CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {

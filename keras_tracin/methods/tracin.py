@@ -44,7 +44,7 @@ from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import (
+from keras_tracin.results import (
     Attribution,
     ScoreColumns,
     SelfInfluence,

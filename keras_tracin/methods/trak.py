@@ -32,7 +32,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine import collecting
 from keras_tracin.engine.collecting import Stream
 from keras_tracin.engine.distribution import Strategy
@@ -47,7 +47,7 @@ from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs import TrainingRun, check_checkpoint, run_weights
 from keras_tracin.storage.files import digest
 

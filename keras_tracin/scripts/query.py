@@ -26,7 +26,7 @@ from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import RepresenterPoints
 from keras_tracin.methods.tracin import TracIn
 from keras_tracin.methods.trak import TRAK
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, opened
 from keras_tracin.scripts._output import Output

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_tracin.runs.steps import num_batches, rate_at
+from keras_tracin.runs.present_rate import num_batches, rate_at
 from keras_tracin.trace.recording import Recording
 from keras_tracin.trace.source import Source
 

@@ -33,7 +33,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
+from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import collecting
 from keras_tracin.engine.diagnosis import check_fits
@@ -42,7 +43,7 @@ from keras_tracin.engine.steps import batch_spec
 from keras_tracin.engine.sweep import Sink, default_memory_limit
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.methods.unrolled.batches import Held, training_steps
+from keras_tracin.methods.unrolled.batches import training_steps
 from keras_tracin.methods.unrolled.replay import Replay
 from keras_tracin.methods.unrolled.training import (
     Adjoint,
@@ -52,7 +53,7 @@ from keras_tracin.methods.unrolled.training import (
 )
 from keras_tracin.methods.unrolled.updates import Update
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results import Attribution, TopK
 from keras_tracin.runs import (
     TrainingRun,
     check_checkpoint,
@@ -148,7 +149,7 @@ class UnrolledInfluence:
         self._model = model
         examples = open_for_model(model, train, "train")
         self._examples = examples
-        self._held = Held.of(examples)
+        self._held = HeldExamples.read(examples)
         self._steps = training_steps(self._run, train, self._held, batches)
         check_fits(model, self._held.first(4), "train")
         x = self._held.first(SAMPLE).x

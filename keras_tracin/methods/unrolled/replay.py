@@ -22,7 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.methods.unrolled.batches import Held, Steps
+from keras_tracin.data.held import HeldExamples
+from keras_tracin.methods.unrolled.batches import Steps
 from keras_tracin.methods.unrolled.training import State, Training
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
@@ -49,7 +50,7 @@ class Replay:
         self,
         training: Training,
         steps: Steps,
-        held: Held,
+        held: HeldExamples,
         start: State,
         first: int,
         room: int,
@@ -62,7 +63,7 @@ class Replay:
     def inputs(self, number: int) -> tuple[Any, tf.Tensor, tf.Tensor]:
         """What step `number`, from 0, is made of: data, rate, number."""
         return (
-            self._held.data(self._steps.rows[number]),
+            self._held.take(self._steps.rows[number]).data,
             tf.constant(self._steps.rates[number], tf.float64),
             tf.constant(self._first + number, tf.int64),
         )
