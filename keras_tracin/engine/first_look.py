@@ -25,7 +25,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions, batch_spec
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import Captured, PerExampleLoss

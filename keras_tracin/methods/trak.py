@@ -32,7 +32,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
@@ -54,7 +54,7 @@ from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.methods.base import Method, digest_of
 from keras_tracin.models.descriptions import describe
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
-from keras_tracin.results.attribution import ScoreColumns
+from keras_tracin.results.streaming import ScoreColumns
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _DIGESTED = 256  # examples at a time
