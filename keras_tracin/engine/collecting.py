@@ -200,8 +200,8 @@ def _warn_of_repeats(ids: np.ndarray) -> None:
         warnings.warn(
             "Some training examples have an id in common, so that scores do "
             f"not say which of them is meant. Received {repeated[:5]} more "
-            "than once. Give each its own by `kt.with_ids(data, ids)`, or leave out "
-            "`.repeat()`.",
+            "than once. Give each its own by `kt.with_ids(data, ids)`, or "
+            "leave out `.repeat()`.",
             stacklevel=4,
         )
 
