@@ -24,32 +24,34 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_tracin.engine.disk_room import check_matrix_room, making_room
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree
 from keras_tracin.engine.matrix import write_matrix
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.planning import Plan
 from keras_tracin.models.descriptions import difference
+from keras_tracin.storage.arrays import load_array, load_arrays, save_arrays
 from keras_tracin.storage.files import (
-    save_arrays,
+    check_room,
+    explain_full_disk,
 )
 from keras_tracin.storage.sharing import wait_for_worker, write_first
 
 FORMAT_VERSION = 2
 
+_REMEDY_MATRIX = "Delete its directory and call again."
 _PARTS = 16  # parts of a block for each worker
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
 
@@ -133,7 +135,7 @@ class Parts:
                 "made of. Choose another directory, or delete this one and "
                 "call again."
             )
-        with making_room(self.directory, path.name):
+        with self._making_room(path.name):
             agree(path, numbers, share)
 
     def agree(self, name: str, value: Any) -> Any:
@@ -148,7 +150,7 @@ class Parts:
         """
         path = self.directory / f"{name}.json"
         if not path.is_file():
-            with making_room(self.directory, path.name):
+            with self._making_room(path.name):
                 write_first(path, json.dumps(value, indent=1))
         try:
             return json.loads(path.read_text())
@@ -202,8 +204,8 @@ class Parts:
         """
         path = self._path(block, chunk)
         needed = sum(np.asarray(array).nbytes for array in arrays.values())
-        with making_room(self.directory, path.name, needed):
-            save_arrays(path, digest=np.array(digest), **arrays)
+        with self._making_room(path.name, needed):
+            save_arrays(path, {"digest": np.array(digest), **arrays})
 
     def read(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of a block's parts, in order; waits for other workers.
@@ -242,7 +244,7 @@ class Parts:
             ValueError: if it is there, and is of more or of fewer parts.
         """
         if not self._matrix_is_there and self._index == 0:
-            with making_room(self.directory, "the matrix of scores"):
+            with self._making_room("the matrix of scores"):
                 self._put_together(query_ids, count)
         self._wait_for(self.directory / "matrix.json", 0)
         ids = _load(self.directory / "ids.npz")
@@ -262,8 +264,8 @@ class Parts:
                 f"{sum(map(len, query_ids)):,} queries, and training examples "
                 f"in {len(parts)} parts. Choose another directory."
             )
-        scores = np.load(
-            self.directory / "scores.npy", mmap_mode="r", allow_pickle=False
+        scores = load_array(
+            self.directory / "scores.npy", _REMEDY_MATRIX, mapped=True
         )
         return {"scores": scores, **ids}
 
@@ -279,13 +281,12 @@ class Parts:
         shape = (sum(map(len, query_ids)), len(train_ids), *more)
         # One that came without its ids, or the room would be needed twice.
         (self.directory / "scores.npy").unlink(missing_ok=True)
-        check_matrix_room(self.directory, math.prod(shape) * dtype.itemsize)
+        self._check_room(math.prod(shape) * dtype.itemsize)
         pieces = self._place(query_ids, count)
         write_matrix(self.directory / "scores.npy", shape, dtype, pieces)
         save_arrays(
             self.directory / "ids.npz",
-            query_ids=np.concatenate(query_ids),
-            train_ids=train_ids,
+            {"query_ids": np.concatenate(query_ids), "train_ids": train_ids},
         )
         self.agree("matrix", self._digests)
         for name in self._digests:
@@ -305,6 +306,28 @@ class Parts:
                 column = stop
             row += len(ids)
 
+    def _check_room(self, needed: int) -> None:
+        """Raises OSError unless the disk has room for so many bytes."""
+        check_room(
+            self.directory,
+            needed,
+            "matrix of scores",
+            "All its parts are kept. Make room and call again, or use `top_k`, "
+            "which makes no matrix, in another directory",
+        )
+
+    def _making_room(
+        self, what: str, needed: int = 0
+    ) -> contextlib.AbstractContextManager[None]:
+        """Says what is kept, if something does not fit the disk."""
+
+        def kept() -> str:
+            parts = len(list(self.directory.glob("part-*.npz")))
+            return f"{parts:,} finished parts"
+
+        size = f" ({needed:,} bytes)" if needed else ""
+        return explain_full_disk(self.directory, f"{what}{size}", kept)
+
     @property
     def _matrix_is_there(self) -> bool:
         """Whether the file is there that is written last of the matrix."""
@@ -322,12 +345,7 @@ class Parts:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a part; zip files check what is read from them."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged. Delete it and call again: only this part is "
-            "made anew."
-        ) from error
+    """The arrays of a part."""
+    return load_arrays(
+        path, "Delete it and call again: only this part is made anew."
+    )
