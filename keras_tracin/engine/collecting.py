@@ -100,7 +100,7 @@ def group_influence(
         else:
             keeper = _Keeper(parts, number, queries, sums.part_of)
             stream(queries, keeper.sink)
-            for arrays in parts.all_of(number, keeper.count):
+            for arrays in parts.read(number, keeper.count):
                 sums.add_part(**arrays)
         rows.append((queries.ids, sums.result()))
     query_ids, scores = _join_rows(rows)
@@ -160,7 +160,7 @@ def top_k(
         else:
             keeper = _Keeper(parts, number, queries, merger.best_of)
             stream(queries, keeper.sink)
-            for arrays in parts.all_of(number, keeper.count):
+            for arrays in parts.read(number, keeper.count):
                 merger.add_best(**arrays)
         rankings.append(merger.result())
     ranked = TopK.concat(rankings)
@@ -187,7 +187,7 @@ def self_influence(
     else:
         keeper = _Keeper(parts, 0, None, _whole_part)
         stream(keeper.sink)
-        for arrays in parts.all_of(0, keeper.count):
+        for arrays in parts.read(0, keeper.count):
             columns.add(**arrays)
     _warn_of_repeats(columns.ids)
     return SelfInfluence(scores=columns.scores, ids=columns.ids)
