@@ -122,7 +122,7 @@ class TrainingBatches:
         return self._preprocessed[1]
 
     def advance(self) -> None:
-        """Moves on to the batch after the next."""
+        """Moves on to the following batch."""
         self._reader.advance()
 
     def _batches(self, epoch: int) -> Iterator[IdsAndData]:
