@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.methods.base import Attributor
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.results.attribution import Attribution
 
 _CALLS = (

@@ -45,13 +45,14 @@ from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.planning import Plan
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.methods.averaging import (
     average,
     check_members,
     common_size,
     unit_of,
 )
-from keras_tracin.methods.base import Attributor, Method
+from keras_tracin.methods.base import Method
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.results.attribution import Attribution, TopKMerger
 

@@ -31,7 +31,7 @@ from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine import collecting
 from keras_tracin.engine.descriptions import loss_names
 from keras_tracin.engine.distribution import Strategy
-from keras_tracin.methods.base import Directory, GroupsOfIds
+from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.representer.decomposition import check_hessian_fits
 from keras_tracin.methods.representer.faithfulness import Faithfulness, compare
 from keras_tracin.methods.representer.fit import LastLayerMethod

@@ -44,7 +44,8 @@ from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.progress import Progress
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.methods.base import Directory, GroupsOfIds, Method
+from keras_tracin.methods.attributor import Directory, GroupsOfIds
+from keras_tracin.methods.base import Method
 from keras_tracin.methods.unrolled.queries import (
     Backward,
     UnrolledPlan,
