@@ -31,14 +31,9 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
 from keras_tracin.data.example_ids import DatasetWithIds
-from keras_tracin.data.examples import (
-    Batch,
-    Examples,
-    content_digest,
-    joined,
-    open_examples,
-)
+from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
@@ -54,7 +49,8 @@ from keras_tracin.methods.averaging import (
 )
 from keras_tracin.methods.base import Method
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopKMerger
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.streaming import TopKMerger
 
 _BYTES = 12  # of each score: the member's, their sum, and what ranking takes
 _READ = 16  # queries, while the number of training examples is not known
@@ -298,10 +294,10 @@ class Ensemble(Method):
             kept.append(batch)
             # The first scores tell how many training examples there are.
             if sum(map(len, kept)) >= self._room(self._size, examples):
-                yield joined(kept) if len(kept) > 1 else kept[0]
+                yield join(kept) if len(kept) > 1 else kept[0]
                 kept = []
         if kept:
-            yield joined(kept) if len(kept) > 1 else kept[0]
+            yield join(kept) if len(kept) > 1 else kept[0]
 
     def _room(self, num_train: int | None, examples: Examples) -> int:
         """Number of queries in a block."""

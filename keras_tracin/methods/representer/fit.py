@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import content_digest
+from keras_tracin.data.batches import content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink

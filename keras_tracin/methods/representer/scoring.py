@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.chunks import Chunk, Sink
 
 LARGEST_BLOCK = 1024  # queries that are scored together
