@@ -84,16 +84,12 @@ def measure(name: str) -> None:
     model.fit(*train, batch_size=_BATCH_SIZE, epochs=_EPOCHS[name], verbose=0)
     learner = keras.models.clone_model(model)
     learner.compile(keras.optimizers.Adam(1e-3), loss)
-    read = functools.partial(
-        Problem.read,
-        model,
-        train,
-        layer=None,
-        loss=None,
-        strategy=None,
-        memory_limit=None,
-        verbose=0,
-    )
+
+    def read() -> Problem:
+        problem = Problem(model, train)
+        problem.represent()
+        return problem
+
     problem = read()
     calls = {
         "epoch": _cases.fit_epoch(learner, train, _BATCH_SIZE),

@@ -34,6 +34,7 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.methods import representer, unrolled
+from keras_tracin.methods.ensemble import Ensemble
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import (
     Faithfulness,
@@ -84,6 +85,7 @@ __all__ = [
     "Attribution",
     "CheckReport",
     "Checkpoint",
+    "Ensemble",
     "Exact",
     "FactoredProjection",
     "Faithfulness",
