@@ -1,8 +1,8 @@
 """Training examples that are read many times, and drawn at random.
 
-Solving for a curvature reads the data hundreds of times. What fits is kept in
-memory; what does not is read anew, and random minibatches come from a uniform
-sample of it.
+Solving for a curvature reads the data hundreds of times. Data that fits is
+kept in memory; other data is read anew each time, and random minibatches come
+from a uniform sample of it.
 
 Synopsis:
 
@@ -13,10 +13,11 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,16 @@ import tensorflow as tf
 from keras_tracin.data.examples import Batch, Examples
 
 _READ = 1024  # examples read at a time
+
+
+class Watcher(Protocol):
+    """Something that counts batches, such as a progress bar."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts batches that were read."""
+
+    def finish(self) -> None:
+        """Says that no more will be read."""
 
 
 class HeldExamples:
@@ -37,9 +48,25 @@ class HeldExamples:
     def __init__(self, examples: Examples, memory: int):
         self._examples = examples
         self._memory = memory
+        self._watchers: list[Watcher] = []
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Within it, a watcher is told of every batch that was used."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+            watcher.finish()
 
     def batches(self, batch_size: int) -> Iterator[Any]:
         """Yields `(x, y[, sample_weight])` of all examples, as tensors."""
+        for batch in self._batches(batch_size):
+            yield batch
+            self._advance()
+
+    def _batches(self, batch_size: int) -> Iterator[Any]:
         if self._whole is None:
             for batch in self._examples.batches(batch_size):
                 yield _tensors(batch)
@@ -49,8 +76,13 @@ class HeldExamples:
                 lambda leaf, at=start: leaf[at : at + batch_size], self._whole
             )
 
+    def _advance(self) -> None:
+        if self._watchers:
+            self._watchers[-1].advance()
+
     def draw(self, rng: np.random.Generator, batch_size: int) -> Any:
         """`batch_size` different examples (or all, if there are fewer)."""
+        self._advance()
         source = self._sample if self._whole is None else self._whole
         count = _length(source)
         if batch_size >= count:
@@ -61,13 +93,13 @@ class HeldExamples:
     @functools.cached_property
     def _whole(self) -> Any | None:
         """All examples, or None where they do not fit."""
-        held, size = [], 0
+        parts, size = [], 0
         for batch in self._examples.batches(_READ):
             size += batch.nbytes
             if size > self._memory:
                 return None
-            held.append(_tensors(batch))
-        return _joined(held)
+            parts.append(_tensors(batch))
+        return _join(parts)
 
     @functools.cached_property
     def _sample(self) -> Any:
@@ -84,27 +116,27 @@ class HeldExamples:
             stacklevel=4,
         )
         rng = np.random.default_rng(0)
-        chosen = np.sort(rng.choice(count, keep, replace=False))
-        held, start = [], 0
+        kept = np.sort(rng.choice(count, keep, replace=False))
+        parts, start = [], 0
         for batch in self._examples.batches(_READ):
-            inside = (chosen >= start) & (chosen < start + len(batch))
-            rows = chosen[inside] - start
+            inside = (kept >= start) & (kept < start + len(batch))
+            rows = kept[inside] - start
             if len(rows):
-                held.append(
+                parts.append(
                     tf.nest.map_structure(
                         lambda leaf, rows=rows: tf.gather(leaf, rows),
                         _tensors(batch),
                     )
                 )
             start += len(batch)
-        return _joined(held)
+        return _join(parts)
 
 
 def _tensors(batch: Batch) -> Any:
     return tf.nest.map_structure(tf.convert_to_tensor, batch.data)
 
 
-def _joined(parts: list[Any]) -> Any:
+def _join(parts: list[Any]) -> Any:
     if len(parts) == 1:
         return parts[0]
     return tf.nest.map_structure(

@@ -47,7 +47,7 @@ def _as_they_are(outputs: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MeanLossCurvature:
+class MeanLossCurvature(Operator):
     """What the curvatures of a mean loss have in common.
 
     A subclass says what multiplies a vector, given one run of the model.
@@ -278,7 +278,7 @@ def _check_precision(model: keras.Model, variables) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _OverBatch:
+class _OverBatch(Operator):
     """The curvature of the mean loss over one batch."""
 
     whole: MeanLossCurvature
