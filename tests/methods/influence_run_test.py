@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import keras_tracin as kt
+from keras_tracin.engine import progress
 from keras_tracin.runs import run_weights
 from tests.gradients.oracle import precision, sequential
 
@@ -104,6 +105,15 @@ def test_a_run_of_one_checkpoint_gives_its_scores_whatever_the_model_has(
     np.testing.assert_allclose(scores_of(method), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("relative", ["loss", "parameters"])
+def test_relative_scores_are_relative_at_each_checkpoint(trained, relative):
+    run = trained[1][::2]
+    options = {"curvature": "ekfac", "relative": relative}
+    (apart,) = one_by_one(trained, run, **options)
+    method = influence(trained, run, **options)
+    np.testing.assert_allclose(scores_of(method), apart.mean(0), rtol=1e-6)
+
+
 def test_rankings_over_a_run_are_those_of_all_scores(trained):
     run = str(trained[1].directory)
     method = influence(trained, run, curvature="ekfac")
@@ -151,7 +161,7 @@ def test_an_inverse_of_one_set_of_weights_serves_no_run(trained, tmp_path):
     sketch = influence(trained, None, solver=solver).inverse
     with pytest.raises(ValueError, match="a run of 3 checkpoints"):
         influence(trained, run, solver=sketch)
-    with pytest.raises(ValueError, match="one inverse for each checkpoint"):
+    with pytest.raises(ValueError, match="inverse for each checkpoint"):
         _ = influence(trained, run, solver=solver).inverse
 
 
@@ -167,10 +177,44 @@ def test_other_weights_than_at_first_are_refused(trained):
     try:
         model.set_weights([weight + 0.1 for weight in before])
         for call in *BOTH_CALLS, lambda m: m.inverse:
-            with pytest.raises(ValueError, match="made at other weights than"):
+            with pytest.raises(ValueError, match="are not those that this"):
                 call(method)
         # Those of a run do not depend on what the model has.
         scores_of(influence(trained, trained[1][:1], curvature="ekfac"))
     finally:
         model.set_weights(before)
     scores_of(method)
+
+
+def test_preparing_and_solving_are_announced(trained, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+    method = influence(trained, trained[1][::2], curvature="ekfac")
+    scores_of(method)
+    assert not capsys.readouterr().out
+    method = influence(trained, trained[1][::2], curvature="ekfac")
+    method.influence(TEST, verbose=1)
+    printed = capsys.readouterr().out
+    announced = "Influence functions: inverse of the curvature, by EKFAC"
+    assert printed.count(announced) == 2
+    method = influence(trained, None, solver=kt.CG(tol=1e-9))
+    method.influence(TEST, verbose=1)
+    announced = "Influence functions: 2 systems of equations, by CG"
+    assert announced in capsys.readouterr().out
+
+
+def test_a_plan_tells_the_work_of_all_checkpoints(trained):
+    method = influence(trained, trained[1], curvature="ekfac", relative="loss")
+    plan = method.plan(TEST)
+    assert (plan.num_train, plan.num_queries) == (NUM_TRAIN, 2)
+    assert plan.num_checkpoints == 3
+    assert plan.seconds > 0
+    assert method.plan().num_checkpoints == 3
+    fresh = influence(trained, trained[1], curvature="ekfac", relative="loss")
+    np.testing.assert_array_equal(scores_of(method), scores_of(fresh))
+
+
+def test_a_plan_does_not_keep_the_warning_back(trained):
+    method = influence(trained, None, curvature="ekfac")
+    method.plan()
+    with pytest.warns(UserWarning, match="not converged"):
+        scores_of(method)

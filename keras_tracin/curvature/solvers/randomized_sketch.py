@@ -29,7 +29,7 @@ from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.cg import CG
 from keras_tracin.curvature.solvers.solution import Solution, solve
 from keras_tracin.curvature.spectrum import extreme_eigenvalues
-from keras_tracin.engine.sweep import default_memory_limit
+from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.storage.files import save_arrays
 
 _BLOCK = 64  # rows of G from one state of the generator

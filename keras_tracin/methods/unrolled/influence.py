@@ -36,10 +36,11 @@ import tensorflow as tf
 from keras_tracin.data.examples import Batch
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import collecting
+from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.diagnosis import check_fits
+from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.steps import batch_spec
-from keras_tracin.engine.sweep import Sink, default_memory_limit
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
 from keras_tracin.methods.unrolled.batches import Held, training_steps
