@@ -1,15 +1,15 @@
 """A curvature of the mean loss as an operator: passes, batches, vectors.
 
 Both curvatures of `keras_tracin.curvature.objective` are sums over examples,
-plus weight regularisers. What they share is here: reading the data, working on
-many vectors at once, random minibatches, replicas, and the gradient.
+plus weight regularisers. They share what is here: reading the data, products
+with many vectors at once, random minibatches, replicas, and the gradient.
 
 Synopsis:
 
     class Hessian(MeanLossCurvature):
         def linearize(self, data, real):
             ...                      # runs the model once
-            return product           # what multiplies a vector, in parts
+            return product           # multiplies a vector, in parts
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses.per_example import PerExampleLoss
 
-# Examples × variables up to which vectors are worked on side by side: all of
-# an operation's shares are then small, and calling it takes longer than doing
+# Examples × variables up to which vectors are multiplied side by side: the
+# tensors of an operation are then small, and calling it takes longer than doing
 # it. Beyond, one vector at a time moves less memory.
 _SIDE_BY_SIDE = 2**21
 _SIDE_BY_SIDE_AT_ONCE = 2**26  # the same × vectors
@@ -48,23 +48,23 @@ def _as_they_are(outputs: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MeanLossCurvature:
-    """What the curvatures of a mean loss have in common.
+class MeanLossCurvature(Operator):
+    """A curvature of the mean loss, in parts that its subclasses share.
 
-    A subclass says what multiplies a vector, given one run of the model.
+    A subclass supplies the product with a vector, given one run of the model.
 
     Attributes:
         model: a built model; it runs in inference mode.
         loss: `(y, y_pred, sample_weight) -> [n]`.
         examples: the training data.
-        variables: those that the vectors are laid out by, in this order.
-        penalty: `ρ`, what the weight regularisers count beside the mean loss;
-            see `keras_tracin.losses.per_example.penalty_weight`.
+        variables: variables that vectors are laid out by, in this order.
+        penalty: `ρ`, the factor of the weight regularisers beside the mean
+            loss; see `keras_tracin.losses.per_example.penalty_weight`.
         memory_limit: bytes that may be used; half of what is free by default.
-        strategy: where to run; each replica works on a share of a batch.
+        strategy: where to run; each replica takes a share of a batch.
         jit_compile: whether XLA compiles the steps.
-        see_outputs: what the loss is given in place of the model's outputs:
-            the same numbers, from which logits can be told.
+        see_outputs: makes what the loss is given of the model's outputs: the
+            same numbers, marked with the logits that they come from.
     """
 
     model: keras.Model
@@ -82,7 +82,7 @@ class MeanLossCurvature:
 
     @property
     def size(self) -> int:
-        """p, how many numbers the variables hold."""
+        """Number of entries of all variables, p."""
         return self._layout.size
 
     @property
@@ -126,7 +126,7 @@ class MeanLossCurvature:
         return tf.reshape(self._penalty.products(ones) * ones, [-1])
 
     def linearize(self, data, real) -> Callable[[Parts], Parts]:
-        """Runs the model once; returns what multiplies a vector, in parts."""
+        """Runs the model once; returns the product with a vector, in parts."""
         raise NotImplementedError
 
     def _sums(self, data: Any, vectors: tf.Tensor) -> tf.Tensor:
@@ -138,11 +138,11 @@ class MeanLossCurvature:
         if width > _SIDE_BY_SIDE or self._has_loops:
             return self._in_turn(data, vectors)
         block = max(1, _SIDE_BY_SIDE_AT_ONCE // width)
-        found = [
+        products = [
             self._side_by_side(data, vectors[start : start + block])
             for start in range(0, rows, block)
         ]
-        return found[0] if len(found) == 1 else tf.concat(found, axis=0)
+        return products[0] if len(products) == 1 else tf.concat(products, 0)
 
     @functools.cached_property
     def _has_loops(self) -> bool:
@@ -175,7 +175,7 @@ class MeanLossCurvature:
         def step(data, real, vectors):
             product, layout = self.linearize(data, real), self._layout
             return over(
-                lambda vector: layout.joined(product(layout.split(vector))),
+                lambda vector: layout.join(product(layout.split(vector))),
                 vectors,
             )
 
@@ -192,7 +192,7 @@ class MeanLossCurvature:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self.values)
                 total = self.total_loss(data, real)[0]
-            return self._layout.joined(self.gradients(tape, total))
+            return self._layout.join(self.gradients(tape, total))
 
         return compile_step(
             spread_sum(step, self.strategy), self.jit_compile, (self.spec,)
@@ -250,10 +250,10 @@ class MeanLossCurvature:
 
     def gradients(self, tape: tf.GradientTape, target) -> Parts:
         """First derivatives by the variables, none of which may be missing."""
-        found = tape.gradient(target, self.values)
+        grads = tape.gradient(target, self.values)
         missing = [
             variable.path
-            for variable, grad in zip(self.variables, found, strict=True)
+            for variable, grad in zip(self.variables, grads, strict=True)
             if grad is None
         ]
         if missing:
@@ -264,7 +264,7 @@ class MeanLossCurvature:
                 "loss. Leave their layers out by naming the others in "
                 "`layers=`."
             )
-        return [tf.convert_to_tensor(grad) for grad in found]
+        return [tf.convert_to_tensor(grad) for grad in grads]
 
 
 def _check_precision(model: keras.Model, variables) -> None:
@@ -283,7 +283,7 @@ def _check_precision(model: keras.Model, variables) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _OverBatch:
+class _OverBatch(Operator):
     """The curvature of the mean loss over one batch."""
 
     whole: MeanLossCurvature

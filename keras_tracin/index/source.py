@@ -38,8 +38,6 @@ from keras_tracin.projection import (
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.storage import files
 
-INVERSE = "inverse.npz"
-
 _KNOWN: dict[str, Any] = {
     kind.__name__: kind
     for kind in (TensorSketch, GaussianProjection, FactoredProjection)
