@@ -6,8 +6,8 @@ training examples themselves, spread over the first shard.
 
 Synopsis:
 
-    queries = queries_among(source, 20)
-    write_rows(store, source, examples, dtype="float32", queries=queries)
+    queries = select_queries(recipe, 20)
+    write_rows(store, recipe, examples, dtype="float32", queries=queries)
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import tensorflow as tf
 
 from keras_tracin.data.examples import Batch, Examples, content_digest, joined
 from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.steps import kind_of
 from keras_tracin.engine.sweep import in_chunks
 from keras_tracin.index.search import NEAR
-from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
+from keras_tracin.methods.indexable import RowRecipe
 from keras_tracin.runs import run_weights
+from keras_tracin.storage.files import check_room
 from keras_tracin.storage.sharing import wait_for_worker
 
 _SHARD = 64 * 2**20  # bytes of rows, about
 BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
-def queries_among(source: Source, count: int) -> Batch:
+def select_queries(recipe: RowRecipe, count: int) -> Batch:
     """`count` training examples, spread over those of the first shard."""
-    batches = source.scorer.train.batches(BATCH)
-    size = examples_per_shard(source, "float32")
+    batches = recipe.scorer.train.batches(BATCH)
+    size = examples_per_shard(recipe, "float32")
     whole = joined(next(in_chunks(batches, size)))
     chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
     data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
@@ -46,7 +46,7 @@ def queries_among(source: Source, count: int) -> Batch:
 
 def write_rows(
     store: Store,
-    source: Source,
+    recipe: RowRecipe,
     examples: Examples,
     *,
     dtype: str,
@@ -61,13 +61,13 @@ def write_rows(
 
     Args:
         store: where to.
-        source: what makes the rows.
+        recipe: how rows are made.
         examples: the training examples.
         dtype: of the rows.
         queries: those whose exact scores are kept, if any.
         name: gives a batch's ids.
         worker: this process's index, and how many share the work. Each writes
-            every so-manieth shard, and the first lists all.
+            every n-th shard, and the first lists all.
 
     Raises:
         OSError: if the disk is too small, or full.
@@ -75,12 +75,12 @@ def write_rows(
             NaN or infinite, naming ids.
     """
     index, workers = worker
-    _check_room(store, source, examples, dtype)
-    maker = ShardMaker(source, dtype, queries)
-    first = store.finished
+    _check_room(store, recipe, examples, dtype)
+    maker = ShardMaker(recipe, dtype, queries)
+    first = store.manifest.finished
     digests: dict[int, str] = {}  # of the shards that were read
-    with run_weights(source.scorer.model) as load:
-        size = examples_per_shard(source, dtype)
+    with run_weights(recipe.scorer.model) as load:
+        size = examples_per_shard(recipe, dtype)
         chunks = in_chunks(examples.batches(BATCH), size)
         for shard, chunk in enumerate(chunks, first):
             named = [dataclasses.replace(b, ids=name(b)) for b in chunk]
@@ -91,12 +91,12 @@ def write_rows(
                 arrays = maker.arrays(chunk, named, load)
                 store.put(shard, arrays, digests[shard])
                 del arrays  # or two shards would be held at a time
-            elif own or (index == 0 and shard < store.num_shards):
-                store.holds(shard, digests[shard])
+            elif own or (index == 0 and shard < store.manifest.num_shards):
+                store.check_examples(shard, digests[shard])
             if index == 0:
                 _take(store, digests)
-    while index == 0 and store.num_shards < first + len(digests):
-        shard = store.num_shards
+    while index == 0 and store.manifest.num_shards < first + len(digests):
+        shard = store.manifest.num_shards
         wait_for_worker(
             functools.partial(store.is_there, shard),
             shard % workers,
@@ -108,32 +108,40 @@ def write_rows(
 
 def _take(store: Store, digests: dict[int, str]) -> None:
     """Lists what is there of the shards whose examples are known."""
-    while store.num_shards in digests and store.is_there(store.num_shards):
-        store.take(store.num_shards, digests[store.num_shards])
+    shard = store.manifest.num_shards
+    while shard in digests and store.is_there(shard):
+        store.take(shard, digests[shard])
+        shard += 1
 
 
 def _check_room(
-    store: Store, source: Source, examples: Examples, dtype: str
+    store: Store, recipe: RowRecipe, examples: Examples, dtype: str
 ) -> None:
     if examples.size is None:
         return
     numbers, near = np.dtype(dtype).itemsize, np.dtype(np.float32).itemsize
-    row = source.width * numbers + NEAR * near
-    store.check_room(max(0, examples.size - store.pending) * row)
+    row = recipe.width * numbers + NEAR * near
+    check_room(
+        store.directory,
+        max(0, examples.size - store.pending) * row,
+        "index",
+        "Free space, choose another directory, `dtype='float16'`, or a "
+        "projection of a smaller `dim`",
+    )
 
 
 class ShardMaker:
     """Makes the arrays of shards.
 
     Args:
-        source: what makes the rows.
+        recipe: how rows are made.
         dtype: of the rows.
         queries: those whose exact scores are kept, if any.
     """
 
-    def __init__(self, source: Source, dtype: str, queries: Batch | None):
-        self._source, self._dtype = source, dtype
-        self._pass_at = _passes(source, queries)
+    def __init__(self, recipe: RowRecipe, dtype: str, queries: Batch | None):
+        self._recipe, self._dtype = recipe, dtype
+        self._pass_at = _passes(recipe, queries)
 
     def arrays(
         self, chunk: list[Batch], named: list[Batch], load: Callable
@@ -149,28 +157,28 @@ class ShardMaker:
             ValueError: if a gradient is NaN or infinite, naming ids, or a row
                 does not fit the dtype.
         """
-        arrays = _arrays(chunk, self._source, self._pass_at, load)
-        rows = _narrowed(arrays.pop("rows"), self._dtype)
+        arrays = _arrays(chunk, self._recipe, self._pass_at, load)
+        rows = _narrow(arrays.pop("rows"), self._dtype)
         ids = np.concatenate([batch.ids for batch in named])
         return {"rows": rows, **arrays, "ids": ids}
 
 
-def examples_per_shard(source: Source, dtype: str) -> int:
+def examples_per_shard(recipe: RowRecipe, dtype: str) -> int:
     """How many examples a shard has, all but the last: whole batches."""
-    row = source.width * np.dtype(dtype).itemsize
+    row = recipe.width * np.dtype(dtype).itemsize
     return BATCH * max(1, math.ceil(_SHARD / (row * BATCH)))
 
 
-def _passes(source: Source, queries: Batch | None) -> Callable:
+def _passes(recipe: RowRecipe, queries: Batch | None) -> Callable:
     """`(position, rate) -> (data -> sketches [n, dim], scores [n, m])`.
 
     To be called once the weights are in the model.
     """
     if queries is None:
-        sketch = source.scorer.train_steps.sketches(source.of_train)
+        sketch = recipe.scorer.train_steps.sketches(recipe.train_projection)
         return lambda at, rate: lambda data: (sketch(data, at), None)
-    steps = source.scorer.steps_like(queries)
-    both = steps.train.sketches_and_products(source.of_train)
+    steps = recipe.scorer.steps_like(queries)
+    both = steps.train.sketches_and_products(recipe.train_projection)
 
     def pass_at(at, rate):
         factors = steps.query.query_factors(queries.data)
@@ -180,21 +188,19 @@ def _passes(source: Source, queries: Batch | None) -> Callable:
 
 
 def _arrays(
-    chunk: list[Batch], source: Source, pass_at: Callable, load: Callable
+    chunk: list[Batch], recipe: RowRecipe, pass_at: Callable, load: Callable
 ) -> dict[str, np.ndarray]:
     """Rows `[n, width]`, and exact scores `[n, m]` where there are queries."""
-    rows = np.empty([sum(map(len, chunk)), source.width], np.float32)
+    rows = np.empty([sum(map(len, chunk)), recipe.width], np.float32)
     exact: list[np.ndarray] = []  # of each batch
-    scorer = source.scorer
+    scorer, dim = recipe.scorer, recipe.train_projection.dim
     spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
-    for at, (checkpoint, rate) in enumerate(source.rates.items()):
+    for at, (checkpoint, rate) in enumerate(recipe.rates.items()):
         if checkpoint is not None:
             load(checkpoint)
-        source.scorer.first_look()
+        recipe.scorer.first_look()
         step = pass_at(np.int32(at), np.float32(rate))
-        columns = slice(
-            at * source.of_train.dim, (at + 1) * source.of_train.dim
-        )
+        columns = slice(at * dim, (at + 1) * dim)
         stop = 0
 
         def again(data, step=step) -> np.ndarray:
@@ -207,7 +213,7 @@ def _arrays(
             start, stop = stop, stop + len(batch)
             rows[start:stop, columns] = math.sqrt(rate) * sketch.numpy()
             if not np.isfinite(rows[start:stop, columns]).all():
-                source.scorer.raise_bad_training(batch, checkpoint)
+                recipe.scorer.raise_bad_training(batch, checkpoint)
             if scores is not None and at == 0:
                 exact.append(scores.numpy())
             elif scores is not None:
@@ -217,57 +223,10 @@ def _arrays(
     return {"rows": rows, "exact": np.concatenate(exact)}
 
 
-def _narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
+def _narrow(rows: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "float16" and np.abs(rows).max() > np.finfo(np.float16).max:
         raise ValueError(
             "A row does not fit float16: its largest number is "
             f"{np.abs(rows).max():.3g}. Build with dtype='float32'."
         )
     return rows.astype(dtype, copy=False)
-
-
-def check_form(examples: Examples, source: Source) -> None:
-    """Raises ValueError unless new examples are in the form of the others."""
-    received = kind_of(examples.first(1).data)
-    expected = kind_of(source.scorer.train.first(1).data)
-    if received != expected:
-        raise ValueError(
-            "New training examples should be in the form of those in the "
-            f"index. Received {received}, expected {expected}."
-        )
-
-
-class Naming:
-    """Gives new examples their ids, and refuses those that are taken.
-
-    Args:
-        taken: the ids in the index.
-        carried: whether new examples have ids of their own.
-    """
-
-    def __init__(self, taken: np.ndarray, carried: bool):
-        self._taken = set(taken.tolist())
-        self._carried = carried
-        self._next = 0
-        if not carried and taken.dtype.kind not in "iu":
-            raise ValueError(
-                "The ids in the index are no numbers that could go on: "
-                f"received {taken[0]!r}, for one. Attach ids to the new "
-                "examples, `kt.with_ids(data, ids).batch(...)`."
-            )
-        if not carried:
-            self._next = int(taken.max()) + 1
-
-    def __call__(self, batch: Batch) -> np.ndarray:
-        if not self._carried:
-            return self._next + batch.ids
-        names = batch.ids.tolist()
-        again = [name for name in names if name in self._taken]
-        if again or len(set(names)) < len(names):
-            raise ValueError(
-                "Each training example needs an id of its own. Received again: "
-                f"{again[:5] or names[:5]}. `kt.with_ids(data, ids)` gives "
-                "others."
-            )
-        self._taken.update(names)
-        return batch.ids

@@ -57,9 +57,12 @@ from keras_tracin.losses.output_kinds import (
     outputs_of,
 )
 from keras_tracin.losses.per_example import penalty_weight
+from keras_tracin.methods.index_rows import inverse_rows
+from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
+from keras_tracin.projection import Projection
 from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
 
@@ -325,6 +328,20 @@ class InfluenceFunctions:
         Called with rows `[m, p]` it returns a `Solution`.
         """
         return self._inverse
+
+    def index_rows(
+        self, projection: Projection | None, keep: Keep
+    ) -> RowRecipe:
+        """How an index makes rows and vectors; see `Indexable`."""
+        self._check_weights()
+        return inverse_rows(
+            self._scorer,
+            self.solver,
+            self.settings,
+            lambda: self.inverse,
+            projection,
+            keep,
+        )
 
     @functools.cached_property
     def _inverse(self) -> Inverse:

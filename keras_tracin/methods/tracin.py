@@ -35,6 +35,8 @@ from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.engine.sweep import Plan, Sink
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.gradients import flat
+from keras_tracin.methods.index_rows import checkpoint_rows
+from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.rates import (
     checkpoint_rates,
     moving,
@@ -342,6 +344,18 @@ class TracIn:
             test,
             queries=queries,
             prepare=self._weighed(queries),
+        )
+
+    def index_rows(
+        self, projection: Projection | None, keep: Keep
+    ) -> RowRecipe:
+        """How an index makes rows and vectors; see `Indexable`."""
+        return checkpoint_rows(
+            self._scorer,
+            self._rates,
+            projection,
+            optimizer_aware=self.optimizer_aware,
+            exact=lambda ids, test: self.among(ids).influence(test, verbose=0),
         )
 
     def _influence_on_sum(self, test: Any, verbose: int) -> Attribution:

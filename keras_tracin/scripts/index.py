@@ -26,9 +26,8 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.index.store import FILE_NAME
-from keras_tracin.methods.representer import RepresenterPoints
-from keras_tracin.methods.trak import TRAK
+from keras_tracin.index.manifest import FILE_NAME
+from keras_tracin.methods.indexable import Indexable
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, opened
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
@@ -65,7 +64,7 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues) -> int:
     directory = _directory(values)
     with opened(values) as job:
-        index = _built(job, directory)
+        index = _build(job, directory)
         if not values.quiet:
             print(index)
     return SUCCESS
@@ -85,10 +84,10 @@ def _directory(values: flags.FlagValues) -> Path:
     return directory
 
 
-def _built(job: Job, directory: Path) -> InfluenceIndex:
+def _build(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
     method = job.method(projected=False)  # the index has its own sketches
-    if isinstance(method, (RepresenterPoints, TRAK)):
+    if not isinstance(method, Indexable):
         raise UsageError(
             f"There is no index of --method={values.method}. Choose "
             "--method=tracin or --method=influence."

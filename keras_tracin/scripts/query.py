@@ -22,10 +22,7 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.methods.influence import InfluenceFunctions
-from keras_tracin.methods.representer import RepresenterPoints
-from keras_tracin.methods.tracin import TracIn
-from keras_tracin.methods.trak import TRAK
+from keras_tracin.methods.indexable import Indexable
 from keras_tracin.results.attribution import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, opened
@@ -48,8 +45,9 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "rerank",
         0,
-        "So many candidates of each side, at least k, are scored exactly. The "
-        "run, its checkpoints and --layers have to be those of the index.",
+        "Number of candidates of each side, at least k, that are scored "
+        "exactly. The run, its checkpoints and --layers have to be those of "
+        "the index.",
         lower_bound=0,
         **here,
     )
@@ -66,10 +64,11 @@ def _work(values: flags.FlagValues) -> int:
         )
     # An index of influence functions asks for the weights of the end.
     with opened(values, at_end=True) as job:
-        found = _answers(job)
-        output.write(found)
+        answers = _answers(job)
+        output.write(answers)
         if not values.quiet:
-            print(f"Answers to {len(found):,} queries are in {output.path}.")
+            count = len(answers)
+            print(f"Answers to {count:,} queries are in {output.path}.")
     return SUCCESS
 
 
@@ -87,9 +86,9 @@ def _answers(job: Job) -> TopK:
     return index.query(job.queries(), values.k, rerank=values.rerank)
 
 
-def _method(job: Job) -> TracIn | InfluenceFunctions:
+def _method(job: Job) -> Indexable:
     method = job.method(projected=False)
-    if isinstance(method, (RepresenterPoints, TRAK)):
+    if not isinstance(method, Indexable):
         raise UsageError(f"There is no index of --method={job.values.method}.")
     return method
 

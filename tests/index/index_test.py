@@ -159,8 +159,8 @@ def test_half_precision_rows_are_half_the_size(tracin, whole, tmp_path):
 CHILD = """
 import os, signal, sys
 import keras_tracin as kt
-from keras_tracin import _files
-from tests import index_test
+from keras_tracin.storage import files
+from tests.index import index_test
 
 index_test.writing._SHARD = 1
 model = index_test.build()
@@ -321,9 +321,9 @@ def long(tmp_path_factory):
         rows = rng.normal(size=(size, 20)).astype("float32") @ plane
         rows *= 10 ** rng.uniform(-2, 0, size=(size, 1)).astype("float32")
         rows += 0.01 * rng.normal(size=rows.shape).astype("float32")
-        ids = store.size + np.arange(size)
-        store.put(store.num_shards, {"rows": rows, "ids": ids}, "")
-        store.take(store.num_shards, "")
+        ids = store.shards.size + np.arange(size)
+        store.put(store.manifest.num_shards, {"rows": rows, "ids": ids}, "")
+        store.take(store.manifest.num_shards, "")
     return store, rng.normal(size=(6, 20)).astype("float32") @ plane
 
 
@@ -335,16 +335,16 @@ def test_each_search_finds_the_best_rows(long, kind, has_faiss, monkeypatch):
         _, noted = searches.make(store, vectors, kind)
         store.finish(noted)
     if not has_faiss:
-        monkeypatch.setattr(searches, "_faiss", lambda: None)
+        monkeypatch.setitem(sys.modules, "faiss", None)
     if has_faiss or kind in ("exact", "flat"):
         made, noted = searches.make(store, vectors, kind)
         store.finish(noted)
         before = made.best(vectors, 10)
     found = searches.load(store)
     sides = found.both(vectors, 10)
-    scores = vectors @ store.rows(np.arange(store.size)).T
+    scores = vectors @ store.shards.read(np.arange(store.shards.size)).T
     for sign, (positions, values) in zip((1, -1), sides, strict=True):
-        ids, expected = of(np.arange(store.size), sign * scores, 10)
+        ids, expected = of(np.arange(store.shards.size), sign * scores, 10)
         hits = [
             np.isin(a, b).mean() for a, b in zip(ids, positions, strict=True)
         ]
