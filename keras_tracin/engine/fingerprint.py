@@ -17,7 +17,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import tensorflow as tf
 
 from keras_tracin.data.examples import Batch, Examples, content_digest, joined
 from keras_tracin.engine.measures import BATCH, Numbers, rows_of
+from keras_tracin.storage.arrays import load_arrays
 from keras_tracin.storage.sharing import write_first_arrays
 
 FILE_NAME = "fingerprint.npz"
@@ -196,14 +196,11 @@ def kept_numbers(path: Path) -> Numbers:
     Raises:
         ValueError: if it cannot be read.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged, which says what the other files there were "
-            f"made of. Delete {path.parent} and call again."
-        ) from error
+    return load_arrays(
+        path,
+        "It says what the other files there were made of. Delete "
+        f"{path.parent} and call again.",
+    )
 
 
 def agree(

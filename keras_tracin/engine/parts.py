@@ -30,8 +30,6 @@ import functools
 import json
 import math
 import os
-import shutil
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,16 +41,17 @@ from keras_tracin.engine.fingerprint import agree
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.sweep import Plan
 from keras_tracin.models.descriptions import difference
+from keras_tracin.storage.arrays import load_array, load_arrays, save_arrays
 from keras_tracin.storage.files import (
-    DISK_IS_FULL,
     check_room,
-    save_arrays,
+    explain_full_disk,
     written_whole,
 )
 from keras_tracin.storage.sharing import wait_for_worker, write_first
 
 FORMAT_VERSION = 2
 
+_REMEDY_MATRIX = "Delete its directory and call again."
 _PARTS = 16  # of a worker's share of the training examples, and a block
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
 
@@ -197,7 +196,7 @@ class Parts:
         path = self._path(block, chunk)
         needed = sum(np.asarray(array).nbytes for array in arrays.values())
         with self._making_room(path.name, needed):
-            save_arrays(path, digest=np.array(digest), **arrays)
+            save_arrays(path, {"digest": np.array(digest), **arrays})
 
     def all_of(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of a block's parts, in order; waits for other workers.
@@ -252,8 +251,8 @@ class Parts:
                 f"{sum(map(len, query_ids)):,} queries, and training examples "
                 f"in {len(parts)} parts. Choose another directory."
             )
-        scores = np.load(
-            self.directory / "scores.npy", mmap_mode="r", allow_pickle=False
+        scores = load_array(
+            self.directory / "scores.npy", _REMEDY_MATRIX, mapped=True
         )
         return {"scores": scores, **ids}
 
@@ -285,8 +284,7 @@ class Parts:
             scores.flush()
         save_arrays(
             self.directory / "ids.npz",
-            query_ids=np.concatenate(query_ids),
-            train_ids=train_ids,
+            {"query_ids": np.concatenate(query_ids), "train_ids": train_ids},
         )
         self.agreed("matrix", self._digests)
         for name in self._digests:
@@ -302,25 +300,17 @@ class Parts:
             "which makes no matrix, in another directory",
         )
 
-    @contextlib.contextmanager
-    def _making_room(self, what: str, needed: int = 0) -> Iterator[None]:
+    def _making_room(
+        self, what: str, needed: int = 0
+    ) -> contextlib.AbstractContextManager[None]:
         """Says what is kept, if something does not fit the disk."""
-        try:
-            yield
-        except OSError as error:
-            told = str(error.strerror).startswith("The disk is")
-            if error.errno not in DISK_IS_FULL or told:
-                raise
-            kept = len(list(self.directory.glob("part-*.npz")))
-            free = shutil.disk_usage(self.directory).free
-            size = f" ({needed:,} bytes)" if needed else ""
-            raise OSError(
-                error.errno,
-                f"The disk is full: {what}{size} did not fit into "
-                f"{self.directory}, {free:,} bytes are free. {kept:,} finished "
-                "parts are kept. Make room and call again: it goes on from "
-                "there",
-            ) from error
+
+        def kept() -> str:
+            parts = len(list(self.directory.glob("part-*.npz")))
+            return f"{parts:,} finished parts"
+
+        size = f" ({needed:,} bytes)" if needed else ""
+        return explain_full_disk(self.directory, f"{what}{size}", kept)
 
     @property
     def _last_of_matrix(self) -> Path:
@@ -354,12 +344,7 @@ def _allocate(path: Path) -> None:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a part; zip files check what is read from them."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged. Delete it and call again: only this part is "
-            "made anew."
-        ) from error
+    """The arrays of a part."""
+    return load_arrays(
+        path, "Delete it and call again: only this part is made anew."
+    )

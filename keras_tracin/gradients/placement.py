@@ -66,6 +66,15 @@ class Placement:
     of_loss: tuple[keras.Variable, ...] = ()
     of_objective: tuple[keras.Variable, ...] = ()
 
+    def groups(
+        self, positions: Iterable[Iterable[int]]
+    ) -> tuple[tuple[keras.Variable, ...], ...]:
+        """The variables at groups of positions in `variables`."""
+        return tuple(
+            tuple(self.variables[position] for position in group)
+            for group in positions
+        )
+
     def names_of(self, variables: Iterable[keras.Variable]) -> str:
         """The owners of these variables, joined by "+"."""
         names = [name for v in variables for name in self.owners[id(v)]]

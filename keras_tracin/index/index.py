@@ -31,6 +31,7 @@ from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import check_first, worker_of
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
+from keras_tracin.index.manifest import REMEDY
 from keras_tracin.index.new_examples import Naming, check_form
 from keras_tracin.index.opening import (
     check_model,
@@ -120,7 +121,7 @@ class InfluenceIndex:
         store = Store(directory, only_finished=True)
         verify(store)
         for name, sha256 in kept_files(store.manifest.identity).items():
-            files.check_digest(directory / name, sha256)
+            files.check_digest(directory / name, sha256, REMEDY)
         search, ids = searches.load(store), store.shards.ids()
         self._store, self._ids = store, ids
         # At once, for the queries of other threads.

@@ -35,6 +35,11 @@ from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
 from keras_tracin.storage import files
 
+_REMEDY = (
+    "Copy the run directory again, or build an index of a run without this "
+    "checkpoint."
+)
+
 
 class Resident:
     """Makes the vectors of queries, with all weights held in memory.
@@ -75,7 +80,7 @@ class Resident:
         weights: list[list[tf.Tensor]] = []
         with run_weights(self._model) as load:
             for path, sha256 in self._files:
-                files.check_digest(path, sha256)
+                files.check_digest(path, sha256, _REMEDY)
                 load(path)
                 # No copies: the next ones are loaded into other memory.
                 values = [tf.identity(v.value) for v in self._model.weights]

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.index.manifest import REMEDY
 from keras_tracin.index.nearest import (
     COVERAGE,
     Nearest,
@@ -37,8 +38,9 @@ from keras_tracin.index.nearest import (
     search_all,
 )
 from keras_tracin.index.shards import Shards
-from keras_tracin.index.store import Store, save_array
+from keras_tracin.index.store import Store
 from keras_tracin.results.attribution import TopK, TopKMerger
+from keras_tracin.storage.arrays import load_array, write_array
 
 KINDS = ("exact", "flat", "hnsw", "ivf")
 NEAR = 64  # numbers of a short row, at first
@@ -252,8 +254,8 @@ def _short_rows(shards: Shards, basis: np.ndarray) -> np.ndarray:
 
 
 def _write(store: Store, name: str, array: np.ndarray) -> dict[str, Any]:
-    return store.write_search(name, lambda path: save_array(path, array))
+    return store.write_search(name, lambda path: write_array(path, array))
 
 
 def _read(store: Store, name: str) -> np.ndarray:
-    return np.load(store.search_path(name), allow_pickle=False)
+    return load_array(store.search_path(name), REMEDY)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_tracin.index.manifest import REMEDY, Manifest
+from keras_tracin.storage.arrays import load_array
 
 
 class Shards:
@@ -95,7 +96,7 @@ class Shards:
         start = 0
         for shard in range(self._manifest.num_shards):
             path = self.path(kind, shard)
-            block = np.load(path, mmap_mode="r", allow_pickle=False)
+            block = load_array(path, REMEDY, mapped=True)
             yield start, block
             start += len(block)
             del block
@@ -108,7 +109,7 @@ class Shards:
         """One of a shard's arrays, mapped into memory."""
         if (kind, shard) not in self._mapped:
             path = self.path(kind, shard)
-            array = np.lib.format.open_memmap(path, mode="r")
+            array = load_array(path, REMEDY, mapped=True)
             self._mapped[kind, shard] = array
         return self._mapped[kind, shard]
 

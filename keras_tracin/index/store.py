@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from keras_tracin.index.manifest import (
 )
 from keras_tracin.index.shards import Shards
 from keras_tracin.storage import files
+from keras_tracin.storage.arrays import write_array
 
 
 class Store:
@@ -167,12 +168,12 @@ class Store:
             "files": {},
         }
         size = arrays["rows"].nbytes
-        with self._explaining_full_disk(f"{size:,} bytes for shard {shard}"):
+        with self._explain_full_disk(f"{size:,} bytes for shard {shard}"):
             for kind, array in arrays.items():
                 path = self.shards.path(kind, shard)
                 # A scheduler that took a process for dead may have begun anew.
                 with files.written_whole(path, unique=True) as unfinished:
-                    save_array(unfinished, array)
+                    write_array(unfinished, array)
                 entry["files"][kind] = files.describe(path)
             write_json(self._entry_path(shard), entry)
 
@@ -201,7 +202,7 @@ class Store:
         """
         path = self.search_path(name, self.manifest.num_shards)
         with (
-            self._explaining_full_disk(f"the file '{name}' for the search"),
+            self._explain_full_disk(f"the file '{name}' for the search"),
             files.written_whole(path) as unfinished,
         ):
             write(unfinished)
@@ -252,21 +253,16 @@ class Store:
     def _entry_path(self, shard: int) -> Path:
         return self.directory / "entries" / f"{shard:08d}.json"
 
-    @contextlib.contextmanager
-    def _explaining_full_disk(self, what: str) -> Iterator[None]:
+    def _explain_full_disk(
+        self, what: str
+    ) -> contextlib.AbstractContextManager[None]:
         """Says how many rows are kept, if something does not fit the disk."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in files.DISK_IS_FULL:
-                raise
+
+        def kept() -> str:
             rows = self.manifest.count(0, self.manifest.finished) + self.pending
-            raise OSError(
-                error.errno,
-                f"The disk is full: {what} of the index in {self.directory} "
-                f"did not fit. {rows:,} rows are kept. Free space and call "
-                "this again: it goes on from there",
-            ) from error
+            return f"{rows:,} rows"
+
+        return files.explain_full_disk(self.directory, what, kept)
 
 
 def verify(store: Store) -> None:
@@ -291,12 +287,6 @@ def verify(store: Store) -> None:
                 f"{path} {what}: received {received}, expected {listed}. "
                 f"{REMEDY}"
             )
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array to a path, whatever its ending."""
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def _read_entry(path: Path) -> dict[str, Any]:

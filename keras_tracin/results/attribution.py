@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from keras_tracin.storage.files import save_arrays
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Ranking:
         return len(self.ids)
 
 
+_REMEDY = "Expected a file that `save` wrote."
 _PARTS = ("ids", "scores")
 
 
@@ -87,11 +86,13 @@ class TopK:
         """Writes one `.npz` file; it appears whole or not at all."""
         save_arrays(
             Path(path),
-            query_ids=self.query_ids,
-            proponent_ids=self.proponents.ids,
-            proponent_scores=self.proponents.scores,
-            opponent_ids=self.opponents.ids,
-            opponent_scores=self.opponents.scores,
+            {
+                "query_ids": self.query_ids,
+                "proponent_ids": self.proponents.ids,
+                "proponent_scores": self.proponents.scores,
+                "opponent_ids": self.opponents.ids,
+                "opponent_scores": self.opponents.scores,
+            },
         )
 
     @classmethod
@@ -103,7 +104,7 @@ class TopK:
         """
         sides = ("proponent", "opponent")
         names = [f"{side}_{part}" for side in sides for part in _PARTS]
-        stored = _load_arrays(path, ("query_ids", *names))
+        stored = load_arrays(path, _REMEDY, ("query_ids", *names))
         proponents, opponents = (
             Ranking(**{part: stored[f"{side}_{part}"] for part in _PARTS})
             for side in sides
@@ -212,9 +213,11 @@ class Attribution:
         """Writes one `.npz` file; it appears whole or not at all."""
         save_arrays(
             Path(path),
-            scores=self.scores,
-            query_ids=self.query_ids,
-            train_ids=self.train_ids,
+            {
+                "scores": self.scores,
+                "query_ids": self.query_ids,
+                "train_ids": self.train_ids,
+            },
         )
 
     @classmethod
@@ -224,7 +227,9 @@ class Attribution:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls(**_load_arrays(path, ("scores", "query_ids", "train_ids")))
+        return cls(
+            **load_arrays(path, _REMEDY, ("scores", "query_ids", "train_ids"))
+        )
 
     def to_dataframe(self):
         """A `pandas.DataFrame`, queries as rows and train ids as columns."""
@@ -262,7 +267,7 @@ class SelfInfluence:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file; it appears whole or not at all."""
-        save_arrays(Path(path), scores=self.scores, ids=self.ids)
+        save_arrays(Path(path), {"scores": self.scores, "ids": self.ids})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SelfInfluence:
@@ -271,7 +276,7 @@ class SelfInfluence:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls(**_load_arrays(path, ("scores", "ids")))
+        return cls(**load_arrays(path, _REMEDY, ("scores", "ids")))
 
     def to_dataframe(self):
         """A `pandas.DataFrame` of the scores, indexed by `train_id`."""
@@ -413,20 +418,3 @@ def _joined(scores, ids, more_scores, more_ids, k: int, side: int) -> Best:
         np.take_along_axis(scores, order, axis=1),
         np.take_along_axis(ids, order, axis=1),
     )
-
-
-def _load_arrays(path, names: tuple[str, ...]) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        is_archive = zipfile.is_zipfile(file)
-    if not is_archive:
-        raise ValueError(
-            f"'{os.fspath(path)}' is not an `.npz` file, expected one that "
-            "`save` wrote."
-        )
-    with np.load(path, allow_pickle=False) as stored:
-        if sorted(stored.files) != sorted(names):
-            raise ValueError(
-                f"'{os.fspath(path)}' holds arrays {sorted(stored.files)}, "
-                f"expected {sorted(names)}. Was it written by `save`?"
-            )
-        return {name: stored[name] for name in names}

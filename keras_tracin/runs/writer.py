@@ -17,6 +17,7 @@ from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.lock import RunLock
 from keras_tracin.runs.seeds import seed_states
 from keras_tracin.storage import files
+from keras_tracin.storage.arrays import save_arrays
 
 _OWN_FILES = re.compile(
     rf"({files.UNFINISHED})?(step-\d{{8,}}\.(weights\.h5|exact\.npz)|\d{{8,}}\.npz)"
@@ -281,8 +282,7 @@ class RunWriter:
         self, arrays: Mapping[str, np.ndarray], index: int
     ) -> dict[str, Any]:
         file = f"steps/{index:08d}.npz"
-        with files.written_whole(self.directory / file) as unfinished:
-            np.savez(unfinished, **arrays)  # type: ignore[arg-type]
+        save_arrays(self.directory / file, arrays)
         return {"file": file, **files.describe(self.directory / file)}
 
     def _rewind(self, digest: str) -> None:

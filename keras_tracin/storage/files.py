@@ -5,7 +5,7 @@ Synopsis:
     with written_whole(path) as unfinished:
         unfinished.write_text("...")
     entry = describe(path)  # {"size": ..., "sha256": ...}
-    check_digest(path, entry["sha256"])
+    check_digest(path, entry["sha256"], "Copy the directory again.")
 """
 
 from __future__ import annotations
@@ -18,19 +18,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-# Of errors that making room helps against.
+# Numbers of the errors that are solved by making room.
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # A prefix, since Keras insists on the ending of a weights file's name.
 UNFINISHED = "unfinished-"
-
-_HELP = "Copy its directory again, or make the directory anew."
 
 
 def absolute_directory(directory: str | os.PathLike) -> Path:
@@ -102,15 +97,6 @@ def written_whole(path: Path, unique: bool = False) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def save_arrays(path: Path, unique: bool = False, **arrays: Any) -> None:
-    """Writes one `.npz` file, whatever its ending, whole or not at all."""
-    with (
-        written_whole(path, unique) as unfinished,
-        open(unfinished, "wb") as file,
-    ):
-        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager
@@ -222,6 +208,35 @@ def check_room(directory: Path, needed: int, what: str, remedy: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def explain_full_disk(
+    directory: Path, what: str, kept: Callable[[], str]
+) -> Iterator[None]:
+    """Raises an error that says what is kept where the disk becomes full.
+
+    Args:
+        directory: the directory that is written to.
+        what: what is written, in words.
+        kept: says what stays there, in words; called once the disk is full.
+
+    Raises:
+        OSError: if the block raises one because the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        explained = str(error.strerror).startswith("The disk is")
+        if error.errno not in DISK_IS_FULL or explained:
+            raise
+        free = shutil.disk_usage(directory).free
+        raise OSError(
+            error.errno,
+            f"The disk is full: {what} did not fit into {directory}, "
+            f"{free:,} bytes are free. {kept()} are kept. Make room and call "
+            "again: it goes on from there",
+        ) from error
+
+
 def digest(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
@@ -233,24 +248,40 @@ def describe(path: Path) -> dict:
     return {"size": path.stat().st_size, "sha256": digest(path)}
 
 
-def check_size(path: Path, size: int) -> None:
-    """Raises ValueError unless the file is there with this many bytes."""
+def check_size(path: Path, size: int, remedy: str) -> None:
+    """Raises ValueError unless the file is there with this many bytes.
+
+    Args:
+        path: the file.
+        size: number of bytes that are listed.
+        remedy: what to do about a damaged file, a sentence for errors.
+    """
+    _check_is_there(path, remedy)
+    received = path.stat().st_size
+    if received != size:
+        raise ValueError(
+            f"{path} is damaged: it has {received} bytes, expected {size}. "
+            f"{remedy}"
+        )
+
+
+def check_digest(path: Path, sha256: str, remedy: str) -> None:
+    """Raises ValueError unless the file is there with this content.
+
+    Args:
+        path: the file.
+        sha256: hexadecimal SHA-256 that is listed.
+        remedy: what to do about a damaged file, a sentence for errors.
+    """
+    _check_is_there(path, remedy)
+    received = digest(path)
+    if received != sha256:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {received}, expected {sha256}. "
+            f"{remedy}"
+        )
+
+
+def _check_is_there(path: Path, remedy: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(
-            f"{path} is damaged: it has {found} bytes, expected {size}. {_HELP}"
-        )
-
-
-def check_digest(path: Path, sha256: str) -> None:
-    """Raises ValueError unless the file is there with this content."""
-    found = digest(path) if path.is_file() else None
-    if found is None:
-        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
-    if found != sha256:
-        raise ValueError(
-            f"{path} is damaged: its SHA-256 is {found}, expected {sha256}. "
-            f"{_HELP}"
-        )
+        raise ValueError(f"{path} is missing, though it is listed. {remedy}")

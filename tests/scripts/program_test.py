@@ -85,7 +85,7 @@ def test_a_flag_says_what_it_is_for_in_its_section(capsys):
         (["--k=1"], "--task must have a value"),
         (["--task=t", "--epochs=2,x"], "expected whole numbers of 1 or more"),
         (["--task=t", "--dim=9"], "--dim is for --projection or --solver"),
-        (["--task=t", "scores.npz"], "Only flags .* 'scores.npz'"),
+        (["--task=t", "scores.npz"], "Expected flags .* 'scores.npz'"),
         (["--task=t", "--damping=1"], "--damping is for --method=influence"),
         (
             ["--task=t", "--method=influence", "--l2=1"],
