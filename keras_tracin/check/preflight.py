@@ -23,9 +23,10 @@ from keras_tracin.check.report import (
 from keras_tracin.check.training_loss import TrainingLoss, reports_compiled_loss
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import Strategy
+from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.forecast import forecast_plainly
-from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Rates, Scorer, name_of
-from keras_tracin.engine.sweep import Plan
+from keras_tracin.engine.planning import Plan
+from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, name_of
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.rates import checkpoint_rates
@@ -140,14 +141,14 @@ class _Preflight:
             self._look(train, run, test)
 
     def _look(self, train: Any, run: Any, test: Any) -> None:
-        scorer = examples = rates = None
+        engine = examples = rates = None
         with self._stage("train"):
             examples = open_for_model(self._model, train)
         with self._stage("run"):
             rates = self._rates(run)
         if examples is not None:
             with self._stage("model"):
-                scorer = Scorer(
+                engine = Engine(
                     self._model,
                     train,
                     **self._options,
@@ -156,22 +157,22 @@ class _Preflight:
         if self._model.built:
             with self._stage("model"):
                 x = None if examples is None else examples.first(SAMPLE).x
-                self._check_model(scorer, run is not None, x)
+                self._check_model(engine, run is not None, x)
             for name, data in (("train", train), ("test", test)):
                 if data is not None:
                     with self._stage(name):
                         self._check_data(data, name)
         with self._stage("run"):
             rates = self._loadable(rates or {})
-        if scorer is not None and self._run is not None:
+        if engine is not None and self._run is not None:
             with self._stage("run"):
-                check_training(self._run, scorer)
+                check_training(self._run, engine)
             if rates:
                 with self._stage("train"):
-                    self._compare_losses(scorer, self._run)
-        if scorer is not None and rates:
+                    self._compare_losses(engine, self._run)
+        if engine is not None and rates:
             with self._stage("job"):
-                self._try_job(scorer, rates, test)
+                self._try_job(engine, rates, test)
 
     @contextlib.contextmanager
     def _stage(self, topic: str) -> Iterator[None]:
@@ -192,7 +193,7 @@ class _Preflight:
             self._findings.append(Finding(severity, topic, message))
 
     def _check_model(
-        self, scorer: Scorer | None, has_run: bool, x: Any
+        self, engine: Engine | None, has_run: bool, x: Any
     ) -> None:
         model, loss = self._model, self._options["loss"]
         self._findings += structure.model_findings(model)
@@ -206,10 +207,10 @@ class _Preflight:
                 "warning" if has_run else "error", "model", broken
             )
         layers = self._options["layers"]
-        with scorer.covering() if scorer else contextlib.nullcontext():
+        with engine.updated.trainable() if engine else contextlib.nullcontext():
             self._layers = structure.covered_layers(model, layers)
             self._left_out = structure.left_out(model, layers)
-        if scorer is not None and scorer.shares() is not None:
+        if engine is not None and engine.shares is not None:
             self._add_finding(
                 "note",
                 "run",
@@ -229,7 +230,7 @@ class _Preflight:
             examples, self._model, loss, self._max_examples
         )
 
-    def _rates(self, run: Any) -> Rates:
+    def _rates(self, run: Any) -> Weights:
         """Learning rates of the checkpoints that scores use."""
         if run is None:
             return PRESENT_WEIGHTS
@@ -250,7 +251,7 @@ class _Preflight:
             )
         return rates
 
-    def _loadable(self, rates: Rates) -> Rates:
+    def _loadable(self, rates: Weights) -> Weights:
         """The rates of checkpoints that load; the others become findings."""
         if not self._model.built:
             return {}
@@ -265,7 +266,7 @@ class _Preflight:
                     usable[checkpoint] = rate
         return usable
 
-    def _compare_losses(self, scorer: Scorer, run: TrainingRun) -> None:
+    def _compare_losses(self, engine: Engine, run: TrainingRun) -> None:
         """Compares the losses that the run recorded with those of the data."""
         if self._options["loss"] is not None or not reports_compiled_loss(
             self._model
@@ -273,18 +274,18 @@ class _Preflight:
             return  # `fit` reported another loss
         loss = TrainingLoss(
             self._model,
-            scorer.train,
+            engine.train,
             self._options["class_weight"],
             self._max_examples,
         )
         self._findings += loss.findings(run)
 
-    def _try_job(self, scorer: Scorer, rates: Rates, test: Any) -> None:
+    def _try_job(self, engine: Engine, rates: Weights, test: Any) -> None:
         """Checks gradients and plans the job, at the last checkpoint."""
         with run_weights(self._model) as load:
             checkpoint = list(rates)[-1]
             if checkpoint is not None:
                 load(checkpoint)
-            with scorer.visiting(checkpoint):
-                check_gradients(scorer, name_of(checkpoint))
-            self._plan = forecast_plainly(scorer, rates, test)
+            with engine.updated.visiting(checkpoint):
+                check_gradients(engine, name_of(checkpoint))
+            self._plan = forecast_plainly(engine, rates, test)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
-from keras_tracin.engine.sweep import Plan
+from keras_tracin.engine.planning import Plan
 
 _WIDTH = 78
 SEVERITIES = ("error", "warning", "note")

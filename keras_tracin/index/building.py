@@ -4,7 +4,7 @@ Synopsis:
 
     build = begin(method, directory, projection=None, dtype="float32",
                   search=None, resume=True)
-    add(build, build.recipe.scorer.train)     # their rows, then the search
+    add(build, build.recipe.engine.train)     # their rows, then the search
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def begin(
         )
     searches.check_kind(search)
     recipe = recipe_of(method, projection, directory)
-    worker = worker_of(recipe.scorer.strategy)
+    worker = worker_of(recipe.engine.execution.strategy)
     if worker[1] > 1 and not resume:
         raise ValueError(
             f"{worker[1]} processes build the index together, and find it "
@@ -82,13 +82,13 @@ def begin(
             "out, and choose a new directory for a new index."
         )
     queries = select_queries(recipe, SAMPLE)
-    model = recipe.scorer.model
+    model = recipe.engine.model
     store = Store.open_or_create(
         directory,
         {**recipe.identity, "dtype": dtype},
         resume,
         worker,
-        checkpoints=relative_paths(recipe.rates, directory),
+        checkpoints=relative_paths(recipe.checkpoints, directory),
         asked=search,
         queries=queries.ids.tolist(),
         layers=describe_layers(model),

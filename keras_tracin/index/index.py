@@ -183,11 +183,13 @@ class InfluenceIndex:
             search=search,
             resume=resume,
         )
-        scorer = build.recipe.scorer
+        engine = build.recipe.engine
         if not build.store.manifest.finished:
             verify(build.store)
-            add(build, scorer.train, worker=worker_of(scorer.strategy))
-        model = scorer.model
+            add(
+                build, engine.train, worker=worker_of(engine.execution.strategy)
+            )
+        model = engine.model
         return cls(directory, model, method=method, projection=projection)
 
     @exclusively
@@ -218,8 +220,8 @@ class InfluenceIndex:
                 "model, method=tracin)`."
             )
         recipe, store = self._recipe, Store(self._store.directory, sparing=True)
-        check_first(recipe.scorer.strategy, "`append` of an index")
-        examples = open_for_model(recipe.scorer.model, train, "train")
+        check_first(recipe.engine.execution.strategy, "`append` of an index")
+        examples = open_for_model(recipe.engine.model, train, "train")
         check_form(examples, recipe)
         check_numbers(store, recipe)
         if not resume:

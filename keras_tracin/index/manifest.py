@@ -122,6 +122,12 @@ class Manifest:
         if not self.knows_numbers:
             # Its version has fewer entries, of methods that are the same.
             received = {k: v for k, v in received.items() if k in self.identity}
+        # An option that has come since, and is not used, changes nothing.
+        received = {
+            name: entry
+            for name, entry in received.items()
+            if entry is not None or name in self.identity
+        }
         mismatch = difference(received, self.identity)
         if mismatch is not None:
             name, new, old = mismatch

@@ -19,7 +19,7 @@ from keras_tracin.methods.indexable import RowRecipe
 def check_form(examples: Examples, recipe: RowRecipe) -> None:
     """Raises ValueError unless new examples have the form of the others."""
     received = kind_of(examples.first(1).data)
-    expected = kind_of(recipe.scorer.train.first(1).data)
+    expected = kind_of(recipe.engine.train.first(1).data)
     if received != expected:
         raise ValueError(
             "New training examples should be in the form of those in the "

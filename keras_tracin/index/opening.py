@@ -147,7 +147,7 @@ def check_numbers(store: Store, recipe: RowRecipe) -> None:
         raise ValueError(
             f"{path} is missing, which says what rows are made with. {REMEDY}"
         )
-    share = tolerance(recipe.scorer.model)
+    share = tolerance(recipe.engine.model)
     remedy = "Use what the index was built with"
     agree(path, recipe.numbers(ids), share, remedy)
 
@@ -227,7 +227,7 @@ def open_resident(
     checkpoints = identity["checkpoints"]
     paths: Sequence[Path] = []
     if recipe is not None:
-        paths = [c.path for c in recipe.rates if c is not None]
+        paths = [c.path for c in recipe.checkpoints if c is not None]
         projection = recipe.query_projection
     else:
         projection = query_projection(identity, store.directory, projection)
@@ -236,7 +236,7 @@ def open_resident(
 
     def functions_like(batch: Batch) -> GradientFunctions:
         if recipe is not None:
-            return recipe.scorer.steps_like(batch).query
+            return recipe.engine.steps_like(batch).query
         value = query_value(model, identity["query_loss"], x=batch.x)
         known = model._flatten_layers()
         layers = [known[position] for position in identity["layers"]]

@@ -27,17 +27,18 @@ from typing import Any
 
 from keras_tracin.data.examples import Batch, Examples, content_digest
 from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.engine.passes import Pass
 from keras_tracin.index.building import Build, begin, finish
 from keras_tracin.index.new_examples import check_form
 from keras_tracin.index.store import verify
 from keras_tracin.index.writing import (
     BATCH,
-    ShardMaker,
     examples_per_shard,
+    make_shard,
+    shard_pass,
 )
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.runs import run_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +103,15 @@ class BuildPieces:
                 something else than was asked for, or if a gradient is NaN or
                 infinite.
         """
-        build, maker = _prepare(self)
+        build, work = _prepare(self)
         chunk = self._chunk(build, shard)
         digest = content_digest(chunk)
         if build.store.is_there(shard):
             build.store.check_examples(shard, digest)
             return digest
-        with run_weights(build.recipe.scorer.model) as load:
-            arrays = maker().arrays(chunk, chunk, load)
+        arrays = make_shard(
+            build.recipe, work(), chunk, self.dtype, self._count(build)
+        )
         build.store.put(shard, arrays, digest)
         return digest
 
@@ -142,7 +144,7 @@ class BuildPieces:
         finish(build)
 
     def _count(self, build: Build) -> int:
-        known = build.recipe.scorer.train.size
+        known = build.recipe.engine.train.size
         count = known if self.num_examples is None else self.num_examples
         if count is None or (known is not None and known != count):
             raise ValueError(
@@ -158,7 +160,7 @@ class BuildPieces:
         start = shard * per_shard
         stop = min(start + per_shard, self._count(build))
         if self.read is None:
-            batches = build.recipe.scorer.train.batches(BATCH)
+            batches = build.recipe.engine.train.batches(BATCH)
             chunk = list(
                 itertools.islice(
                     batches, start // BATCH, math.ceil(stop / BATCH)
@@ -166,7 +168,7 @@ class BuildPieces:
             )
         else:
             examples = open_for_model(
-                build.recipe.scorer.model,
+                build.recipe.engine.model,
                 _import(self.read)(start, stop),
                 "read",
             )
@@ -183,8 +185,8 @@ class BuildPieces:
 
 
 @functools.cache
-def _prepare(pieces: BuildPieces) -> tuple[Build, Callable[[], ShardMaker]]:
-    """The index and the maker of shards, once for all pieces of a process."""
+def _prepare(pieces: BuildPieces) -> tuple[Build, Callable[[], Pass]]:
+    """The index and the pass that makes rows, once in each process."""
     build = begin(
         _import(pieces.factory)(),
         Path(pieces.directory),
@@ -195,10 +197,10 @@ def _prepare(pieces: BuildPieces) -> tuple[Build, Callable[[], ShardMaker]]:
     )
 
     @functools.cache
-    def maker() -> ShardMaker:
-        return ShardMaker(build.recipe, pieces.dtype, build.scored)
+    def work() -> Pass:
+        return shard_pass(build.recipe, build.scored)
 
-    return build, maker
+    return build, work
 
 
 def _import(name: str) -> Callable[..., Any]:
@@ -221,7 +223,7 @@ def _import(name: str) -> Callable[..., Any]:
 
 def _check_like(build: Build, examples: Examples) -> None:
     check_form(examples, build.recipe)
-    expected = build.recipe.scorer.train.carries_ids
+    expected = build.recipe.engine.train.carries_ids
     if examples.carries_ids != expected:
         raise ValueError(
             "`read` should return examples in the form of the method's own, "

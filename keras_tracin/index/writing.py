@@ -16,17 +16,21 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.examples import Batch, Examples, content_digest, joined
-from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.sweep import in_chunks
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
+from keras_tracin.engine.passes import Pass
+from keras_tracin.engine.planning import Plan
+from keras_tracin.engine.sweep import plan_pass, sweep
+from keras_tracin.engine.visits import Visit
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.store import Store
 from keras_tracin.methods.indexable import RowRecipe
-from keras_tracin.runs import run_weights
 from keras_tracin.storage.files import check_room
 from keras_tracin.storage.sharing import wait_for_worker
 
@@ -35,13 +39,18 @@ BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
 def select_queries(recipe: RowRecipe, count: int) -> Batch:
-    """`count` training examples, spread over those of the first shard."""
-    batches = recipe.scorer.train.batches(BATCH)
+    """Selects training examples spread over those of the first shard.
+
+    Args:
+        recipe: how rows are made.
+        count: number of examples, if there are as many.
+    """
     size = examples_per_shard(recipe, "float32")
-    whole = joined(next(in_chunks(batches, size)))
-    chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
-    data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
-    return Batch(whole.ids[chosen], *data)
+    chunk = next(iter(read_chunks(recipe.engine.train, BATCH, size)))
+    whole = joined(list(chunk.batches))
+    places = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
+    data = tf.nest.map_structure(lambda leaf: leaf[places], whole.data)
+    return Batch(whole.ids[places], *data)
 
 
 def write_rows(
@@ -60,13 +69,13 @@ def write_rows(
     all of this process's own are written.
 
     Args:
-        store: where to.
+        store: the files of the index.
         recipe: how rows are made.
         examples: the training examples.
-        dtype: of the rows.
+        dtype: dtype of the rows.
         queries: those whose exact scores are kept, if any.
-        name: gives a batch's ids.
-        worker: this process's index, and how many share the work. Each writes
+        name: returns the ids that are kept of a batch.
+        worker: index of this process and number of processes. Each writes
             every n-th shard, and the first lists all.
 
     Raises:
@@ -74,44 +83,228 @@ def write_rows(
         ValueError: if other examples were begun with, or if a gradient is
             NaN or infinite, naming ids.
     """
-    index, workers = worker
     _check_room(store, recipe, examples, dtype)
-    maker = ShardMaker(recipe, dtype, queries)
-    first = store.manifest.finished
-    digests: dict[int, str] = {}  # of the shards that were read
-    with run_weights(recipe.scorer.model) as load:
-        size = examples_per_shard(recipe, dtype)
-        chunks = in_chunks(examples.batches(BATCH), size)
-        for shard, chunk in enumerate(chunks, first):
-            named = [dataclasses.replace(b, ids=name(b)) for b in chunk]
-            own = shard % workers == index
-            if own or index == 0:
-                digests[shard] = content_digest(named)
-            if own and not store.is_there(shard):
-                arrays = maker.arrays(chunk, named, load)
-                store.put(shard, arrays, digests[shard])
-                del arrays  # or two shards would be held at a time
-            elif own or (index == 0 and shard < store.manifest.num_shards):
-                store.check_examples(shard, digests[shard])
-            if index == 0:
-                _take(store, digests)
-    while index == 0 and store.manifest.num_shards < first + len(digests):
-        shard = store.manifest.num_shards
-        wait_for_worker(
-            functools.partial(store.is_there, shard),
-            shard % workers,
-            workers,
-            f"shard {shard} of the index in {store.directory}",
+    size = examples_per_shard(recipe, dtype)
+    work = shard_pass(recipe, queries)
+    writer = _ShardWriter(store, dtype, name, worker)
+    sweep(
+        recipe.engine,
+        work,
+        Sink(writer.write, writer.wants),
+        Call(verbose=0),
+        chunks=read_chunks(examples, BATCH, size),
+        plan=_plan(recipe, work, examples.size, size),
+    )
+    writer.wait_for_others()
+
+
+def make_shard(
+    recipe: RowRecipe,
+    work: Pass,
+    batches: list[Batch],
+    dtype: str,
+    num_examples: int,
+) -> dict[str, np.ndarray]:
+    """Makes the arrays of one shard, by kind.
+
+    Args:
+        recipe: how rows are made.
+        work: the pass that makes them, see `shard_pass`.
+        batches: examples of the shard.
+        dtype: dtype of the rows.
+        num_examples: number of examples of all shards.
+
+    Raises:
+        ValueError: if a gradient is NaN or infinite, naming ids, or a row
+            does not fit the dtype.
+    """
+    chunk = Chunk(0, 0, tuple(batches))
+    shards: list[dict[str, np.ndarray]] = []
+    sweep(
+        recipe.engine,
+        work,
+        Sink(lambda ids, arrays: shards.append(_keep(arrays, ids, dtype))),
+        Call(verbose=0),
+        chunks=[chunk],
+        plan=_plan(recipe, work, num_examples, len(chunk)),
+    )
+    return shards[0]
+
+
+def examples_per_shard(recipe: RowRecipe, dtype: str) -> int:
+    """Number of examples in a shard, but for the last: whole batches."""
+    row = recipe.width * np.dtype(dtype).itemsize
+    return BATCH * max(1, math.ceil(_SHARD / (row * BATCH)))
+
+
+def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
+    """The pass that makes rows, and exact scores where there are queries.
+
+    What it gathers of a chunk are arrays by kind: "rows" `[n, width]` and,
+    where there are queries, "exact" `[n, m]`.
+
+    Args:
+        recipe: how rows are made.
+        queries: those whose exact scores are kept, if any.
+    """
+    options: dict[str, Any] = {
+        "compared": lambda raw: _arrays(raw)[0],
+        "finish": _arrays,
+        "gather": functools.partial(_Shard, recipe),
+        "scores": False,
+    }
+    projection = recipe.train_projection
+    if queries is None:
+        return Pass(
+            "Index",
+            recipe.engine.train_steps.sketches(projection),
+            recipe.checkpoints,
+            arguments=lambda visit, prepared: (visit.position,),
+            **options,
         )
-        _take(store, digests)
+    steps = recipe.engine.steps_like(queries)
+    return Pass(
+        "Index",
+        steps.train.sketches_and_products(projection),
+        recipe.checkpoints,
+        prepare=lambda visit: steps.query.query_factors(queries.data),
+        arguments=lambda visit, factors: (
+            factors,
+            visit.rate,
+            visit.position,
+        ),
+        **options,
+    )
 
 
-def _take(store: Store, digests: dict[int, str]) -> None:
-    """Lists what is there of the shards whose examples are known."""
-    shard = store.manifest.num_shards
-    while shard in digests and store.is_there(shard):
-        store.take(shard, digests[shard])
-        shard += 1
+def _arrays(raw: Any) -> tuple[np.ndarray, ...]:
+    """A step's results with the examples along the last axis."""
+    parts = raw if isinstance(raw, tuple | list) else (raw,)
+    return tuple(part.numpy().T for part in parts)
+
+
+class _Shard:
+    """Puts sketches of all checkpoints side by side, and sums exact scores.
+
+    Args:
+        recipe: how rows are made.
+        chunk: examples of the shard.
+    """
+
+    def __init__(self, recipe: RowRecipe, chunk: Chunk):
+        self._recipe = recipe
+        self._rows = np.empty([len(chunk), recipe.width], np.float32)
+        self._exact: np.ndarray | None = None
+
+    def add(
+        self, visit: Visit, batch: Batch, rows: slice, values: tuple
+    ) -> None:
+        """Takes sketches `[dim, b]`, and scores `[m, b]` if there are any."""
+        sketches, *scores = values
+        dim = self._recipe.train_projection.dim
+        start = int(visit.position) * dim
+        scale = math.sqrt(self._recipe.checkpoints[visit.checkpoint])
+        self._rows[rows, start : start + dim] = scale * sketches.T
+        for array in scores:
+            if self._exact is None:
+                shape = [len(self._rows), len(array)]
+                self._exact = np.zeros(shape, array.dtype)
+            if visit.position == 0:
+                self._exact[rows] = array.T
+            else:
+                self._exact[rows] += array.T
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The arrays of the shard, by kind."""
+        if self._exact is None:
+            return {"rows": self._rows}
+        return {"rows": self._rows, "exact": self._exact}
+
+
+class _ShardWriter:
+    """Writes the shards of this process; in the first process, lists all.
+
+    Args:
+        store: the files of the index.
+        dtype: dtype of the rows.
+        name: returns the ids that are kept of a batch.
+        worker: index of this process and number of processes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dtype: str,
+        name: Callable[[Batch], np.ndarray],
+        worker: tuple[int, int],
+    ):
+        self._store, self._dtype, self._name = store, dtype, name
+        self._index, self._workers = worker
+        self._first = store.manifest.finished
+        self._digests: dict[int, str] = {}  # of the shards that were read
+        self._shard, self._ids = 0, np.zeros(0)  # of the shard to be written
+
+    def wants(self, chunk: Chunk) -> bool:
+        """Whether a chunk is a shard that this process has to write."""
+        store, shard = self._store, self._first + chunk.number
+        own = shard % self._workers == self._index
+        named = [
+            dataclasses.replace(batch, ids=self._name(batch))
+            for batch in chunk.batches
+        ]
+        if own or self._index == 0:
+            self._digests[shard] = content_digest(named)
+        if own and not store.is_there(shard):
+            self._shard = shard
+            self._ids = np.concatenate([batch.ids for batch in named])
+            return True
+        if own or (self._index == 0 and shard < store.manifest.num_shards):
+            store.check_examples(shard, self._digests[shard])
+        self._list()
+        return False
+
+    def write(self, ids: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """Writes the shard that was asked for last."""
+        kept = _keep(arrays, self._ids, self._dtype)
+        self._store.put(self._shard, kept, self._digests[self._shard])
+        self._list()
+
+    def wait_for_others(self) -> None:
+        """In the first process, returns once the shards of all are listed."""
+        store = self._store
+        stop = self._first + len(self._digests)
+        while self._index == 0 and store.manifest.num_shards < stop:
+            shard = store.manifest.num_shards
+            wait_for_worker(
+                functools.partial(store.is_there, shard),
+                shard % self._workers,
+                self._workers,
+                f"shard {shard} of the index in {store.directory}",
+            )
+            self._list()
+
+    def _list(self) -> None:
+        """Lists what is there of the shards whose examples are known."""
+        shard = self._store.manifest.num_shards
+        while (
+            self._index == 0
+            and shard in self._digests
+            and self._store.is_there(shard)
+        ):
+            self._store.take(shard, self._digests[shard])
+            shard += 1
+
+
+def _plan(
+    recipe: RowRecipe, work: Pass, num_train: int | None, size: int
+) -> Plan:
+    """The plan of a pass with the batches and chunks of shards."""
+    return dataclasses.replace(
+        plan_pass(recipe.engine, work),
+        num_train=num_train,
+        batch_size=BATCH,
+        chunk=size,
+    )
 
 
 def _check_room(
@@ -130,103 +323,14 @@ def _check_room(
     )
 
 
-class ShardMaker:
-    """Makes the arrays of shards.
-
-    Args:
-        recipe: how rows are made.
-        dtype: of the rows.
-        queries: those whose exact scores are kept, if any.
-    """
-
-    def __init__(self, recipe: RowRecipe, dtype: str, queries: Batch | None):
-        self._recipe, self._dtype = recipe, dtype
-        self._pass_at = _passes(recipe, queries)
-
-    def arrays(
-        self, chunk: list[Batch], named: list[Batch], load: Callable
-    ) -> dict[str, np.ndarray]:
-        """The arrays of a shard, by kind.
-
-        Args:
-            chunk: its examples, with ids that errors call them by.
-            named: the same with the ids that are kept.
-            load: puts a checkpoint's weights into the model.
-
-        Raises:
-            ValueError: if a gradient is NaN or infinite, naming ids, or a row
-                does not fit the dtype.
-        """
-        arrays = _arrays(chunk, self._recipe, self._pass_at, load)
-        rows = _narrow(arrays.pop("rows"), self._dtype)
-        ids = np.concatenate([batch.ids for batch in named])
-        return {"rows": rows, **arrays, "ids": ids}
-
-
-def examples_per_shard(recipe: RowRecipe, dtype: str) -> int:
-    """How many examples a shard has, all but the last: whole batches."""
-    row = recipe.width * np.dtype(dtype).itemsize
-    return BATCH * max(1, math.ceil(_SHARD / (row * BATCH)))
-
-
-def _passes(recipe: RowRecipe, queries: Batch | None) -> Callable:
-    """`(position, rate) -> (data -> sketches [n, dim], scores [n, m])`.
-
-    To be called once the weights are in the model.
-    """
-    if queries is None:
-        sketch = recipe.scorer.train_steps.sketches(recipe.train_projection)
-        return lambda at, rate: lambda data: (sketch(data, at), None)
-    steps = recipe.scorer.steps_like(queries)
-    both = steps.train.sketches_and_products(recipe.train_projection)
-
-    def pass_at(at, rate):
-        factors = steps.query.query_factors(queries.data)
-        return lambda data: both(data, factors, rate, at)
-
-    return pass_at
-
-
-def _arrays(
-    chunk: list[Batch], recipe: RowRecipe, pass_at: Callable, load: Callable
+def _keep(
+    arrays: dict[str, np.ndarray], ids: np.ndarray, dtype: str
 ) -> dict[str, np.ndarray]:
-    """Rows `[n, width]`, and exact scores `[n, m]` where there are queries."""
-    rows = np.empty([sum(map(len, chunk)), recipe.width], np.float32)
-    exact: list[np.ndarray] = []  # of each batch
-    scorer, dim = recipe.scorer, recipe.train_projection.dim
-    spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
-    for at, (checkpoint, rate) in enumerate(recipe.rates.items()):
-        if checkpoint is not None:
-            load(checkpoint)
-        recipe.scorer.first_look()
-        step = pass_at(np.int32(at), np.float32(rate))
-        columns = slice(at * dim, (at + 1) * dim)
-        stop = 0
-
-        def again(data, step=step) -> np.ndarray:
-            return step(data)[0].numpy().T
-
-        for place, batch in enumerate(chunk):
-            sketch, scores = step(batch.data)
-            if at == 0:
-                spots.look(place, batch, sketch.numpy().T, again)
-            start, stop = stop, stop + len(batch)
-            rows[start:stop, columns] = math.sqrt(rate) * sketch.numpy()
-            if not np.isfinite(rows[start:stop, columns]).all():
-                recipe.scorer.raise_bad_training(batch, checkpoint)
-            if scores is not None and at == 0:
-                exact.append(scores.numpy())
-            elif scores is not None:
-                exact[place] = exact[place] + scores.numpy()
-    if not exact:
-        return {"rows": rows}
-    return {"rows": rows, "exact": np.concatenate(exact)}
-
-
-def _narrow(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """The arrays of a shard as they are kept, by kind."""
+    rows = arrays["rows"]
     if dtype == "float16" and np.abs(rows).max() > np.finfo(np.float16).max:
         raise ValueError(
             "A row does not fit float16: its largest number is "
             f"{np.abs(rows).max():.3g}. Build with dtype='float32'."
         )
-    return rows.astype(dtype, copy=False)
+    return {**arrays, "rows": rows.astype(dtype, copy=False), "ids": ids}

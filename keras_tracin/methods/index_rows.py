@@ -7,8 +7,8 @@ the weights that the model has.
 
 Synopsis:
 
-    recipe = checkpoint_rows(scorer, rates, kt.TensorSketch(1024), ...)
-    recipe = inverse_rows(scorer, solver, settings, make_inverse, None, keep)
+    recipe = checkpoint_rows(engine, checkpoints, kt.TensorSketch(1024), ...)
+    recipe = inverse_rows(engine, solver, settings, make_inverse, None, keep)
     projection = query_projection(recipe.identity, directory, None)
 """
 
@@ -28,8 +28,10 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     InverseSketch,
     RandomizedSketch,
 )
-from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Rates, Scorer
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.identity import identity as identity_of
 from keras_tracin.engine.updated import unequal_shares
+from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.methods.indexable import Keep, RowRecipe
@@ -54,8 +56,8 @@ _KNOWN: dict[str, Any] = {
 
 
 def checkpoint_rows(
-    scorer: Scorer,
-    rates: Rates,
+    engine: Engine,
+    checkpoints: Weights,
     projection: Projection | None,
     *,
     optimizer_aware: bool,
@@ -64,8 +66,8 @@ def checkpoint_rows(
     """Rows of TracIn: one sketch at each checkpoint.
 
     Args:
-        scorer: the model with its training data and losses.
-        rates: the checkpoints to visit, and their learning rates.
+        engine: the model with its training data and losses.
+        checkpoints: the checkpoints to visit, and their learning rates.
         projection: makes the sketches, `TensorSketch(1024)` by default.
         optimizer_aware: as in `TracIn`.
         exact: as in `RowRecipe`.
@@ -83,10 +85,10 @@ def checkpoint_rows(
             f"sides kept apart. Received: projection={projection!r}; leave "
             "out `joint=False`."
         )
-    if scorer.projection is not None:
+    if engine.projection is not None:
         raise ValueError(
             "An index is built from exact gradients. Received a TracIn with "
-            f"projection={scorer.projection!r}: leave it out there and give "
+            f"projection={engine.projection!r}: leave it out there and give "
             "it to `build`."
         )
     if optimizer_aware:
@@ -94,30 +96,32 @@ def checkpoint_rows(
             "An index holds plain gradients. Received a TracIn with "
             "optimizer_aware=True; leave it out."
         )
-    if scorer.shares() is not None:
+    if engine.shares is not None:
         raise ValueError(unequal_shares("An index"))
-    checkpoints = [
+    visited = [
         {
             "step": checkpoint.step,
             "epoch": checkpoint.epoch,
             "sha256": checkpoint.sha256 or files.digest(checkpoint.path),
             "rate": rate,
         }
-        for checkpoint, rate in rates.items()
+        for checkpoint, rate in checkpoints.items()
         if checkpoint is not None
     ]
     identity = {
-        **scorer.identity(),
+        **identity_of(engine),
         "method": "TracIn",
         "projection": describe(projection),
-        "checkpoints": checkpoints,
-        "run": hashlib.sha256(json.dumps(checkpoints).encode()).hexdigest(),
+        "checkpoints": visited,
+        "run": hashlib.sha256(json.dumps(visited).encode()).hexdigest(),
     }
-    return RowRecipe(scorer, rates, projection, projection, identity, exact)
+    return RowRecipe(
+        engine, checkpoints, projection, projection, identity, exact
+    )
 
 
 def inverse_rows(
-    scorer: Scorer,
+    engine: Engine,
     solver: Any,
     settings: dict[str, Any],
     make_inverse: Callable[[], Any],
@@ -127,7 +131,7 @@ def inverse_rows(
     """Rows of influence functions with a sketched inverse.
 
     Args:
-        scorer: the model with its training data and losses.
+        engine: the model with its training data and losses.
         solver: solver of the influence functions.
         settings: their other options, as JSON.
         make_inverse: returns the solver, made ready.
@@ -155,18 +159,18 @@ def inverse_rows(
 
     # Loaded also where it has just been saved: a resumed build has the same
     # bits.
-    path = keep(_INVERSE, save, scorer.strategy)
+    path = keep(_INVERSE, save, engine.execution.strategy)
     of_train, of_query = _sides(InverseSketch.load(path))
     identity = {
-        **scorer.identity(),
+        **identity_of(engine),
         "method": "InfluenceFunctions",
-        **settings,
-        "weights": weights_digest(scorer.model),
+        **{name: settings[name] for name in settings if name != "solver"},
+        "weights": weights_digest(engine.model),
         "solver": _describe_solver(solver),
         "inverse": files.digest(path),
         "checkpoints": [],
     }
-    return RowRecipe(scorer, PRESENT_WEIGHTS, of_train, of_query, identity)
+    return RowRecipe(engine, PRESENT_WEIGHTS, of_train, of_query, identity)
 
 
 def kept_files(identity: dict[str, Any]) -> dict[str, str]:

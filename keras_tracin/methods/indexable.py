@@ -24,8 +24,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from keras_tracin.engine.distribution import Strategy
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.identity import numbers
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.scoring import Rates, Scorer
+from keras_tracin.engine.visits import Weights
 from keras_tracin.projection import Projection
 from keras_tracin.results.attribution import Attribution
 
@@ -56,9 +58,10 @@ class RowRecipe:
     """How a method's rows and query vectors are made.
 
     Attributes:
-        scorer: the model with its training data and losses.
-        rates: the checkpoints to visit, and their learning rates. Rows and
-            vectors are both multiplied by the square root of a rate.
+        engine: the model with its training data and losses.
+        checkpoints: the checkpoints to visit, each with its factor in the sum
+            over them. Rows and vectors are both multiplied by its square
+            root.
         train_projection: sketches a training example's gradients at one
             checkpoint, for its row.
         query_projection: sketches a query's gradients, for its vector.
@@ -69,8 +72,8 @@ class RowRecipe:
             are the scores themselves.
     """
 
-    scorer: Scorer
-    rates: Rates
+    engine: Engine
+    checkpoints: Weights
     train_projection: Projection
     query_projection: Projection
     identity: dict[str, Any]
@@ -79,7 +82,7 @@ class RowRecipe:
     @property
     def width(self) -> int:
         """Length of a row."""
-        return len(self.rates) * self.train_projection.dim
+        return len(self.checkpoints) * self.train_projection.dim
 
     def numbers(self, ids: np.ndarray | None = None) -> Numbers:
         """Numbers that tell apart what rows and vectors are made with.
@@ -94,8 +97,12 @@ class RowRecipe:
         # A projection that is a file is part of the identity.
         described = "projection" in self.identity
         projection = self.train_projection if described else None
-        return self.scorer.numbers(
-            self.rates, projection=projection, ids=ids, as_queries=True
+        return numbers(
+            self.engine,
+            self.checkpoints,
+            projection=projection,
+            ids=ids,
+            as_queries=True,
         )
 
 

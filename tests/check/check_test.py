@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin.check import job
 from keras_tracin.check.report import CheckReport, Finding
-from keras_tracin.engine.scoring import Scorer
+from keras_tracin.engine.engine import Engine
 from tests.bad_input_test import Centred, flip, last_weights, state
 
 layers, ops = keras.layers, keras.ops
@@ -310,7 +310,7 @@ def test_a_layer_that_mixes_examples_is_an_error():
 def test_gradients_alone_and_together_are_compared(trained, monkeypatch):
     """As where an output does not show what a gradient does."""
     model, _ = trained
-    scorer = Scorer(model, TRAIN)
+    scorer = Engine(model, TRAIN)
     job.check_gradients(scorer, "")  # raises nothing
 
     @tf.custom_gradient

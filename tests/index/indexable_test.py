@@ -79,7 +79,10 @@ def test_an_index_of_any_method_has_the_products_of_its_rows(tracin, tmp_path):
 
 
 def test_methods_that_make_no_rows_are_refused(tracin, tmp_path):
-    model, run = tracin.scorer.model, next(iter(tracin.rates)).path.parents[1]
+    model, run = (
+        tracin.engine.model,
+        next(iter(tracin.checkpoints)).path.parents[1],
+    )
     for method in (kt.TRAK(model, TRAIN, run), kt.TracIn, None):
         with pytest.raises(TypeError, match="An index is built from a"):
             kt.InfluenceIndex.build(method, tmp_path)
@@ -87,7 +90,7 @@ def test_methods_that_make_no_rows_are_refused(tracin, tmp_path):
 
 
 def test_the_remedy_fits_the_file_that_is_damaged(tracin, tmp_path):
-    model = tracin.scorer.model
+    model = tracin.engine.model
     solver = kt.RandomizedSketch(4, method="cg")
     method = kt.InfluenceFunctions(model, TRAIN, damping=1.0, solver=solver)
     kt.InfluenceIndex.build(method, tmp_path)

@@ -37,13 +37,13 @@ import tensorflow as tf
 from keras_tracin.data.examples import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import collecting
+from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.distribution import check_alone, worker_of
 from keras_tracin.engine.fingerprint import tolerance as fingerprint_tolerance
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.progress import Progress
-from keras_tracin.engine.sweep import Chunk, Sink
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
 from keras_tracin.methods.unrolled.queries import (

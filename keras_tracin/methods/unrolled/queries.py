@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.examples import Batch
+from keras_tracin.engine.planning import Plan, in_words
 from keras_tracin.engine.progress import Progress
-from keras_tracin.engine.sweep import Plan, in_words
 from keras_tracin.losses.per_example import PerExampleLoss
 from keras_tracin.methods.unrolled.batches import Steps
 from keras_tracin.methods.unrolled.replay import Replay

@@ -23,8 +23,8 @@ import tensorflow as tf
 from keras_tracin.data.examples import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.diagnosis import check_fits
+from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.engine.steps import batch_spec
-from keras_tracin.engine.sweep import default_memory_limit
 from keras_tracin.gradients.flat import nbytes, size_of
 from keras_tracin.methods.unrolled.batches import Held, training_steps
 from keras_tracin.methods.unrolled.replay import Replay
