@@ -32,7 +32,7 @@ def check_gradients(engine: Engine, where: str) -> None:
             whatever `keras_tracin.engine.looking.look` raises.
     """
     steps, batch = engine.train_steps, engine.train.sample(EXAMPLES)
-    steps.captured.get_concrete_function()  # look reads its trace
+    steps.captured.get_concrete_function()  # `look` reads its trace
     look(engine)
     lengths = steps.squared_norms(batch.data, np.float32(1)).numpy()
     if not np.isfinite(lengths).all():

@@ -25,8 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
-from keras_tracin.engine.measures import BATCH, Numbers, rows_of
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
+from keras_tracin.engine.measures import BATCH, Numbers
 from keras_tracin.storage.arrays import load_arrays
 from keras_tracin.storage.sharing import write_first_arrays
 
@@ -114,8 +114,8 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
         inside = rows[(rows >= start) & (rows < start + len(batch))] - start
         start += len(batch)
         if len(inside):
-            chosen.append(rows_of(batch, inside))
-    return chosen[0] if len(chosen) == 1 else joined(chosen)
+            chosen.append(batch.take(inside))
+    return join(chosen)
 
 
 def spread_rows(
@@ -157,9 +157,7 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
     wanted = ids.tolist()
     for batch in examples.batches(_SEARCHED):
         for row in np.flatnonzero(np.isin(batch.ids, ids)):
-            known.setdefault(
-                batch.ids[row].item(), rows_of(batch, np.array([row]))
-            )
+            known.setdefault(batch.ids[row].item(), batch.take(np.array([row])))
         if len(known) == len(set(wanted)):
             break
     missing = [one for one in wanted if one not in known]
@@ -169,13 +167,13 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
             "method with the one that files were made with. Received training "
             "examples without them: give the method those that it had."
         )
-    return joined([known[one] for one in wanted])
+    return join([known[one] for one in wanted])
 
 
 def first_examples(examples: Examples, count: int = COUNT) -> Batch:
     """The first examples of some data, no more than `count`."""
     batch = examples.first(count)
-    return rows_of(batch, np.arange(min(count, len(batch))))
+    return batch.take(np.arange(min(count, len(batch))))
 
 
 def identify(batch: Batch) -> Numbers:

@@ -26,7 +26,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import check_first, worker_of
 from keras_tracin.index import search as searches
@@ -39,13 +39,14 @@ from keras_tracin.index.opening import (
     open_resident,
     recipe_in,
 )
+from keras_tracin.index.reranking import all_ids, rank_again
 from keras_tracin.index.store import Store, verify
 from keras_tracin.index.writing import select_queries
 from keras_tracin.methods.index_rows import kept_files
 from keras_tracin.methods.indexable import Indexable
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Ranking, TopK, TopKMerger
+from keras_tracin.results import Ranking, TopK, TopKMerger
 from keras_tracin.runs import TrainingRun
 from keras_tracin.storage import files
 
@@ -309,7 +310,11 @@ class InfluenceIndex:
                 for batch in examples.batches(_BATCH)
             ]
         )
-        return self._rank_again(test, top, k) if rerank else top
+        if not rerank:
+            return top
+        assert self._recipe is not None
+        assert self._recipe.exact is not None
+        return rank_again(top, self._recipe.exact(all_ids(top), test), k)
 
     def _search(
         self, search: searches.Search, ids: np.ndarray, batch: Batch, k: int
@@ -319,36 +324,3 @@ class InfluenceIndex:
             Ranking(ids[positions], scores) for positions, scores in sides
         )
         return TopK(proponents, opponents, batch.ids)
-
-    def _rank_again(self, test: Any, top: TopK, k: int) -> TopK:
-        """The candidates in the order of their exact scores."""
-        assert self._recipe is not None
-        assert self._recipe.exact is not None
-        candidates = np.unique(
-            np.concatenate(
-                [top.proponents.ids.ravel(), top.opponents.ids.ravel()]
-            )
-        )
-        exact = self._recipe.exact(candidates, test)
-        column = {name: at for at, name in enumerate(exact.train_ids.tolist())}
-        lost = [name for name in candidates.tolist() if name not in column]
-        if lost:
-            raise ValueError(
-                f"`rerank` needs training examples {lost[:5]}, which the "
-                "method does not have: they were appended. Open the index "
-                "with a method whose `train` holds them too."
-            )
-        sides = []
-        for ranking, sign in ((top.proponents, -1), (top.opponents, 1)):
-            columns = np.array(
-                [[column[i] for i in row] for row in ranking.ids.tolist()]
-            )
-            scores = np.take_along_axis(exact.scores, columns, axis=1)
-            order = np.argsort(sign * scores, axis=1, kind="stable")[:, :k]
-            sides.append(
-                Ranking(
-                    np.take_along_axis(ranking.ids, order, axis=1),
-                    np.take_along_axis(scores, order, axis=1),
-                )
-            )
-        return TopK(sides[0], sides[1], top.query_ids)

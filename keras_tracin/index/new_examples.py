@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.steps import kind_of
 from keras_tracin.methods.indexable import RowRecipe
 

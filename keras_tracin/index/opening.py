@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.distribution import Strategy, worker_of
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree, kept_numbers, tolerance

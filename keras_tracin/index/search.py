@@ -39,7 +39,7 @@ from keras_tracin.index.nearest import (
 )
 from keras_tracin.index.shards import Shards
 from keras_tracin.index.store import Store
-from keras_tracin.results.attribution import TopK, TopKMerger
+from keras_tracin.results import TopK, TopKMerger
 from keras_tracin.storage.arrays import load_array, write_array
 
 KINDS = ("exact", "flat", "hnsw", "ivf")

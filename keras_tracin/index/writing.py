@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
 from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.planning import Plan
+from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
 from keras_tracin.engine.sweep import plan_pass, sweep
 from keras_tracin.engine.visits import Visit
 from keras_tracin.index.search import NEAR
@@ -47,10 +47,9 @@ def select_queries(recipe: RowRecipe, count: int) -> Batch:
     """
     size = examples_per_shard(recipe, "float32")
     chunk = next(iter(read_chunks(recipe.engine.train, BATCH, size)))
-    whole = joined(list(chunk.batches))
+    whole = join(list(chunk.batches))
     places = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
-    data = tf.nest.map_structure(lambda leaf: leaf[places], whole.data)
-    return Batch(whole.ids[places], *data)
+    return whole.take(places)
 
 
 def write_rows(
@@ -157,7 +156,7 @@ def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
     if queries is None:
         return Pass(
             "Index",
-            recipe.engine.train_steps.sketches(projection),
+            sketches(recipe.engine.train_steps, projection),
             recipe.checkpoints,
             arguments=lambda visit, prepared: (visit.position,),
             **options,
@@ -165,7 +164,7 @@ def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
     steps = recipe.engine.steps_like(queries)
     return Pass(
         "Index",
-        steps.train.sketches_and_products(projection),
+        sketches_and_products(steps.train, steps.query, projection),
         recipe.checkpoints,
         prepare=lambda visit: steps.query.query_factors(queries.data),
         arguments=lambda visit, factors: (

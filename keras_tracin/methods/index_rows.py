@@ -43,7 +43,7 @@ from keras_tracin.projection import (
     check_projection,
     describe,
 )
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs.manifest import weights_digest
 from keras_tracin.storage import files
 

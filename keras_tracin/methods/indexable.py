@@ -29,7 +29,7 @@ from keras_tracin.engine.identity import numbers
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.visits import Weights
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 
 class Keep(Protocol):

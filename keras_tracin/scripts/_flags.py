@@ -22,8 +22,8 @@ METHODS = ("tracin", "influence", "trak", "representer")
 PROJECTIONS = ("tensor_sketch", "gaussian", "factored")
 SOLVERS = ("cg", "exact", "lissa", "arnoldi", "sketch")
 
-# Methods whose self-influence takes no `directory`.
-WITHOUT_DIRECTORY = ("trak", "representer")
+# Methods whose scores an index can hold.
+INDEXED_METHODS = ("tracin", "influence")
 
 # Flags that only some methods take, and these methods.
 METHODS_WITH = {

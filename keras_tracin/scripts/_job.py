@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from absl import flags
 
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.curvature.solvers.randomized_sketch import RandomizedSketch
-from keras_tracin.data.examples import chosen, joined, open_examples, with_ids
+from keras_tracin.data.batches import join
+from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.engine.distribution import NAMED, Strategy
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import RepresenterPoints
 from keras_tracin.methods.tracin import TracIn
@@ -33,11 +36,9 @@ from keras_tracin.projection import (
     TensorSketch,
 )
 from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
-from keras_tracin.scripts._flags import METHODS_WITH, WITHOUT_DIRECTORY
+from keras_tracin.scripts._flags import INDEXED_METHODS, METHODS_WITH
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.scripts.task import Task, load_task
-
-Method = TracIn | InfluenceFunctions | TRAK | RepresenterPoints
 
 _BATCH = 256
 _LOADS_CHECKPOINTS = ("tracin", "trak")
@@ -71,7 +72,7 @@ class Job:
         """Value of the `verbose` argument of library calls."""
         return 0 if self.values.quiet else 1
 
-    def method(self, projected: bool = True) -> Method:
+    def method(self, projected: bool = True) -> Attributor:
         """Creates the method that `--method` names.
 
         Args:
@@ -81,13 +82,15 @@ class Job:
             UsageError: if a flag that the method needs is missing.
             ValueError, TypeError: raised by the method.
         """
-        if self.values.method == "influence":
-            return _influence(self)
-        if self.values.method == "representer":
-            return _representer(self)
-        if self.values.method == "trak":
-            return _trak(self)
-        return _tracin(self, projected and self.values.projection is not None)
+        if self.values.method == "tracin":
+            projects = projected and self.values.projection is not None
+            return _tracin(self, projects)
+        makers: dict[str, Callable[[Job], Any]] = {
+            "influence": _influence,
+            "representer": _representer,
+            "trak": _trak,
+        }
+        return makers[self.values.method](self)
 
     def queries(self) -> Any:
         """The task's queries, or those that `--queries` names.
@@ -109,14 +112,11 @@ class Job:
         """
         values = self.values
         options: dict[str, Any] = {"verbose": self.verbose}
-        if call == "self_influence" and values.method in WITHOUT_DIRECTORY:
-            return options
-        if values.method == "representer":
+        if values.method == "representer" and call != "self_influence":
             target = values.target
             options["target"] = int(target) if target.isdigit() else target
-        options["directory"] = (
-            values.directory and Path(values.directory) / call
-        )
+        if values.directory:
+            options["directory"] = Path(values.directory) / call
         return options
 
     def projection(self) -> Projection:
@@ -187,6 +187,19 @@ def check_flags(values: flags.FlagValues, method: str) -> None:
         raise UsageError("--dim is for --projection or --solver=sketch.")
 
 
+def check_indexed(method: str) -> None:
+    """Refuses a method whose scores an index cannot hold.
+
+    Raises:
+        UsageError: naming the methods with an index.
+    """
+    if method not in INDEXED_METHODS:
+        others = " or ".join(f"--method={name}" for name in INDEXED_METHODS)
+        raise UsageError(
+            f"There is no index of --method={method}. Choose {others}."
+        )
+
+
 def select_run(values: flags.FlagValues, task: Task) -> TrainingRun | None:
     """Selects the checkpoints of `--run` by `--checkpoints` or `--epochs`.
 
@@ -240,7 +253,7 @@ def select_queries(test: Any, names: Sequence[str]) -> Any:
             f"{', '.join(list(id_of)[:3])}, ...."
         )
     selected = np.array([id_of[name] for name in names])
-    batch = joined(list(chosen(examples, selected).batches(_BATCH)))
+    batch = join(list(select(examples, selected).batches(_BATCH)))
     return with_ids(batch.data, batch.ids).batch(_BATCH)
 
 

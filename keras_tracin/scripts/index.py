@@ -27,9 +27,8 @@ from absl import flags
 
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.index.manifest import FILE_NAME
-from keras_tracin.methods.indexable import Indexable
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
 
@@ -66,6 +65,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
+    check_indexed(values.method)
     directory = _directory(values)
     with open_job(values) as job:
         index = _build(job, directory)
@@ -90,12 +90,7 @@ def _directory(values: flags.FlagValues) -> Path:
 
 def _build(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
-    method = job.method(projected=False)  # the index projects
-    if not isinstance(method, Indexable):
-        raise UsageError(
-            f"There is no index of --method={values.method}. Choose "
-            "--method=tracin or --method=influence."
-        )
+    method: Any = job.method(projected=False)  # the index projects
     if values.overwrite and directory.exists():
         shutil.rmtree(directory)
     return InfluenceIndex.build(

@@ -23,10 +23,9 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.methods.indexable import Indexable
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results.top_k import TopK
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -63,6 +62,7 @@ def _work(values: flags.FlagValues) -> int:
             f"--rerank should be 0 or at least k. Received: {values.rerank} "
             f"with --k={values.k}."
         )
+    check_indexed(values.method)
     # An index of influence functions needs the final weights.
     with open_job(values, at_end=True) as job:
         answers = _answer(job)
@@ -77,20 +77,14 @@ def _answer(job: Job) -> TopK:
     # The index records how its rows were made, except for a custom loss.
     needs_method = values.rerank or job.task.option("loss") is not None
     run = job.run if values["run"].present else None
+    method: Any = job.method(projected=False) if needs_method else None
     index = InfluenceIndex(
         values.index,
         job.model,
-        method=_method(job) if needs_method else None,
+        method=method,
         run=run,
     )
     return index.query(job.queries(), values.k, rerank=values.rerank)
-
-
-def _method(job: Job) -> Indexable:
-    method = job.method(projected=False)
-    if not isinstance(method, Indexable):
-        raise UsageError(f"There is no index of --method={job.values.method}.")
-    return method
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ import numpy as np
 from absl import flags
 
 from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.report import write_html
-from keras_tracin.results.attribution import SelfInfluence, TopK
+from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, Method, open_job
+from keras_tracin.scripts._job import Job, open_job
 from keras_tracin.scripts._output import output_path
 from keras_tracin.scripts._program import SUCCESS, Program
 
@@ -94,14 +95,14 @@ def _work(values: flags.FlagValues) -> int:
     return SUCCESS
 
 
-def _queries(job: Job, method: Method) -> TopK | None:
+def _queries(job: Job, method: Attributor) -> TopK | None:
     if not job.task.has("test"):
         return None
     options = job.call_options("top_k")
     return method.top_k(job.queries(), job.values.k, **options)
 
 
-def _suspects(job: Job, method: Method) -> SelfInfluence | None:
+def _suspects(job: Job, method: Attributor) -> SelfInfluence | None:
     if not job.values.max_suspects:
         return None
     return method.self_influence(**job.call_options("self_influence"))

@@ -22,7 +22,7 @@ from absl import flags
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import open_job
 from keras_tracin.scripts._output import Output
-from keras_tracin.scripts._program import SUCCESS, Program, UsageError
+from keras_tracin.scripts._program import SUCCESS, Program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,11 +39,6 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
     output = Output.from_flags(values)
-    if values.method in _flags.WITHOUT_DIRECTORY and values.directory:
-        raise UsageError(
-            f"Self-influence of --method={values.method} takes no --directory: "
-            "leave it out."
-        )
     with open_job(values) as job:
         options = job.call_options("self_influence")
         scores = job.method().self_influence(**options)

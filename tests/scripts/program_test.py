@@ -105,13 +105,6 @@ def test_wrong_flags_are_one_line_and_exit_code_2(
     assert re.search(message, line), line
 
 
-@pytest.mark.parametrize("method", ["representer", "trak"])
-def test_self_influence_that_has_no_parts_keeps_none(method, tmp_path, capsys):
-    flags = ("--task=t", f"--method={method}", "--directory=d")
-    line = Workplace(tmp_path, capsys).refused(self_influence, *flags)
-    assert "leave out --directory" in line
-
-
 def test_flags_of_a_call_are_forgotten_after_it(tmp_path, capsys):
     work = Workplace(tmp_path, capsys)
     assert "'a.txt'" in work.refused(score, "--task=t", "--output=a.txt")

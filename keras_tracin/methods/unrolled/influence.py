@@ -34,7 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import collecting
 from keras_tracin.engine.chunks import Chunk, Sink
@@ -55,7 +55,8 @@ from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.methods.unrolled.training import Adjoint
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.top_k import TopK
 from keras_tracin.runs import TrainingRun
 
 _MOST_QUERIES = 128  # carried back together
@@ -357,7 +358,7 @@ class UnrolledInfluence:
             **options,
         }
         parts = Parts.open(directory, job, worker_of(None))
-        parts.made_of(self._numbers(), fingerprint_tolerance(self._model))
+        parts.compare(self._numbers(), fingerprint_tolerance(self._model))
         return parts
 
     def _numbers(self) -> Numbers:
@@ -383,7 +384,7 @@ class UnrolledInfluence:
         room = recorded.memory_limit // (2 * per_query)
         size = min(max(1, room), _MOST_QUERIES)
         if parts is not None:
-            size = parts.agreed("block", size)
+            size = parts.agree("block", size)
         queries = open_for_model(self._model, test, "test")
         check_fits(self._model, queries.first(1), "test")
         return queries.batches(size)
