@@ -137,6 +137,6 @@ def finish(build: Build) -> None:
     """Makes the search of all rows, and measures its recall."""
     store, queries = build.store, build.queries
     vectors = build.resident.vectors(queries)
-    search, noted = searches.make(store, vectors, store.manifest.noted("asked"))
+    search, entry = searches.make(store, vectors, store.manifest.get("asked"))
     recall = measure_recall(store.shards, search, vectors, queries.ids)
-    store.finish({**noted, "recall": recall})
+    store.finish({**entry, "recall": recall})

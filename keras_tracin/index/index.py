@@ -13,7 +13,8 @@ Synopsis:
         tracin, "index/digits", projection=kt.TensorSketch(1024)
     )
     index = kt.InfluenceIndex("index/digits", model)
-    top = index.query((x, y), k=10)                 # TopK
+    top = index.query((x, y), k=10)     # TopK
+    index = kt.InfluenceIndex("index/digits", model, method=tracin)
     index.append((more_x, more_y))
 """
 
@@ -228,7 +229,7 @@ class InfluenceIndex:
         if not resume:
             store.drop_pending()
         queries = select_queries(recipe, SAMPLE)
-        recorded = store.manifest.noted("queries")
+        recorded = store.manifest.get("queries")
         if queries.ids.tolist() != recorded:
             raise ValueError(
                 "The training examples of the method do not begin as those in "
@@ -272,7 +273,7 @@ class InfluenceIndex:
         the share of the `k` strongest "proponents" and "opponents", and the
         number of "queries".
         """
-        return dict(self._store.manifest.noted("search")["recall"])
+        return dict(self._store.manifest.get("search")["recall"])
 
     def query(self, test: Any, k: int = 10, rerank: int = 0) -> TopK:
         """The `k` strongest proponents and opponents of every query.

@@ -1,14 +1,14 @@
 """The file that lists what an index holds, `index.json`.
 
-It lists each file after that has reached the disk, with size and SHA-256, and
+It lists each file once it has reached the disk, with size and SHA-256, and
 for each shard a digest of the examples that it was made from. A list is
 replaced as a whole: a reader sees the one before or the one after.
 
 Synopsis:
 
-    manifest = Manifest.create(directory, identity, layers=[...])
+    manifest = Manifest.create(directory, identity, layers=[])
     manifest.change(shards=[*manifest.entries, entry])
-    Manifest.read(directory).check({**identity, "dtype": "float16"})
+    Manifest.read(directory).check({**identity, "dtype": "float32"})
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Manifest:
         Args:
             directory: directory of the index.
             identity: what its rows are made with.
-            **more: further entries, see `noted`.
+            **more: further entries, see `get`.
         """
         content = {
             "format_version": FORMAT_VERSION,
@@ -84,7 +84,7 @@ class Manifest:
         """Whether the index keeps numbers of what its rows are made with."""
         return self._content["format_version"] > READABLE[0]
 
-    def noted(self, name: str) -> Any:
+    def get(self, name: str) -> Any:
         """An entry of the list."""
         return self._content[name]
 

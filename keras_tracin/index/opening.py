@@ -176,7 +176,7 @@ def _check_configuration(manifest: Manifest, model: keras.Model) -> None:
     """
     identity = manifest.identity
     layers = json.loads(json.dumps(describe_layers(model)))
-    recorded_layers = manifest.noted("layers")
+    recorded_layers = manifest.get("layers")
     pairs: list[tuple[str, Any, Any]] = [
         ("number of layers", len(layers), len(recorded_layers)),
         *(
@@ -282,7 +282,7 @@ def _locate_checkpoints(
     if run is None:
         paths = [
             Path(os.path.normpath(directory / place))
-            for place in manifest.noted("checkpoints")
+            for place in manifest.get("checkpoints")
         ]
         missing = [str(path) for path in paths if not path.is_file()]
         if missing:

@@ -13,8 +13,8 @@ cells built on such points find less (see docs/projections.md).
 
 Synopsis:
 
-    search, noted = make(store, vectors, kind=None)
-    store.finish(noted)
+    search, entry = make(store, vectors, kind=None)
+    store.finish(entry)
     search = load(store)
     positions, scores = search.best(vectors, k=10)     # [m, k] both
 """
@@ -179,7 +179,7 @@ def make(
 
 def load(store: Store) -> Search:
     """The search that `make` has written for the rows of a store."""
-    shards, kind = store.shards, store.manifest.noted("search")["kind"]
+    shards, kind = store.shards, store.manifest.get("search")["kind"]
     if kind == "exact":
         return Search(shards, kind)
     basis = _read(store, "basis")

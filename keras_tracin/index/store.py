@@ -91,7 +91,7 @@ class Store:
             resume: whether one that is there may be continued.
             worker: index of this process and number of processes; the first
                 creates the index.
-            **more: further entries of a new manifest, see `Manifest.noted`.
+            **more: further entries of a new manifest, see `Manifest.get`.
 
         Raises:
             ValueError: if there is one already and `resume` is False, or it
@@ -276,7 +276,7 @@ def verify(store: Store) -> None:
         for shard, entry in enumerate(store.manifest.entries)
         for kind, file in entry["files"].items()
     }
-    search = store.manifest.noted("search") or {"files": {}}
+    search = store.manifest.get("search") or {"files": {}}
     for name, file in search["files"].items():
         expected[store.search_path(name)] = file
     for path, listed in expected.items():

@@ -7,7 +7,10 @@ the weights that the model has.
 
 Synopsis:
 
-    recipe = checkpoint_rows(engine, checkpoints, kt.TensorSketch(1024), ...)
+    recipe = checkpoint_rows(
+        engine, checkpoints, kt.TensorSketch(1024),
+        optimizer_aware=False, exact=exact,
+    )
     recipe = inverse_rows(engine, solver, settings, make_inverse, None, keep)
     projection = query_projection(recipe.identity, directory, None)
 """
