@@ -34,7 +34,6 @@ from keras_tracin.methods.indexable import RowRecipe
 from keras_tracin.storage.files import check_room
 from keras_tracin.storage.sharing import wait_for_worker
 
-_SHARD = 64 * 2**20  # bytes of rows, about
 BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
@@ -133,7 +132,8 @@ def make_shard(
 def examples_per_shard(recipe: RowRecipe, dtype: str) -> int:
     """Number of examples in a shard, but for the last: whole batches."""
     row = recipe.width * np.dtype(dtype).itemsize
-    return BATCH * max(1, math.ceil(_SHARD / (row * BATCH)))
+    shard = recipe.engine.execution.shard
+    return BATCH * max(1, math.ceil(shard / (row * BATCH)))
 
 
 def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:

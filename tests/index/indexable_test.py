@@ -1,6 +1,7 @@
 """An index takes any method that says how its rows are made."""
 
 import dataclasses
+import shutil
 
 import keras
 import numpy as np
@@ -89,12 +90,42 @@ def test_methods_that_make_no_rows_are_refused(tracin, tmp_path):
     assert isinstance(tracin, Indexable)
 
 
-def test_the_remedy_fits_the_file_that_is_damaged(tracin, tmp_path):
+def change_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_remedy_for_a_damaged_file_is_that_of_its_directory(
+    tracin, tmp_path
+):
     model = tracin.engine.model
     solver = kt.RandomizedSketch(4, method="cg")
     method = kt.InfluenceFunctions(model, TRAIN, damping=1.0, solver=solver)
-    kt.InfluenceIndex.build(method, tmp_path)
-    path = tmp_path / "inverse.npz"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    kt.InfluenceIndex.build(method, tmp_path / "influence")
+    change_a_bit(tmp_path / "influence" / "inverse.npz")
     with pytest.raises(ValueError, match="Copy the index again, or delete it"):
-        kt.InfluenceIndex(tmp_path, model)
+        kt.InfluenceIndex(tmp_path / "influence", model)
+    checkpoint = next(iter(tracin.checkpoints))
+    directory = checkpoint.path.parents[1]
+    run = shutil.copytree(directory, tmp_path / "run")
+    kt.InfluenceIndex.build(tracin, tmp_path / "tracin", projection=PROJECTION)
+    change_a_bit(run / checkpoint.path.relative_to(directory))
+    index = kt.InfluenceIndex(tmp_path / "tracin", model, run=run)
+    with pytest.raises(ValueError, match="an index of a run without this"):
+        index.query(TEST, 3)
+    with pytest.raises(ValueError, match="leave this checkpoint out"):
+        kt.TracIn(model, TRAIN, run)
+
+
+def test_influence_functions_at_other_weights_make_no_index(tracin, tmp_path):
+    model = tracin.engine.model
+    solver = kt.RandomizedSketch(4, method="cg")
+    method = kt.InfluenceFunctions(model, TRAIN, damping=1.0, solver=solver)
+    own = model.get_weights()
+    try:
+        model.set_weights([weight + 1 for weight in own])
+        with pytest.raises(ValueError, match="are not those that this"):
+            kt.InfluenceIndex.build(method, tmp_path)
+    finally:
+        model.set_weights(own)
