@@ -49,10 +49,10 @@ class BuildPieces:
         factory: "module:attribute" of a function without arguments that
             returns the method, as `InfluenceIndex.build` takes it. It is
             called once in each process that runs pieces.
-        directory: where the index goes; all processes share it.
-        projection: as in `InfluenceIndex.build`, and so are the next two.
+        directory: directory of the index; all processes share it.
+        projection: makes sketches, as in `InfluenceIndex.build`.
         dtype: dtype of the rows.
-        search: how rows are searched.
+        search: kind of search, as in `InfluenceIndex.build`.
         num_examples: number of training examples; needed where the data does
             not tell, as with a dataset whose last batch is smaller.
         read: "module:attribute" of a function `(start, stop)` that returns
@@ -117,7 +117,7 @@ class BuildPieces:
 
     @exclusively
     def finish(self, digests: Mapping[int, str]) -> None:
-        """Lists all shards and makes what searches them.
+        """Lists all shards and makes the search among them.
 
         Args:
             digests: what `write` returned, by shard.
