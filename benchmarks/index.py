@@ -158,7 +158,7 @@ def query(
     search = searches.load(Store(directory / "index"))
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(len(index), len(ones), replace=False))
-    vectors = search.store.rows(rows)[:, np.newaxis]
+    vectors = search.shards.read(rows)[:, np.newaxis]
     _show_latency("search alone", lambda v: search.both(v, K), vectors)
     _show_latency(
         f"with re-ranking of {_RERANK.value}",
@@ -231,8 +231,8 @@ def large(directory: pathlib.Path) -> None:
         size = min(32_768, count - start)
         rows = _synthetic(rng, size, scales).astype(np.float16)
         ids = np.arange(start, start + size)
-        store.put(store.num_shards, {"rows": rows, "ids": ids}, "")
-        store.take(store.num_shards, "")
+        store.put(store.manifest.num_shards, {"rows": rows, "ids": ids}, "")
+        store.take(store.manifest.num_shards, "")
     queries = _synthetic(rng, _QUERIES.value, scales)
     sample = _synthetic(rng, 20, scales)
     made: list = []
@@ -249,7 +249,7 @@ def large(directory: pathlib.Path) -> None:
     _show_latency(
         "its latency", lambda v: search.both(v, K), queries[:, np.newaxis]
     )
-    truth = searches.scan(store, queries, K).proponents.ids
+    truth = searches.scan(store.shards, queries, K).proponents.ids
     share = _recall(search.best(queries, K)[0], truth)
     _show(f"its recall@{K} of the products with all rows", f"{share:.3f}")
 

@@ -50,9 +50,12 @@ from keras_tracin.engine.visits import PRESENT_WEIGHTS, Visit, Weights
 from keras_tracin.gradients import flat
 from keras_tracin.losses.per_example import penalty_weight
 from keras_tracin.methods.base import Method
+from keras_tracin.methods.index_rows import inverse_rows
+from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
+from keras_tracin.projection import Projection
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _CURVATURES = (None, "hessian", "gauss_newton", "ekfac")
@@ -226,6 +229,11 @@ class InfluenceFunctions(Method):
             ValueError: if scores are the mean over the checkpoints of a run,
                 or the model has other weights than when this was made.
         """
+        self._check_one_inverse()
+        self.fit(Call(verbose=0))
+        return self._inverses.at(None)
+
+    def _check_one_inverse(self) -> None:
         if self.checkpoints is not PRESENT_WEIGHTS:
             raise ValueError(
                 "There is an inverse for each checkpoint of a run. Received a "
@@ -233,8 +241,20 @@ class InfluenceFunctions(Method):
                 "checkpoint and leave out `run=`."
             )
         self.check_weights()
-        self.fit(Call(verbose=0))
-        return self._inverses.at(None)
+
+    def index_rows(
+        self, projection: Projection | None, keep: Keep
+    ) -> RowRecipe:
+        """How an index makes rows and vectors; see `Indexable`."""
+        self._check_one_inverse()
+        return inverse_rows(
+            self.engine,
+            self.solver,
+            self.settings,
+            lambda: self.inverse,
+            projection,
+            keep,
+        )
 
     def fit(self, call: Call) -> None:
         """Prepares the inverse at every checkpoint, unless that is done."""

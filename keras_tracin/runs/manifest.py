@@ -52,6 +52,8 @@ from keras_tracin.storage.arrays import load_arrays
 FORMAT_VERSION = 2
 FILE_NAME = "run.json"
 
+REMEDY = "Copy the run directory again, or train again into a new one."
+
 _PARTS = {"model": dict, "initial": dict, "checkpoints": list, "segments": list}
 
 
@@ -77,7 +79,7 @@ def read(directory: Path) -> dict[str, Any]:
         )
     manifest = _parse(path)
     for entry in listed_files(manifest):
-        files.check_size(directory / entry["file"], entry["size"])
+        files.check_size(directory / entry["file"], entry["size"], REMEDY)
     return manifest
 
 
@@ -168,8 +170,8 @@ def read_arrays(
         ValueError: if the file is missing or damaged.
     """
     path = directory / entry["file"]
-    files.check_digest(path, entry["sha256"])
-    return load_arrays(path, "Copy the run directory again.")
+    files.check_digest(path, entry["sha256"], REMEDY)
+    return load_arrays(path, REMEDY)
 
 
 def architecture(model: keras.Model) -> dict[str, Any]:

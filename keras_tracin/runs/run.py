@@ -253,7 +253,7 @@ class TrainingRun(Sequence[Checkpoint]):
             ValueError: A file, which is named, is missing or damaged.
         """
         for path, sha256 in self._listed:
-            files.check_digest(path, sha256)
+            files.check_digest(path, sha256, run_manifest.REMEDY)
         if self.directory is None:
             check_weight_files(
                 snapshot.saved.path for snapshot in self._snapshots

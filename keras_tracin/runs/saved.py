@@ -15,6 +15,11 @@ from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.storage import files
 
+_REMEDY = (
+    "Copy the run directory again, leave this checkpoint out, as in "
+    "`kt.TrainingRun(directory)[1:]`, or train again into a new directory."
+)
+
 LOADING_ERRORS = (OSError, KeyError, ValueError, zipfile.BadZipFile)
 
 RECORD_AGAIN = (
@@ -112,7 +117,7 @@ def check_saved(model: keras.Model, saved: SavedWeights) -> None:
         (saved.exact, saved.exact_sha256),
     ]:
         if path is not None and sha256 is not None:
-            files.check_digest(path, sha256)
+            files.check_digest(path, sha256, _REMEDY)
         elif path is not None and not path.is_file():
             raise ValueError(f"{path} does not exist, expected a weights file.")
     if saved.weights:  # Else Keras compares the shapes as it loads.

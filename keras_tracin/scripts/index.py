@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.index.store import FILE_NAME
+from keras_tracin.index.manifest import FILE_NAME
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError

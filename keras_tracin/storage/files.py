@@ -5,7 +5,7 @@ Synopsis:
     with written_whole(path) as unfinished:
         unfinished.write_text("...")
     entry = describe(path)  # {"size": ..., "sha256": ...}
-    check_digest(path, entry["sha256"])
+    check_digest(path, entry["sha256"], "Copy the directory again.")
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # A prefix, since Keras insists on the ending of a weights file's name.
 UNFINISHED = "unfinished-"
-
-_HELP = "Copy its directory again, or make the directory anew."
 
 
 def absolute_directory(directory: str | os.PathLike) -> Path:
@@ -250,24 +248,40 @@ def describe(path: Path) -> dict:
     return {"size": path.stat().st_size, "sha256": digest(path)}
 
 
-def check_size(path: Path, size: int) -> None:
-    """Raises ValueError unless the file is there with this many bytes."""
+def check_size(path: Path, size: int, remedy: str) -> None:
+    """Raises ValueError unless the file is there with this many bytes.
+
+    Args:
+        path: the file.
+        size: number of bytes that are listed.
+        remedy: what to do about a damaged file, a sentence for errors.
+    """
+    _check_is_there(path, remedy)
+    received = path.stat().st_size
+    if received != size:
+        raise ValueError(
+            f"{path} is damaged: it has {received} bytes, expected {size}. "
+            f"{remedy}"
+        )
+
+
+def check_digest(path: Path, sha256: str, remedy: str) -> None:
+    """Raises ValueError unless the file is there with this content.
+
+    Args:
+        path: the file.
+        sha256: hexadecimal SHA-256 that is listed.
+        remedy: what to do about a damaged file, a sentence for errors.
+    """
+    _check_is_there(path, remedy)
+    received = digest(path)
+    if received != sha256:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {received}, expected {sha256}. "
+            f"{remedy}"
+        )
+
+
+def _check_is_there(path: Path, remedy: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(
-            f"{path} is damaged: it has {found} bytes, expected {size}. {_HELP}"
-        )
-
-
-def check_digest(path: Path, sha256: str) -> None:
-    """Raises ValueError unless the file is there with this content."""
-    found = digest(path) if path.is_file() else None
-    if found is None:
-        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
-    if found != sha256:
-        raise ValueError(
-            f"{path} is damaged: its SHA-256 is {found}, expected {sha256}. "
-            f"{_HELP}"
-        )
+        raise ValueError(f"{path} is missing, though it is listed. {remedy}")
