@@ -45,15 +45,15 @@ class Terms:
 
     @property
     def positions(self) -> tf.Tensor:
-        """How many positions of each example count, `[n]`."""
+        """Number of positions of each example that are not masked, `[n]`."""
         counted = tf.ones_like(self.weights) if self.seen is None else self.seen
         return _over_positions(counted)
 
     def marked(self, outside: Outside) -> Terms:
-        """The same, but NaN where a label outside of the classes counts.
+        """The same terms, with NaN where a label outside of the classes counts.
 
         Raises:
-            LabelsOutsideClasses: in its place, where tensors have values.
+            LabelsOutsideClasses: instead, in eager execution.
         """
         return dataclasses.replace(
             self, weighted=outside.marked(self.weighted, self.weights)
@@ -74,7 +74,7 @@ def terms_of(
         y_true: labels `[n, ...]`.
         y_pred: predictions `[n, ...]`.
         sample_weight: None, or weights `[n]` or of each position.
-        dtype: what to compute in; by default the loss's own dtype.
+        dtype: the dtype to compute in; by default the loss's own.
 
     Raises:
         ValueError: if the loss has reduced the batch already, compares its
@@ -107,8 +107,8 @@ def weigh(values, sample_weight, masks, reduction="mean") -> Terms:
     Args:
         values: the loss at each position.
         sample_weight: None, or weights `[n]` or of each position.
-        masks: for each, None or which positions count.
-        reduction: as Keras names it.
+        masks: each None or an array of the positions that count.
+        reduction: the name of the reduction in Keras.
     """
     masks = [mask for mask in masks if mask is not None]
     seen = None

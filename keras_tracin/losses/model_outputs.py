@@ -1,4 +1,4 @@
-"""One number that a model says of an example, and what the loss makes of it.
+"""The output f of a model in which TRAK linearises it, and the loss of f.
 
 TRAK linearises a model in an output f of its own, not in the loss, and lets the
 loss come in through its derivative there: f is the margin log(p / (1 - p)) of
@@ -57,7 +57,7 @@ def model_output(
 
     Args:
         model: a Keras model.
-        loss: in place of the compiled loss.
+        loss: a loss in place of the compiled one.
         kind: "margin" or "prediction"; by default what the loss says.
         x: inputs of some examples, from whose outputs margins are told, as in
             `query_value`.

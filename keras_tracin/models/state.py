@@ -32,7 +32,7 @@ class Held:
     Attributes:
         variable: a Keras variable, or TensorFlow's own.
         owner: the layer that holds it.
-        is_seed: whether it is the state of random numbers.
+        is_seed: whether it is the state of a random number generator.
     """
 
     variable: Any
@@ -41,7 +41,7 @@ class Held:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the variable, for messages."""
         return getattr(self.variable, "path", None) or self.variable.name
 
 
@@ -65,10 +65,10 @@ class State:
         return variables_of(model)
 
     def changed(self, seeds: bool = False) -> list[Held]:
-        """The variables with other values now.
+        """The variables whose values have changed since.
 
         Args:
-            seeds: whether the states of random numbers are among them.
+            seeds: whether to include the states of random number generators.
         """
         return [
             held
@@ -97,10 +97,10 @@ class Untracked(State):
 
 @contextlib.contextmanager
 def preserved(model: keras.Model) -> Iterator[State]:
-    """Within it a model may be run; after it, its variables are as before.
+    """Restores a model's variables when the block ends.
 
     These are all of `model.variables`, and plain `tf.Variable`s that layers
-    hold and Keras does not track.
+    hold and Keras does not track. The model may be run in the block.
 
     Args:
         model: a built model.
@@ -113,7 +113,7 @@ def preserved(model: keras.Model) -> Iterator[State]:
 
 
 def layers_with_losses(model: keras.Model) -> list[keras.Layer]:
-    """Those that added a loss computed from their inputs in the last call."""
+    """The layers that added a loss from their inputs in the last call."""
     return [
         layer
         for layer in model._flatten_layers()

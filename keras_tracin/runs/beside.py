@@ -55,7 +55,7 @@ def variables_beside(model: keras.Model) -> list[tuple[str, Any]]:
 
 
 def digests_beside(model: keras.Model) -> list[tuple[str, str]]:
-    """Where each of these variables is, and a digest of its values."""
+    """The place of each of these variables, and a digest of its values."""
     return [
         (where, digest_of(variable))
         for where, variable in variables_beside(model)
@@ -63,7 +63,7 @@ def digests_beside(model: keras.Model) -> list[tuple[str, str]]:
 
 
 def digest_of(variable: Any) -> str:
-    """What identifies the present values of a variable."""
+    """A digest of the present values of a variable."""
     value = np.ascontiguousarray(
         tf.convert_to_tensor(value_of(variable)).numpy()
     )
@@ -103,7 +103,7 @@ def _members(value: Any) -> list[Any]:
         named = [scope[name] for name in code.co_names if name in scope]
         # Of what is global, only variables and models: modules hold anything.
         kinds = keras.Variable | tf.Variable | keras.Layer
-        globals_read = [one for one in named if isinstance(one, kinds)]
+        globals_read = [value for value in named if isinstance(value, kinds)]
         return [*cells, *(value.__defaults__ or ()), *globals_read]
     if hasattr(value, "__func__"):  # a method
         return [value.__func__, value.__self__]

@@ -56,8 +56,8 @@ class RunLock:
     kept it from saying so. Should it go on after all, `ensure` tells.
 
     Args:
-        directory: Of the run. It is made if needed.
-        fit: What all callbacks of one `fit` have in common, and no two fits:
+        directory: The directory of the run. It is made if needed.
+        fit: An object that all callbacks of one `fit` share, and no two fits:
             two of them may not write to one directory.
 
     Raises:
@@ -140,7 +140,7 @@ class _LockFile:
         _open_files.add(self)
 
     def _open(self) -> bool:
-        """Whether the file that was locked is still the one of that name."""
+        """Tries to lock the file; False if it was deleted meanwhile."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._lock(descriptor)
@@ -174,7 +174,7 @@ class _LockFile:
         os.write(descriptor, holder.encode())
 
     def _holder(self, descriptor: int) -> str:
-        """What the one who has the lock wrote of itself."""
+        """The name that the holder of the lock wrote into the file."""
         with contextlib.suppress(OSError):
             os.lseek(descriptor, 0, os.SEEK_SET)
             text = os.read(descriptor, 300).decode(errors="replace")
@@ -210,7 +210,10 @@ _open_files: weakref.WeakSet[_LockFile] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """In a forked child, which would keep the parent's locks past its end."""
+    """Closes the lock files in a forked child.
+
+    It would keep the parent's locks past the parent's end.
+    """
     global _registry
     _registry = threading.RLock()  # Another thread may have had it.
     for file in list(_open_files):

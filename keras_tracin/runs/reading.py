@@ -76,7 +76,7 @@ def mean_rates(
     """The mean rate of each variable that steps updated, by position.
 
     Args:
-        segments: those of the run.
+        segments: the segments of the run.
         start: the number of steps before the first.
         stop: the number of steps up to the last.
 

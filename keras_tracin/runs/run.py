@@ -26,7 +26,7 @@ from keras_tracin.runs.reading import (
     read_segments,
     read_weighted,
 )
-from keras_tracin.runs.saved import listed, restore, saved_at
+from keras_tracin.runs.saved import listed_weights, restore, saved_at
 from keras_tracin.storage import files
 
 
@@ -47,7 +47,7 @@ class TrainingRun(Sequence[Checkpoint]):
     ```
 
     Args:
-        directory: Where `TracInCheckpoint` recorded the run.
+        directory: The directory in which `TracInCheckpoint` recorded the run.
 
     Attributes:
         directory: That directory; None for a run made by `from_weights`.
@@ -93,7 +93,7 @@ class TrainingRun(Sequence[Checkpoint]):
                 step=entry["step"],
                 epoch=entry["epoch"],
                 logs=entry["logs"],
-                saved=listed(self.directory, manifest, entry),
+                saved=listed_weights(self.directory, manifest, entry),
             )
             for entry in manifest["checkpoints"]
         ]

@@ -48,10 +48,10 @@ class SavedWeights:
     weights: tuple = ()
 
 
-def listed(
+def listed_weights(
     directory: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> SavedWeights:
-    """What a manifest says of one of its snapshots."""
+    """The saved weights of a snapshot that a manifest lists."""
     beside = entry.get("exact")
     return SavedWeights(
         path=directory / entry["file"],
@@ -81,10 +81,10 @@ def _digests(
 
 
 def saved_at(path: Path) -> SavedWeights:
-    """The same for a path: of a run's snapshot, or of a file of its own."""
+    """The saved weights in a file, of a run's snapshot or a file of its own."""
     entry = run_manifest.entry_of(path)
     if entry is not None:
-        return listed(path.parent.parent, *entry)
+        return listed_weights(path.parent.parent, *entry)
     beside = exact.path_beside(path)
     return SavedWeights(path, exact=beside if beside.is_file() else None)
 

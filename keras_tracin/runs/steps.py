@@ -53,7 +53,7 @@ class StepLog:
 
     Attributes:
         function: the train function that tells of updates, or None.
-        num_steps: how many steps were told of.
+        num_steps: number of steps that were reported.
         has_weights: whether some batch had weights of its examples.
         added_losses: the layers that added losses from their inputs.
     """
@@ -171,7 +171,7 @@ class RecordingTrainFunction:
         assert self._twin is not None
         traced = self._noted.num_traced
         with self._noted.inside():
-            result = self._twin(self._watched(iterator))
+            result = self._twin(self._watch(iterator))
         self._calls += 1
         # Seen at once: what cannot be noted, and how many there are of one.
         unknown = self._is_first or self._noted.num_traced > traced
@@ -185,8 +185,8 @@ class RecordingTrainFunction:
         self._is_first = False
         return result
 
-    def _watched(self, iterator: Any) -> Any:
-        """The same; the logs are told whether its batches have weights."""
+    def _watch(self, iterator: Any) -> Any:
+        """Returns the iterator; tells the logs whether batches have weights."""
         spec = getattr(iterator, "element_spec", None)
         if spec is not None:
             self._note_weights(spec)
@@ -203,7 +203,7 @@ class RecordingTrainFunction:
 
     @property
     def num_possible(self) -> int:
-        """At most how many updates there are of which no log was told."""
+        """Upper bound of the number of updates that no log was told of."""
         if self._noted is None:
             return 0
         traced = self._noted.steps_per_call * self._noted.num_traced
@@ -212,7 +212,7 @@ class RecordingTrainFunction:
 
     @property
     def logs(self) -> list[StepLog]:
-        """Those that are still wanted."""
+        """The logs that still exist."""
         logs = [reference() for reference in self._logs]
         return [log for log in logs if log is not None]
 
@@ -299,7 +299,7 @@ def _untraced(model: keras.Model, own: Callable | None) -> Callable:
 
 
 def record_steps(model: keras.Model, log: StepLog) -> None:
-    """From now on, `log` is told of each step that `model.fit` makes."""
+    """Tells `log` of each step that `model.fit` makes from now on."""
     function = model.train_function
     if not isinstance(function, RecordingTrainFunction):
         own = function
@@ -322,6 +322,6 @@ def record_steps(model: keras.Model, log: StepLog) -> None:
 
 
 def stop_recording(log: StepLog) -> None:
-    """The opposite of `record_steps`."""
+    """Tells the log of no more steps: undoes `record_steps`."""
     if log.function is not None:
         log.function.stop(log)

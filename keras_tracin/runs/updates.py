@@ -28,7 +28,8 @@ import numpy as np
 import tensorflow as tf
 
 _CAPACITY = 512  # updates that are noted between two reads
-_HOOK = "_backend_update_step"  # what every update of Keras's goes through
+# The method by which every optimizer of Keras updates.
+_HOOK = "_backend_update_step"
 _OptimizerMap = getattr(keras.optimizers, "OptimizerMap", ())
 
 
@@ -43,15 +44,15 @@ class NotedUpdates:
     Args:
         model: a compiled model. Its optimizers are those that it or a layer of
             it holds as attributes, and those in them.
-        steps_per_call: how many steps a call of the train function makes.
+        steps_per_call: number of steps that a call of the train function makes.
 
     Attributes:
-        capacity: how many updates fit between two reads.
-        steps_per_call: as given.
+        capacity: number of updates that fit between two reads.
+        steps_per_call: number of steps that a call makes.
         sources: the positions in `model.weights` of the variables that an
             update was of, for each kind of update.
-        num_traced: how often an update was traced.
-        num_made: how many were made eagerly since the last read.
+        num_traced: number of updates that were traced.
+        num_made: number of updates made eagerly since the last read.
     """
 
     def __init__(self, model: keras.Model, steps_per_call: int = 1):
@@ -71,7 +72,7 @@ class NotedUpdates:
         self._taken = 0
 
     def fits(self) -> bool:
-        """Whether what was traced is of the weights that the model has."""
+        """Whether the model still has the weights that were traced."""
         return not self._weights or self._weights == self._ids()
 
     def _ids(self) -> list[int]:

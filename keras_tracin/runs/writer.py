@@ -39,7 +39,7 @@ class RunWriter:
         A run that is already there is lost.
 
         Args:
-            directory: Where to write.
+            directory: The directory to write to.
             model: A built model.
             fit: See `RunLock`.
 
@@ -117,7 +117,7 @@ class RunWriter:
 
     @property
     def last_step(self) -> int:
-        """How many steps the run has recorded."""
+        """Number of steps that the run has recorded."""
         segments = self._manifest["segments"]
         return segments[-1]["last_step"] if segments else 0
 
@@ -165,7 +165,8 @@ class RunWriter:
             updated: The sets of variables that the steps updated, as positions
                 in `model.weights`; None if that is unknown. For more than one
                 set, `arrays` has `rates` `[num_steps, sets]`.
-            notes: What else is known of the steps, as JSON; see the manifest.
+            notes: Anything else that is known of the steps, as JSON; see the
+                manifest.
 
         Returns:
             The file with the weights, or None if none was written.

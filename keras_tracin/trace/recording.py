@@ -25,7 +25,7 @@ import numpy as np
 from keras_tracin.models.descriptions import describe_loss
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
-from keras_tracin.runs.saved import listed, restore
+from keras_tracin.runs.saved import listed_weights, restore
 from keras_tracin.runs.seeds import seed_states, seed_variables
 from keras_tracin.storage import files
 
@@ -147,7 +147,7 @@ class Recording:
             return
         last = ended[-1]["last_step"]
         (entry,) = (each for each in checkpoints if each["step"] == last)
-        restore(self._model, listed(self._directory, manifest, entry))
+        restore(self._model, listed_weights(self._directory, manifest, entry))
         # What it has of a later epoch is dropped, with a warning.
         self._writer = RunWriter.reopen(self._directory, self._model)
         _set_states(

@@ -114,7 +114,7 @@ class Source:
             return batch
         if self._watched is None or self._watched[0] is not batch:
             ids, element = batch
-            watched = ids, self._pipeline.of(element)
+            watched = ids, self._pipeline.preprocess(element)
             self._watched = batch, watched
         return self._watched[1]
 
