@@ -17,6 +17,8 @@ from scipy.optimize import nnls
 
 import keras_tracin as kt
 from benchmarks import _cases, _measure, _models
+from keras_tracin.engine.blocks import blocks
+from keras_tracin.engine.visits import Visit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +190,15 @@ def shares(name: str, repeats: int) -> dict[str, float]:
     train = _models.random_examples(workload, 4_000, seed=0)
     queries = _models.random_examples(workload, 100, seed=1)
     with _cases.tracin(model, train) as method:
-        scorer = method.scorer
+        engine = method.engine
         size = method.plan(queries).batch_size
-        batches = [b.data for b in scorer.train.batches(size)]
-        steps = scorer.train_steps
-        block = next(scorer.blocks(queries))
-        factors, one = block.factors(None), np.float32(1)
+        batches = [b.data for b in engine.train.batches(size)]
+        steps = engine.train_steps
+        block = next(blocks(engine, queries))
+        factors, one = (
+            block.factors(Visit(None, np.float32(1), np.int32(0))),
+            np.float32(1),
+        )
         forward = tf.function(lambda x: model(x, training=False))
 
         def each(step):
@@ -201,7 +206,7 @@ def shares(name: str, repeats: int) -> dict[str, float]:
 
         seconds = _measure.medians(
             {
-                "read": lambda: list(scorer.train.batches(size)),
+                "read": lambda: list(engine.train.batches(size)),
                 "forward": each(lambda data: forward(data[0])),
                 "captured": each(lambda data: steps.captured(data)),
                 "products": each(

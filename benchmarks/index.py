@@ -142,7 +142,7 @@ def query(
     directory: pathlib.Path, method: kt.TracIn, test: _models.Arrays
 ) -> None:
     """Prints latencies, and the share of the exact ten that is found."""
-    model = method.scorer.model
+    model = method.engine.model
     index = kt.InfluenceIndex(directory / "index", model, method=method)
     print(index, flush=True)
     size = sum(

@@ -80,7 +80,7 @@ def test_proponents_share_the_label_of_a_test_digit(scored):
     tracin, _ = scored
     labels = {
         name: int(label)
-        for batch in tracin._scorer.train.batches(100)
+        for batch in tracin.engine.train.batches(100)
         for name, label in zip(batch.ids, batch.y.numpy(), strict=True)
     }
     test = kt.with_ids(load(f"test[:{NUM_TEST}]"), "tfds_id").map(to_xy)

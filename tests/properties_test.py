@@ -155,15 +155,14 @@ def test_influence_is_that_of_each_pair_alone(
     room=st.integers(1, 4096),
 )
 def test_self_influence_is_that_of_each_example_alone(
-    trained, monkeypatch, count, kind, batch, step, room
+    trained, count, kind, batch, step, room
 ):
     """Also in steps of few examples and chunks that fit into little memory."""
     model, directory, _, expected = trained
     data = KINDS[kind](rows(ALL, slice(count)), batch)
-    with monkeypatch.context() as patch:
-        patch.setattr("keras_tracin.engine.sweep._BATCH_SIZES", (step, step))
-        tracin = kt.TracIn(model, data, directory, memory_limit=room)
-        found = tracin.self_influence(verbose=0)
+    tracin = kt.TracIn(model, data, directory, memory_limit=room)
+    tracin = tracin.within(batch_sizes=(step, step))
+    found = tracin.self_influence(verbose=0)
     assert_alike(found.scores[in_id_order(found.ids)], expected[:count])
 
 

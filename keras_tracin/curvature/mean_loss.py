@@ -28,9 +28,10 @@ from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.penalty import Layout, Parts, Penalty
 from keras_tracin.data.batches import Examples
 from keras_tracin.engine.distribution import Strategy, spread_sum
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import footprint
+from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.steps import batch_spec
-from keras_tracin.engine.sweep import default_memory_limit, make_plan
 from keras_tracin.gradients.compiling import compiled
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses.per_example import PerExampleLoss
@@ -220,8 +221,12 @@ class MeanLossCurvature:
         return Minibatches(self.examples, self._limit // 4)
 
     @property
+    def _execution(self) -> Execution:
+        return Execution(self.strategy, self.jit_compile, self.memory_limit)
+
+    @property
     def _limit(self) -> int:
-        return self.memory_limit or default_memory_limit()
+        return self._execution.memory
 
     @functools.cached_property
     def _batch_size(self) -> int:
@@ -231,7 +236,7 @@ class MeanLossCurvature:
             num_checkpoints=1,
             footprint=footprint(self._alone),
             bytes_per_query=0,
-            memory_limit=self._limit,
+            execution=self._execution,
         )
         return plan.batch_size
 

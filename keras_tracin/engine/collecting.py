@@ -24,8 +24,9 @@ import numpy as np
 
 from keras_tracin.data.batches import content_digest
 from keras_tracin.data.ids import find_repeated
+from keras_tracin.engine.chunks import Chunk, Sink
+from keras_tracin.engine.grouping import Groups, GroupSums
 from keras_tracin.engine.parts import Parts
-from keras_tracin.engine.sweep import Chunk, Sink
 from keras_tracin.results import (
     Attribution,
     ScoreColumns,
@@ -53,22 +54,71 @@ def influence(
     stream: Stream[SomeBlock],
     parts: Parts | None = None,
 ) -> Attribution:
-    """All scores, from a function that streams those of one block."""
+    """All scores, from a function that streams those of one block.
+
+    Args:
+        blocks: the queries.
+        stream: streams the scores of one block into a sink.
+        parts: finished parts on disk, if they are kept.
+    """
     if parts is not None:
-        found = mapped(blocks, stream, parts)
-        _warn_of_repeats(found["train_ids"])
-        return Attribution(**found)
+        arrays = mapped(blocks, stream, parts)
+        _warn_of_repeats(arrays["train_ids"])
+        return Attribution(**arrays)
     rows = []
     for queries in blocks:
         columns = ScoreColumns()
         stream(queries, Sink(columns.add))
         rows.append((queries.ids, columns.scores))
+    query_ids, scores = _join_rows(rows)
+    _warn_of_repeats(columns.ids)
+    return Attribution(scores, query_ids, columns.ids)
+
+
+def group_influence(
+    blocks: Iterable[SomeBlock],
+    stream: Stream[SomeBlock],
+    groups: Groups,
+    parts: Parts | None = None,
+) -> Attribution:
+    """Sums of scores over groups of training examples.
+
+    Args:
+        blocks: the queries.
+        stream: streams the scores of one block into a sink.
+        groups: the groups' ids.
+        parts: finished parts on disk, if they are kept.
+
+    Returns:
+        An `Attribution` whose `train_ids` are the groups' names.
+
+    Raises:
+        ValueError: if an id is not among the training examples.
+    """
+    rows, names = [], np.array(list(groups))
+    for number, queries in enumerate(blocks):
+        sums = GroupSums(groups, len(queries.ids))
+        if parts is None:
+            stream(queries, Sink(sums.add))
+        else:
+            keeper = _Keeper(parts, number, queries, sums.part_of)
+            stream(queries, keeper.sink)
+            for arrays in parts.all_of(number, keeper.count):
+                sums.add_part(**arrays)
+        rows.append((queries.ids, sums.result()))
+    query_ids, scores = _join_rows(rows)
+    return Attribution(scores, query_ids, names)
+
+
+def _join_rows(
+    rows: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and scores of all blocks; those of a single one are no copy."""
     query_ids, scores = (
         arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         for arrays in zip(*rows, strict=True)
     )
-    _warn_of_repeats(columns.ids)
-    return Attribution(scores, query_ids, columns.ids)
+    return query_ids, scores
 
 
 def mapped(
@@ -82,7 +132,7 @@ def mapped(
     """
     ids, count = [], 0
     for number, queries in enumerate(blocks):
-        keeper = _Keeper(parts, number, queries, _as_they_are)
+        keeper = _Keeper(parts, number, queries, _whole_part)
         stream(queries, keeper.sink)
         ids.append(queries.ids)
         count = keeper.count
@@ -96,8 +146,16 @@ def top_k(
     available: int | None,
     parts: Parts | None = None,
 ) -> TopK:
-    """The strongest of both sides, without ever holding all scores."""
-    found = []
+    """The strongest of both sides, without ever holding all scores.
+
+    Args:
+        blocks: the queries.
+        stream: streams the scores of one block into a sink.
+        k: number of examples on each side.
+        available: number of training examples, None where it is not known.
+        parts: finished parts on disk, if they are kept.
+    """
+    rankings = []
     for number, queries in enumerate(blocks):
         merger = TopKMerger(queries.ids, k, available)
         if parts is None:
@@ -107,8 +165,8 @@ def top_k(
             stream(queries, keeper.sink)
             for arrays in parts.all_of(number, keeper.count):
                 merger.add_best(**arrays)
-        found.append(merger.result())
-    ranked = TopK.concat(found)
+        rankings.append(merger.result())
+    ranked = TopK.concat(rankings)
     for ranking in (ranked.proponents, ranked.opponents):
         for ids in ranking.ids:
             if len(set(ids.tolist())) < len(ids):
@@ -120,12 +178,17 @@ def top_k(
 def self_influence(
     stream: Callable[[Sink], None], parts: Parts | None = None
 ) -> SelfInfluence:
-    """Each training example's own score, from a function that streams them."""
+    """Each training example's own score, from a function that streams them.
+
+    Args:
+        stream: streams the scores into a sink.
+        parts: finished parts on disk, if they are kept.
+    """
     columns = ScoreColumns()
     if parts is None:
         stream(Sink(columns.add))
     else:
-        keeper = _Keeper(parts, 0, None, _as_they_are)
+        keeper = _Keeper(parts, 0, None, _whole_part)
         stream(keeper.sink)
         for arrays in parts.all_of(0, keeper.count):
             columns.add(**arrays)
@@ -134,7 +197,7 @@ def self_influence(
 
 
 def _warn_of_repeats(ids: np.ndarray) -> None:
-    """Scores name an example by its id; this says when it has several."""
+    """Warns of ids that several examples have, which scores cannot name."""
     twice = find_repeated(ids)
     if twice:
         warnings.warn(
@@ -146,7 +209,7 @@ def _warn_of_repeats(ids: np.ndarray) -> None:
         )
 
 
-def _as_they_are(ids: np.ndarray, scores: np.ndarray) -> Arrays:
+def _whole_part(ids: np.ndarray, scores: np.ndarray) -> Arrays:
     return {"ids": ids, "scores": scores}
 
 
@@ -154,7 +217,7 @@ class _Keeper:
     """Puts the chunks of one block of queries among the finished parts.
 
     Attributes:
-        count: how many chunks went by.
+        count: number of chunks that went by.
     """
 
     def __init__(

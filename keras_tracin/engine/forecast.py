@@ -2,7 +2,8 @@
 
 Synopsis:
 
-    print(forecast_plainly(scorer, rates, test))  # memory and time
+    scores = products_pass("TracIn", queries, weights)
+    print(forecast(engine, scores, test))     # memory and time
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.data.preprocessing import open_for_model
-from keras_tracin.engine.scoring import Queries, Rates, Scorer, nothing
-from keras_tracin.engine.sweep import Plan
+from keras_tracin.engine.blocks import blocks
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.passes import (
+    Pass,
+    no_preparation,
+    norms_pass,
+    products_pass,
+)
+from keras_tracin.engine.planning import Plan
+from keras_tracin.engine.sweep import plan_pass
+from keras_tracin.engine.visits import Weights
 from keras_tracin.results import TopKMerger
 from keras_tracin.runs import run_weights
 
@@ -27,16 +37,7 @@ _RANKED = 64  # rows
 _LONG = 1.0  # seconds after which a piece of work is not repeated
 
 
-def forecast(
-    scorer: Scorer,
-    rates: Rates,
-    step: Callable,
-    test: Any = None,
-    *,
-    queries: Queries | None = None,
-    prepare: Callable[..., Any] = nothing,
-    held: int = 0,
-) -> Plan:
+def forecast(engine: Engine, work: Pass, test: Any = None) -> Plan:
     """What a call will do, what memory it needs, and how long it will take.
 
     A batch of training examples is read and scored, a block of queries
@@ -44,13 +45,9 @@ def forecast(
     for large models. The model gets its weights back.
 
     Args:
-        scorer: the model and its training data.
-        rates: the checkpoints to visit.
-        step: as in `Scorer.sweep`.
-        test: the queries; None for self-influence.
-        queries: the first block of them.
-        prepare: as in `Scorer.sweep`.
-        held: as in `Scorer.sweep`.
+        engine: the model and its training examples.
+        work: the pass of the first block of queries.
+        test: all the queries; None for self-influence.
 
     Returns:
         The plan of the first block, with the number of blocks and the time
@@ -59,77 +56,80 @@ def forecast(
     Raises:
         ValueError: if a step cannot take the data, naming the reason.
     """
-    plan, blocks = scorer.plan(step, rates, queries, held), 1
-    if queries is not None:
-        total = open_for_model(scorer.model, test, "test").size
-        blocks = math.ceil((total or 0) / len(queries.ids))
+    plan, num_blocks = plan_pass(engine, work), 1
+    if work.queries is not None:
+        total = open_for_model(engine.model, test, "test").size
+        num_blocks = math.ceil((total or 0) / len(work.queries.ids))
         plan = dataclasses.replace(
             plan,
             num_queries=total or plan.num_queries,
-            num_blocks=max(1, blocks),
+            num_blocks=max(1, num_blocks),
         )
-    if not blocks or plan.num_train is None:
+    if not num_blocks or plan.num_train is None:
         return plan
-    seconds = _per_block(scorer, rates, step, plan, queries, prepare)
-    return dataclasses.replace(plan, seconds=blocks * seconds)
+    seconds = num_blocks * _seconds_per_block(engine, work, plan)
+    return dataclasses.replace(plan, seconds=seconds)
 
 
-def forecast_plainly(scorer: Scorer, rates: Rates, test: Any = None) -> Plan:
-    """The forecast for plain inner products, of queries or with itself."""
+def forecast_plainly(
+    engine: Engine, weights: Weights, test: Any = None
+) -> Plan:
+    """The forecast for inner products of gradients, as TracIn's.
+
+    Args:
+        engine: the model and its training examples.
+        weights: the checkpoints to sum over.
+        test: the queries; None for self-influence.
+    """
     if test is None:
-        return forecast(scorer, rates, scorer.train_steps.squared_norms)
-    queries = next(scorer.blocks(test))
-    step = queries.steps.train.products
-    return forecast(
-        scorer, rates, step, test, queries=queries, prepare=queries.factors
-    )
+        steps = engine.train_steps
+        return forecast(engine, norms_pass("TracIn", steps, weights))
+    queries = next(blocks(engine, test))
+    return forecast(engine, products_pass("TracIn", queries, weights), test)
 
 
-def _per_block(
-    scorer: Scorer,
-    rates: Rates,
-    step: Callable,
-    plan: Plan,
-    queries: Queries | None,
-    prepare: Callable[..., Any],
-) -> float:
+def _seconds_per_block(engine: Engine, work: Pass, plan: Plan) -> float:
     assert plan.num_train is not None
-    batch = scorer.train.first(plan.batch_size)
-    reading = _seconds(lambda: scorer.train.first(plan.batch_size))
-    reading -= _seconds(lambda: scorer.train.first(1))  # what opening takes
-    checkpoint, rate = list(rates.items())[-1]
-    position = () if scorer.projection is None else (np.int32(0),)
+    batch = engine.train.first(plan.batch_size)
+    reading = _seconds(lambda: engine.train.first(plan.batch_size))
+    reading -= _seconds(lambda: engine.train.first(1))  # what opening takes
+    visits = work.visits(projects=engine.projection is not None)
+    visit = visits[-1]
     starting = 0.0  # of a chunk at a checkpoint
-    with run_weights(scorer.model) as load:
+    with run_weights(engine.model) as load:
+        checkpoint = visit.checkpoint
         if checkpoint is not None:
             starting += _seconds(lambda: load(checkpoint))
-        with scorer.visiting(checkpoint), scorer.explaining(queries, batch):
-            prepared = prepare(checkpoint, *position)
-            extra = () if prepared is None else (prepared,)
-            if extra:
-                starting += _seconds(lambda: prepare(checkpoint, *position))
+        with (
+            engine.updated.visiting(checkpoint),
+            engine.explaining(batch, work.queries),
+        ):
+            prepared = work.prepare(visit)
+            arguments = work.arguments(visit, prepared)
+            if work.prepare is not no_preparation:
+                starting += _seconds(lambda: work.prepare(visit))
 
             def score() -> np.ndarray:
-                rated = np.float32(rate)
-                return step(batch.data, *extra, rated, *position).numpy()
+                return work.finish(work.step(batch.data, *arguments))
 
             scores = score()
             scoring = _seconds(score)
     size = min(plan.chunk, plan.num_train)
-    ranking = 0.0 if queries is None else _ranking(scores, size)
+    ranking = 0.0 if work.queries is None else _seconds_to_rank(scores, size)
     batches = plan.num_train / len(batch)
     chunks = plan.num_train / size
     return (
-        batches * (max(0.0, reading) + len(rates) * scoring)
-        + math.ceil(chunks) * len(rates) * starting
+        batches * (max(0.0, reading) + len(visits) * scoring)
+        + math.ceil(chunks) * len(visits) * starting
         + chunks * ranking
     )
 
 
-def _ranking(scores: np.ndarray, size: int) -> float:
-    """What it takes to rank a chunk of `size` examples, from a batch's scores.
+def _seconds_to_rank(scores: np.ndarray, size: int) -> float:
+    """The time to rank a chunk of `size` examples, from a batch's scores.
 
-    A chunk is ranked at once, and row by row, so that some rows tell of all.
+    A chunk is ranked at once, and row by row, so that the time of some rows
+    tells that of all.
     """
     rows = scores[:_RANKED]
     chunk = np.take(rows, np.arange(size), axis=1, mode="wrap")

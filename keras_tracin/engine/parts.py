@@ -39,7 +39,7 @@ import numpy as np
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.sweep import Plan
+from keras_tracin.engine.planning import Plan
 from keras_tracin.models.descriptions import difference
 from keras_tracin.storage.arrays import load_array, load_arrays, save_arrays
 from keras_tracin.storage.files import (

@@ -2,8 +2,8 @@
 
 Synopsis:
 
-    if nearly_zero(scores) or vanishes(model, variables, sides):
-        warnings.warn(MESSAGE)
+    watch = UnderflowWatch(engine, queries, call)
+    watch.look(scores, batch, rate)      # warns, once in a call
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_tracin.data.batches import Batch
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.queries import Queries
 
 # Products below 2**-126 are lost from a sum, which is off by as much as there
 # are: a sum above this has most of its digits.
@@ -26,6 +31,59 @@ MESSAGE = (
     "by its square. (At weights where all losses are this small, training has "
     "nothing more to learn; earlier checkpoints say more.)"
 )
+
+
+class UnderflowWatch:
+    """Warns, once in a call, of scores that float32 is too coarse for.
+
+    Args:
+        engine: the model and its losses.
+        queries: the queries that are scored, if any.
+        call: the call that gives the warning.
+    """
+
+    def __init__(self, engine: Engine, queries: Queries | None, call: Call):
+        self._engine, self._queries, self._call = engine, queries, call
+        self._recomputed = False
+
+    def look(self, scores: np.ndarray, batch: Batch, rate: float) -> None:
+        """Looks at the scores `[..., n]` of a batch at one checkpoint.
+
+        Args:
+            scores: the scores.
+            batch: the training examples.
+            rate: the factor of the checkpoint.
+        """
+        if "underflow" in self._call.warned:
+            return
+        underflow = nearly_zero(scores)
+        rows = scores.reshape(-1, scores.shape[-1])
+        zero = np.flatnonzero(~rows.any(axis=1))
+        projects = self._engine.projection is not None
+        if len(zero) and not self._recomputed and not projects:
+            self._recomputed = True
+            underflow = underflow or self._vanishes(int(zero[0]), batch, rate)
+        if underflow:
+            self._call.warn("underflow", MESSAGE)
+
+    def _vanishes(self, row: int, batch: Batch, rate: float) -> bool:
+        """Whether a score in this row is 0 for want of smaller numbers."""
+        engine = self._engine
+        own = other = (engine.loss, _example(batch, 0))
+        if self._queries is not None:
+            for block in self._queries.batches:
+                if row < len(block):
+                    break
+                row -= len(block)
+            other = (engine.query_value, _example(block, row))
+        groups = engine.train_steps.variables
+        variables = [v for group in groups for v in group]
+        return vanishes(engine.model, variables, (own, other), rate)
+
+
+def _example(batch: Batch, row: int) -> Any:
+    """The data of one example of a batch."""
+    return tf.nest.map_structure(lambda leaf: leaf[row : row + 1], batch.data)
 
 
 def nearly_zero(scores: np.ndarray) -> bool:

@@ -115,6 +115,15 @@ class UpdatedVariables:
         if self._current is not None:
             self._current.assign(self._unknown)
 
+    @contextlib.contextmanager
+    def visiting(self, checkpoint: Checkpoint | None) -> Iterator[None]:
+        """Within it, steps run with this checkpoint's weights."""
+        self.visit(checkpoint)
+        try:
+            yield
+        finally:
+            self.leave()
+
     def moved(
         self, checkpoint: Checkpoint | None, variables: Sequence[keras.Variable]
     ) -> bool:

@@ -73,7 +73,7 @@ def begin(
         )
     searches.check_kind(search)
     source = source_of(method, projection, directory)
-    worker = worker_of(source.scorer.strategy)
+    worker = worker_of(source.engine.execution.strategy)
     if worker[1] > 1 and not resume:
         raise ValueError(
             f"{worker[1]} processes build the index together, and find it "
@@ -89,9 +89,9 @@ def begin(
         checkpoints=places_of(source.rates, directory),
         asked=search,
         queries=queries.ids.tolist(),
-        layers=describe_layers(source.scorer.model),
+        layers=describe_layers(source.engine.model),
     )
-    model = source.scorer.model
+    model = source.engine.model
     if not store.finished:
         store.made_of(source.numbers, tolerance(model))
     resident = resident_in(store, model, source, projection, None)

@@ -178,9 +178,11 @@ class InfluenceIndex:
         )
         if not build.store.finished:
             build.store.verify()
-            scorer = build.source.scorer
-            add(build, scorer.train, worker=worker_of(scorer.strategy))
-        model = build.source.scorer.model
+            engine = build.source.engine
+            add(
+                build, engine.train, worker=worker_of(engine.execution.strategy)
+            )
+        model = build.source.engine.model
         return cls(directory, model, method=method, projection=projection)
 
     @exclusively
@@ -211,10 +213,10 @@ class InfluenceIndex:
                 "model, method=tracin)`."
             )
         source, store = self._source, Store(self._store.directory, sparing=True)
-        check_first(source.scorer.strategy, "`append` of an index")
-        examples = open_for_model(source.scorer.model, train, "train")
+        check_first(source.engine.execution.strategy, "`append` of an index")
+        examples = open_for_model(source.engine.model, train, "train")
         check_form(examples, source)
-        store.made_of(source.numbers, tolerance(source.scorer.model))
+        store.made_of(source.numbers, tolerance(source.engine.model))
         if not resume:
             store.drop_pending()
         queries = queries_among(source, SAMPLE)

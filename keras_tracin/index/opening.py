@@ -107,7 +107,7 @@ def source_in(
         source = source_of(method, projection, store.directory)
         store.check({**source.identity, "dtype": identity["dtype"]})
         if store.knows_numbers:
-            store.made_of(source.numbers, tolerance(source.scorer.model))
+            store.made_of(source.numbers, tolerance(source.engine.model))
         return source
     known = identity["query_loss"] in ("loss", "logit", "margin")
     if identity["loss"] != "compiled" or not known:
@@ -179,7 +179,7 @@ def resident_in(
 
     def functions_like(batch: Batch) -> GradientFunctions:
         if source is not None:
-            return source.scorer.steps_like(batch).query
+            return source.engine.steps_like(batch).query
         value = query_value(model, identity["query_loss"], x=batch.x)
         layers = layers_at(model, identity["layers"])
         return GradientFunctions(model, value, batch.data, layers)

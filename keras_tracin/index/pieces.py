@@ -107,7 +107,7 @@ class BuildPieces:
         if build.store.is_there(shard):
             build.store.holds(shard, digest)
             return digest
-        with run_weights(build.source.scorer.model) as load:
+        with run_weights(build.source.engine.model) as load:
             arrays = maker().arrays(chunk, chunk, load)
         build.store.put(shard, arrays, digest)
         return digest
@@ -141,7 +141,7 @@ class BuildPieces:
         finish(build)
 
     def _count(self, build: Build) -> int:
-        known = build.source.scorer.train.size
+        known = build.source.engine.train.size
         count = known if self.num_examples is None else self.num_examples
         if count is None or (known is not None and known != count):
             raise ValueError(
@@ -157,7 +157,7 @@ class BuildPieces:
         start = shard * per_shard
         stop = min(start + per_shard, self._count(build))
         if self.read is None:
-            batches = build.source.scorer.train.batches(BATCH)
+            batches = build.source.engine.train.batches(BATCH)
             chunk = list(
                 itertools.islice(
                     batches, start // BATCH, math.ceil(stop / BATCH)
@@ -165,7 +165,7 @@ class BuildPieces:
             )
         else:
             examples = open_for_model(
-                build.source.scorer.model,
+                build.source.engine.model,
                 _named(self.read)(start, stop),
                 "read",
             )
@@ -220,7 +220,7 @@ def _named(name: str) -> Callable[..., Any]:
 
 def _check_like(build: Build, examples: Examples) -> None:
     check_form(examples, build.source)
-    expected = build.source.scorer.train.carries_ids
+    expected = build.source.engine.train.carries_ids
     if examples.carries_ids != expected:
         raise ValueError(
             "`read` should return examples in the form of the method's own, "

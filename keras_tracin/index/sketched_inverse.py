@@ -24,7 +24,8 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     RandomizedSketch,
 )
 from keras_tracin.engine.distribution import worker_of
-from keras_tracin.engine.scoring import PRESENT_WEIGHTS
+from keras_tracin.engine.identity import identity
+from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.index.source import Source
@@ -91,7 +92,7 @@ def source_of_influence(
             f"relative={settings['relative']!r}. Leave these out."
         )
     path = directory / INVERSE
-    wait_for_store(directory, worker_of(method.scorer.strategy))
+    wait_for_store(directory, worker_of(method.engine.execution.strategy))
     if not (directory / FILE_NAME).is_file():
         sketch = method.inverse
         assert isinstance(sketch, InverseSketch)
@@ -99,17 +100,17 @@ def source_of_influence(
         sketch.save(path)
     # Also what was saved just now: a resumed build has the same bits.
     of_train, of_query = sides(InverseSketch.load(path))
-    scorer = method.scorer
-    identity = {
-        **scorer.identity(),
+    engine = method.engine
+    described = {
+        **identity(engine),
         "method": "InfluenceFunctions",
         **settings,
-        "weights": weights_digest(scorer.model),
+        "weights": weights_digest(engine.model),
         "solver": _described(solver),
         "inverse": files.digest(path),
         "checkpoints": [],
     }
-    return Source(scorer, PRESENT_WEIGHTS, of_train, of_query, identity)
+    return Source(engine, PRESENT_WEIGHTS, of_train, of_query, described)
 
 
 def _described(solver: RandomizedSketch | InverseSketch) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.identity import identity, numbers
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.scoring import Rates, Scorer
 from keras_tracin.engine.updated import unequal_shares
+from keras_tracin.engine.visits import Weights
 from keras_tracin.methods.tracin import TracIn
 from keras_tracin.projection import (
     FactoredProjection,
@@ -49,15 +51,15 @@ class Source:
     """Where the rows and vectors of an index come from.
 
     Attributes:
-        scorer: the model with its training data and losses.
+        engine: the model with its training data and losses.
         rates: the weights to visit, and what each counts.
         of_train: makes a training example's share of a row.
         of_query: makes a query's share of a vector.
         identity: what has to be the same for rows and queries to go together.
     """
 
-    scorer: Scorer
-    rates: Rates
+    engine: Engine
+    rates: Weights
     of_train: Projection
     of_query: Projection
     identity: dict[str, Any]
@@ -70,8 +72,12 @@ class Source:
         """
         # A sketched inverse is a file that identity knows.
         projection = self.of_train if "projection" in self.identity else None
-        return self.scorer.numbers(
-            self.rates, projection=projection, ids=ids, as_queries=True
+        return numbers(
+            self.engine,
+            self.rates,
+            projection=projection,
+            ids=ids,
+            as_queries=True,
         )
 
     @property
@@ -96,11 +102,11 @@ def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
             f"sides kept apart. Received: projection={projection!r}; leave "
             "out `joint=False`."
         )
-    scorer = method.scorer
-    if scorer.projection is not None:
+    engine = method.engine
+    if engine.projection is not None:
         raise ValueError(
             "An index is built from exact gradients. Received a TracIn with "
-            f"projection={scorer.projection!r}: leave it out there and give "
+            f"projection={engine.projection!r}: leave it out there and give "
             "it to `build`."
         )
     if method.optimizer_aware:
@@ -108,7 +114,7 @@ def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
             "An index holds plain gradients. Received a TracIn with "
             "optimizer_aware=True; leave it out."
         )
-    if scorer.shares() is not None:
+    if engine.shares is not None:
         raise ValueError(unequal_shares("An index"))
     checkpoints = [
         {
@@ -117,17 +123,17 @@ def source_of_tracin(method: TracIn, projection: Projection | None) -> Source:
             "sha256": checkpoint.sha256 or files.digest(checkpoint.path),
             "rate": rate,
         }
-        for checkpoint, rate in method.rates.items()
+        for checkpoint, rate in method.checkpoints.items()
         if checkpoint is not None
     ]
-    identity = {
-        **scorer.identity(),
+    described = {
+        **identity(engine),
         "method": "TracIn",
         "projection": describe(projection),
         "checkpoints": checkpoints,
         "run": _digest(checkpoints),
     }
-    return Source(scorer, method.rates, projection, projection, identity)
+    return Source(engine, method.checkpoints, projection, projection, described)
 
 
 def _digest(content: Any) -> str:

@@ -20,9 +20,10 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_tracin.data.batches import Batch, Examples, content_digest, join
+from keras_tracin.engine.chunks import in_chunks
+from keras_tracin.engine.looking import look
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import kind_of
-from keras_tracin.engine.sweep import in_chunks
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
@@ -35,7 +36,7 @@ BATCH = 256  # fixed, so that a resumed build has the same bits
 
 def queries_among(source: Source, count: int) -> Batch:
     """`count` training examples, spread over those of the first shard."""
-    batches = source.scorer.train.batches(BATCH)
+    batches = source.engine.train.batches(BATCH)
     size = examples_per_shard(source, "float32")
     whole = join(next(in_chunks(batches, size)))
     chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
@@ -77,7 +78,7 @@ def write_rows(
     maker = ShardMaker(source, dtype, queries)
     first = store.finished
     digests: dict[int, str] = {}  # of the shards that were read
-    with run_weights(source.scorer.model) as load:
+    with run_weights(source.engine.model) as load:
         size = examples_per_shard(source, dtype)
         chunks = in_chunks(examples.batches(BATCH), size)
         for shard, chunk in enumerate(chunks, first):
@@ -165,9 +166,9 @@ def _passes(source: Source, queries: Batch | None) -> Callable:
     To be called once the weights are in the model.
     """
     if queries is None:
-        sketch = source.scorer.train_steps.sketches(source.of_train)
+        sketch = source.engine.train_steps.sketches(source.of_train)
         return lambda at, rate: lambda data: (sketch(data, at), None)
-    steps = source.scorer.steps_like(queries)
+    steps = source.engine.steps_like(queries)
     both = steps.train.sketches_and_products(source.of_train)
 
     def pass_at(at, rate):
@@ -183,12 +184,12 @@ def _arrays(
     """Rows `[n, width]`, and exact scores `[n, m]` where there are queries."""
     rows = np.empty([sum(map(len, chunk)), source.width], np.float32)
     exact: list[np.ndarray] = []  # of each batch
-    scorer = source.scorer
-    spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
+    engine = source.engine
+    spots = SpotChecks(engine.model, engine.loss, engine.execution.jit_compile)
     for at, (checkpoint, rate) in enumerate(source.rates.items()):
         if checkpoint is not None:
             load(checkpoint)
-        source.scorer.first_look()
+        look(source.engine)
         step = pass_at(np.int32(at), np.float32(rate))
         columns = slice(
             at * source.of_train.dim, (at + 1) * source.of_train.dim
@@ -205,7 +206,7 @@ def _arrays(
             start, stop = stop, stop + len(batch)
             rows[start:stop, columns] = math.sqrt(rate) * sketch.numpy()
             if not np.isfinite(rows[start:stop, columns]).all():
-                source.scorer.raise_bad_training(batch, checkpoint)
+                raise engine.not_finite(batch, checkpoint=checkpoint)
             if scores is not None and at == 0:
                 exact.append(scores.numpy())
             elif scores is not None:
@@ -227,7 +228,7 @@ def _narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
 def check_form(examples: Examples, source: Source) -> None:
     """Raises ValueError unless new examples are in the form of the others."""
     received = kind_of(examples.first(1).data)
-    expected = kind_of(source.scorer.train.first(1).data)
+    expected = kind_of(source.engine.train.first(1).data)
     if received != expected:
         raise ValueError(
             "New training examples should be in the form of those in the "

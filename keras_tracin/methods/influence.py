@@ -18,9 +18,8 @@ Synopsis:
 from __future__ import annotations
 
 import functools
-import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -44,22 +43,25 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     RandomizedSketch,
 )
 from keras_tracin.data.batches import Batch, content_digest
-from keras_tracin.data.ids import check_unique
-from keras_tracin.engine import collecting
-from keras_tracin.engine.collecting import Stream
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Queries, Scorer
-from keras_tracin.engine.sweep import Chunk, Sink
+from keras_tracin.engine.passes import Pass, norms_pass
+from keras_tracin.engine.per_example import PerExample
+from keras_tracin.engine.queries import Queries
+from keras_tracin.engine.sweep import sweep
 from keras_tracin.gradients import flat
 from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
 from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.losses.per_example import penalty_weight
+from keras_tracin.methods.base import Method
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
-from keras_tracin.results import Attribution, SelfInfluence, TopK
-from keras_tracin.runs.manifest import weights_digest
+from keras_tracin.results import ScoreColumns
 
 _CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {
     "hessian": Hessian,
@@ -76,7 +78,7 @@ _DIGESTED = 256  # examples at a time
 _AT_REST = 0.1
 
 
-class InfluenceFunctions:
+class InfluenceFunctions(Method):
     """Influence of training examples at the minimum of the objective.
 
     Example:
@@ -132,6 +134,8 @@ class InfluenceFunctions:
             precision.
     """
 
+    title = "Influence functions"
+
     def __init__(
         self,
         model: keras.Model,
@@ -165,148 +169,29 @@ class InfluenceFunctions:
         self._curvature = curvature
         self._relative = relative
         self._penalty = penalty_weight(model, loss, batch_size)
-        self._inverted_at: str | None = None
-        self._scorer = Scorer(
+        self.engine = Engine(
             model,
             train,
             loss=loss,
             query_loss=query_loss,
             layers=layers,
-            strategy=strategy,
-            jit_compile=jit_compile,
-            memory_limit=memory_limit,
+            execution=Execution.of(strategy, jit_compile, memory_limit),
         )
-
-    @exclusively
-    def influence(
-        self,
-        test: Any,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> Attribution:
-        """The score of every training example for every query.
-
-        Args:
-            test: the queries, in the same form as `train`.
-            directory: where finished parts are kept, as in `TracIn`; the
-                inverse is made, and queries are solved, again.
-            verbose: 0 for silence; else long work has a progress bar.
-
-        Returns:
-            An `Attribution` with `scores [num_test, num_train]`.
-
-        Raises:
-            ValueError: if a gradient is NaN or infinite, naming layer and
-                ids, if something cannot be differentiated, or if `test` does
-                not fit the model.
-        """
-        scorer = self._kept(directory, "influence", test)
-        return collecting.influence(
-            self._blocks(scorer, test),
-            self._stream(scorer, verbose),
-            scorer.parts,
-        )
-
-    @exclusively
-    def top_k(
-        self,
-        test: Any,
-        k: int = 10,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> TopK:
-        """The `k` strongest proponents and opponents of every query.
-
-        Args:
-            test: the queries, in the same form as `train`.
-            k: how many on each side.
-            directory: as in `influence`.
-            verbose: 0 for silence.
-
-        Raises:
-            ValueError: if `k` is below 1 or above the number of training
-                examples; and as `influence`.
-        """
-        scorer = self._kept(directory, "top_k", test, k=k)
-        return collecting.top_k(
-            self._blocks(scorer, test),
-            self._stream(scorer, verbose),
-            k,
-            scorer.train.size,
-            scorer.parts,
-        )
-
-    @exclusively
-    def self_influence(
-        self,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> SelfInfluence:
-        """Each training example's influence on itself, `gᵀ(H + λI)⁻¹g`.
-
-        One solution per training example; see the class. `query_loss` and
-        `relative` play no part.
-
-        Args:
-            directory: as in `influence`.
-            verbose: 0 for silence.
-        """
-        scorer = self._kept(directory, "self_influence")
-        return self._of_each(scorer, "loss", verbose)
-
-    @exclusively
-    def group_influence(
-        self,
-        test: Any,
-        groups: Iterable[Any] | Mapping[str, Iterable[Any]],
-        *,
-        verbose: int = 1,
-    ) -> Attribution:
-        """The summed scores of sets of training examples.
-
-        Divided by the number of training examples, this is to first order by
-        how much a query's loss rises when the whole set is left out; larger
-        sets are underestimated more (Koh et al. 2019).
-
-        Args:
-            test: the queries, in the same form as `train`.
-            groups: the ids of one set, or a dict of sets by name.
-            verbose: 0 for silence.
-
-        Returns:
-            An `Attribution` with a column for each set, `train_ids` their
-            names ("group" for one without).
-
-        Raises:
-            ValueError: if an id is not among the training examples.
-        """
-        named = groups if isinstance(groups, Mapping) else {"group": groups}
-        members = {name: set(ids) for name, ids in named.items()}
-        self._check_weights()
-        return collecting.influence(
-            self._blocks(self._scorer, test),
-            _summed(self._stream(self._scorer, verbose), members),
-        )
-
-    @property
-    def scorer(self) -> Scorer:
-        """The model, its training data and their compiled steps."""
-        return self._scorer
+        self._whole = self.engine  # also where `among` scores some examples
+        self.remember_weights()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What scores depend on, beside model, data and solver."""
+        """Options that scores depend on, as JSON, without reading any data."""
         return {
+            "solver": describe(self.solver),
             "damping": self._damping,
             "curvature": self._curvature,
             "relative": self._relative,
             "penalty": self._penalty,
             "regularizers": [
                 describe(getattr(weight, "regularizer", None))
-                for weight in self._scorer.model.weights
+                for weight in self.model.weights
             ],
         }
 
@@ -326,49 +211,46 @@ class InfluenceFunctions:
 
     @functools.cached_property
     def _inverse(self) -> Inverse:
-        with preserved(self._scorer.model):
+        with preserved(self.model):
             return self._prepare_inverse()
 
     def _prepare_inverse(self) -> Inverse:
         self._warn_unless_at_rest()
-        self._inverted_at = weights_digest(self._scorer.model)
         if self._curvature == "ekfac":
-            groups = self._scorer.train_steps.variables
+            groups = self._whole.train_steps.variables
             operator = self._operator
             return fit_ekfac(operator, groups, self._layers, self._damping)
         return self._solver.prepare(Damped(self._operator, self._damping))
 
     @functools.cached_property
     def _operator(self) -> Hessian | GaussNewton:
-        scorer = self._scorer
-        groups = scorer.train_steps.variables
+        engine = self._whole
+        execution = engine.execution
+        groups = engine.train_steps.variables
         options: dict[str, Any] = {}
         if self._curvature != "hessian":
-            x = scorer.train.first(SAMPLE).x
-            seen = outputs_of(scorer.model, self._loss, x)
+            x = engine.train.first(SAMPLE).x
+            seen = outputs_of(engine.model, self._loss, x)
             check_consistent(seen)
             options["see_outputs"] = seen.with_logits
         return _CURVATURES[self._curvature](
-            scorer.model,
-            scorer.loss,
-            scorer.train,
+            engine.model,
+            engine.loss,
+            engine.train,
             tuple(variable for group in groups for variable in group),
             self._penalty,
-            scorer.memory_limit,
-            scorer.strategy,
-            scorer.jit_compile,
+            execution.memory,
+            execution.strategy,
+            execution.jit_compile,
             **options,
         )
 
     def _warn_unless_at_rest(self) -> None:
         squares: list[np.ndarray] = []
-        self._scorer.sweep(
-            self._scorer.train_steps.squared_norms,
-            PRESENT_WEIGHTS,
-            Sink(lambda ids, found: squares.append(found)),
-            title="Influence functions",
-            verbose=0,
-        )
+        engine = self._whole
+        norms = norms_pass(self.title, engine.train_steps, self.checkpoints)
+        sink = Sink(lambda ids, scores: squares.append(scores))
+        sweep(engine, norms, sink, Call(verbose=0))
         typical = float(np.sqrt(np.concatenate(squares).mean()))
         length = float(tf.norm(self._operator.gradient()))
         if length > _AT_REST * typical:
@@ -380,37 +262,15 @@ class InfluenceFunctions:
                 stacklevel=2,
             )
 
-    def _kept(
-        self,
-        directory: str | os.PathLike | None,
-        call: str,
-        test: Any = None,
-        **options: Any,
-    ) -> Scorer:
-        """The scorer of a call, which may keep what is finished of it."""
-        scorer = self._scorer
-        kept = scorer.keeping(
-            directory,
-            lambda: {
-                "method": "InfluenceFunctions",
-                "call": call,
-                "weights": weights_digest(scorer.model),
-                "solver": describe(self.solver),
-                # All of them have a part in the curvature.
-                "train": content_digest(scorer.train.batches(_DIGESTED)),
-                **self.settings,
-                **options,
-            },
-            PRESENT_WEIGHTS,
-            test,
-            self._curvature_numbers,
-        )
-        self._check_weights()
-        return kept
+    def job(self, test: Any) -> dict[str, Any]:
+        """What scores depend on, as JSON, for the parts on disk."""
+        # All training examples have a part in the curvature.
+        train = self._whole.train.batches(_DIGESTED)
+        return {**super().job(test), "train": content_digest(train)}
 
-    def _curvature_numbers(self, batch: Batch, numbers: Numbers) -> Numbers:
+    def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
         """What regularisers and a solver of the user's own compute."""
-        weights = self._scorer.model.weights
+        weights = self.model.weights
         found = {
             "penalties": np.array(
                 [
@@ -421,137 +281,85 @@ class InfluenceFunctions:
             )
         }
         if self.solver is not None and type(self.solver) not in _SOLVERS:
-            rows = self._scorer.train_steps.rows(batch.data, np.float32(1))
+            rows = self.engine.train_steps.rows(batch.data, np.float32(1))
             solved = self._solved(tf.reduce_mean(rows, axis=0, keepdims=True))
             found["solution"] = tf.norm(solved, axis=1).numpy()
         return found
 
-    def _check_weights(self) -> None:
-        """Raises ValueError if the inverse is that of other weights."""
-        now = weights_digest(self._scorer.model)
-        if self._inverted_at not in (None, now):
-            raise ValueError(
-                "The inverse of the curvature was made at other weights than "
-                f"the model '{self._scorer.model.name}' has now, for "
-                "gradients at which it says nothing. Make another "
-                "`InfluenceFunctions`, or give the model its weights back."
-            )
-
-    def _blocks(self, scorer: Scorer, test: Any):
+    @property
+    def bytes_per_query(self) -> int | None:
+        """Bytes that are held for each query."""
         operator = self._operator
         # The solvers hold a few vectors for each query.
-        return scorer.blocks(test, 2 * operator.size * operator.dtype.size)
+        return 2 * operator.size * operator.dtype.size
 
     def _solved(self, rows: tf.Tensor) -> tf.Tensor:
         solution = self._inverse(tf.cast(rows, self._operator.dtype))
         report(solution, type(self._solver).__name__)
         return tf.cast(solution.value, rows.dtype)
 
-    def _stream(self, scorer: Scorer, verbose: int) -> Stream:
-        """Streams the scores of one block of queries."""
+    def query_pass(self, queries: Queries) -> Pass:
+        """The pass that scores a block of queries."""
+        if self._relative is not None:
+            _ = self._lengths  # now, when no scores are held
+        query, one = queries.steps.query, np.float32(1)
+        with preserved(self.model):
+            rows = [query.rows(batch.data, one) for batch in queries.batches]
+            rows = tf.concat(rows, axis=0)
+            if not np.isfinite(rows).all():
+                raise self.engine.not_finite(None, queries)
+            solved = self._solved(rows)
+        directions = flat.directions(solved, query.variables)
+        return Pass(
+            self.title,
+            queries.steps.train.along,
+            self.checkpoints,
+            queries,
+            prepare=lambda visit: directions,
+            rescale=self._divide,
+        )
 
-        def stream(queries: Queries, sink: Sink) -> None:
-            query, one = queries.steps.query, np.float32(1)
-            with preserved(scorer.model):
-                found = [query.rows(b.data, one) for b in queries.batches]
-                rows = tf.concat(found, axis=0)
-                if not np.isfinite(rows).all():
-                    scorer.raise_not_finite(queries)
-                solved = self._solved(rows)
-            directions = flat.directions(solved, query.variables)
-            scorer.sweep(
-                queries.steps.train.along,
-                PRESENT_WEIGHTS,
-                self._divided(sink),
-                title="Influence functions",
-                queries=queries,
-                prepare=lambda checkpoint: directions,
-                verbose=verbose,
-            )
+    def self_pass(self) -> Pass:
+        """The pass that scores `gᵀ(H + λI)⁻¹g`."""
+        return self._pass_of_each(self.engine, "loss")
 
-        return stream
-
-    def _divided(self, sink: Sink) -> Sink:
-        """Divides the columns by what `relative` asks for, as they come."""
+    def _divide(self, scores: np.ndarray, chunk: Chunk) -> np.ndarray:
+        """Divides the columns by what `relative` asks for."""
         if self._relative is None:
-            return sink
-        lengths = np.zeros(0)
-
-        def wants(chunk: Chunk) -> bool:
-            nonlocal lengths
-            lengths = self._lengths[chunk.start : chunk.start + len(chunk)]
-            return sink.wants(chunk)
-
-        def divide(ids: np.ndarray, scores: np.ndarray) -> None:
-            scores = np.divide(
-                scores, lengths, out=np.zeros_like(scores), where=lengths > 0
-            )
-            sink.add(ids, scores)
-
-        return Sink(divide, wants)
+            return scores
+        lengths = self._lengths.of(chunk, self.engine.train)
+        return np.divide(
+            scores, lengths, out=np.zeros_like(scores), where=lengths > 0
+        )
 
     @functools.cached_property
-    def _lengths(self) -> np.ndarray:
-        """What `relative` divides by, `[n]` in reading order."""
+    def _lengths(self) -> PerExample:
+        """The numbers that `relative` divides by."""
         assert self._relative is not None
-        found = self._of_each(self._scorer, self._relative, verbose=0).scores
+        columns, whole = ScoreColumns(), self._whole
+        work = self._pass_of_each(whole, self._relative)
+        sweep(whole, work, Sink(columns.add), Call(verbose=0))
+        lengths = columns.scores
         if self._relative == "loss":
-            return np.sqrt(np.maximum(found, 0))
-        return found
+            lengths = np.sqrt(np.maximum(lengths, 0))
+        return PerExample(whole.train, columns.ids, lengths)
 
-    def _of_each(
-        self, scorer: Scorer, kind: str, verbose: int
-    ) -> SelfInfluence:
+    def _pass_of_each(self, engine: Engine, kind: str) -> Pass:
         """`gᵀ(H + λI)⁻¹g` ("loss") or `‖(H + λI)⁻¹g‖` of each example."""
 
         def measure(rows):
             solved = self._solved(rows)
             if kind == "loss":
-                return tf.reduce_sum(rows * solved, axis=1)
-            return tf.norm(solved, axis=1)
+                return tf.reduce_sum(rows * solved, axis=1).numpy()
+            return tf.norm(solved, axis=1).numpy()
 
-        return collecting.self_influence(
-            lambda sink: scorer.sweep(
-                scorer.train_steps.rows,
-                PRESENT_WEIGHTS,
-                sink,
-                title="Influence functions",
-                finish=measure,
-                verbose=verbose,
-            ),
-            scorer.parts,
+        return Pass(
+            self.title,
+            engine.train_steps.rows,
+            self.checkpoints,
+            finish=measure,
+            compared=lambda rows: np.linalg.norm(rows.numpy(), axis=-1),
         )
-
-
-def _summed(stream: Stream, members: Mapping[str, set]):
-    """Streams one column for each group instead of one for each example."""
-    names = np.array(list(members))
-
-    def stream_groups(queries: Queries, sink: Sink) -> None:
-        sums = np.zeros((len(queries.ids), len(names)))
-        missing = {name: set(ids) for name, ids in members.items()}
-        seen: list[np.ndarray] = []
-        asked = np.array(list(set().union(*members.values())))
-
-        def add(ids: np.ndarray, scores: np.ndarray) -> None:
-            known = ids.tolist()
-            seen.append(ids[np.isin(ids, asked)])
-            for column, name in enumerate(members):
-                inside = [one in members[name] for one in known]
-                sums[:, column] += scores[:, inside].sum(axis=1)
-                missing[name].difference_update(known)
-
-        stream(queries, Sink(add))
-        check_unique(np.concatenate(seen), "train")
-        lost = {name: sorted(ids)[:5] for name, ids in missing.items() if ids}
-        if lost:
-            raise ValueError(
-                "`groups` should hold ids of training examples. Received ids "
-                f"that are not among them: {lost}."
-            )
-        sink.add(names, sums)
-
-    return stream_groups
 
 
 def _check_one_of(name: str, value: Any, allowed: tuple) -> None:

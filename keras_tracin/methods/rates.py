@@ -1,4 +1,4 @@
-"""Which checkpoints of a run count, and what each counts.
+"""The checkpoints of a run that are summed over, and their learning rates.
 
 Synopsis:
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import warnings
 
-from keras_tracin.engine.scoring import Rates, Scorer, name_of
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.visits import Weights, name_of
 from keras_tracin.runs import Checkpoint, TrainingRun
 
 
 def warn_of_final_only(run: TrainingRun) -> None:
-    """Warns of a run of one checkpoint, the last (section D).
+    """Warns of a run of one checkpoint, the last (Pruthi et al. 2020, sec. D).
 
     Args:
         run: the training run.
@@ -33,8 +34,8 @@ def warn_of_final_only(run: TrainingRun) -> None:
     )
 
 
-def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:
-    """The checkpoints that count, and what each counts.
+def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Weights:
+    """The checkpoints with a learning rate above zero, and that rate.
 
     Args:
         run: the training run.
@@ -77,16 +78,16 @@ def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Rates:
     return rates
 
 
-def moving(scorer: Scorer, rates: Rates) -> Rates:
-    """Those of the checkpoints whose steps moved what gradients are taken by.
+def moving(engine: Engine, rates: Weights) -> Weights:
+    """The checkpoints whose steps moved variables that gradients are of.
 
     Args:
-        scorer: made for these checkpoints.
-        rates: what each counts.
+        engine: made for these checkpoints.
+        rates: the checkpoints and their learning rates.
     """
     kept: dict[Checkpoint | None, float] = {}
     for checkpoint, rate in rates.items():
-        if scorer.moved(checkpoint):
+        if engine.updated.moved(checkpoint, engine.variables):
             kept[checkpoint] = rate
             continue
         warnings.warn(

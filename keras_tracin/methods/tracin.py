@@ -4,7 +4,7 @@
 
 Positive scores are proponents: training on z lowers the loss at z'. The
 gradients of all layers are used, exactly, without being made where their
-factors suffice (sections E and F treat the same products).
+factors suffice (Pruthi et al. 2020, sections E and F, treat the same products).
 
 Synopsis:
 
@@ -16,25 +16,30 @@ Synopsis:
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.engine import collecting
-from keras_tracin.engine.collecting import Stream
+from keras_tracin.engine.blocks import all_queries
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.distribution import Strategy
-from keras_tracin.engine.forecast import forecast, forecast_plainly
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.execution import Execution
+from keras_tracin.engine.passes import Pass, norms_pass, products_pass
 from keras_tracin.engine.preconditioner import Preconditioner
-from keras_tracin.engine.scoring import Queries, Rates, Scorer, nothing
+from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.steps import GradientFunctions
-from keras_tracin.engine.sweep import Plan, Sink
+from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.updated import unequal_shares
+from keras_tracin.engine.visits import Visit
 from keras_tracin.gradients import flat
+from keras_tracin.methods.base import Directory, GroupsOfIds, Method
 from keras_tracin.methods.rates import (
     checkpoint_rates,
     moving,
@@ -44,17 +49,11 @@ from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results import (
-    Attribution,
-    ScoreColumns,
-    SelfInfluence,
-    TopK,
-)
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
-from keras_tracin.storage.files import digest
 
 
-class TracIn:
+class TracIn(Method):
     """Influence of training examples by TracIn over checkpoints.
 
     Example:
@@ -77,21 +76,21 @@ class TracIn:
         train: what `model.fit` took: a batched `tf.data.Dataset` or a tuple
             of arrays, `(x, y)` or `(x, y, sample_weight)`.
         run: a `TrainingRun`, or its directory.
-        weights: what a checkpoint counts: `"mean"`, the mean learning rate
-            applied since the one before, or `"sum"`, the sum of those rates,
-            which is right where intervals differ in length. A checkpoint
-            whose rate is zero is skipped with a warning. A variable that
-            only some of the steps updated, as where it was frozen, counts
-            with its own rates only.
+        weights: how checkpoints are weighted: `"mean"`, by the mean learning
+            rate applied since the one before, or `"sum"`, by the sum of those
+            rates, which is right where intervals differ in length. A
+            checkpoint whose rate is zero is skipped with a warning. A
+            variable that only some of the steps updated, as where it was
+            frozen, is weighted by its own rates only.
         loss: used in place of the compiled loss; anything `compile` takes.
-        query_loss: what a query's influence is measured on: `"loss"` (the
+        query_loss: measure of a query's influence: `"loss"` (the
             default), `"logit"` or `"margin"` of the label, or a function
             `(y_true, y_pred) -> [n]` that is lower where the prediction is
             better. Positive scores are proponents in each case.
         class_weight: the `class_weight` given to `fit`.
         layers: names or layers to restrict the gradients to; by default all
-            variables count that training updated, or all trainable ones
-            where the run does not know.
+            variables that training updated, or all trainable ones where the
+            run does not know.
         projection: scores sketches of the gradients in place of these
             (sections E and F): `kt.TensorSketch(dim=1024)` and the others.
             Scores are then unbiased estimates; the sketch of a query takes
@@ -121,6 +120,8 @@ class TracIn:
             whose steps did not all update the same variables.
     """
 
+    title = "TracIn"
+
     def __init__(
         self,
         model: keras.Model,
@@ -145,9 +146,9 @@ class TracIn:
             )
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
-        self._rates = checkpoint_rates(run, weights)
+        rates = checkpoint_rates(run, weights)
         warn_of_final_only(run)
-        self._scorer = Scorer(
+        self.engine = Engine(
             model,
             train,
             loss=loss,
@@ -155,61 +156,38 @@ class TracIn:
             class_weight=class_weight,
             layers=layers,
             projection=projection,
-            strategy=strategy,
-            jit_compile=jit_compile,
-            memory_limit=memory_limit,
-            checkpoints=self._rates,
+            checkpoints=rates,
+            execution=Execution.of(strategy, jit_compile, memory_limit),
         )
-        self._rates = moving(self._scorer, self._rates)
-        check_training(run, self._scorer)
-        if optimizer_aware and self._scorer.shares() is not None:
+        self.checkpoints = moving(self.engine, rates)
+        check_training(run, self.engine)
+        if optimizer_aware and self.engine.shares is not None:
             raise ValueError(unequal_shares("`optimizer_aware=True`"))
         self._preconditioner = (
             Preconditioner(model) if optimizer_aware else None
         )
         # All of them now: the last is loaded when most of the work is done.
         for checkpoint in run:
-            if checkpoint in self._rates:
+            if checkpoint in self.checkpoints:
                 check_checkpoint(model, checkpoint)
-
-    @property
-    def scorer(self) -> Scorer:
-        """The model, its training data and their compiled steps."""
-        return self._scorer
-
-    @property
-    def rates(self) -> Rates:
-        """The checkpoints that count, and what each counts."""
-        return self._rates
-
-    @property
-    def optimizer_aware(self) -> bool:
-        """Whether gradients count as the optimizer uses them."""
-        return self._preconditioner is not None
-
-    def among(self, ids: np.ndarray) -> TracIn:
-        """The same for only those training examples that have these ids.
-
-        Args:
-            ids: of any number of training examples.
-        """
-        found = copy.copy(self)
-        found._scorer = self._scorer.among(ids)
-        return found
 
     @exclusively
     def influence(
         self,
         test: Any,
         *,
+        groups: GroupsOfIds | None = None,
         aggregate: bool = False,
-        directory: str | os.PathLike | None = None,
+        directory: Directory | None = None,
         verbose: int = 1,
     ) -> Attribution:
         """The score of every training example for every query.
 
         Args:
             test: the queries, in the same form as `train`.
+            groups: a dict of ids of training examples by the group's name (or
+                the ids of a single group): scores are then sums over each
+                group, and `train_ids` the groups' names.
             aggregate: sum over the queries: a single row with query id "sum",
                 at the cost of a single query.
             directory: where finished parts are kept. A call that was killed
@@ -228,262 +206,154 @@ class TracIn:
 
         Raises:
             ValueError: if a gradient is NaN or infinite, naming checkpoint,
-                layer and ids, if `test` does not fit the model, or if
+                layer and ids, if `test` does not fit the model, if `groups`
+                holds ids that are not among the training examples, or if
                 `directory` holds parts of another call.
         """
-        if aggregate:
-            if directory is not None:
-                raise ValueError(
-                    "`aggregate=True` makes a single row, in the time of one "
-                    "query, and keeps no parts of it. Leave out `directory=`."
-                )
-            return self._influence_on_sum(test, verbose)
-        scorer = self._kept(directory, "influence", test)
-        return collecting.influence(
-            self._blocks(scorer, test),
-            self._stream(scorer, verbose),
-            scorer.parts,
-        )
-
-    @exclusively
-    def top_k(
-        self,
-        test: Any,
-        k: int = 10,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> TopK:
-        """The `k` strongest proponents and opponents of every query.
-
-        The same as `influence(test).top_k(k)` without ever holding all the
-        scores: memory does not grow with the number of training examples.
-
-        Args:
-            test: the queries, in the same form as `train`.
-            k: how many on each side.
-            directory: as in `influence`.
-            verbose: 0 for silence.
-
-        Raises:
-            ValueError: if `k` is below 1 or above the number of training
-                examples; and as `influence`.
-        """
-        scorer = self._kept(directory, "top_k", test, k=k)
-        return collecting.top_k(
-            self._blocks(scorer, test),
-            self._stream(scorer, verbose),
-            k,
-            scorer.train.size,
-            scorer.parts,
-        )
-
-    @exclusively
-    def self_influence(
-        self,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> SelfInfluence:
-        """Each training example's influence on itself, Σ_k η_k ‖∇ℓ(w_k, z)‖².
-
-        Large for examples that the rest of the data does not explain: rare
-        ones and wrongly labelled ones. `query_loss` plays no part.
-
-        Args:
-            directory: as in `influence`.
-            verbose: 0 for silence.
-        """
-        scorer = self._kept(directory, "self_influence")
-        steps = scorer.train_steps
-        step, prepare, held = steps.squared_norms, nothing, 0
-        if self._preconditioner is not None:
-            step, prepare = steps.weighted_norms, self._diagonals(steps)
-            held = self._bytes_of_diagonals
-        return collecting.self_influence(
-            lambda sink: self._sweep(
-                scorer,
-                step,
-                sink,
-                prepare=prepare,
-                verbose=verbose,
-                held=held,
-            ),
-            scorer.parts,
-        )
-
-    @exclusively
-    def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence.
-
-        Print it: examples, checkpoints, and the memory and time it will take
-        here. For the time a batch is scored, which takes a moment.
-
-        Raises:
-            ValueError: if `test` does not fit the model.
-        """
-        if not self.optimizer_aware:
-            return forecast_plainly(self._scorer, self._rates, test)
-        if test is None:
-            steps = self._scorer.train_steps
-            step, prepare = steps.weighted_norms, self._diagonals(steps)
-            return forecast(
-                self._scorer,
-                self._rates,
-                step,
-                prepare=prepare,
-                held=self._bytes_of_diagonals,
+        if not aggregate:
+            return self._influence(test, groups, directory, verbose)
+        if directory is not None:
+            raise ValueError(
+                "`aggregate=True` makes a single row, in the time of one "
+                "query, and keeps no parts of it. Leave out `directory=`."
             )
-        queries = next(self._blocks(self._scorer, test))
-        return forecast(
-            self._scorer,
-            self._rates,
+        return self._influence(test, groups, None, verbose, aggregate=True)
+
+    @property
+    def optimizer_aware(self) -> bool:
+        """Whether gradients are scored as the optimizer uses them."""
+        return self._preconditioner is not None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options that scores depend on, as JSON, without reading any data."""
+        optimizer = self.model.optimizer if self.optimizer_aware else None
+        return {
+            "projection": describe(self.engine.projection),
+            "optimizer_aware": self.optimizer_aware,
+            "optimizer": optimizer and describe_optimizer(optimizer),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The method, its options and the weights it scores at, as JSON."""
+        shares = self.engine.shares
+        return super().describe() | ({"shares": shares} if shares else {})
+
+    def blocks(self, test: Any, call: Call):
+        """The queries in blocks that are scored together."""
+        if call.options.get("aggregate"):
+            return iter([_Sum(all_queries(self.engine, test))])
+        return super().blocks(test, call)
+
+    def stream(self, queries: Queries | _Sum, sink: Sink, call: Call) -> None:
+        """Streams the scores of one block of queries into a sink."""
+        work = (
+            self._sum_pass(queries.queries)
+            if isinstance(queries, _Sum)
+            else self.query_pass(queries)
+        )
+        sweep(self.engine, work, sink, call)
+
+    def query_pass(self, queries: Queries) -> Pass:
+        """The pass that scores a block of queries."""
+        if self._preconditioner is None:
+            return products_pass(self.title, queries, self.checkpoints)
+        return Pass(
+            self.title,
             queries.steps.train.along,
-            test,
-            queries=queries,
-            prepare=self._weighed(queries),
+            self.checkpoints,
+            queries,
+            prepare=self._weigh(queries),
         )
 
-    def _influence_on_sum(self, test: Any, verbose: int) -> Attribution:
-        """One row: every query's gradients are summed before they meet any."""
-        queries = self._scorer.all_queries(test)
+    def self_pass(self) -> Pass:
+        """The pass that scores Σ_k η_k ‖∇ℓ(w_k, z)‖²."""
+        steps = self.engine.train_steps
+        if self._preconditioner is None:
+            return norms_pass(self.title, steps, self.checkpoints)
+        return Pass(
+            self.title,
+            steps.weighted_norms,
+            self.checkpoints,
+            prepare=self._diagonals(steps),
+            held=self._bytes_of_diagonals,
+        )
 
-        def sum_up(checkpoint, *position):
+    @property
+    def bytes_per_query(self) -> int | None:
+        """Bytes that are held for each query; None if its factors are held."""
+        if self._preconditioner is None:
+            return None
+        # Whole gradients, and the same once more with their weights.
+        return 2 * self._bytes_of_diagonals
+
+    def _sum_pass(self, queries: Queries) -> Pass:
+        """Products with the sum of the gradients of all queries."""
+
+        def sum_up(visit: Visit):
             totals = [
-                queries.steps.query.totals(batch.data, *position)
+                queries.steps.query.totals(batch.data, *visit.sketched_at)
                 for batch in queries.batches
             ]
             return tf.nest.map_structure(
                 lambda *parts: tf.add_n(parts), *totals
             )
 
-        def weighed(checkpoint):
+        def weigh(visit: Visit):
             return tf.nest.map_structure(
                 lambda total, d: total * tf.cast(d, total.dtype),
-                sum_up(checkpoint),
-                self._diagonals(queries.steps.query)(checkpoint),
+                sum_up(visit),
+                self._diagonals(queries.steps.query)(visit),
             )
 
-        columns = ScoreColumns()
-        step = queries.steps.train.contractions
-        prepare = weighed if self.optimizer_aware else sum_up
-        self._sweep(
-            self._scorer, step, Sink(columns.add), queries, prepare, verbose
+        return Pass(
+            self.title,
+            queries.steps.train.contractions,
+            self.checkpoints,
+            queries,
+            prepare=weigh if self.optimizer_aware else sum_up,
         )
-        return Attribution(columns.scores, np.array(["sum"]), columns.ids)
-
-    def _kept(
-        self,
-        directory: str | os.PathLike | None,
-        call: str,
-        test: Any = None,
-        **options: Any,
-    ) -> Scorer:
-        """The scorer of a call, which may keep what is finished of it."""
-        shares = self._scorer.shares()
-        return self._scorer.keeping(
-            directory,
-            lambda: {
-                "method": "TracIn",
-                "call": call,
-                "checkpoints": [
-                    [one.sha256 or digest(one.path), rate]
-                    for one, rate in self._rates.items()
-                    if one is not None
-                ],
-                "projection": describe(self._scorer.projection),
-                "optimizer_aware": self.optimizer_aware,
-                "optimizer": self._optimizer,
-                **({"shares": shares} if shares else {}),
-                **options,
-            },
-            self._rates,
-            test,
-        )
-
-    @property
-    def _optimizer(self) -> Any:
-        """What gradients count by, beside the states of the checkpoints."""
-        if not self.optimizer_aware:
-            return None
-        return describe_optimizer(self._scorer.model.optimizer)
-
-    def _blocks(self, scorer: Scorer, test: Any) -> Iterator[Queries]:
-        if self._preconditioner is None:
-            return scorer.blocks(test)
-        # Whole gradients, and the same once more with their weights.
-        return scorer.blocks(test, 2 * self._bytes_of_diagonals)
 
     @property
     def _bytes_of_diagonals(self) -> int:
-        """What a number for each trainable weight takes, in float32."""
-        variables = self._scorer.model.trainable_variables
-        return 4 * sum(map(flat.size_of, variables))
-
-    def _stream(self, scorer: Scorer, verbose: int) -> Stream:
-        """Streams the scores of one block of queries."""
-
-        def stream(queries: Queries, sink: Sink) -> None:
-            self._sweep(
-                scorer,
-                queries.steps.train.products,
-                sink,
-                queries,
-                prepare=queries.factors,
-                verbose=verbose,
-            )
-
-        def aware(queries: Queries, sink: Sink) -> None:
-            self._sweep(
-                scorer,
-                queries.steps.train.along,
-                sink,
-                queries,
-                prepare=self._weighed(queries),
-                verbose=verbose,
-            )
-
-        return stream if self._preconditioner is None else aware
+        """Size of a float32 number for each trainable weight."""
+        return 4 * sum(map(flat.size_of, self.model.trainable_variables))
 
     def _diagonals(self, steps: GradientFunctions):
-        """Of a checkpoint, what its optimizer makes of each entry."""
+        """Gives the optimizer's factor of each entry, at a checkpoint."""
         assert self._preconditioner is not None
         at = self._preconditioner.at
-        return lambda checkpoint: at(checkpoint, steps.variables)
 
-    def _weighed(self, queries: Queries):
-        """Of a checkpoint, D times the queries' whole gradients."""
+        def prepare(visit: Visit):
+            assert visit.checkpoint is not None
+            return at(visit.checkpoint, steps.variables)
+
+        return prepare
+
+    def _weigh(self, queries: Queries):
+        """Gives D times the queries' whole gradients, at a checkpoint."""
         query, one = queries.steps.query, np.float32(1)
         assert self._preconditioner is not None
         weigh = self._preconditioner.weigh
 
-        def weighed(checkpoint):
+        def prepare(visit: Visit):
             rows = [query.rows(batch.data, one) for batch in queries.batches]
             # Nothing here may keep rows that were cut up: they are large.
             rows = tf.concat(rows, axis=0) if len(rows) > 1 else rows.pop()
             parts = list(flat.directions(rows, query.variables))
             del rows
-            return weigh(parts, checkpoint, query.variables)
+            assert visit.checkpoint is not None
+            return weigh(parts, visit.checkpoint, query.variables)
 
-        return weighed
+        return prepare
 
-    def _sweep(
-        self,
-        scorer: Scorer,
-        step,
-        sink: Sink,
-        queries=None,
-        prepare=nothing,
-        verbose=1,
-        held=0,
-    ) -> None:
-        scorer.sweep(
-            step,
-            self._rates,
-            sink,
-            title="TracIn",
-            queries=queries,
-            prepare=prepare,
-            verbose=verbose,
-            held=held,
-        )
+
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    """The sum of all queries, as a single one."""
+
+    queries: Queries
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.array(["sum"])

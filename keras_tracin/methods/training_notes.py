@@ -1,47 +1,53 @@
-"""What a run noted of its training, held against what is scored.
+"""Compares what a run noted of its training with what is scored.
 
 Synopsis:
 
-    check_training(run, scorer)  # ValueError, or warnings
+    check_training(run, engine)  # ValueError, or warnings
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
-from keras_tracin.engine.scoring import Scorer
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.steps import batch_spec
+from keras_tracin.gradients.dry_run import Objective, run_with_loss
 from keras_tracin.losses.per_example import NOT_SPLIT
+from keras_tracin.models.state import value_of
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs.beside import digest_of, variables_beside
 
 
-def check_training(run: TrainingRun, scorer: Scorer) -> None:
+def check_training(run: TrainingRun, engine: Engine) -> None:
     """Compares what a run noted of its training with what is scored.
 
     Args:
         run: the training run.
-        scorer: made for its model and training data.
+        engine: made for its model and training data.
 
     Raises:
-        ValueError: if layers added losses in training, unless the scorer was
+        ValueError: if layers added losses in training, unless the engine was
             given a loss; or if a variable that the losses depend on changed in
             training and is not among the model's weights, of which alone a run
             holds the values. One that is another now is warned of, and so are
             weights of examples that are missing or too many.
     """
-    _warn_of_weights(run, scorer)
-    if run.added_losses and not scorer.has_own_loss:
+    _warn_of_weights(run, engine)
+    if run.added_losses and not engine.has_own_loss:
         raise ValueError(
             f"In training, layers {list(run.added_losses)} added losses "
             f"{NOT_SPLIT}"
         )
-    beside = variables_beside(scorer.model)
+    beside = variables_beside(engine.model)
     changed = [
         variable
         for (_, variable), (_, digests) in zip(beside, run.beside, strict=False)
         if len(digests) > 1
     ]
-    read = dict(zip(map(id, changed), scorer.depends_on(changed), strict=True))
+    needed = _depends_on(engine, changed)
+    read = dict(zip(map(id, changed), needed, strict=True))
     moved = [where for where, v in beside if read.get(id(v))]
     if moved:
         raise ValueError(
@@ -74,16 +80,29 @@ def check_training(run: TrainingRun, scorer: Scorer) -> None:
         )
 
 
-def _warn_of_weights(run: TrainingRun, scorer: Scorer) -> None:
+def _depends_on(engine: Engine, variables: Sequence[Any]) -> list[bool]:
+    """Whether the training losses depend on each of these variables."""
+    if not variables:
+        return []
+    x, y, *weight = batch_spec(engine.like.data)
+    objective = Objective(x, y, weight[0] if weight else None, engine.loss)
+    run = run_with_loss(engine.model, objective)
+    return [
+        not run.knows_loss or run.depends_on(value_of(variable))
+        for variable in variables
+    ]
+
+
+def _warn_of_weights(run: TrainingRun, engine: Engine) -> None:
     """Warns where training had weights of examples and these data have not.
 
     Or the other way round.
 
     Args:
         run: the training run.
-        scorer: made for the training data.
+        engine: made for the training data.
     """
-    if run.weighted is None or run.weighted == scorer.weighted:
+    if run.weighted is None or run.weighted == engine.weighted:
         return
     if run.weighted:
         message = (

@@ -21,7 +21,7 @@ Synopsis:
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,33 +33,39 @@ import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
 from keras_tracin.data.batches import Batch, content_digest
-from keras_tracin.engine import collecting
-from keras_tracin.engine.collecting import Stream
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.progress import Progress
-from keras_tracin.engine.scoring import Queries, Rates, Scorer
-from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.sweep import Chunk, Sink
+from keras_tracin.engine.passes import Pass, products_pass
+from keras_tracin.engine.per_example import PerExample
+from keras_tracin.engine.queries import Queries
+from keras_tracin.engine.sweep import sweep
+from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.gradients.factors import DenseGradients
-from keras_tracin.losses.model_outputs import model_output, sample_weights
+from keras_tracin.losses.model_outputs import (
+    ModelOutput,
+    model_output,
+    sample_weights,
+)
 from keras_tracin.losses.output_kinds import SAMPLE
+from keras_tracin.methods.base import Method, digest_of
 from keras_tracin.models.descriptions import describe
-from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
-from keras_tracin.results import Attribution, SelfInfluence, TopK
-from keras_tracin.runs import TrainingRun, check_checkpoint, run_weights
-from keras_tracin.storage.files import digest
+from keras_tracin.results import ScoreColumns
+from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _DIGESTED = 256  # examples at a time
 
 Run = TrainingRun | str | os.PathLike
 
-# `(position, batch, features [b, dim], outputs [b])`
-_Each = Callable[[int, Batch, np.ndarray, tf.Tensor], None]
+# `(visit, batch, features [b, dim], outputs [b]) -> [b]`
+_Measure = Callable[[Visit, Batch, np.ndarray, tf.Tensor], np.ndarray]
 
 
-class TRAK:
+class TRAK(Method):
     """Influence of training examples by TRAK.
 
     Example:
@@ -106,6 +112,8 @@ class TRAK:
             not fit one another.
     """
 
+    title = "TRAK"
+
     def __init__(
         self,
         model: keras.Model,
@@ -130,264 +138,278 @@ class TRAK:
                 f"apart. Received: projection={projection!r}; leave out "
                 "`joint=False`."
             )
-        self._rates = _equal_shares(run)
-        self._scorer = Scorer(
+        self.checkpoints = _equal_shares(run)
+        self.engine = Engine(
             model,
             train,
             loss=loss,
             layers=layers,
             projection=projection,
-            strategy=strategy,
-            jit_compile=jit_compile,
-            memory_limit=memory_limit,
             output=lambda *batch: self._output.value(*batch),
+            execution=Execution.of(strategy, jit_compile, memory_limit),
         )
-        x = self._scorer.train.first(SAMPLE).x
+        x = self.engine.train.first(SAMPLE).x
         self._output = model_output(model, loss, output, x)
-        for checkpoint in self._rates:
+        # Of all training examples, also where `among` scores some of them.
+        self._kernels = _Kernels(
+            self.engine, self.checkpoints, self._output, damping
+        )
+        for checkpoint in self.checkpoints:
             if checkpoint is not None:
                 check_checkpoint(model, checkpoint)
 
-    @exclusively
-    def influence(
-        self,
-        test: Any,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> Attribution:
-        """The score of every training example for every query.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options that scores depend on, as JSON, without reading any data."""
+        return {
+            "projection": describe(self.engine.projection),
+            "damping": self._damping,
+            "output": self._output.kind,
+        }
 
-        Args:
-            test: the queries, in the same form as `train`.
-            directory: where finished parts are kept, as in `TracIn`; kernels
-                are made again.
-            verbose: 0 for silence; else long work has a progress bar.
+    def job(self, test: Any) -> dict[str, Any]:
+        """What scores depend on, as JSON, for the parts on disk."""
+        # All training examples have a part in the kernels.
+        train = self._kernels.engine.train.batches(_DIGESTED)
+        return {**super().job(test), "train": content_digest(train)}
 
-        Returns:
-            An `Attribution` with `scores [num_test, num_train]`.
+    def fit(self, call: Call) -> None:
+        """Makes the kernels, unless that has been done."""
+        self._kernels.fit(call)
 
-        Raises:
-            ValueError: if a gradient is NaN or infinite, naming checkpoint,
-                layer and ids, if ΦᵀΦ + λI cannot be inverted, or if `test`
-                does not fit the model.
-        """
-        scorer = self._kept(directory, "influence", test)
-        return collecting.influence(
-            scorer.blocks(test), self._stream(scorer, verbose), scorer.parts
+    def fitting_pass(self) -> Pass | None:
+        """The pass that `fit` still has to make, for the forecast."""
+        return None if self._kernels.fitted else self._kernels.fitting_pass()
+
+    def trial_pass(self, queries: Queries) -> Pass:
+        """A pass that takes as long as `query_pass`, but needs no kernels."""
+        return products_pass(self.title, queries, self.checkpoints)
+
+    def query_pass(self, queries: Queries) -> Pass:
+        """The pass that scores a block of queries."""
+        return Pass(
+            self.title,
+            queries.steps.train.products,
+            self.checkpoints,
+            queries,
+            prepare=lambda visit: self._solve(queries, visit),
+            rescale=self._multiply_with_pulls,
         )
 
-    @exclusively
-    def top_k(
-        self,
-        test: Any,
-        k: int = 10,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> TopK:
-        """The `k` strongest proponents and opponents of every query.
+    def self_pass(self) -> Pass:
+        """The pass that scores φᵀ(ΦᵀΦ + λI)⁻¹φ times Q."""
 
-        Args:
-            test: the queries, in the same form as `train`.
-            k: how many on each side.
-            directory: as in `influence`.
-            verbose: 0 for silence.
-
-        Raises:
-            ValueError: if `k` is below 1 or above the number of training
-                examples; and as `influence`.
-        """
-        scorer = self._kept(directory, "top_k", test, k=k)
-        return collecting.top_k(
-            scorer.blocks(test),
-            self._stream(scorer, verbose),
-            k,
-            scorer.train.size,
-            scorer.parts,
-        )
-
-    @exclusively
-    def self_influence(self, *, verbose: int = 1) -> SelfInfluence:
-        """Each training example's score for itself.
-
-        The leverage φᵀ(ΦᵀΦ + λI)⁻¹φ times Q: large for an example that is
-        unlike the others and not fitted well.
-
-        Args:
-            verbose: 0 for silence.
-        """
-        kernels = self._kernels
-        shares: list[list[np.ndarray]] = []
-        ids: list[np.ndarray] = []
-
-        def each(position, batch, features, outputs):
-            if position == len(shares):
-                shares.append([])
-            if position == 0:
-                ids.append(batch.ids)
-            solved = scipy.linalg.cho_solve(kernels[position], features.T)
+        def measure(visit, batch, features, outputs):
+            factors = self._kernels.factors[visit.position]
+            solved = scipy.linalg.cho_solve(factors, features.T)
             helped = self._output.help(batch.y, outputs, batch.sample_weight)
-            shares[-1].append(helped * np.sum(features * solved.T, axis=1))
+            return helped * np.sum(features * solved.T, axis=1)
 
-        self._pass_over(each, verbose)
-        mean = np.mean([np.concatenate(found) for found in shares], axis=0)
-        scores = (mean * self._pulls).astype(np.float32)
-        return SelfInfluence(scores=scores, ids=np.concatenate(ids))
-
-    def _stream(self, scorer: Scorer, verbose: int) -> Stream:
-        """Streams the scores of one block of queries."""
-
-        def stream(queries: Queries, sink: Sink) -> None:
-            scorer.sweep(
-                queries.steps.train.products,
-                self._rates,
-                self._times_pulls(sink),
-                title="TRAK",
-                queries=queries,
-                prepare=lambda _, position: self._solved(queries, position),
-                verbose=verbose,
+        def rescale(leverages: np.ndarray, chunk: Chunk) -> np.ndarray:
+            mean = np.mean(leverages, axis=0)
+            return (mean * self._kernels.pulls_of(chunk, self.engine)).astype(
+                np.float32
             )
 
-        return stream
-
-    def _solved(self, queries: Queries, position: np.int32) -> tuple:
-        """`(ΦᵀΦ + λI)⁻¹ φ(z')` of some queries, as factors."""
-        kernel = self._kernels[position]
-        step = queries.steps.query.sketched_with_values
-        rows = []
-        for batch in queries.batches:
-            (features,), outputs = step(batch.data, position)
-            helped = self._output.help(batch.y, outputs, batch.sample_weight)
-            found = features.parts[0].numpy()
-            if not np.isfinite(found).all():
-                self._scorer.raise_not_finite(queries)
-            solved = scipy.linalg.cho_solve(kernel, found.T).T
-            solved *= helped[:, np.newaxis]
-            rows.append(solved.astype(found.dtype))
-        return (DenseGradients((tf.constant(np.concatenate(rows)),)),)
-
-    def _times_pulls(self, sink: Sink) -> Sink:
-        """Multiplies the columns with the training examples' mean Q."""
-        chosen = np.zeros(0)
-
-        def wants(chunk: Chunk) -> bool:
-            nonlocal chosen
-            chosen = self._pulls[chunk.start : chunk.start + len(chunk)]
-            return sink.wants(chunk)
-
-        def add(ids: np.ndarray, scores: np.ndarray) -> None:
-            sink.add(ids, scores * chosen.astype(scores.dtype))
-
-        return Sink(add, wants)
-
-    @property
-    def _kernels(self) -> list[tuple[np.ndarray, bool]]:
-        """The Cholesky factors of ΦᵀΦ + λI, of each checkpoint."""
-        return self._fitted[0]
-
-    @property
-    def _pulls(self) -> np.ndarray:
-        """The mean over checkpoints of Q, `[n]` in reading order."""
-        return self._fitted[1]
-
-    @functools.cached_property
-    def _fitted(self) -> tuple[list[tuple[np.ndarray, bool]], np.ndarray]:
-        grams: list[np.ndarray] = []
-        pulls: list[list[np.ndarray]] = []
-
-        def each(position, batch, features, outputs):
-            if position == len(grams):
-                grams.append(np.zeros([features.shape[1]] * 2))
-                pulls.append([])
-            weights = sample_weights(batch.sample_weight, outputs)
-            grams[-1] += features.T @ (features * weights[:, np.newaxis])
-            pulls[-1].append(
-                self._output.pull(batch.y, outputs, batch.sample_weight)
-            )
-
-        self._pass_over(each, verbose=0)
-        mean = np.mean([np.concatenate(found) for found in pulls], axis=0)
-        kernels = [
-            _factorized(gram, self._damping, len(mean)) for gram in grams
-        ]
-        return kernels, mean
-
-    def _pass_over(self, each: _Each, verbose: int) -> None:
-        """Calls `each` with the features of all batches at all checkpoints."""
-        scorer = self._scorer
-        step = scorer.train_steps.sketched_with_values
-        plan = scorer.plan(step, self._rates)
-        progress = Progress(plan, verbose, "TRAK")
-        size = plan.batch_size if scorer.jit_compile else None
-        spots = SpotChecks(scorer.model, scorer.loss, scorer.jit_compile)
-
-        def features_of(data) -> np.ndarray:
-            return step(data, np.int32(0))[0][0].parts[0].numpy().T
-
-        with run_weights(scorer.model) as load:
-            for position, checkpoint in enumerate(self._rates):
-                if checkpoint is not None:
-                    load(checkpoint)
-                scorer.first_look(size=size)
-                batches = scorer.train.batches(plan.batch_size)
-                for number, batch in enumerate(batches):
-                    with scorer.explaining(None, batch):
-                        (features,), outputs = step(
-                            batch.data, np.int32(position)
-                        )
-                    found = features.parts[0].numpy()
-                    if not np.isfinite(found).all():
-                        scorer.raise_bad_training(batch, checkpoint)
-                    if position == 0:
-                        spots.look(number, batch, found.T, features_of)
-                    each(position, batch, found, outputs)
-                    progress.advance()
-
-    def _kept(
-        self,
-        directory: str | os.PathLike | None,
-        call: str,
-        test: Any,
-        **options: Any,
-    ) -> Scorer:
-        """The scorer of a call, which may keep what is finished of it."""
-        return self._scorer.keeping(
-            directory,
-            lambda: {
-                "method": "TRAK",
-                "call": call,
-                "checkpoints": [
-                    one.sha256 or digest(one.path)
-                    for one in self._rates
-                    if one is not None
-                ],
-                "projection": describe(self._scorer.projection),
-                "damping": self._damping,
-                "output": self._output.kind,
-                # All of them have a part in the kernels.
-                "train": content_digest(self._scorer.train.batches(_DIGESTED)),
-                **options,
-            },
-            self._rates,
-            test,
-            self._pull_numbers,
+        return _features_pass(
+            self.title, self.engine, self.checkpoints, measure, rescale
         )
 
-    def _pull_numbers(self, batch: Batch, numbers: Numbers) -> Numbers:
-        """How hard the loss pulls at outputs, of which scores are made."""
-        outputs = tf.constant(numbers["losses"])
+    def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
+        """The derivatives of losses by outputs, which scores are made of.
+
+        Args:
+            batch: a few training examples.
+            known: their outputs, losses and gradients as numbers.
+        """
+        outputs = tf.constant(known["losses"])
         weights = batch.sample_weight
         return {
             "pulls": self._output.pull(batch.y, outputs, weights),
             "weights": self._output.help(batch.y, outputs, weights),
         }
 
+    def _solve(self, queries: Queries, visit: Visit) -> tuple:
+        """`(ΦᵀΦ + λI)⁻¹ φ(z')` of some queries, as factors."""
+        factors = self._kernels.factors[visit.position]
+        step = queries.steps.query.sketched_with_values
+        rows = []
+        for batch in queries.batches:
+            (sketch,), outputs = step(batch.data, visit.position)
+            features = sketch.parts[0].numpy()
+            if not np.isfinite(features).all():
+                raise self.engine.not_finite(None, queries, visit.checkpoint)
+            helped = self._output.help(batch.y, outputs, batch.sample_weight)
+            solved = scipy.linalg.cho_solve(factors, features.T).T
+            solved *= helped[:, np.newaxis]
+            rows.append(solved.astype(features.dtype))
+        return (DenseGradients((tf.constant(np.concatenate(rows)),)),)
 
-def _equal_shares(run: Run | Sequence[Run]) -> Rates:
-    """All checkpoints of one run, or of several, and what each counts."""
+    def _multiply_with_pulls(
+        self, scores: np.ndarray, chunk: Chunk
+    ) -> np.ndarray:
+        """Multiplies the columns with the training examples' mean Q."""
+        return scores * self._kernels.pulls_of(chunk, self.engine).astype(
+            scores.dtype
+        )
+
+    def _describe_checkpoints(self) -> list:
+        return [digest_of(one) for one in self.checkpoints if one is not None]
+
+
+class _Kernels:
+    """The kernels of all checkpoints, fitted to all training examples.
+
+    Args:
+        engine: the model and the training examples.
+        checkpoints: the checkpoints, each with its share in the mean.
+        output: the model's output that features are gradients of.
+        damping: λ, as a multiple of the mean squared length of φ.
+
+    Attributes:
+        engine: the model and the training examples.
+        factors: Cholesky's factors of ΦᵀΦ + λI at each checkpoint.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpoints: Weights,
+        output: ModelOutput,
+        damping: float,
+    ):
+        self.engine = engine
+        self._checkpoints, self._output = checkpoints, output
+        self._damping = damping
+        self._grams: list[np.ndarray] = []
+        self._pulls: PerExample | None = None
+        self.factors: list[tuple[np.ndarray, bool]] = []
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the kernels are there."""
+        return self._pulls is not None
+
+    def pulls_of(self, chunk: Chunk, engine: Engine) -> np.ndarray:
+        """The mean over checkpoints of Q, `[c]`.
+
+        Args:
+            chunk: training examples.
+            engine: where they were read from.
+        """
+        assert self._pulls is not None
+        return self._pulls.of(chunk, engine.train)
+
+    def fit(self, call: Call) -> None:
+        """Passes over the training examples, unless that has been done.
+
+        Args:
+            call: the call that needs the kernels.
+
+        Raises:
+            ValueError: if ΦᵀΦ + λI cannot be inverted, or a gradient is NaN or
+                infinite.
+        """
+        if self.fitted:
+            return
+        self._grams = []
+        columns = ScoreColumns()
+        # The parts on disk, and their sizes, are those of scores.
+        alone = Call(None, call.verbose)
+        sweep(self.engine, self.fitting_pass(), Sink(columns.add), alone)
+        grams, self._grams = self._grams, []
+        pulls = np.mean(columns.scores, axis=0)
+        self.factors = [
+            _factorize(gram, self._damping, len(pulls)) for gram in grams
+        ]
+        self._pulls = PerExample(self.engine.train, columns.ids, pulls)
+
+    def fitting_pass(self) -> Pass:
+        """The pass that sums ΦᵀΦ and returns Q, `[checkpoints, n]`."""
+        return _features_pass(
+            "TRAK's kernels", self.engine, self._checkpoints, self._take
+        )
+
+    def _take(
+        self,
+        visit: Visit,
+        batch: Batch,
+        features: np.ndarray,
+        outputs: tf.Tensor,
+    ) -> np.ndarray:
+        """Adds a batch to ΦᵀΦ; returns its Q."""
+        if visit.position == len(self._grams):
+            self._grams.append(np.zeros([features.shape[1]] * 2))
+        weights = sample_weights(batch.sample_weight, outputs)
+        weighted = features * weights[:, np.newaxis]
+        self._grams[visit.position] += features.T @ weighted
+        return self._output.pull(batch.y, outputs, batch.sample_weight)
+
+
+def _features_pass(
+    title: str,
+    engine: Engine,
+    checkpoints: Weights,
+    measure: _Measure,
+    rescale: Callable[[np.ndarray, Chunk], np.ndarray] | None = None,
+) -> Pass:
+    """A pass that gathers a number of each example at each checkpoint."""
+    work = Pass(
+        title,
+        engine.train_steps.sketched_with_values,
+        checkpoints,
+        arguments=lambda visit, _: (visit.position,),
+        finish=_features_and_outputs,
+        compared=lambda result: _features_and_outputs(result)[0],
+        gather=lambda _: _PerCheckpoint(measure),
+        scores=False,
+    )
+    return (
+        work if rescale is None else dataclasses.replace(work, rescale=rescale)
+    )
+
+
+def _features_and_outputs(result: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`[dim, n]` and `[n]`."""
+    (sketch,), outputs = result
+    return sketch.parts[0].numpy().T, outputs.numpy()
+
+
+class _PerCheckpoint:
+    """Numbers of training examples at each checkpoint, `[checkpoints, c]`.
+
+    Args:
+        measure: makes a batch's numbers of its features and outputs.
+    """
+
+    def __init__(self, measure: _Measure):
+        self._measure = measure
+        self._numbers: list[list[np.ndarray]] = []
+
+    def add(
+        self,
+        visit: Visit,
+        batch: Batch,
+        rows: slice,
+        values: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Takes the features `[dim, b]` and outputs `[b]` of a batch."""
+        features, outputs = values
+        if visit.position == len(self._numbers):
+            self._numbers.append([])
+        self._numbers[visit.position].append(
+            self._measure(visit, batch, features.T, tf.constant(outputs))
+        )
+
+    def result(self) -> np.ndarray:
+        """The numbers, `[checkpoints, c]`."""
+        return np.stack([np.concatenate(row) for row in self._numbers])
+
+
+def _equal_shares(run: Run | Sequence[Run]) -> Weights:
+    """All checkpoints of one run, or of several, with equal shares."""
     runs = [run] if isinstance(run, Run) else list(run)
-    checkpoints = [checkpoint for one in runs for checkpoint in _opened(one)]
+    checkpoints = [checkpoint for one in runs for checkpoint in _open(one)]
     if not checkpoints:
         raise ValueError(
             "TRAK needs a checkpoint. Received: "
@@ -401,11 +423,11 @@ def _equal_shares(run: Run | Sequence[Run]) -> Rates:
     return dict.fromkeys(checkpoints, 1.0 / len(checkpoints))
 
 
-def _opened(run: Run) -> Iterator:
+def _open(run: Run) -> Iterator:
     return iter(run if isinstance(run, TrainingRun) else TrainingRun(run))
 
 
-def _factorized(
+def _factorize(
     gram: np.ndarray, damping: float, count: int
 ) -> tuple[np.ndarray, bool]:
     """Cholesky's factor of the Gram matrix of `count` examples, damped."""

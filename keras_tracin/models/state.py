@@ -26,7 +26,7 @@ _DEEPEST = 4  # containers in containers that are looked into
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class HeldVariable:
     """A variable that a model holds.
 
     Attributes:
@@ -61,10 +61,10 @@ class State:
             for held in self._held_by(model)
         ]
 
-    def _held_by(self, model: keras.Model) -> list[Held]:
+    def _held_by(self, model: keras.Model) -> list[HeldVariable]:
         return variables_of(model)
 
-    def changed(self, seeds: bool = False) -> list[Held]:
+    def changed(self, seeds: bool = False) -> list[HeldVariable]:
         """The variables whose values have changed since.
 
         Args:
@@ -86,7 +86,7 @@ class State:
 class Untracked(State):
     """The values of those variables that are not in `model.variables`."""
 
-    def _held_by(self, model: keras.Model) -> list[Held]:
+    def _held_by(self, model: keras.Model) -> list[HeldVariable]:
         known = {id(value_of(variable)) for variable in model.variables}
         return [
             held
@@ -121,20 +121,20 @@ def layers_with_losses(model: keras.Model) -> list[keras.Layer]:
     ]
 
 
-def variables_of(model: keras.Model) -> list[Held]:
+def variables_of(model: keras.Model) -> list[HeldVariable]:
     """All variables that the layers of a model hold, each once."""
-    held: dict[int, Held] = {}
+    held: dict[int, HeldVariable] = {}
     layers = model._flatten_layers()
     for layer in reversed(layers):  # the innermost own what is in them
         seeds = {id(value_of(s.state)) for s in _seeds_of(layer)}
         tracked = layer._trainable_variables + layer._non_trainable_variables
         for variable in (*tracked, *_within(vars(layer).values())):
             key = id(value_of(variable))
-            held.setdefault(key, Held(variable, layer, key in seeds))
+            held.setdefault(key, HeldVariable(variable, layer, key in seeds))
     for variable in model.variables:  # whatever else Keras knows of
         key = id(value_of(variable))
         is_seed = "seed_generator_state" in variable.path
-        held.setdefault(key, Held(variable, model, is_seed))
+        held.setdefault(key, HeldVariable(variable, model, is_seed))
     return list(held.values())
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin.check import job
 from keras_tracin.check.report import CheckReport, Finding
-from keras_tracin.engine.scoring import Scorer
+from keras_tracin.engine.engine import Engine
 from tests.bad_input_test import Centred, flip, last_weights, state
 
 layers, ops = keras.layers, keras.ops
@@ -231,7 +231,7 @@ def test_data_that_cannot_be_opened_are_an_error(trained):
 
 
 def test_the_checkpoints_are_counted(report):
-    one(report.notes, "run", "3 checkpoints", "of which 3 count")
+    one(report.notes, "run", "3 checkpoints", "of which scores use 3")
 
 
 def test_a_single_checkpoint_is_worth_a_note(trained):
@@ -246,7 +246,7 @@ def test_a_checkpoint_at_rate_zero_is_a_warning(trained):
     run = kt.TrainingRun.from_weights(paths, [0.1, 0.0, 0.1])
     found = kt.check(trained[0], TRAIN, run, verbose=0)
     one(found.warnings, "run", "Skipping", paths[1].name)
-    one(found.notes, "run", "of which 2 count")
+    one(found.notes, "run", "of which scores use 2")
     assert found.plan.num_checkpoints == 2
 
 
@@ -310,7 +310,7 @@ def test_a_layer_that_mixes_examples_is_an_error():
 def test_gradients_alone_and_together_are_compared(trained, monkeypatch):
     """As where an output does not show what a gradient does."""
     model, _ = trained
-    scorer = Scorer(model, TRAIN)
+    scorer = Engine(model, TRAIN)
     job.check_gradients(scorer, "")  # raises nothing
 
     @tf.custom_gradient
@@ -361,4 +361,4 @@ def test_a_report_orders_what_it_says():
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("error, run: error message")
     assert lines[-1] == "not ready: 1 error, 1 warning, 1 note"
-    assert str(CheckReport((), {}, (), None)) == "ready: nothing to say"
+    assert str(CheckReport((), {}, (), None)) == "ready: no findings"

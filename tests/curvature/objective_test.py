@@ -14,6 +14,7 @@ from keras_tracin.curvature import mean_loss
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped, matvec
 from keras_tracin.data.examples import open_examples
+from keras_tracin.engine.execution import Execution
 from keras_tracin.losses.per_example import per_example_loss
 from tests.curvature import oracle
 from tests.gradients.oracle import precision, randomize, sequential
@@ -169,7 +170,8 @@ def test_batches_do_not_matter(monkeypatch):
     model, loss, data = dense_case()
     vectors = np.random.default_rng(1).normal(size=(3, 27))
     whole = operator(Hessian, model, loss, data)
-    monkeypatch.setattr("keras_tracin.engine.sweep._BATCH_SIZES", (2, 2))
+    small = Execution(memory_limit=1, batch_sizes=(2, 2))
+    monkeypatch.setattr(mean_loss.MeanLossCurvature, "_execution", small)
     pieces = operator(Hessian, model, loss, data, memory_limit=1)
     np.testing.assert_allclose(
         pieces.matmat(vectors), whole.matmat(vectors), rtol=1e-10

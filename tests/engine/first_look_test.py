@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.first_look import EXAMPLES, FirstLook
-from keras_tracin.engine.scoring import Scorer
 from keras_tracin.gradients.rules import registry
 from keras_tracin.gradients.rules.registry import register
 from tests.points import CROSSENTROPY, examples
@@ -95,7 +95,7 @@ def run_of(model, tmp_path):
 
 def complaint(model, data=TRAIN, steps="captured", **options):
     """What the first look says, by a step that is at hand."""
-    scorer = Scorer(model, data, **options)
+    scorer = Engine(model, data, **options)
     functions = scorer.train_steps
     getattr(functions, steps).get_concrete_function()
     return FirstLook(functions, scorer.train.sample(EXAMPLES)).complaint()

@@ -9,9 +9,12 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.engine import forecast as forecast_module
+from keras_tracin.engine.blocks import blocks
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.forecast import forecast_plainly
-from keras_tracin.engine.scoring import PRESENT_WEIGHTS, Scorer
-from keras_tracin.engine.sweep import in_words
+from keras_tracin.engine.planning import in_words
+from keras_tracin.engine.visits import PRESENT_WEIGHTS
 
 RNG = np.random.default_rng(0)
 TRAIN = (
@@ -67,8 +70,8 @@ def test_time_grows_with_the_work(model, run, monkeypatch):
     many = tuple(np.repeat(part, 4, axis=0) for part in TRAIN)
     ranking = 120 / 64  # 64 rows are timed
     assert seconds(run, many) == 3 * (sweep + 2) + ranking
-    scorer = Scorer(model, TRAIN)
-    assert forecast_plainly(scorer, PRESENT_WEIGHTS).seconds == sweep
+    engine = Engine(model, TRAIN)
+    assert forecast_plainly(engine, PRESENT_WEIGHTS).seconds == sweep
 
 
 def test_each_block_of_queries_takes_its_time(model, run, monkeypatch):
@@ -87,14 +90,14 @@ def test_each_block_of_queries_takes_its_time(model, run, monkeypatch):
 
 def test_reading_counts_once_however_many_checkpoints(model, run, monkeypatch):
     calls = []
-    scorer = Scorer(model, TRAIN)
+    engine = Engine(model, TRAIN)
     monkeypatch.setattr(
         forecast_module,
         "_seconds",
         lambda work: calls.append(work()) or 1.0 + (len(calls) == 1),
     )
     rates = dict.fromkeys(run, 0.1)
-    found = forecast_plainly(scorer, rates)
+    found = forecast_plainly(engine, rates)
     assert found.seconds == 1 + 3 * 2
 
 
@@ -121,12 +124,16 @@ def test_a_forecast_leaves_the_model_as_it_was(model, run):
 
 def test_blocks_of_queries_are_of_one_size(model):
     """Else the last would be small, and its time be taken for a whole one's."""
-    bytes_each = Scorer(model, TRAIN).train_steps.factor_bytes
-    scorer = Scorer(model, TRAIN, memory_limit=19 * 8 * bytes_each)
-    sizes = [len(q.ids) for q in scorer.blocks(TEST, bytes_each)]
-    assert sizes == [10, 10]  # not 19 and 1
-    sizes = [len(q.ids) for q in scorer.blocks(TRAIN, bytes_each)]
-    assert sizes == [15, 15]
+    bytes_each = Engine(model, TRAIN).train_steps.factor_bytes
+    limit = Execution(memory_limit=19 * 8 * bytes_each)
+    engine = Engine(model, TRAIN, execution=limit)
+
+    def sizes_of(data):
+        known = blocks(engine, data, bytes_per_query=bytes_each)
+        return [len(queries.ids) for queries in known]
+
+    assert sizes_of(TEST) == [10, 10]  # not 19 and 1
+    assert sizes_of(TRAIN) == [15, 15]
 
 
 def test_scarce_memory_is_met_by_the_smallest_form(model, run):
@@ -146,8 +153,8 @@ def test_scarce_memory_is_met_by_the_smallest_form(model, run):
 
 def test_the_forms_are_chosen_by_multiplications_in_all(model, run):
     """Where all queries fit at once, the fast form is the cheaper one."""
-    scorer = Scorer(model, TRAIN)
-    fast, small = (scorer.train_steps.work(s) for s in (False, True))
+    engine = Engine(model, TRAIN)
+    fast, small = (engine.train_steps.work(s) for s in (False, True))
     assert small.held < fast.held
     assert small.pairing > fast.pairing
     assert small.making < fast.making

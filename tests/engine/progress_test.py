@@ -3,8 +3,8 @@
 import pytest
 
 from keras_tracin.engine import progress as progress_module
+from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.progress import Progress
-from keras_tracin.engine.sweep import Plan
 
 
 def plan_for(num_train):

@@ -1,11 +1,13 @@
-"""Plans, chunks and progress of a sweep."""
+"""Plans of a sweep, and its chunks."""
 
 import numpy as np
 
 from keras_tracin.data.batches import Batch
 from keras_tracin.data.examples import open_examples
-from keras_tracin.engine import sweep
+from keras_tracin.engine.chunks import in_chunks
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import Footprint
+from keras_tracin.engine.planning import make_plan
 
 
 def arrays(count):
@@ -21,21 +23,23 @@ def plan_for(count, **changes):
         "footprint": Footprint(1000, 100),
         "bytes_per_query": 100,
         "memory_limit": 2**30,
+        **changes,
     }
+    execution = Execution(memory_limit=options.pop("memory_limit"))
     train = open_examples(arrays(count))
-    return sweep.make_plan(train, **{**options, **changes})
+    return make_plan(train, execution=execution, **options)
 
 
 def test_batches_shrink_as_examples_grow():
     small = plan_for(10_000).batch_size
     large = plan_for(10_000, footprint=Footprint(0, 2**20)).batch_size
     assert large < small
-    assert sweep._BATCH_SIZES[0] <= large <= 64
+    assert Execution().batch_sizes[0] <= large <= 64
 
 
 def test_a_step_stays_small_where_memory_is_ample():
     plan = plan_for(10_000, footprint=Footprint(2**21, 2**10))
-    assert plan.batch_size * 2**21 <= sweep._LARGEST_STEP
+    assert plan.batch_size * 2**21 <= Execution().largest_step
     room = plan_for(10_000, footprint=Footprint(2**18, 2**10)).batch_size
     assert room > plan.batch_size
 
@@ -92,6 +96,6 @@ def test_a_plan_counts_its_steps_and_says_so():
 
 def test_chunks_keep_batches_whole_and_in_order():
     batches = [Batch(np.arange(i, i + 3), None) for i in range(0, 15, 3)]
-    chunks = list(sweep.in_chunks(batches, 5))
+    chunks = list(in_chunks(batches, 5))
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
     assert [b.ids[0] for chunk in chunks for b in chunk] == [0, 3, 6, 9, 12]

@@ -137,7 +137,7 @@ def test_one_that_froze_nothing_but_trained_another_rate_is_plain(tmp_path):
     fit(model, tmp_path, THAWED)
     fit(model, tmp_path, FROZEN)
     tracin = assert_scores(model, TrainingRun(tmp_path), [ALL, [FROZEN] * 4])
-    assert tracin.scorer.shares() is None
+    assert tracin.engine.shares is None
 
 
 def test_a_longer_interval_has_each_variables_own_mean_and_sum(tmp_path):
@@ -156,7 +156,7 @@ def test_layers_still_restrict_what_counts(tmp_path):
     run = TrainingRun(tmp_path)
     head = [[0, 0, rate, rate] for rate in (FROZEN, FROZEN, THAWED)]
     tracin = assert_scores(model, run, head, layers="head")
-    assert tracin.scorer.shares() is None
+    assert tracin.engine.shares is None
     base = [[0] * 4, [0] * 4, [THAWED, THAWED, 0, 0]]
     with pytest.warns(UserWarning, match="updated none of the layers"):
         assert_scores(model, run, base, layers="base")
@@ -306,7 +306,7 @@ def test_what_cannot_count_variables_apart_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`optimizer_aware=True` counts"):
         kt.TracIn(model, make_data(), tmp_path / "run", optimizer_aware=True)
     head = kt.TracIn(model, make_data(), tmp_path / "run", layers="head")
-    assert head.scorer.shares() is None
+    assert head.engine.shares is None
 
 
 def test_check_tells_of_what_was_frozen(tmp_path):

@@ -133,18 +133,18 @@ class Rotation:
 
 
 def test_with_an_orthonormal_projection_the_index_is_exact(tracin, tmp_path):
-    rotation = Rotation(tracin.scorer.model.count_params())
+    rotation = Rotation(tracin.engine.model.count_params())
     index = kt.InfluenceIndex.build(tracin, tmp_path, projection=rotation)
     same(index.query(TEST, 6), tracin.top_k(TEST, 6, verbose=0), rtol=1e-3)
     with pytest.raises(ValueError, match="`projection=`"):
-        kt.InfluenceIndex(tmp_path, tracin.scorer.model)
+        kt.InfluenceIndex(tmp_path, tracin.engine.model)
 
 
 def test_half_precision_rows_are_half_the_size(tracin, whole, tmp_path):
     index = kt.InfluenceIndex.build(
         tracin, tmp_path, projection=PROJECTION, dtype="float16"
     )
-    full = kt.InfluenceIndex(whole, tracin.scorer.model).query(TEST, 5)
+    full = kt.InfluenceIndex(whole, tracin.engine.model).query(TEST, 5)
     half = index.query(TEST, 5)
     np.testing.assert_allclose(
         half.proponents.scores, full.proponents.scores, rtol=0.02
@@ -369,7 +369,7 @@ def test_short_rows_grow_until_the_best_are_among_the_candidates(tmp_path):
 
 
 def test_recall_is_that_of_the_search_against_exact_scores(tracin, whole):
-    index = kt.InfluenceIndex(whole, tracin.scorer.model)
+    index = kt.InfluenceIndex(whole, tracin.engine.model)
     recall = index.recall
     chosen = np.linspace(0, 255, recall["queries"]).astype(int)
     queries = tuple(part[chosen] for part in TRAIN)

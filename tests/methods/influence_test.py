@@ -11,8 +11,6 @@ from keras import layers
 import keras_tracin as kt
 from keras_tracin.curvature.solvers import randomized_sketch as sketch_module
 from keras_tracin.curvature.solvers.randomized_sketch import gaussian_rows
-from keras_tracin.engine import scoring as scoring_module
-from keras_tracin.engine import sweep as sweep_module
 from keras_tracin.losses.per_example import per_example_loss
 from tests.curvature import oracle
 from tests.gradients.oracle import jacobian, precision, sequential
@@ -132,12 +130,8 @@ def test_top_k_agrees_with_all_scores(method):
         close(a.scores, b.scores)
 
 
-def test_small_memory_gives_the_same_scores_in_pieces(
-    method, model, monkeypatch
-):
+def test_small_memory_gives_the_same_scores_in_pieces(method, model):
     whole = method.influence(TEST, verbose=0).scores
-    monkeypatch.setattr(sweep_module, "_BATCH_SIZES", (8, 8))
-    monkeypatch.setattr(scoring_module, "_QUERY_BATCH", 2)
     pieces = kt.InfluenceFunctions(
         model,
         TRAIN,
@@ -145,7 +139,7 @@ def test_small_memory_gives_the_same_scores_in_pieces(
         solver=kt.Exact(),
         memory_limit=1,
         relative="loss",
-    )
+    ).within(batch_sizes=(8, 8), query_batch=2)
     own = method.self_influence(verbose=0).scores
     found = pieces.influence(TEST, verbose=0).scores
     close(found, whole / np.sqrt(own))

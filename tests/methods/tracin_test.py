@@ -7,8 +7,6 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.engine import progress as progress_module
-from keras_tracin.engine import scoring as scoring_module
-from keras_tracin.engine import sweep as sweep_module
 from keras_tracin.gradients import flat
 
 NUM_TRAIN, NUM_TEST, CLASSES = 37, 5, 3
@@ -145,12 +143,11 @@ def test_top_k_agrees_with_all_scores(trained):
         np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
 
 
-def test_small_memory_gives_the_same_scores_in_pieces(trained, monkeypatch):
+def test_small_memory_gives_the_same_scores_in_pieces(trained):
     model, run = trained
     whole = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
-    monkeypatch.setattr(sweep_module, "_BATCH_SIZES", (4, 4))
-    monkeypatch.setattr(scoring_module, "_QUERY_BATCH", 2)
     tracin = kt.TracIn(model, TRAIN, run, memory_limit=1)
+    tracin = tracin.within(batch_sizes=(4, 4), query_batch=2)
     pieces = tracin.influence(TEST, verbose=0)
     assert tracin.plan(TEST).chunk == tracin.plan(TEST).batch_size == 4
     np.testing.assert_array_equal(pieces.train_ids, whole.train_ids)
@@ -288,7 +285,6 @@ def test_the_model_gets_everything_back_after(trained, error, monkeypatch):
 
 def test_weights_are_loaded_once_per_checkpoint(trained, monkeypatch):
     model, run = trained
-    monkeypatch.setattr(sweep_module, "_BATCH_SIZES", (4, 4))  # many batches
     loaded = []
     original = keras.Model.load_weights
 
@@ -297,7 +293,8 @@ def test_weights_are_loaded_once_per_checkpoint(trained, monkeypatch):
         return original(self, path, *args, **kwargs)
 
     monkeypatch.setattr(keras.Model, "load_weights", counting)
-    kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
+    many_batches = kt.TracIn(model, TRAIN, run).within(batch_sizes=(4, 4))
+    many_batches.influence(TEST, verbose=0)
     assert loaded == [str(checkpoint.path) for checkpoint in run]
 
 

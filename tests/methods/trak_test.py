@@ -7,7 +7,6 @@ import tensorflow as tf
 from scipy.special import expit
 
 import keras_tracin as kt
-from keras_tracin.engine import sweep as sweep_module
 from keras_tracin.gradients import flat
 
 NUM_TRAIN, NUM_TEST, CLASSES = 40, 5, 3
@@ -137,17 +136,11 @@ def test_self_influence_is_the_diagonal(trained):
     assert (found.scores > 0).all()
 
 
-def test_pieces_and_parts_give_the_same(trained, monkeypatch, tmp_path):
+def test_pieces_and_parts_give_the_same(trained, tmp_path):
     model, runs = trained
     whole = trak(model, runs).influence(TEST, verbose=0)
-    monkeypatch.setattr(sweep_module, "_BATCH_SIZES", (4, 4))
-    method = trak(model, runs, memory_limit=400)
-    assert (
-        method._scorer.plan(
-            method._scorer.train_steps.squared_norms, method._rates
-        ).chunk
-        < NUM_TRAIN
-    )
+    method = trak(model, runs, memory_limit=400).within(batch_sizes=(4, 4))
+    assert method.plan().chunk < NUM_TRAIN
     found = method.influence(TEST, verbose=0, directory=tmp_path / "scores")
     assert_alike(found.scores, whole.scores)
     top = method.top_k(TEST, 3, verbose=0)

@@ -27,7 +27,7 @@ import tensorflow as tf
 from keras_tracin.curvature.operators import Damped, Operator
 from keras_tracin.curvature.solvers import CG, Solution, solve
 from keras_tracin.curvature.spectrum import extreme_eigenvalues
-from keras_tracin.engine.sweep import default_memory_limit
+from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 _BLOCK = 64  # rows of G from one state of the generator

@@ -22,13 +22,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.batches import Examples
+from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.distribution import Strategy, spread
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import footprint
+from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import batch_spec, kind_of
-from keras_tracin.engine.sweep import in_chunks, make_plan
 from keras_tracin.gradients.sites import intercepted, without_rematerialization
 from keras_tracin.losses.per_example import check_no_activation_losses
 from keras_tracin.methods.representer.head import (
@@ -136,7 +138,7 @@ class FeatureReader:
             num_checkpoints=1,
             footprint=needs,
             bytes_per_query=0,
-            memory_limit=self._memory_limit,
+            execution=Execution(memory_limit=self._memory_limit),
         )
         progress = Progress(plan, verbose, "Representations")
         size = min(plan.batch_size, largest or 2**31)

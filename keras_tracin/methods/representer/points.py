@@ -33,12 +33,13 @@ import numpy as np
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine import collecting
+from keras_tracin.engine.chunks import Chunk, Sink
+from keras_tracin.engine.descriptions import loss_names
 from keras_tracin.engine.distribution import Strategy, check_alone, worker_of
 from keras_tracin.engine.fingerprint import classes_of, spread_rows, tolerance
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.parts import Parts
-from keras_tracin.engine.scoring import loss_names
-from keras_tracin.engine.sweep import Chunk, Plan, Sink
+from keras_tracin.engine.planning import Plan
 from keras_tracin.methods.representer.decomposition import (
     L2Points,
     LocalExpansion,

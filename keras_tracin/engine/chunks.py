@@ -1,0 +1,126 @@
+"""Training examples in chunks, and what scores flow into.
+
+Synopsis:
+
+    for batches in in_chunks(examples.batches(128), 1024):
+        ...
+    sink = Sink(merger.add)
+    sink.add(ids, scores)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.data.batches import Batch, Examples
+
+Some = TypeVar("Some", bound=Sized)  # a batch, of whatever kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Training examples that are read, and scored, together.
+
+    Attributes:
+        number: number of chunks that were read before.
+        start: number of examples that were read before.
+        batches: the examples.
+    """
+
+    number: int
+    start: int
+    batches: tuple[Batch, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The examples' ids, in reading order."""
+        return np.concatenate([batch.ids for batch in self.batches])
+
+
+def _want_all(chunk: Chunk) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Sink:
+    """What scores flow into, chunk by chunk.
+
+    Attributes:
+        add: takes ids `[c]` and their scores `[..., c]`.
+        wants: asked before any work on a chunk; a chunk that it does not want
+            is read and passed over.
+    """
+
+    add: Callable[[np.ndarray, Any], None]
+    wants: Callable[[Chunk], bool] = _want_all
+
+
+def restrict(sink: Sink, ids: np.ndarray) -> Sink:
+    """A sink that passes on the scores of some training examples only.
+
+    Args:
+        sink: takes their scores.
+        ids: the ids of these training examples.
+    """
+    number = start = 0
+    rows = np.zeros(0, int)
+
+    def wants(chunk: Chunk) -> bool:
+        nonlocal number, start, rows
+        rows = np.flatnonzero(np.isin(chunk.ids, ids))
+        if not len(rows):
+            return False
+        batches: list[Batch] = []
+        for batch in chunk.batches:
+            inside = np.flatnonzero(np.isin(batch.ids, ids))
+            data = tf.nest.map_structure(
+                lambda leaf, inside=inside: np.asarray(leaf)[inside],
+                batch.data if batch.x is not None else (),
+            )
+            batches.append(Batch(batch.ids[inside], *(data or (None,))))
+        part = Chunk(number, start, tuple(batches))
+        number, start = number + 1, start + len(rows)
+        return sink.wants(part)
+
+    def add(ids: np.ndarray, scores: np.ndarray) -> None:
+        sink.add(ids[rows], scores[..., rows])
+
+    return Sink(add, wants)
+
+
+def read_chunks(
+    examples: Examples, batch_size: int, size: int
+) -> Iterator[Chunk]:
+    """The examples in chunks of whole batches.
+
+    Args:
+        examples: the examples to read.
+        batch_size: number of examples in a batch.
+        size: number of examples from which on a chunk is complete.
+    """
+    start = 0
+    grouped = in_chunks(examples.batches(batch_size), size)
+    for number, batches in enumerate(grouped):
+        chunk = Chunk(number, start, tuple(batches))
+        yield chunk
+        start += len(chunk)
+
+
+def in_chunks(batches: Iterable[Some], size: int) -> Iterator[list[Some]]:
+    """Groups batches until they hold `size` examples or more."""
+    chunk: list[Some] = []
+    for batch in batches:
+        chunk.append(batch)
+        if sum(map(len, chunk)) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
