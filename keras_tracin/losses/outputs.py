@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.losses.expected_outputs import ExpectedOutputs, choice_of
+from keras_tracin.losses.loss_terms import to_wide
 
 REMEDY = (
     "Let Keras make the probabilities (`activation='softmax'` or 'sigmoid' of "
@@ -128,9 +129,3 @@ def check_consistent(outputs: Outputs) -> None:
             f"The loss does not fit the model's outputs. {outputs.reason} "
             f"{REMEDY}"
         )
-
-
-def to_wide(values: Any) -> tf.Tensor:
-    """Numbers in float32 where they were of lower precision."""
-    values = tf.convert_to_tensor(values)
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values

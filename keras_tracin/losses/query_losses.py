@@ -24,8 +24,9 @@ from keras_tracin.losses.invalid_labels import (
     ProbabilitiesSaturated,
     inside,
 )
+from keras_tracin.losses.loss_terms import to_wide
 from keras_tracin.losses.output_kinds import kind_of, outputs_of
-from keras_tracin.losses.outputs import REMEDY, Outputs, to_wide
+from keras_tracin.losses.outputs import REMEDY, Outputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
 
