@@ -89,8 +89,18 @@ class Examples:
         raise NotImplementedError
 
     def first(self, count: int) -> Batch:
-        """The first `count` examples, or as many as there are."""
-        return next(self.batches(count))
+        """The first `count` examples, or as many as there are.
+
+        Data that leaves the shape of an example open may have fewer of them in
+        its first batch, which is all that is read.
+        """
+        batch = next(self.batches(count))
+        if len(batch) <= count:
+            return batch
+        data = tf.nest.map_structure(
+            lambda leaf: None if leaf is None else leaf[:count], batch.data
+        )
+        return Batch(batch.ids[:count], *data)
 
     def sample(self, count: int) -> Batch:
         """`count` examples to look at: of streamed data, the first."""

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_DEEPEST = 4  # containers in containers that are looked into
+_DEEPEST = 4  # levels of nested containers to look into
 
 
 @dataclasses.dataclass(frozen=True)

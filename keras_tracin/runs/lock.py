@@ -41,19 +41,19 @@ FILE_NAME = "recording.lock"
 
 _BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
-# The locks of this process, by the directory's device and number.
+# The locks of this process, by the directory's device and inode.
 _held: dict[tuple[int, int], weakref.ref[RunLock]] = {}
 _registry = threading.RLock()
 
 
 class RunLock:
-    """The right to write a run, from when it is made until `release`.
+    """The right to write a run, from construction until `release`.
 
     It also ends with the object, and with the process.
 
-    A thread trains one model at a time. So whoever asks in the thread of a
-    holder gets the lock: the holder's training has ended, in an exception that
-    kept it from saying so. Should it go on after all, `ensure` tells.
+    A thread trains one model at a time. So a second request in the thread of a
+    holder gets the lock: the holder's training has ended by an exception that
+    kept it from releasing the lock. If it goes on after all, `ensure` raises.
 
     Args:
         directory: The directory of the run. It is made if needed.
@@ -86,7 +86,7 @@ class RunLock:
             self._file = file
 
     def _replace(self, holder: RunLock | None) -> None:
-        """Has a holder in this process end, or raises ValueError."""
+        """Releases the lock of a holder in this process, or raises ValueError."""
         if holder is None:
             return
         if self._fit is not None and holder._fit is self._fit:
@@ -106,16 +106,16 @@ class RunLock:
         )
 
     def ensure(self) -> None:
-        """Takes the lock again if another training has had it in between.
+        """Takes the lock again if another training held it in between.
 
         Raises:
-            ValueError: The other one still has it.
+            ValueError: The other training still holds it.
         """
         if self._file is None or not self._file.is_own:
             self._acquire()
 
     def release(self) -> None:
-        """Lets others write. May be called again."""
+        """Releases the lock; may be called more than once."""
         with _registry:
             if self._file is not None:
                 self._end()

@@ -1,4 +1,4 @@
-"""A snapshot's files, and what is known of the weights in them."""
+"""The files of a snapshot, and reading them into a model."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ RECORD_AGAIN = (
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A weights file and what belongs to it.
+    """A weights file, and what is known of the weights in it.
 
     Attributes:
         path: The file that Keras wrote.
         sha256: Its digest, if it was recorded.
         exact: The file with the weights that Keras's does not hold as they
-            are, None where there are none.
+            are, or None.
         exact_sha256: The digest of that file, if it was recorded.
         digests: Digests of the model's weights at that moment, as
-            `manifest.weights_digest` makes them. Any one will do; none if
-            they were not recorded.
+            `manifest.weights_digest` makes them, any of which may be the
+            right one; empty if they were not recorded.
         weights: Path, shape and dtype of each of the model's weights, if that
             was recorded.
     """

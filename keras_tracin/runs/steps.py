@@ -52,7 +52,7 @@ class StepLog:
         before_first: called with the iterator of the first batch, before it.
 
     Attributes:
-        function: the train function that tells of updates, or None.
+        function: the train function that reports updates, or None.
         num_steps: number of steps that were reported.
         has_weights: whether some batch had weights of its examples.
         added_losses: the layers that added losses from their inputs.
@@ -76,7 +76,7 @@ class StepLog:
             before_first(iterator)
 
     def catch_up(self, num_steps: int = 0) -> None:
-        """Reads what is not known yet, if there may be this many steps."""
+        """Reads unreported updates, if there may be this many steps by now."""
         function = self.function
         if function and self.num_steps + function.num_possible >= num_steps:
             function.tell()
@@ -90,9 +90,9 @@ class StepLog:
         """Adds updates, in order.
 
         Args:
-            sources: int `[n]`, which of `positions` each updated.
-            rates: `[n]`.
-            positions: sets of variables.
+            sources: int `[n]`, indices into `positions` of what each updated.
+            rates: `[n]`, the learning rates.
+            positions: sets of variables, as positions in `model.weights`.
         """
         if not len(sources):
             return
@@ -107,7 +107,7 @@ class StepLog:
         steps = np.empty(len(sets), np.int64)
         variables = [frozenset(positions) for positions in self._updated]
         for place, current in enumerate(sets.tolist()):
-            # Updated twice, a variable has made two steps.
+            # A variable that is updated twice belongs to two steps.
             if not self.num_steps or any(
                 variables[current] & variables[other]
                 for other in self._last_step
@@ -119,7 +119,7 @@ class StepLog:
         return steps
 
     def take(self) -> Steps:
-        """The steps by now; the log is empty afterwards."""
+        """Returns the steps so far, and empties the log."""
         self.catch_up()
         rates = np.zeros([self.num_steps, len(self._updated)])
         for steps, sets, values in self._events:

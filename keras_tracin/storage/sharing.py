@@ -23,7 +23,7 @@ from keras_tracin.storage.arrays import save_arrays
 from keras_tracin.storage.files import written_whole
 
 _POLL = 0.2  # seconds between looks at what others have done
-_PATIENCE = 60.0  # seconds after which waiting is announced, again and again
+_PATIENCE = 60.0  # seconds between announcements of waiting
 
 
 def write_first(path: Path, text: str) -> None:
