@@ -195,7 +195,7 @@ def _broken_weight(model: keras.Model, where: str) -> str | None:
 
 def _unfit_labels(suspect: Suspect) -> str | None:
     try:
-        suspect.functions.losses(suspect.batch.data)
+        losses_of(suspect.functions, suspect.batch.data)
     except LabelsOutsideClasses as error:
         return error.explain(suspect.named(error.rows))
     except tf.errors.InvalidArgumentError:
@@ -206,7 +206,7 @@ def _unfit_labels(suspect: Suspect) -> str | None:
 def broken_rows(batch: Batch) -> dict[str, list[int]]:
     """Where `x`, `y` and `sample_weight` are NaN or infinite, if they are."""
     named = {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
-    found = {}
+    rows = {}
     for part, structure in named.items():
         broken = np.zeros(len(batch), bool)
         for leaf in tf.nest.flatten(structure):
@@ -214,8 +214,8 @@ def broken_rows(batch: Batch) -> dict[str, list[int]]:
                 finite = np.isfinite(_floats(leaf)).reshape(len(batch), -1)
                 broken |= ~finite.all(axis=1)
         if broken.any():
-            found[part] = np.flatnonzero(broken).tolist()
-    return found
+            rows[part] = np.flatnonzero(broken).tolist()
+    return rows
 
 
 def _broken_data(suspect: Suspect) -> str | None:
@@ -229,16 +229,52 @@ def _broken_data(suspect: Suspect) -> str | None:
 
 
 def _broken_gradient(suspect: Suspect, where: str) -> str | None:
-    found = suspect.functions.first_not_finite(suspect.batch.data)
-    if found is None:
+    broken = first_not_finite(suspect.functions, suspect.batch.data)
+    if broken is None:
         return None
-    layer, rows = found
+    layer, rows = broken
     return (
         f"The gradients of {suspect.named(rows)} are NaN or infinite in layer "
         f"'{layer}' at {where}, although weights and data are finite. Look "
         "for a division by zero or an overflow in it, or choose weights from "
         "before the loss diverged."
     )
+
+
+def losses_of(functions: GradientFunctions, data: Any) -> tf.Tensor:
+    """The per-example losses `[n]`, computed eagerly.
+
+    Args:
+        functions: the steps, for their model and loss.
+        data: `(x, y[, sample_weight])` of a batch.
+
+    Raises:
+        LabelsOutsideClasses: if the loss cannot take a label.
+    """
+    x, y, *weight = tf.nest.map_structure(tf.convert_to_tensor, data)
+    y_pred = functions.model(x, training=False)
+    return functions.loss(y, y_pred, weight[0] if weight else None)
+
+
+def first_not_finite(
+    functions: GradientFunctions, data: Any
+) -> tuple[str, np.ndarray] | None:
+    """The first layer with a NaN or infinite gradient, and the rows.
+
+    Args:
+        functions: the steps that capture gradients.
+        data: `(x, y[, sample_weight])` of a batch.
+    """
+    captured = functions.captured(data)
+    named = zip(captured.names, captured.factors, strict=True)
+    for name, factors in [("the loss", captured.losses), *named]:
+        for tensor in tf.nest.flatten(factors):
+            if tensor.dtype.is_floating:
+                finite = np.isfinite(tensor.numpy()).reshape(len(tensor), -1)
+                rows = np.flatnonzero(~finite.all(axis=1))
+                if len(rows):
+                    return name, rows
+    return None
 
 
 def _refused_by_tensorflow(suspect: Suspect) -> str | None:
@@ -249,7 +285,7 @@ def _refused_by_tensorflow(suspect: Suspect) -> str | None:
             lambda leaf, row=row: leaf[row : row + 1], suspect.batch.data
         )
         try:
-            suspect.functions.losses(data)
+            losses_of(suspect.functions, data)
         except tf.errors.InvalidArgumentError as error:
             rows.append(row)
             reason = reason or brief(error)

@@ -22,6 +22,7 @@ import numpy as np
 from keras_tracin.data.batches import Batch, Examples, content_digest, join
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.looking import look
+from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import kind_of
 from keras_tracin.index.search import NEAR
@@ -166,10 +167,10 @@ def _passes(source: Source, queries: Batch | None) -> Callable:
     To be called once the weights are in the model.
     """
     if queries is None:
-        sketch = source.engine.train_steps.sketches(source.of_train)
+        sketch = sketches(source.engine.train_steps, source.of_train)
         return lambda at, rate: lambda data: (sketch(data, at), None)
     steps = source.engine.steps_like(queries)
-    both = steps.train.sketches_and_products(source.of_train)
+    both = sketches_and_products(steps.train, steps.query, source.of_train)
 
     def pass_at(at, rate):
         factors = steps.query.query_factors(queries.data)

@@ -1,4 +1,4 @@
-"""What every method is, and the calls that all have in common.
+"""The calls that all methods have in common.
 
 A method that sweeps over training examples has an `engine` and `checkpoints`
 and supplies passes; one that makes its scores otherwise supplies a stream of
@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -49,57 +48,12 @@ from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights
+from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs import Checkpoint
 from keras_tracin.runs.manifest import weights_digest
 from keras_tracin.storage.files import digest
-
-Directory = str | os.PathLike
-GroupsOfIds = Iterable[Any] | Mapping[str, Iterable[Any]]
-
-
-class Attributor(Protocol):
-    """What every method is: scores of training examples for queries.
-
-    Positive scores are proponents: training on the example lowers the loss at
-    the query. The methods of the package are attributors, and programs, checks
-    and reports use nothing else of them.
-    """
-
-    def influence(
-        self,
-        test: Any,
-        *,
-        groups: GroupsOfIds | None = None,
-        directory: Directory | None = None,
-        verbose: int = 1,
-    ) -> Attribution:
-        """The score of every training example for every query."""
-
-    def top_k(
-        self,
-        test: Any,
-        k: int = 10,
-        *,
-        directory: Directory | None = None,
-        verbose: int = 1,
-    ) -> TopK:
-        """The `k` strongest proponents and opponents of every query."""
-
-    def self_influence(
-        self, *, directory: Directory | None = None, verbose: int = 1
-    ) -> SelfInfluence:
-        """The score of every training example for itself."""
-
-    def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence."""
-
-    def among(self, ids: Any) -> Attributor:
-        """The method restricted to the training examples with these ids."""
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its options, as JSON."""
 
 
 class NoSelfInfluence(NotImplementedError):
@@ -486,7 +440,7 @@ class Method:
         else:
             job = {**self.job(test), "call": name, **options}
             parts = Parts.open(directory, job, worker_of(self.strategy))
-            parts.made_of(*self.fingerprint(test))
+            parts.compare(*self.fingerprint(test))
             call = Call(parts, verbose, options)
         self.fit(call)
         return call

@@ -86,7 +86,7 @@ class RunLock:
             self._file = file
 
     def _replace(self, holder: RunLock | None) -> None:
-        """Releases the lock of a holder in this process, or raises ValueError."""
+        """Releases the lock of a holder in this process, or raises an error."""
         if holder is None:
             return
         if self._fit is not None and holder._fit is self._fit:

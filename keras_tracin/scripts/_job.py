@@ -24,7 +24,7 @@ from keras_tracin.data.batches import join
 from keras_tracin.data.examples import open_examples, select
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.engine.distribution import NAMED, Strategy
-from keras_tracin.methods.base import Attributor
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import RepresenterPoints
 from keras_tracin.methods.tracin import TracIn

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from keras_tracin.data.preprocessing import open_for_model
-from keras_tracin.methods.base import Attributor
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.report import write_html
 from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.scripts import _flags

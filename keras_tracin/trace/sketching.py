@@ -38,6 +38,7 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.engine.sketch_steps import sketches
 from keras_tracin.engine.steps import GradientFunctions, batch_spec, kind_of
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.placement import place
@@ -252,7 +253,7 @@ class TrainingSketches:
         functions = GradientFunctions(
             model, per_example_loss(model), query.data
         )
-        sketch = functions.sketches(self._projection)
+        sketch = sketches(functions, self._projection)
         weights_at: list[Any] = [self.run.initial, *self.run]
         steps = [0, *(checkpoint.step or 0 for checkpoint in self.run)]
         num_steps = sum(len(s["batch_sizes"]) for s in self._segments)

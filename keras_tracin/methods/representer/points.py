@@ -384,7 +384,7 @@ class RepresenterPoints:
         }
         parts = Parts.open(directory, job, worker_of(self._strategy))
         # Retuning ends where its gradient is small, on each machine elsewhere.
-        parts.made_of(self._numbers(), max(1e-3, tolerance(self._model)))
+        parts.compare(self._numbers(), max(1e-3, tolerance(self._model)))
         return parts
 
     def _numbers(self) -> Numbers:
@@ -423,7 +423,7 @@ class RepresenterPoints:
         # A power of two, so that batches of whatever size fill it.
         size = 2 ** int(math.log2(size))
         if parts is not None:
-            size = parts.agreed("block", size)
+            size = parts.agree("block", size)
         return self._problem.blocks(test, size, verbose)
 
     def _stream(

@@ -357,7 +357,7 @@ class UnrolledInfluence:
             **options,
         }
         parts = Parts.open(directory, job, worker_of(None))
-        parts.made_of(self._numbers(), fingerprint_tolerance(self._model))
+        parts.compare(self._numbers(), fingerprint_tolerance(self._model))
         return parts
 
     def _numbers(self) -> Numbers:
@@ -383,7 +383,7 @@ class UnrolledInfluence:
         room = recorded.memory_limit // (2 * per_query)
         size = min(max(1, room), _MOST_QUERIES)
         if parts is not None:
-            size = parts.agreed("block", size)
+            size = parts.agree("block", size)
         queries = open_for_model(self._model, test, "test")
         check_fits(self._model, queries.first(1), "test")
         return queries.batches(size)
