@@ -117,7 +117,7 @@ class TrainingBatches:
             return batch
         if self._preprocessed is None or self._preprocessed[0] is not batch:
             ids, element = batch
-            preprocessed = ids, self._pipeline.of(element)
+            preprocessed = ids, self._pipeline.preprocess(element)
             self._preprocessed = batch, preprocessed
         return self._preprocessed[1]
 
