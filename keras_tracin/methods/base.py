@@ -361,9 +361,9 @@ class Method:
         if self._made_at not in (None, weights_digest(self.model)):
             kind = type(self).__name__
             raise ValueError(
-                f"The weights of the model '{self.model.name}' are not those "
-                f"that this `{kind}` was made at, so that its scores would be "
-                f"of neither. Make another `{kind}`, or give the model its "
+                f"This `{kind}` was made at other weights than the model "
+                f"'{self.model.name}' has now, and its scores would be of "
+                f"neither. Make another `{kind}`, or give the model its "
                 "weights back."
             )
 
