@@ -11,7 +11,8 @@ import numpy as np
 from keras_tracin.check.report import Finding, LayerReport
 from keras_tracin.data.preprocessing import has_unknown_fit
 from keras_tracin.gradients.sites import Site, find_sites
-from keras_tracin.losses.output_kinds import REMEDY, outputs_of
+from keras_tracin.losses.output_kinds import outputs_of
+from keras_tracin.losses.outputs import REMEDY
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")

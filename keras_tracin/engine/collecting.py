@@ -22,17 +22,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from keras_tracin.data.examples import content_digest, repeated
+from keras_tracin.data.batches import content_digest
+from keras_tracin.data.ids import find_repeated
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.grouping import Groups, GroupSums
 from keras_tracin.engine.parts import Parts
-from keras_tracin.results.attribution import (
-    Attribution,
-    ScoreColumns,
-    SelfInfluence,
-    TopK,
-    TopKMerger,
-)
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.self_influence import SelfInfluence
+from keras_tracin.results.streaming import ScoreColumns, TopKMerger
+from keras_tracin.results.top_k import TopK
 
 
 class Block(Protocol):
@@ -197,13 +195,13 @@ def self_influence(
 
 def _warn_of_repeats(ids: np.ndarray) -> None:
     """Warns of ids that several examples have, which scores cannot name."""
-    twice = repeated(ids)
-    if twice:
+    repeated = find_repeated(ids)
+    if repeated:
         warnings.warn(
             "Some training examples have an id in common, so that scores do "
-            f"not say which of them is meant. Received {twice[:5]} more than "
-            "once. Give each its own by `kt.with_ids(data, ids)`, or leave out "
-            "`.repeat()`.",
+            f"not say which of them is meant. Received {repeated[:5]} more "
+            "than once. Give each its own by `kt.with_ids(data, ids)`, or "
+            "leave out `.repeat()`.",
             stacklevel=4,
         )
 

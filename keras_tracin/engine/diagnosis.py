@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients.refusals import check_examples_apart
 from keras_tracin.gradients.steadiness import StateChanges, check_steady

@@ -25,8 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
-from keras_tracin.engine.measures import BATCH, Numbers, rows_of
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
+from keras_tracin.engine.measures import BATCH, Numbers
 from keras_tracin.storage.arrays import load_arrays
 from keras_tracin.storage.sharing import write_first_arrays
 
@@ -116,8 +116,8 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
         inside = rows[(rows >= start) & (rows < start + len(batch))] - start
         start += len(batch)
         if len(inside):
-            selected.append(rows_of(batch, inside))
-    return selected[0] if len(selected) == 1 else joined(selected)
+            selected.append(batch.take(inside))
+    return join(selected)
 
 
 def spread_rows(
@@ -159,9 +159,7 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
     names = ids.tolist()
     for batch in examples.batches(_SEARCHED):
         for row in np.flatnonzero(np.isin(batch.ids, ids)):
-            known.setdefault(
-                batch.ids[row].item(), rows_of(batch, np.array([row]))
-            )
+            known.setdefault(batch.ids[row].item(), batch.take(np.array([row])))
         if len(known) == len(set(names)):
             break
     missing = [name for name in names if name not in known]
@@ -171,13 +169,13 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
             "method with the one that files were made with. Received training "
             "examples without them: give the method those that it had."
         )
-    return joined([known[name] for name in names])
+    return join([known[name] for name in names])
 
 
 def first_examples(examples: Examples, count: int = COUNT) -> Batch:
     """The first examples of some data, no more than `count`."""
     batch = examples.first(count)
-    return rows_of(batch, np.arange(min(count, len(batch))))
+    return batch.take(np.arange(min(count, len(batch))))
 
 
 def identify(batch: Batch) -> Numbers:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.rounding import NOISE, is_learnt, tolerance_of
 from keras_tracin.engine.seen import (
     Seen,

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.factors import (
@@ -77,7 +77,7 @@ def measure(
     columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(batch), size):
         rows = np.arange(start, min(start + size, len(batch)))
-        x, y, *weight = data = rows_of(batch, rows).data
+        x, y, *weight = data = batch.take(rows).data
         y_pred = model(x, training=False)
         factors = functions.captured(data).factors
         tensors = {
@@ -112,15 +112,6 @@ def random_products(factors: Sequence[Factors]) -> tf.Tensor:
         _product(group, [_SEED, at]) for at, group in enumerate(factors)
     ]
     return tf.add_n([tf.cast(product, tf.float64) for product in products])
-
-
-def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """Some examples of a batch."""
-    data = tf.nest.map_structure(
-        lambda leaf: None if leaf is None else np.asarray(leaf)[rows],
-        batch.data,
-    )
-    return Batch(batch.ids[rows], *data)
 
 
 def _product(group: Factors, seed: list[int]) -> tf.Tensor:

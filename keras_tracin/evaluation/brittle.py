@@ -26,7 +26,7 @@ from keras_tracin.evaluation.retraining import (
     read_whole,
 )
 from keras_tracin.losses.output_kinds import SAMPLE
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 
 @dataclasses.dataclass(frozen=True)

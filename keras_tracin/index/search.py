@@ -30,7 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.index.store import REMEDY, Store
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.results import TopKMerger
 from keras_tracin.storage.arrays import load_array, write_array
 
 KINDS = ("exact", "flat", "hnsw", "ivf")

@@ -18,9 +18,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.looking import look
 from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
@@ -40,10 +39,9 @@ def queries_among(source: Source, count: int) -> Batch:
     """`count` training examples, spread over those of the first shard."""
     batches = source.engine.train.batches(BATCH)
     size = examples_per_shard(source, "float32")
-    whole = joined(next(in_chunks(batches, size)))
+    whole = join(next(in_chunks(batches, size)))
     chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
-    data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
-    return Batch(whole.ids[chosen], *data)
+    return whole.take(chosen)
 
 
 def write_rows(

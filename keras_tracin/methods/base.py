@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Self
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine import collecting
 from keras_tracin.engine.blocks import blocks
 from keras_tracin.engine.call import Call
@@ -51,7 +51,9 @@ from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, digest_of
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.self_influence import SelfInfluence
+from keras_tracin.results.top_k import TopK
 from keras_tracin.runs.manifest import weights_digest
 
 

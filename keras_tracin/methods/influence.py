@@ -42,7 +42,7 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     InverseSketch,
     RandomizedSketch,
 )
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
@@ -54,17 +54,14 @@ from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.gradients import flat
-from keras_tracin.losses.output_kinds import (
-    SAMPLE,
-    check_consistent,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
+from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.losses.per_example import penalty_weight
 from keras_tracin.methods.base import Method
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
-from keras_tracin.results.attribution import ScoreColumns
+from keras_tracin.results.streaming import ScoreColumns
 
 _CURVATURES: dict[str, type[Hessian] | type[GaussNewton]] = {
     "hessian": Hessian,

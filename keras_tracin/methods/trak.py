@@ -31,7 +31,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.distribution import Strategy

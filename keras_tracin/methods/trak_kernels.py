@@ -18,7 +18,7 @@ import numpy as np
 import scipy.linalg
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.engine import Engine
@@ -27,7 +27,7 @@ from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.losses.model_outputs import ModelOutput, sample_weights
-from keras_tracin.results.attribution import ScoreColumns
+from keras_tracin.results.streaming import ScoreColumns
 
 # `(visit, batch, features [b, dim], outputs [b]) -> [b]`
 Measure = Callable[[Visit, Batch, np.ndarray, tf.Tensor], np.ndarray]

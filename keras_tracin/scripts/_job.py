@@ -20,7 +20,9 @@ from absl import flags
 
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.curvature.solvers.randomized_sketch import RandomizedSketch
-from keras_tracin.data.examples import chosen, joined, open_examples, with_ids
+from keras_tracin.data.batches import join
+from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.engine.distribution import NAMED, Strategy
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.methods.influence import InfluenceFunctions
@@ -251,7 +253,7 @@ def select_queries(test: Any, names: Sequence[str]) -> Any:
             f"{', '.join(list(id_of)[:3])}, ...."
         )
     selected = np.array([id_of[name] for name in names])
-    batch = joined(list(chosen(examples, selected).batches(_BATCH)))
+    batch = join(list(select(examples, selected).batches(_BATCH)))
     return with_ids(batch.data, batch.ids).batch(_BATCH)
 
 

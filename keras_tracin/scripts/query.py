@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results.top_k import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._output import Output

@@ -30,7 +30,7 @@ from absl import flags
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.report import write_html
-from keras_tracin.results.attribution import SelfInfluence, TopK
+from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
 from keras_tracin.scripts._output import output_path

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results import Attribution, TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
 from keras_tracin.scripts._output import Output

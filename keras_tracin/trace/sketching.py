@@ -36,7 +36,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.sketch_steps import sketches
 from keras_tracin.engine.steps import GradientFunctions, batch_spec, kind_of
@@ -45,7 +45,7 @@ from keras_tracin.gradients.placement import place
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection, check_projection, describe
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.gradients import StepGradients, triple

@@ -34,7 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import collecting
 from keras_tracin.engine.chunks import Chunk, Sink
@@ -55,7 +55,8 @@ from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.methods.unrolled.training import Adjoint
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.top_k import TopK
 from keras_tracin.runs import TrainingRun
 
 _MOST_QUERIES = 128  # carried back together

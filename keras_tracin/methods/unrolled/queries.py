@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.planning import Plan, in_words
 from keras_tracin.engine.progress import Progress
 from keras_tracin.losses.per_example import PerExampleLoss
