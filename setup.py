@@ -33,6 +33,7 @@ TEST = [
     "pytest-xdist>=3.5",
     "ruff~=0.17.6",
     "selenium>=4.20",
+    "starlark-pyo3>=2025.1",  # reads the BUILD files
 ]
 
 setuptools.setup(

@@ -1,4 +1,4 @@
-"""What the examples share: flags, data, words for scores.
+"""Flags, data and output that the examples share.
 
 A flag that several programs have is defined by calling its function, with the
 program's own default:
@@ -26,17 +26,17 @@ flags.disclaim_key_flags()
 def output_dir(default):
     """`--output_dir`."""
     return flags.DEFINE_string(
-        "output_dir", default, "Where the runs and the pictures go."
+        "output_dir", default, "Directory for runs and figures."
     )
 
 
-def data_dir(what="Where TensorFlow Datasets keeps its data sets"):
+def data_dir(what="Directory of TensorFlow Datasets"):
     """`--data_dir`."""
     return flags.DEFINE_string(
         "data_dir",
         None,
-        f"{what}. By default below the directory that KERAS_TRACIN_DATA names, "
-        "if it is set; else it is downloaded.",
+        f"{what}. Default: below the directory KERAS_TRACIN_DATA if that is "
+        "set; otherwise data is downloaded.",
     )
 
 
@@ -48,28 +48,37 @@ def seed():
 def num_train(default):
     """`--num_train`."""
     return flags.DEFINE_integer(
-        "num_train", default, "Training examples, at most.", lower_bound=1
+        "num_train",
+        default,
+        "Largest number of training examples.",
+        lower_bound=1,
     )
 
 
 def num_queries(default):
     """`--num_queries`."""
     return flags.DEFINE_integer(
-        "num_queries", default, "Test examples to ask about.", lower_bound=1
+        "num_queries",
+        default,
+        "Number of test examples to explain.",
+        lower_bound=1,
     )
 
 
 def epochs(default, lower_bound=1):
     """`--epochs`."""
     return flags.DEFINE_integer(
-        "epochs", default, "Epochs of training.", lower_bound=lower_bound
+        "epochs", default, "Number of training epochs.", lower_bound=lower_bound
     )
 
 
 def k(default):
     """`--k`."""
     return flags.DEFINE_integer(
-        "k", default, "Proponents and opponents of each query.", lower_bound=1
+        "k",
+        default,
+        "Number of proponents and opponents of each query.",
+        lower_bound=1,
     )
 
 
@@ -78,25 +87,25 @@ def flip_share():
     return flags.DEFINE_float(
         "flip_share",
         0.1,
-        "Share of the training labels that are made wrong.",
+        "Share of the training labels to make wrong.",
         lower_bound=0.01,
         upper_bound=0.9,
     )
 
 
 def strategy():
-    """`--strategy`; `under` makes it."""
+    """`--strategy`, for `create_strategy`."""
     return flags.DEFINE_enum(
         "strategy",
         "none",
         ["none", "one_device", "mirrored"],
-        "The distribution strategy to train and score under. Mirrored without "
-        "GPUs is over two halves of the CPU.",
+        "Distribution strategy to train and score under. Without GPUs, "
+        "mirrored uses two halves of the CPU.",
     )
 
 
-def under(name):
-    """The strategy of this name, or None. To be called before any tensor."""
+def create_strategy(name):
+    """The strategy of this name, or None. Call it before creating tensors."""
     if name == "none":
         return None
     if name == "one_device":
@@ -109,8 +118,8 @@ def under(name):
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def built_under(strategy, build):
-    """What `build()` returns, its variables made under the strategy."""
+def build_under(strategy, build):
+    """Calls `build()` in the scope of the strategy."""
     if strategy is None:
         return build()
     with strategy.scope():
@@ -118,21 +127,22 @@ def built_under(strategy, build):
 
 
 def offline(*parts):
-    """A path below the directory that KERAS_TRACIN_DATA names, or None."""
+    """A path below the directory KERAS_TRACIN_DATA, or None."""
     root = os.environ.get("KERAS_TRACIN_DATA")
     return root and os.path.join(root, *parts)
 
 
 def load_images(name, split, directory):
-    """Images of a TFDS data set, and their labels.
+    """Loads images of a TFDS data set, and their labels.
 
     Args:
         name: "mnist" or "cifar10".
-        split: such as "train[:1000]".
-        directory: where TFDS keeps its data sets, or None for a default.
+        split: the split, such as "train[:1000]".
+        directory: directory of TFDS, or None for the default.
 
     Returns:
-        float32 `[n, height, width, channels]` from 0 to 1, and int32 `[n]`.
+        Images, float32 `[n, height, width, channels]` from 0 to 1, and labels,
+        int32 `[n]`.
     """
     import tensorflow_datasets as tfds
 
@@ -149,8 +159,8 @@ def load_images(name, split, directory):
     )
 
 
-def compiled(model, optimizer):
-    """The model, whose outputs are logits, compiled for class indices."""
+def compile_classifier(model, optimizer):
+    """Compiles a model, whose outputs are logits, for class indices."""
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -162,7 +172,7 @@ def compiled(model, optimizer):
 def fit(
     model, train, directory, num_epochs, validation_data=None, batch_size=64
 ):
-    """Trains, and records a checkpoint of each epoch; returns the run."""
+    """Trains and records a checkpoint of each epoch; returns the run."""
     callback = kt.TracInCheckpoint(directory, overwrite=True)
     start = time.perf_counter()
     model.fit(
@@ -179,17 +189,17 @@ def fit(
 
 
 def predictions(model, x):
-    """The class that each example is taken for, `[n]`."""
+    """Predicted classes, `[n]`."""
     return model.predict(x, batch_size=512, verbose=0).argmax(axis=-1)
 
 
 def accuracy(model, test):
-    """The share of test examples that are taken for what they are."""
+    """Share of test examples with the right prediction."""
     return float((predictions(model, test[0]) == test[1]).mean())
 
 
 def losses(model, x, y):
-    """The loss of each example, `[n]`."""
+    """Losses of examples, `[n]`."""
     logits = model.predict(x, batch_size=512, verbose=0)
     return np.asarray(
         keras.losses.sparse_categorical_crossentropy(
@@ -199,20 +209,20 @@ def losses(model, x, y):
 
 
 def print_ranking(side, ranking, row, names):
-    """One line: labels and scores of one side of a query."""
-    found = zip(ranking.ids[row], ranking.scores[row], strict=True)
-    words = [f"{names[i]} {score:+.3g}" for i, score in found]
+    """Prints labels and scores of one side of a query."""
+    pairs = zip(ranking.ids[row], ranking.scores[row], strict=True)
+    words = [f"{names[i]} {score:+.3g}" for i, score in pairs]
     print(f"  {side:<10}  {', '.join(words)}")
 
 
 def print_top(top, row, names):
-    """Two lines: the proponents and the opponents of a query."""
+    """Prints the proponents and the opponents of a query."""
     print_ranking("proponents", top.proponents, row, names)
     print_ranking("opponents", top.opponents, row, names)
 
 
 def save(figure, output, name):
-    """Writes a picture into the output directory and says so."""
+    """Saves a figure in the output directory and prints its path."""
     path = pathlib.Path(output, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

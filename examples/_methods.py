@@ -1,6 +1,6 @@
-"""The methods that the paper compares, chosen and set by flags.
+"""The methods that the paper compares, selected and configured by flags.
 
-_METHODS = _methods.flags_of_methods(checkpoints=5)
+_METHODS = _methods.define_flags(checkpoints=5)
 ...
 for name, method in _METHODS.make(model, train, run).items():
     top = method.top_k(test, k=5, verbose=0)
@@ -24,43 +24,49 @@ NAMES = {
 }
 
 
-def flags_of_methods(checkpoints, damping=1e-3, methods=tuple(NAMES)):
-    """Defines `--method` and what sets the methods, with these defaults."""
+def define_flags(checkpoints, damping=1e-3, methods=tuple(NAMES)):
+    """Defines `--method` and the options of methods, with these defaults."""
     return Methods(
         names=flags.DEFINE_list(
-            "method", list(methods), f"Which of {', '.join(NAMES)}."
+            "method", list(methods), f"Methods to use, of {', '.join(NAMES)}."
         ),
         checkpoints=flags.DEFINE_integer(
             "checkpoints",
             checkpoints,
-            "For TracIn: how many checkpoints, chosen where the loss falls.",
+            "For TracIn: number of checkpoints, selected where the loss falls.",
             lower_bound=1,
         ),
         layers=flags.DEFINE_list(
             "layers",
             None,
-            "For TracIn: names of the layers whose gradients count; all by "
-            "default.",
+            "For TracIn: names of the layers whose gradients to use. Default: "
+            "all.",
         ),
         projection=flags.DEFINE_integer(
             "projection",
             0,
-            "For TracIn: how many numbers are kept of a gradient; 0 for all, "
-            "which is exact.",
+            "For TracIn: length of a sketch of a gradient; 0 for the exact "
+            "gradient.",
             lower_bound=0,
         ),
         damping=flags.DEFINE_float(
-            "damping", damping, "For influence functions: λ.", lower_bound=0
+            "damping",
+            damping,
+            "For influence functions: damping λ.",
+            lower_bound=0,
         ),
         l2=flags.DEFINE_float(
-            "l2", 1e-3, "For representer points: λ.", lower_bound=1e-12
+            "l2",
+            1e-3,
+            "For representer points: L2 regularisation λ.",
+            lower_bound=1e-12,
         ),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Methods:
-    """The flags of `flags_of_methods`."""
+    """The flags of `define_flags`."""
 
     names: flags.FlagHolder
     checkpoints: flags.FlagHolder
@@ -70,19 +76,19 @@ class Methods:
     l2: flags.FlagHolder
 
     def make(self, model, train, run, strategy=None, head_only=False):
-        """The methods that `--method` names, ready to be asked.
+        """Creates the methods that `--method` names.
 
         Args:
-            model: trained.
-            train: its data.
-            run: what was recorded.
-            strategy: the one that the model was built under.
-            head_only: influence functions of the last layer alone, with the
-                exact Hessian, in place of those of all layers with EK-FAC:
-                fast where the layers below are expensive.
+            model: the trained model.
+            train: its training data.
+            run: the recorded run.
+            strategy: the strategy that the model was built under.
+            head_only: If true, influence functions are those of the last layer
+                alone, with the exact Hessian, in place of EK-FAC for all
+                layers: fast if the layers below are expensive.
 
         Returns:
-            A dict by the names that figures show.
+            A dict of methods by their names in figures.
         """
         makers = {
             "tracin": lambda: self.tracin(model, train, run, strategy),
@@ -96,19 +102,19 @@ class Methods:
         return {NAMES[name]: makers[name]() for name in self.names.value}
 
     def tracin(self, model, train, run, strategy=None, layers=None):
-        """TracIn at selected checkpoints; `layers` instead of the flag's."""
+        """TracIn at selected checkpoints; `layers` overrides the flag."""
         dim = self.projection.value
         return kt.TracIn(
             model,
             train,
-            self.selected(run),
+            self.select_checkpoints(run),
             layers=layers or self.layers.value,
             projection=kt.TensorSketch(dim) if dim else None,
             strategy=strategy,
         )
 
-    def selected(self, run):
-        """`--checkpoints` of the run's; all of them if there are no more."""
+    def select_checkpoints(self, run):
+        """Selects `--checkpoints` checkpoints of the run, or all of them."""
         if len(run) <= self.checkpoints.value:
             return run
         return kt.select_checkpoints(run, self.checkpoints.value, verbose=0)
@@ -129,10 +135,10 @@ class Methods:
 
 
 class OnHead:
-    """A method that sees the last layer as the model.
+    """A method that is applied to the last layer as a model.
 
-    Its data is what goes into the last layer, computed once. Scores are those
-    of the whole model with `layers=` its last layer.
+    Its data are the inputs of the last layer, computed once. Scores equal those
+    of the whole model with its last layer as `layers=`.
     """
 
     def __init__(self, model, train, method, **options):
@@ -144,11 +150,11 @@ class OnHead:
         self._method = method(head, self._features(train), **options)
 
     def top_k(self, test, k, **options):
-        """As the method's own."""
+        """Same as `top_k` of the method."""
         return self._method.top_k(self._features(test), k, **options)
 
     def self_influence(self, **options):
-        """As the method's own."""
+        """Same as `self_influence` of the method."""
         return self._method.self_influence(**options)
 
     def _features(self, data):
@@ -156,31 +162,31 @@ class OnHead:
         return self._body.predict(x, batch_size=512, verbose=0), y
 
 
-def side_by_side(tops):
-    """One `TopK` of several methods' for the same queries.
+def interleave(tops):
+    """Interleaves the results of several methods for the same queries.
 
     Args:
         tops: a `TopK` of each method, with m queries.
 
     Returns:
-        A `TopK` of m times as many rows as there are methods: all methods for
-        the first query, then all for the second, and so on.
+        A `TopK` with a row for each query and method: all methods for the first
+        query, then all for the second, and so on.
     """
-    joined = kt.TopK.concat(list(tops))
-    order = np.arange(len(joined)).reshape(len(tops), -1).T.ravel()
+    combined = kt.TopK.concat(list(tops))
+    order = np.arange(len(combined)).reshape(len(tops), -1).T.ravel()
 
-    def ordered(ranking):
+    def reorder(ranking):
         return kt.Ranking(ranking.ids[order], ranking.scores[order])
 
     return kt.TopK(
-        ordered(joined.proponents),
-        ordered(joined.opponents),
-        joined.query_ids[order],
+        reorder(combined.proponents),
+        reorder(combined.opponents),
+        combined.query_ids[order],
     )
 
 
 def cut(top, k, row):
-    """Of one query, the first `k` of both sides."""
+    """The first `k` of both sides, for one query."""
 
     def first(ranking):
         rows = slice(row, row + 1)

@@ -1,16 +1,18 @@
-"""Explains what a text is taken for by the training texts (table 2).
+"""Explains the predicted class of a text by training texts (table 2).
 
     python -m examples.dbpedia --output_dir=out/dbpedia
 
-Trains a network of word embeddings to tell the 14 classes of the DBpedia
-ontology apart, and asks for the proponents and opponents of the first test
-texts of a class that it gets right. Prints them as a table and draws it:
+Trains a network of word embeddings on the 14 classes of the DBpedia ontology,
+and finds the proponents and opponents of the first test texts of a class that
+it classifies right. Prints them as a table and draws it:
 
-- table2.png: the query, its proponents and its opponents.
+- table2.png: the query, its proponents and its opponents, as in table 2 of
+  Pruthi et al. (2020).
 
-`--data_dir` has train.csv, test.csv (or .csv.gz) and classes.txt, without a
-header: class from 1, title, text. By default it is `dbpedia` in the directory
-that KERAS_TRACIN_DATA names; without that, fast.ai's copy is downloaded.
+`--data_dir` must have train.csv, test.csv (or .csv.gz) and classes.txt, without
+a header and with the columns class (from 1), title and text. By default it is
+`dbpedia` in the directory KERAS_TRACIN_DATA; without that, fast.ai's copy is
+downloaded.
 """
 
 import csv
@@ -27,25 +29,25 @@ from examples import _common, _methods
 from keras_tracin import plots
 
 _CLASS = flags.DEFINE_string(
-    "class", "OfficeHolder", "Of the test texts that are explained."
+    "class", "OfficeHolder", "Class of the test texts to explain."
 )
 _OUTPUT_DIR = _common.output_dir("out/dbpedia")
-_DATA_DIR = _common.data_dir("The directory of the CSV files")
+_DATA_DIR = _common.data_dir("Directory of the CSV files")
 _SEED = _common.seed()
 _STRATEGY = _common.strategy()
 _NUM_TRAIN = _common.num_train(5_000)
 _NUM_QUERIES = _common.num_queries(1)
 _EPOCHS = _common.epochs(15)
 _K = _common.k(3)
-_METHODS = _methods.flags_of_methods(checkpoints=5, methods=["tracin"])
+_METHODS = _methods.define_flags(checkpoints=5, methods=["tracin"])
 
 SOURCE = "https://s3.amazonaws.com/fast-ai-nlp/dbpedia_csv.tgz"
 WORDS = 10_000
-LENGTH = 100  # words of a text that are read
+LENGTH = 100  # words of a text
 
 
 def main(_):
-    strategy = _common.under(_STRATEGY.value)
+    strategy = _common.create_strategy(_STRATEGY.value)
     keras.utils.set_random_seed(_SEED.value)
     folder = find_folder()
     classes = (folder / "classes.txt").read_text().split()
@@ -56,28 +58,28 @@ def main(_):
     words.adapt(texts)
     train = np.asarray(words(texts)), labels
     test = np.asarray(words(test_texts)), test_labels
-    model = _common.built_under(strategy, lambda: build_model(len(classes)))
+    model = _common.build_under(strategy, lambda: build_model(len(classes)))
     run = _common.fit(model, train, f"{_OUTPUT_DIR.value}/run", _EPOCHS.value)
     predicted = _common.predictions(model, test[0])
     right = predicted == test_labels
     print(f"{right.mean():.1%} of the test texts are right.")
 
-    wanted = right & (test_labels == classes.index(_CLASS.value))
-    chosen = np.flatnonzero(wanted)[: _NUM_QUERIES.value]
-    if not len(chosen):
+    matches = right & (test_labels == classes.index(_CLASS.value))
+    rows = np.flatnonzero(matches)[: _NUM_QUERIES.value]
+    if not len(rows):
         raise SystemExit(f"No test text of {_CLASS.value} is right.")
-    queries = tuple(part[chosen] for part in test)
+    queries = tuple(part[rows] for part in test)
     names = [classes[label] for label in labels]
     for name, method in _METHODS.make(model, train, run, strategy).items():
         top = method.top_k(queries, k=_K.value, verbose=0)
-        shown = [test_texts[at] for at in chosen]
+        query_texts = [test_texts[at] for at in rows]
         print(f"\n{name}")
-        print_table(top, shown, texts, names)
+        print_table(top, query_texts, texts, names)
         figure = plots.text_table(
             top,
-            shown,
+            query_texts,
             texts,
-            query_labels=[_CLASS.value] * len(chosen),
+            query_labels=[_CLASS.value] * len(rows),
             train_labels=names,
         )
         mark = "" if name == "TracIn" else "_" + name.split()[0].lower()
@@ -85,7 +87,7 @@ def main(_):
 
 
 def find_folder():
-    """Where the CSV files are; they are downloaded where nobody says."""
+    """The directory of the CSV files, which are downloaded if needed."""
     folder = _DATA_DIR.value or _common.offline("dbpedia")
     if folder is None:
         path = keras.utils.get_file(origin=SOURCE, extract=True)
@@ -94,15 +96,15 @@ def find_folder():
 
 
 def read(folder, part, most):
-    """Texts, with their title where there is one, and classes from 0.
+    """Reads texts with titles, if there are any, and classes from 0.
 
-    Rows are drawn at random, for those of the published files are sorted.
+    Rows are selected at random, since the published files are sorted.
     """
     path = folder / f"{part}.csv"
     zipped = path.with_name(path.name + ".gz")
-    opened = gzip.open if zipped.exists() else open
+    open_file = gzip.open if zipped.exists() else open
     source = zipped if zipped.exists() else path
-    with opened(os.fspath(source), "rt", encoding="utf-8") as file:
+    with open_file(os.fspath(source), "rt", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     order = np.random.default_rng(_SEED.value).permutation(len(rows))[:most]
     texts = [f"{rows[at][1]} {rows[at][2]}".strip() for at in order]
@@ -110,7 +112,7 @@ def read(folder, part, most):
 
 
 def build_model(num_classes):
-    """The mean of the words' embeddings, and two dense layers."""
+    """A network of mean word embeddings and two dense layers, compiled."""
     model = keras.Sequential(
         [
             keras.Input((LENGTH,), dtype="int32"),
@@ -120,17 +122,17 @@ def build_model(num_classes):
             keras.layers.Dense(num_classes),
         ]
     )
-    return _common.compiled(model, keras.optimizers.Adam(1e-3))
+    return _common.compile_classifier(model, keras.optimizers.Adam(1e-3))
 
 
 def print_table(top, queries, texts, names):
-    """Scores, labels and the beginnings of texts."""
+    """Prints scores, labels and the beginnings of texts."""
     for row, query in enumerate(queries):
         print(f"Query        {_CLASS.value:<24}{opening(query)}")
         for side in ("proponents", "opponents"):
             ranking = getattr(top, side)
-            found = zip(ranking.ids[row], ranking.scores[row], strict=True)
-            for at, score in found:
+            pairs = zip(ranking.ids[row], ranking.scores[row], strict=True)
+            for at, score in pairs:
                 print(
                     f"{side[:-1]:<11}{score:+10.3g}  {names[at]:<24}"
                     f"{opening(texts[at])}"
@@ -138,7 +140,7 @@ def print_table(top, queries, texts, names):
 
 
 def opening(text):
-    """As much of a text as a line holds."""
+    """The beginning of a text, for one line."""
     return textwrap.shorten(text, 70, placeholder=" …")
 
 

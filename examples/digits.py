@@ -1,13 +1,13 @@
-"""Finds wrong labels among handwritten digits, and what a prediction rests on.
+"""Explains predictions on handwritten digits, and finds wrong labels.
 
     python examples/digits.py --output_dir=out/digits
 
 Trains a small network on scikit-learn's digits, some of whose labels are
-wrong, and records the run. Then prints, and draws into the output directory:
+wrong, and records the run. Then prints, and draws in the output directory:
 
 - proponents.png: the training digits that helped and hurt a few test digits;
-- recall.png: how soon one meets the wrong labels if the training digits are
-  inspected by self-influence, and if by their loss.
+- recall.png: the recall of wrong labels when the training digits are inspected
+  in the order of self-influence, or of their loss.
 """
 
 import pathlib
@@ -22,21 +22,23 @@ import keras_tracin as kt
 from keras_tracin import evaluation, plots
 
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "out/digits", "Where the run and the pictures go."
+    "output_dir", "out/digits", "Directory for the run and the figures."
 )
-_EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", 15, "Number of training epochs.", lower_bound=1
+)
 _FLIP_SHARE = flags.DEFINE_float(
     "flip_share",
     0.1,
-    "Share of the training labels that are made wrong.",
+    "Share of the training labels to make wrong.",
     lower_bound=0.01,
     upper_bound=0.9,
 )
 _NUM_QUERIES = flags.DEFINE_integer(
-    "num_queries", 4, "How many test digits to explain.", lower_bound=1
+    "num_queries", 4, "Number of test digits to explain.", lower_bound=1
 )
 _K = flags.DEFINE_integer(
-    "k", 5, "Proponents and opponents of each.", lower_bound=1
+    "k", 5, "Number of proponents and opponents of each.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
 
@@ -87,7 +89,7 @@ def main(_):
     }
     print_recall(suspicion, is_flipped)
     plots.recall_curve(suspicion, is_flipped).savefig(output / "recall.png")
-    print(f"\nPictures and the recorded run are in {output}.")
+    print(f"\nFigures and the recorded run are in {output}.")
 
 
 def load_images():
@@ -120,7 +122,7 @@ def build_model():
 
 
 def losses(model, x, y):
-    """The loss of each example at the end of training, `[n]`."""
+    """Losses of examples at the end of training, `[n]`."""
     logits = model.predict(x, verbose=0)
     loss = keras.losses.sparse_categorical_crossentropy(
         y, logits, from_logits=True
@@ -129,7 +131,7 @@ def losses(model, x, y):
 
 
 def name_all(template, labels, others):
-    """The labels in words, with the other label where the two differ."""
+    """Names of labels, with the other label if the two differ."""
     return [
         str(label) if label == other else template.format(label, other)
         for label, other in zip(labels, others, strict=True)
@@ -137,25 +139,25 @@ def name_all(template, labels, others):
 
 
 def print_top(top, query_names, train_names):
-    """The labels and scores of each query's proponents and opponents."""
+    """Prints labels and scores of each query's proponents and opponents."""
     sides = {"proponents": top.proponents, "opponents": top.opponents}
     for row, name in enumerate(query_names):
         print(f"Test digit {name}")
         for side, ranking in sides.items():
-            found = zip(ranking.ids[row], ranking.scores[row], strict=True)
-            words = [f"{train_names[i]} {score:+.3g}" for i, score in found]
+            pairs = zip(ranking.ids[row], ranking.scores[row], strict=True)
+            words = [f"{train_names[i]} {score:+.3g}" for i, score in pairs]
             print(f"  {side:<10}  {', '.join(words)}")
 
 
 def print_recall(suspicion, is_flipped):
-    """The share of the wrong labels found among the most suspicious digits."""
+    """Prints the recall of wrong labels among the most suspicious digits."""
     print("\nWrong labels found in the top   10%    20%    30%     AUC")
     for name, scores in suspicion.items():
-        found = evaluation.mislabel_detection(scores, is_flipped)
+        detection = evaluation.mislabel_detection(scores, is_flipped)
         recalls = [
-            f"{found.recall_at(share):5.1%}" for share in (0.1, 0.2, 0.3)
+            f"{detection.recall_at(share):5.1%}" for share in (0.1, 0.2, 0.3)
         ]
-        print(f"  by {name:<25}{'  '.join(recalls)}   {found.auc:.3f}")
+        print(f"  by {name:<25}{'  '.join(recalls)}   {detection.auc:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Finds wrong labels by five rankings, fixes what was found, trains again.
+"""Finds wrong labels by five rankings, corrects them, and trains again.
 
     python -m examples.find_mislabeled --dataset=mnist
 
@@ -6,22 +6,22 @@ Makes a tenth of the training labels wrong, trains a network on them, and ranks
 the training images by how suspicious their labels are: by self-influence with
 TracIn (of all layers, and of the last), with influence functions, with
 representer points, and by the loss at the end of training, which costs nothing.
-Then puts right the wrong labels among the first tenth of a ranking, as someone
-who looked at them would, trains again, and compares accuracies.
+Then corrects the wrong labels in the first tenth of a ranking, as a person who
+inspected them would, trains again, and compares accuracies.
 
-`--corruption=uniform` draws a wrong label from all classes alike; `likely`
-takes the wrong class that a network trained on right labels finds likeliest,
-which is harder to find.
+`--corruption=uniform` draws a wrong label from all other classes alike;
+`likely` uses the likeliest wrong class by a network that was trained on right
+labels, which is harder to find.
 
-TracIn counts the checkpoints with the lowest loss on held-out images, whose
-labels are wrong as often: wrong labels stand out once the right ones have been
-learnt, and until the wrong ones have been learnt by heart. `--by_checkpoint`
-shows that, epoch by epoch.
+TracIn uses the checkpoints with the lowest loss on held-out images, whose
+labels are wrong as often: wrong labels stand out after the right ones have been
+learnt, and before the wrong ones are memorized. `--by_checkpoint` shows this,
+epoch by epoch.
 
-Draws into the output directory, for each corruption:
+Draws in the output directory, for each corruption:
 
-- recall_….png: the wrong labels found, over the share that was inspected;
-- scores_….png: how TracIn's self-influence is distributed.
+- recall_….png: the share of wrong labels found, over the share inspected;
+- scores_….png: the distribution of TracIn's self-influence.
 """
 
 import dataclasses
@@ -38,19 +38,21 @@ from examples import _common, _methods, _networks
 from keras_tracin import evaluation, plots
 
 _DATASET = flags.DEFINE_enum(
-    "dataset", "mnist", ["mnist", "cifar10"], "What to corrupt."
+    "dataset", "mnist", ["mnist", "cifar10"], "Data set to corrupt."
 )
 _CORRUPTION = flags.DEFINE_list(
-    "corruption", ["uniform", "likely"], "One or both of uniform, likely."
+    "corruption",
+    ["uniform", "likely"],
+    "Kinds of wrong labels: uniform, likely or both.",
 )
 _REFIT = flags.DEFINE_list(
     "refit",
     ["TracIn", "Loss"],
-    "Rankings whose findings are put right before training again; may be "
-    "empty.",
+    "Rankings whose wrong labels are corrected before training again; may "
+    "be empty.",
 )
 _BY_CHECKPOINT = flags.DEFINE_bool(
-    "by_checkpoint", False, "Whether to print what each checkpoint finds."
+    "by_checkpoint", False, "Print how well each checkpoint finds wrong labels."
 )
 _OUTPUT_DIR = _common.output_dir("out/find_mislabeled")
 _DATA_DIR = _common.data_dir()
@@ -59,20 +61,20 @@ _STRATEGY = _common.strategy()
 _NUM_TRAIN = _common.num_train(None)
 _EPOCHS = _common.epochs(None)
 _FLIP_SHARE = _common.flip_share()
-_METHODS = _methods.flags_of_methods(checkpoints=5)
+_METHODS = _methods.define_flags(checkpoints=5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a data set is learnt.
+    """Settings of training on a data set.
 
     Attributes:
-        network: builds the network.
-        rate: the learning rate to begin with.
-        epochs: of training.
-        num_train: training images, the held-out ones among them.
-        is_deep: whether the layers below the last are too expensive for
-            influence functions.
+        network: function that builds the network.
+        rate: initial learning rate.
+        epochs: number of training epochs.
+        num_train: number of training images, including held-out ones.
+        is_deep: True if influence functions of the layers below the last are
+            too expensive.
     """
 
     network: Callable
@@ -89,7 +91,7 @@ SETTINGS = {
 
 
 def main(_):
-    strategy = _common.under(_STRATEGY.value)
+    strategy = _common.create_strategy(_STRATEGY.value)
     train, held_out, test = load()
     model = None
     if _REFIT.value or "likely" in _CORRUPTION.value:
@@ -105,7 +107,7 @@ def main(_):
 
 
 def load():
-    """Training images, a tenth as many held-out ones, and test images."""
+    """Loads training images, a tenth of them held out, and test images."""
     count = _NUM_TRAIN.value or SETTINGS[_DATASET.value].num_train
     x, y = _common.load_images(
         _DATASET.value, f"train[:{count}]", _DATA_DIR.value
@@ -116,7 +118,7 @@ def load():
 
 
 def corrupt(model, x, labels, corruption):
-    """Labels, a share of which is wrong."""
+    """Makes a share of the labels wrong."""
     likely = corruption == "likely"
     scores = model.predict(x, batch_size=512, verbose=0) if likely else None
     return evaluation.flip_labels(
@@ -125,11 +127,11 @@ def corrupt(model, x, labels, corruption):
 
 
 def fit(train, held_out, name, strategy):
-    """A network trained from the same start each time, and its run."""
+    """Trains a network from fixed initial weights; returns it and its run."""
     keras.utils.set_random_seed(_SEED.value)
     setting = SETTINGS[_DATASET.value]
     epochs = _EPOCHS.value or setting.epochs
-    model = _networks.with_falling_rate(
+    model = _networks.compile_with_decay(
         setting.network, setting.rate, len(train[0]), epochs, strategy
     )
     directory = f"{_OUTPUT_DIR.value}/{name}"
@@ -137,7 +139,7 @@ def fit(train, held_out, name, strategy):
 
 
 def examine(corruption, truth, train, held_out, test, strategy):
-    """Trains on corrupted labels, and looks for them."""
+    """Trains on wrong labels, and searches for them."""
     labels = train[1]
     is_wrong = labels != truth
     print(
@@ -148,7 +150,7 @@ def examine(corruption, truth, train, held_out, test, strategy):
     print(f"Accuracy as labelled: {_common.accuracy(model, test):.1%}")
     if _BY_CHECKPOINT.value:
         print_by_checkpoint(model, train, run, is_wrong, strategy)
-    rankings = suspicion(model, train, best_of(run), strategy)
+    rankings = suspicion(model, train, select_best(run), strategy)
     print_table(rankings, is_wrong)
     _common.save(
         plots.recall_curve(rankings, is_wrong),
@@ -165,66 +167,66 @@ def examine(corruption, truth, train, held_out, test, strategy):
         refit(name, rankings[name], truth, train, held_out, test, strategy)
 
 
-def best_of(run):
+def select_best(run):
     """The checkpoints with the lowest loss on held-out images, in order."""
     order = np.argsort(run.history["val_loss"], kind="stable")
     return run.select(np.sort(order[: _METHODS.checkpoints.value]))
 
 
 def suspicion(model, train, run, strategy):
-    """Scores of the training images by each ranking, the timings printed."""
+    """Scores of the training images by each ranking; prints timings."""
     epochs = ", ".join(str(checkpoint.epoch) for checkpoint in run)
-    print(f"TracIn counts the checkpoints of epochs {epochs}.")
+    print(f"TracIn uses the checkpoints of epochs {epochs}.")
     deep = SETTINGS[_DATASET.value].is_deep
     methods = _METHODS.make(model, train, run, strategy, head_only=deep)
     if "TracIn" in methods:
         methods["TracIn, last layer"] = _METHODS.tracin(
             model, train, run, strategy, layers=_networks.LAST_LAYER
         )
-    found = {}
+    scores = {}
     for name, method in methods.items():
         start = time.perf_counter()
-        found[name] = method.self_influence(verbose=0).scores
+        scores[name] = method.self_influence(verbose=0).scores
         print(f"{name} took {time.perf_counter() - start:.0f} s.", flush=True)
-    found["Loss"] = _common.losses(model, *train)
-    return found
+    scores["Loss"] = _common.losses(model, *train)
+    return scores
 
 
 def print_table(rankings, is_wrong):
-    """What each ranking finds early, and its AUC."""
+    """Prints the recall and AUC of each ranking."""
     print("\nWrong labels found in the top     5%    10%    20%     AUC")
     for name, scores in rankings.items():
-        found = evaluation.mislabel_detection(scores, is_wrong)
+        detection = evaluation.mislabel_detection(scores, is_wrong)
         recalls = "  ".join(
-            f"{found.recall_at(share):5.1%}" for share in (0.05, 0.1, 0.2)
+            f"{detection.recall_at(share):5.1%}" for share in (0.05, 0.1, 0.2)
         )
-        print(f"  {name:<27}{recalls}   {found.auc:.3f}")
+        print(f"  {name:<27}{recalls}   {detection.auc:.3f}")
     print()
 
 
 def print_by_checkpoint(model, train, run, is_wrong, strategy):
-    """How well each epoch's checkpoint alone tells wrong labels apart."""
+    """Prints how well single checkpoints find wrong labels."""
     print("\nepoch    loss  held out  AUC of TracIn there")
     losses = zip(run.history["loss"], run.history["val_loss"], strict=True)
     for place, (loss, held_out) in enumerate(losses):
         with warnings.catch_warnings():
-            # That the final one is alone is what this is about.
+            # Single checkpoints are intended here, also the final one.
             warnings.simplefilter("ignore")
             tracin = kt.TracIn(
                 model, train, run.select([place]), strategy=strategy
             )
-        found = evaluation.mislabel_detection(
+        detection = evaluation.mislabel_detection(
             tracin.self_influence(verbose=0), is_wrong
         )
         print(
-            f"{run.epochs[place]:5}{loss:8.3f}{held_out:10.3f}{found.auc:12.3f}",
+            f"{run.epochs[place]:5}{loss:8.3f}{held_out:10.3f}{detection.auc:12.3f}",
             flush=True,
         )
     print()
 
 
 def refit(name, scores, truth, train, held_out, test, strategy):
-    """Accuracy once a tenth was inspected and what was wrong put right."""
+    """Prints the accuracy after correcting wrong labels in the top tenth."""
     x, labels = train
     inspected = np.argsort(-scores, kind="stable")[: len(labels) // 10]
     fixed = labels.copy()
@@ -232,8 +234,8 @@ def refit(name, scores, truth, train, held_out, test, strategy):
     count = np.count_nonzero(fixed != labels)
     model, _ = fit((x, fixed), held_out, "fixed", strategy)
     print(
-        f"Accuracy with {count:,} labels put right that {name} found in the "
-        f"top 10%: {_common.accuracy(model, test):.1%}",
+        f"Accuracy with {count:,} wrong labels corrected that {name} found in "
+        f"the top 10%: {_common.accuracy(model, test):.1%}",
         flush=True,
     )
 

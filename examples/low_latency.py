@@ -1,12 +1,12 @@
-"""Answers in milliseconds which training digits an image rests on.
+"""Explains predictions in milliseconds, by an index of training digits.
 
     python -m examples.low_latency --output_dir=out/low_latency
 
-Trains a small network, sketches the gradients of all its training digits at
-every checkpoint into an index on disk, opens that index as a service would,
-and asks it for one test digit after another. The digits are MNIST's where
-`--data_dir` or `tfds` in the directory KERAS_TRACIN_DATA holds them as
-TensorFlow Datasets keeps them, else scikit-learn's.
+Trains a small network, writes sketches of the gradients of all training digits
+at every checkpoint to an index, opens the index as a service would, and queries
+it for one test digit after another. The digits are those of MNIST if
+`--data_dir`, or `tfds` in the directory KERAS_TRACIN_DATA, has them in the form
+of TensorFlow Datasets; otherwise those of scikit-learn.
 """
 
 import os
@@ -29,7 +29,10 @@ _NUM_QUERIES = _common.num_queries(100)
 _EPOCHS = _common.epochs(5)
 _K = _common.k(5)
 _DIM = flags.DEFINE_integer(
-    "dim", 1024, "Numbers kept of a gradient at a checkpoint.", lower_bound=1
+    "dim",
+    1024,
+    "Length of a sketch of a gradient at a checkpoint.",
+    lower_bound=1,
 )
 
 
@@ -41,14 +44,14 @@ def main(_):
 
     model = build_model(train[0].shape[1:])
     checkpoints = kt.TracInCheckpoint(output / "run", overwrite=True)
-    epochs = timed(
+    epochs = measure_seconds(
         lambda: model.fit(
             *train, epochs=_EPOCHS.value, callbacks=[checkpoints], verbose=0
         )
     )
     shutil.rmtree(output / "index", ignore_errors=True)
     tracin = kt.TracIn(model, train, output / "run")
-    building = timed(
+    building = measure_seconds(
         lambda: kt.InfluenceIndex.build(
             tracin, output / "index", projection=kt.TensorSketch(_DIM.value)
         )
@@ -58,16 +61,16 @@ def main(_):
         f"({building / epochs:.1f} times as long)."
     )
 
-    # All that a service needs: the model, the run and the index.
+    # A service needs the model, the run and the index.
     index = kt.InfluenceIndex(output / "index", model)
     print(index)
-    first = timed(lambda: index.query(one(test, 0), _K.value))
+    first = measure_seconds(lambda: index.query(single(test, 0), _K.value))
     print(f"The first answer takes {first:.1f} s: it loads and compiles.")
     times = []
     for at in range(1, min(_NUM_QUERIES.value, len(test[0]))):
-        asked = time.perf_counter()
-        index.query(one(test, at), _K.value)
-        times.append(1e3 * (time.perf_counter() - asked))
+        start = time.perf_counter()
+        index.query(single(test, at), _K.value)
+        times.append(1e3 * (time.perf_counter() - start))
     print(
         f"{len(times)} more, one by one: {np.median(times):.1f} ms each in "
         f"the median, {np.max(times):.1f} ms at most.\n"
@@ -76,7 +79,7 @@ def main(_):
 
 
 def load_images():
-    """Digits `[n, rows, columns, 1]` from 0 to 1, with labels."""
+    """Loads digits `[n, rows, columns, 1]` from 0 to 1, with labels."""
     data_dir = _DATA_DIR.value or _common.offline("tfds")
     if data_dir and os.path.isdir(os.path.join(data_dir, "mnist")):
         return [
@@ -107,28 +110,28 @@ def build_model(shape):
             keras.layers.Dense(10),
         ]
     )
-    return _common.compiled(model, keras.optimizers.SGD(0.05))
+    return _common.compile_classifier(model, keras.optimizers.SGD(0.05))
 
 
-def one(examples, at):
-    """A batch of the one example at this place."""
+def single(examples, at):
+    """A batch of the single example at this index."""
     return tuple(part[at : at + 1] for part in examples)
 
 
-def timed(call):
-    """How many seconds a call takes."""
+def measure_seconds(call):
+    """Seconds that a call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def print_answers(index, model, train, test):
-    """What the test digits that are most wrong rest on."""
+    """Explains the test digits with the highest loss."""
     x, y = (part[: _NUM_QUERIES.value] for part in test)
     predicted = _common.predictions(model, x)
     names = [f"{label} (number {i})" for i, label in enumerate(train[1])]
     for at in np.argsort(-_common.losses(model, x, y))[:3]:
-        top = index.query(one(test, at), _K.value)
+        top = index.query(single(test, at), _K.value)
         print(f"Test digit {at}, a {y[at]}, taken for {predicted[at]}")
         _common.print_top(top, 0, names)
 

@@ -1,11 +1,11 @@
-"""Runs the notebooks again, from the text that they are written in.
+"""Runs the notebooks from their text, and writes their outputs.
 
     python examples/make_notebooks.py
     python examples/make_notebooks.py --only=getting_started
 
-Each notebook in `examples/notebooks` is kept twice: as text (`.py`, cells
-between `# %%` lines), which is what one edits, and with its outputs (`.ipynb`),
-which this program writes. It needs the `notebooks` extra.
+Each notebook in `examples/notebooks` has two files: text to edit (`.py`, with
+cells between `# %%` lines), and the notebook with its outputs (`.ipynb`), which
+this program writes. It needs the `notebooks` extra.
 """
 
 import os
@@ -19,7 +19,7 @@ import nbformat
 from absl import app, flags
 
 FOLDER = pathlib.Path(__file__).parent / "notebooks"
-# What TensorFlow's C++ code logs while it is imported is no output of a cell.
+# Logs of TensorFlow's C++ code are not outputs of a cell.
 _KERNEL = ["--IPKernelApp.capture_fd_output=False"]
 _METADATA = {
     "kernelspec": {
@@ -30,7 +30,7 @@ _METADATA = {
 }
 
 _ONLY = flags.DEFINE_list(
-    "only", None, "Names of the notebooks to run; all of them by default."
+    "only", None, "Names of the notebooks to run. Default: all."
 )
 
 
@@ -39,30 +39,32 @@ def main(_):
     if _ONLY.value is not None:
         texts = [text for text in texts if text.stem in _ONLY.value]
     with tempfile.TemporaryDirectory() as directory:
-        for text, notebook in zip(texts, ran(texts, directory), strict=True):
+        for text, notebook in zip(
+            texts, run_notebooks(texts, directory), strict=True
+        ):
             path = text.with_suffix(".ipynb")
             nbformat.write(notebook, path)
             print(f"{path.name}: {path.stat().st_size // 1000} kB")
 
 
 def read(text):
-    """The notebook of this text, without outputs."""
+    """Reads the text of a notebook, without outputs."""
     notebook = jupytext.read(text, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(_METADATA)
     for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"  # the same each time
+        cell.id = f"cell-{number}"  # reproducible
     return notebook
 
 
-def ran(texts, directory) -> Iterator[nbformat.NotebookNode]:
-    """Each notebook with its outputs.
+def run_notebooks(texts, directory) -> Iterator[nbformat.NotebookNode]:
+    """Runs notebooks; yields each with its outputs.
 
-    One process runs them all, since it takes seconds to start TensorFlow; each
-    begins with no names defined.
+    One process runs them all, since TensorFlow takes seconds to start; every
+    notebook begins without any names defined.
 
     Args:
-        texts: the paths of their texts.
-        directory: where they run, and leave what they write.
+        texts: paths of the notebooks' texts.
+        directory: working directory of the notebooks.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails.
@@ -89,7 +91,7 @@ def ran(texts, directory) -> Iterator[nbformat.NotebookNode]:
 
 
 def _number(notebook: nbformat.NotebookNode) -> None:
-    """As if a process had run this notebook alone; without times."""
+    """Numbers cells as if each notebook had its own process; removes times."""
     codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(codes, 1):
         cell.metadata.pop("execution", None)

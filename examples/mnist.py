@@ -2,14 +2,14 @@
 
     python -m examples.mnist --output_dir=out/mnist
 
-Trains a small convolutional network on MNIST, and for a few test digits that it
-gets right, but is not sure of, prints, and draws side by side, the proponents
-and opponents by TracIn, influence functions and representer points: the paper's
-figure 9.
+Trains a small convolutional network on MNIST. For a few test digits that it
+classifies right with low confidence, it prints and draws the proponents and
+opponents by TracIn, influence functions and representer points, as in figure 9
+of Pruthi et al. (2020).
 
-Then makes a tenth of the labels wrong, each the wrong class that the network
-found likeliest, trains again, and draws for three checkpoints how many of the
-wrong labels they find, class by class: figure 8.
+Then it changes a tenth of the labels to the likeliest wrong class, trains
+again, and draws the number of wrong labels of each class that three checkpoints
+find, as in figure 8.
 """
 
 import warnings
@@ -31,13 +31,13 @@ _EPOCHS = _common.epochs(8)
 _NUM_QUERIES = _common.num_queries(3)
 _K = _common.k(5)
 _FLIP_SHARE = _common.flip_share()
-_METHODS = _methods.flags_of_methods(checkpoints=5)
+_METHODS = _methods.define_flags(checkpoints=5)
 
-SURE = 0.9  # a label's probability
+CONFIDENT = 0.9  # probability of the label
 
 
 def main(_):
-    strategy = _common.under(_STRATEGY.value)
+    strategy = _common.create_strategy(_STRATEGY.value)
     keras.utils.set_random_seed(_SEED.value)
     train = _common.load_images(
         "mnist", f"train[:{_NUM_TRAIN.value}]", _DATA_DIR.value
@@ -46,44 +46,44 @@ def main(_):
 
     model, run = fit(train, "run", strategy)
     print(f"{_common.accuracy(model, test):.1%} of the test digits are right.")
-    queries = right_but_unsure(model, test, _NUM_QUERIES.value)
+    queries = right_with_low_confidence(model, test, _NUM_QUERIES.value)
     explain(model, train, run, queries, strategy)
 
     x, labels = train
     likely = model.predict(x, batch_size=512, verbose=0)
-    wrong_too = evaluation.flip_labels(
+    corrupted = evaluation.flip_labels(
         labels, _FLIP_SHARE.value, seed=_SEED.value, scores=likely
     )
-    model, run = fit((x, wrong_too), "run_mislabeled", strategy)
-    find_by_class(model, (x, wrong_too), run, wrong_too != labels, strategy)
+    model, run = fit((x, corrupted), "run_mislabeled", strategy)
+    find_by_class(model, (x, corrupted), run, corrupted != labels, strategy)
 
 
 def fit(train, name, strategy):
-    """A network trained on these digits, and its run."""
-    model = _networks.with_falling_rate(
+    """Trains a network on these digits; returns it and its run."""
+    model = _networks.compile_with_decay(
         _networks.digits_cnn, 0.02, len(train[0]), _EPOCHS.value, strategy
     )
     directory = f"{_OUTPUT_DIR.value}/{name}"
     return model, _common.fit(model, train, directory, _EPOCHS.value)
 
 
-def right_but_unsure(model, test, count):
-    """The first test digits that are right but not sure, one of each class.
+def right_with_low_confidence(model, test, count):
+    """Right test digits of low confidence, at most one of each class.
 
-    Where the network is sure of its answer, no training digit moves it. Sure
-    ones come where there are no others.
+    Where the network is confident, gradients vanish and no training digit has
+    influence. Confident digits are used if there are no others.
     """
     x, y = test
     right = np.flatnonzero(_common.predictions(model, x) == y)
-    is_sure = _common.losses(model, x, y)[right] < -np.log(SURE)
-    right = right[np.argsort(is_sure, kind="stable")]
+    is_confident = _common.losses(model, x, y)[right] < -np.log(CONFIDENT)
+    right = right[np.argsort(is_confident, kind="stable")]
     _, first = np.unique(y[right], return_index=True)
-    chosen = right[np.sort(first)][:count]
-    return x[chosen], y[chosen]
+    rows = right[np.sort(first)][:count]
+    return x[rows], y[rows]
 
 
 def explain(model, train, run, queries, strategy):
-    """Figure 9: the same digits by each method."""
+    """Prints and draws the same digits by each method (figure 9)."""
     methods = _METHODS.make(model, train, run, strategy)
     tops = {
         name: method.top_k(queries, k=_K.value, verbose=0)
@@ -98,7 +98,7 @@ def explain(model, train, run, queries, strategy):
     names = [f"{y} ({y})\n{name}" for y in queries[1] for name in methods]
     _common.save(
         plots.proponents_and_opponents(
-            _methods.side_by_side(tops.values()),
+            _methods.interleave(tops.values()),
             np.repeat(queries[0], len(methods), axis=0),
             train[0],
             query_labels=names,
@@ -110,19 +110,19 @@ def explain(model, train, run, queries, strategy):
 
 
 def find_by_class(model, train, run, is_wrong, strategy):
-    """Figure 8: what three checkpoints find among the top tenth."""
-    chosen = kt.select_checkpoints(run, min(3, len(run)), verbose=0)
+    """Draws wrong labels in the top tenth of three checkpoints (figure 8)."""
+    selected = kt.select_checkpoints(run, min(3, len(run)), verbose=0)
     scores = {}
     print(f"\n{is_wrong.sum():,} of {len(is_wrong):,} labels are wrong.")
-    for checkpoint in chosen:
-        at = run.select([run.epochs.index(checkpoint.epoch)])
+    for checkpoint in selected:
+        single = run.select([run.epochs.index(checkpoint.epoch)])
         with warnings.catch_warnings():
-            # One at a time is what this figure is about, also the final one.
+            # Single checkpoints are intended here, also the final one.
             warnings.simplefilter("ignore")
-            tracin = kt.TracIn(model, train, at, strategy=strategy)
-        found = tracin.self_influence(verbose=0)
-        scores[f"epoch {checkpoint.epoch}"] = found.scores
-        detection = evaluation.mislabel_detection(found, is_wrong)
+            tracin = kt.TracIn(model, train, single, strategy=strategy)
+        self_influence = tracin.self_influence(verbose=0)
+        scores[f"epoch {checkpoint.epoch}"] = self_influence.scores
+        detection = evaluation.mislabel_detection(self_influence, is_wrong)
         print(
             f"  epoch {checkpoint.epoch:2} finds "
             f"{detection.recall_at(0.1):.1%} in the top 10%, "

@@ -1,14 +1,15 @@
-"""How well first-order estimates tell what training steps do (figure 7).
+"""Compares first-order estimates with real changes of the loss (figure 7).
 
     python -m examples.training_trace --output_dir=out/training_trace
 
-Trains a network on MNIST by plain SGD, and at every step takes the loss of a
-hundred test digits before and after. Prints how the real changes and TracIn's
-first-order estimates of them correlate, where the whole loss of the test digits
-went, and the training digits that lowered one of their losses most; and draws
-into the output directory:
+Trains a network on MNIST by plain SGD, and measures the loss of a hundred test
+digits before and after every step. Prints the correlation of real changes with
+TracIn's first-order estimates, the decomposition of the whole decrease of the
+loss, and the training digits that lowered the loss of one test digit most; and
+draws in the output directory:
 
-- loss_changes.png: real changes beside their estimates, the paper's figure 7.
+- loss_changes.png: real changes over their estimates, as in figure 7 of Pruthi
+  et al. (2020).
 """
 
 import pathlib
@@ -27,7 +28,9 @@ _SEED = _common.seed()
 _NUM_TRAIN = _common.num_train(6_400)
 _NUM_QUERIES = _common.num_queries(100)
 _EPOCHS = _common.epochs(2)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "Of SGD.")
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 0.01, "Learning rate of SGD."
+)
 
 
 def main(_):
@@ -40,7 +43,7 @@ def main(_):
             f"test[:{_NUM_QUERIES.value}]",
         )
     )
-    model = _common.compiled(
+    model = _common.compile_classifier(
         _networks.digits_mlp(256, 128),
         keras.optimizers.SGD(_LEARNING_RATE.value),
     )
@@ -61,11 +64,11 @@ def main(_):
     print_balance(trace)
     print_strongest(trace, train[1], queries[1])
     plots.loss_changes(trace).savefig(output / "loss_changes.png")
-    print(f"\nThe picture and the trace are in {output}.")
+    print(f"\nThe figure and the trace are in {output}.")
 
 
 def print_balance(trace):
-    """What became of the loss of the test digits, on average."""
+    """Prints the decomposition of the mean loss of the test digits."""
     attributed = trace.scores.sum(axis=1).mean()
     first_order = trace.steps.first_order.sum(axis=0).mean()
     print("Mean loss of the test digits")
@@ -76,7 +79,7 @@ def print_balance(trace):
 
 
 def print_strongest(trace, train_labels, query_labels, k=5):
-    """The training digits that moved the loss of a test digit most."""
+    """Prints the training digits that changed the loss of a test digit most."""
     row = int(np.argmax(trace.loss_drop))
     top = trace.attribution().top_k(k)
     print(

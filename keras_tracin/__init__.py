@@ -35,7 +35,7 @@ from keras_tracin.curvature.solvers import (
     LiSSA,
     RandomizedSketch,
 )
-from keras_tracin.data.examples import with_ids
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.methods import representer, unrolled
 from keras_tracin.methods.influence import InfluenceFunctions
@@ -53,7 +53,7 @@ from keras_tracin.projection import (
     GaussianProjection,
     TensorSketch,
 )
-from keras_tracin.results.attribution import (
+from keras_tracin.results import (
     Attribution,
     Ranking,
     SelfInfluence,

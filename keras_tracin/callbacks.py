@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_tracin.engine.distribution import worker_of
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
+from keras_tracin.runs.save_options import (
+    check_save_freq,
+    epoch_filter,
+    scalar_metrics,
+)
 from keras_tracin.runs.steps import StepLog, Steps, record_steps, stop_recording
 from keras_tracin.runs.updates import count_updates, weight_marks
 from keras_tracin.storage import files
@@ -24,44 +27,42 @@ from keras_tracin.storage import files
 class TracInCheckpoint(keras.callbacks.Callback):
     """Records a training run: checkpoints and the learning rate of each step.
 
-    This is all that `TracIn` needs to know of the training: the weights w_k
-    and the rates η_k of checkpoints (section D of the paper). A *step* is an
-    update that the optimizer applied; a batch may make several
-    (`steps_per_execution`) or none (gradient accumulation, loss scaling). The
-    rate recorded for a step is the one that this update used, as the update
-    itself computed it, and so are the variables that it was of. Where several
-    optimizers of the model update different variables one after another, this
-    is one step, with a rate for each of them. The model must hold them as
-    attributes.
+    `TracIn` needs nothing else of the training: the weights w_k and the
+    learning rates η_k of checkpoints (Pruthi et al. 2020, section D). A *step*
+    is an update that the optimizer applied; a batch may make several
+    (`steps_per_execution`) or none (gradient accumulation, loss scaling). For
+    every step, the learning rate that the update used is recorded, and the
+    variables that it changed. If several optimizers of the model update
+    different variables one after another, this is one step, with a rate for
+    each of them. The model must hold them as attributes.
 
-    A loop of `train_on_batch` is recorded too, if it calls the callback as
+    A loop of `train_on_batch` is recorded as well, if it calls the callback as
     `fit` does: `on_train_begin`, `on_train_end`, and `on_epoch_begin` and
     `on_epoch_end`, without which all of it is one epoch. The first `fit` with
     the callback traces the train step anew.
 
-    A directory holds one run. Training that goes on from its last state, in
-    the same process or in another, continues it, also after the model was
-    compiled again; steps and epochs go on counting. Training that goes on from
-    an earlier recorded state, where `keras.callbacks.BackupAndRestore` put
-    back an older epoch for example, drops what was recorded later, with a
-    warning. List this callback before `BackupAndRestore`, so that the run is
-    never behind the backup. An interrupted `fit` loses the rates recorded
-    since the last epoch end or snapshot, nothing else.
+    A directory holds one run. Training from its last state, in the same process
+    or another, continues the run, also after the model was compiled again;
+    steps and epochs are counted on. Training from an earlier recorded state,
+    for example after `keras.callbacks.BackupAndRestore` restored an older
+    epoch, drops what was recorded later, with a warning. List this callback
+    before `BackupAndRestore`, so that the run is never behind the backup. An
+    interrupted `fit` loses the rates recorded since the last end of an epoch or
+    snapshot, nothing else.
 
-    Under a strategy of several processes, `MultiWorkerMirroredStrategy`, each
-    of them makes the callback and only the first (the chief) writes: variables
-    are alike in all. The others count along. To read the run, they wait until
-    the first has written it.
+    Under a strategy of several processes (`MultiWorkerMirroredStrategy`), every
+    process creates the callback and only the first, the chief, writes: the
+    variables are equal in all of them. The others only count steps, and must
+    wait for the chief before they read the run.
 
-    One training at a time can record into a directory: another one, in this
-    process or in another, is refused. A process that was killed is in nobody's
-    way.
+    One training at a time can record into a directory; a second one, in this
+    process or another, is refused. A killed process does not block later ones.
 
-    Where a snapshot cannot be written (the disk is full, the directory is
-    read-only), training stops with an `OSError`: a run with a gap would be of
-    no use to attribution. Nothing saved before is lost, and the error says how
-    to go on from there. A directory that cannot be written to at all is found
-    out before the first step.
+    If a snapshot cannot be written (the disk is full, the directory is
+    read-only), training stops with an `OSError`, since attribution cannot use a
+    run with a gap. Nothing saved before is lost, and the error says how to
+    continue from there. A directory that cannot be written to at all is refused
+    before the first step.
 
     Example:
     ```python
@@ -72,32 +73,31 @@ class TracInCheckpoint(keras.callbacks.Callback):
     ```
 
     Args:
-        directory: Where the run is written. It is made if needed. A relative
-            one is below the directory that is current now.
-        epochs: At which epoch ends to save weights. None for all of them, an
+        directory: Directory to write the run to; it is created if needed. A
+            relative path starts at the present working directory.
+        epochs: Epochs at whose ends to save weights: None for all of them, an
             int k for every k-th, an iterable of epochs counted from 1, or a
-            callable `(epoch, logs) -> bool`. Epochs count over the whole run.
-        save_freq: `"epoch"`, or an int to save weights every that many steps
-            of the run instead (at the end of the batch in which such a step
-            falls).
-        overwrite: Whether to replace a run found in the directory when this
-            callback first sees it. A second `fit` with it continues its own.
+            callable `(epoch, logs) -> bool`. Epochs are counted over the whole
+            run.
+        save_freq: `"epoch"`, or the number of steps after which to save weights
+            (at the end of the batch with that step).
+        overwrite: If true, the first `fit` with this callback replaces a run in
+            the directory; a second `fit` continues the new run.
         verbose: 1 to print a line for each snapshot, 0 to be silent.
 
-    What is saved: all weights as they are (those of LoRA too, which Keras
-    merges), BatchNormalization statistics and the optimizer's state. To go on
-    in another process, `TrainingRun(directory).restore(model)` puts them into
-    a compiled model. The weights before the first step are saved too, but do
-    not count as a checkpoint. Where no update was applied since the last
-    snapshot, no second one of the same step is made.
+    A snapshot holds all weights as they are (LoRA weights are not merged),
+    statistics of BatchNormalization and the optimizer's state. To continue in
+    another process, `TrainingRun(directory).restore(model)` puts them into a
+    compiled model. The weights before the first step are saved as well, but are
+    no checkpoint. No second snapshot is saved of the same step.
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument has an impossible value; or, as training
             begins, the directory holds a run of another model or in another
             state than this model's, or another training records into it, or an
-            optimizer's rates cannot be told; or, at the end of an epoch, it
-            had steps that were not recorded.
+            optimizer's learning rates cannot be determined; or, at the end of
+            an epoch, it had steps that were not recorded.
         OSError: The run cannot be written.
     """
 
@@ -111,34 +111,34 @@ class TracInCheckpoint(keras.callbacks.Callback):
         verbose: int = 0,
     ):
         super().__init__()
-        # The process may go to another directory while it trains.
+        # The working directory may change during training.
         self.directory = files.absolute_directory(directory)
-        self.save_freq = _checked_save_freq(save_freq, epochs)
+        self.save_freq = check_save_freq(save_freq, epochs)
         self.overwrite = overwrite
         self.verbose = verbose
-        self._is_chosen = _epoch_filter(epochs)
+        self._is_selected = epoch_filter(epochs)
         self._opened = False
         self._writer: Any = None  # a RunWriter or Onlooker while training
         self._steps = StepLog(self._open)
-        self._epoch_index = 0  # Keras's number of the epoch
-        self._epoch = 0  # the run's number of it, counted from 1
+        self._epoch_index = 0  # number of the epoch in `fit`
+        self._epoch = 0  # number of the epoch in the run, from 1
         self._step_at_epoch_begin = 0
-        self._counted = 0  # by the optimizers, when the epoch began
+        self._updates_before = 0  # updates before the epoch
         self._marks: dict[int, int] | None = {}  # of weights, by position
-        # Keras may then call back while the next batch trains. It is only
-        # with an int that something is done, and must be in time.
+        # With "epoch" nothing happens at the ends of batches, and Keras may
+        # call the callback while the next batch trains.
         self.async_safe = save_freq == "epoch"
 
     def on_train_begin(self, logs=None):
-        self._close()  # A fit that failed did not.
+        self._close()  # after a `fit` that failed
         self._steps = StepLog(self._open)
         record_steps(self.model, self._steps)
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Another callback may have compiled the model anew.
+        # Another callback may have compiled the model again.
         record_steps(self.model, self._steps)
         self._epoch_index = epoch
-        self._counted = count_updates(self.model)
+        self._updates_before = count_updates(self.model)
         if self._writer is not None:
             self._begin_epoch(self._epoch + 1)
 
@@ -146,7 +146,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         if self.save_freq == "epoch":
             return
         if self.model.train_function is not self._steps.function:
-            # Another callback has made it anew.
+            # Another callback has created a new train function.
             record_steps(self.model, self._steps)
         if self._writer is None:
             return
@@ -160,11 +160,11 @@ class TracInCheckpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._writer is None:
             self._refuse_missed_steps()
-            return  # There was no batch.
-        chosen = self.save_freq == "epoch" and self._is_chosen(
+            return  # there was no batch
+        is_selected = self.save_freq == "epoch" and self._is_selected(
             self._epoch, dict(logs or {})
         )
-        self._write(logs, epoch_end=True, save_weights=chosen)
+        self._write(logs, epoch_end=True, save_weights=is_selected)
         if self._writer.last_step == self._step_at_epoch_begin:
             warnings.warn(
                 f"model.optimizer applied no update in epoch {self._epoch}, so "
@@ -177,7 +177,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
         try:
             self._steps.catch_up()
             if self._writer is not None and self._steps.num_steps:
-                # A loop of the user's own, which tells of no epochs.
+                # a custom loop that does not signal epochs
                 self.on_epoch_end(self._epoch_index, logs)
         finally:
             stop_recording(self._steps)
@@ -202,7 +202,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
             self._begin_epoch(self._epoch_index + 1)
             return
         replace = self.overwrite and not self._opened
-        with self._explaining():
+        with self._explain_errors():
             if replace or not run_manifest.exists(self.directory):
                 begin = RunWriter.create
             else:
@@ -214,28 +214,28 @@ class TracInCheckpoint(keras.callbacks.Callback):
 
     def _refuse_missed_steps(self) -> None:
         """Raises ValueError if the epoch had steps but began no run."""
-        missed = count_updates(self.model) - self._counted
+        missed = count_updates(self.model) - self._updates_before
         if missed > 0:
             raise ValueError(
                 f"The model's optimizers made {missed} updates in this epoch, "
                 "but the run has not begun: model.train_function was not the "
-                "one that TracInCheckpoint had put there. It records model.fit "
+                "one that TracInCheckpoint had set. It records model.fit "
                 "and model.train_on_batch. If another callback compiles the "
                 "model or makes its train function anew, list TracInCheckpoint "
-                "after it; a loop that applies gradients itself belongs into "
+                "after it; a loop that applies gradients itself belongs in "
                 "the model's train_step."
             )
 
     def _warn_of_unknown_updates(self, steps: Steps) -> None:
-        """Warns, once in a fit, of weights that changed but not by a step."""
+        """Warns, once in a `fit`, of weights that changed but not by a step."""
         if not self._marks:
             return
         before, self._marks = self._marks, weight_marks(self.model)
-        known = set().union(*steps.updated)
+        recorded = set().union(*steps.updated)
         paths = [
             self.model.weights[position].path
             for position, mark in self._marks.items()
-            if mark != before.get(position) and position not in known
+            if mark != before.get(position) and position not in recorded
         ]
         if not paths:
             return
@@ -253,18 +253,18 @@ class TracInCheckpoint(keras.callbacks.Callback):
         self._step_at_epoch_begin = self._writer.last_step
 
     def _write(self, logs, *, epoch_end: bool, save_weights: bool) -> None:
-        """Writes the steps since the last write, and a snapshot if wanted."""
+        """Writes the steps since the last write, and a snapshot if asked to."""
         steps = self._steps.take()
         self._warn_of_unknown_updates(steps)
         arrays = {"learning_rate": steps.learning_rates}
         if len(steps.updated) > 1:
             arrays["rates"] = steps.rates
-        with self._explaining():
+        with self._explain_errors():
             path = self._writer.append(
                 self.model,
                 arrays,
                 epoch=self._epoch,
-                logs=_scalars(logs or {}),
+                logs=scalar_metrics(logs or {}),
                 epoch_end=epoch_end,
                 save_weights=save_weights,
                 updated=steps.updated,
@@ -279,30 +279,30 @@ class TracInCheckpoint(keras.callbacks.Callback):
             print(f"\nEpoch {self._epoch}: saved step {step} to {shown}")
 
     @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Says what became of the run when it cannot be written."""
+    def _explain_errors(self) -> Iterator[None]:
+        """For a `with` block, explains errors of writing the run."""
         try:
             yield
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"TracInCheckpoint could not write to {self.directory}, so "
-                f"training stops: {error}. {self._what_is_safe()}",
+                f"training stops: {error}. {self._recovery_advice()}",
             ) from error
 
-    def _what_is_safe(self) -> str:
+    def _recovery_advice(self) -> str:
         if self._writer is None:
             return "Pass a directory that can be written to, with enough room."
         return (
-            "Everything saved before is intact. Make room, then go on with "
+            "Everything saved before is intact. Make room, then continue with "
             f"{self._writer.restoring} and model.fit."
         )
 
 
 def _build(model: keras.Model, iterator) -> None:
-    """Creates the weights of a model that Keras would build in its first step.
+    """Builds a model that Keras would build in its first step.
 
-    The initial weights are part of the run, and so must exist before.
+    The initial weights are part of the run, so they must exist before.
     """
     if model.built:
         return
@@ -319,59 +319,3 @@ def _build(model: keras.Model, iterator) -> None:
             "training belong to the run, but it could not be built from the "
             "shapes of the data. Call it on a batch of data before model.fit."
         ) from error
-
-
-def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are single numbers."""
-    return {
-        name: float(value)
-        for name, value in logs.items()
-        if np.ndim(value) == 0
-        and np.issubdtype(np.asarray(value).dtype, np.number)
-    }
-
-
-def _checked_save_freq(save_freq, epochs):
-    if save_freq == "epoch":
-        return save_freq
-    if isinstance(save_freq, bool) or not hasattr(save_freq, "__index__"):
-        raise TypeError(
-            f"Received save_freq={save_freq!r}, expected 'epoch' or a number "
-            "of optimizer steps."
-        )
-    if operator.index(save_freq) < 1:
-        raise ValueError(
-            f"Received save_freq={save_freq}, expected at least 1 step."
-        )
-    if epochs is not None:
-        raise ValueError(
-            f"Received save_freq={save_freq} and epochs={epochs!r}, expected "
-            "one of them: `epochs` selects among the ends of epochs."
-        )
-    return operator.index(save_freq)
-
-
-def _epoch_filter(epochs) -> Callable[[int, dict], bool]:
-    """The argument `epochs` as a function of the epoch and its logs."""
-    if epochs is None:
-        return lambda epoch, logs: True
-    if callable(epochs):
-        return lambda epoch, logs: bool(epochs(epoch, logs))
-    is_count = hasattr(epochs, "__index__") and not np.ndim(epochs)
-    values = [epochs] if is_count else epochs
-    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
-        raise TypeError(
-            f"Received epochs={epochs!r}, expected None, a number, numbers, "
-            "or a callable (epoch, logs) -> bool."
-        )
-    numbers = list(values)
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in numbers):
-        raise TypeError(f"Received epochs={epochs!r}, expected whole numbers.")
-    if not numbers or any(n < 1 for n in numbers):
-        raise ValueError(
-            f"Received epochs={epochs!r}, expected numbers from 1 on: epochs "
-            "are counted from 1."
-        )
-    if is_count:
-        return lambda epoch, logs: epoch % numbers[0] == 0
-    return lambda epoch, logs: epoch in numbers

@@ -1,14 +1,14 @@
-"""Scores for TensorBoard, beside what Keras's own callback writes there.
+"""Writes scores for TensorBoard, beside the metrics of Keras's callback.
 
 `keras.callbacks.TensorBoard(log_dir)` writes the runs `log_dir/train` and
 `log_dir/validation`; the functions here write `log_dir/attribution`. They need
-the package `tensorboard`, and for pictures the `plots` extra.
+the package `tensorboard` and, for images, the `plots` extra.
 
 Synopsis:
 ```python
 run = kt.TrainingRun("runs/digits")
-for at, checkpoint in enumerate(run):
-    tracin = kt.TracIn(model, train, run[at : at + 1])
+for i, checkpoint in enumerate(run):
+    tracin = kt.TracIn(model, train, run[i : i + 1])
     kt.tensorboard.write_self_influence(
         "logs", tracin.self_influence(), step=checkpoint
     )
@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin import plots
-from keras_tracin.results.attribution import Ranking, SelfInfluence, TopK
+from keras_tracin.results import Ranking, SelfInfluence, TopK
 from keras_tracin.runs import Checkpoint
 
 if TYPE_CHECKING:
@@ -51,21 +51,21 @@ def write_self_influence(
     groups: Any = None,
     tag: str = "self_influence",
 ) -> None:
-    """Writes histograms of the scores, and of their decimal logarithms.
+    """Writes histograms of scores and of their decimal logarithms.
 
-    Few scores are large, so that a histogram of the scores themselves often
-    shows one bar; that of the logarithms shows the rest. It leaves out scores
-    that are not positive, which have none.
+    Few scores are large, so that a histogram of the scores often has a single
+    bar, while that of the logarithms shows them all. It leaves out scores that
+    are not positive.
 
     Args:
-        log_dir: what the callback was given.
+        log_dir: the `log_dir` of `keras.callbacks.TensorBoard`.
         self_influence: the scores of `n` examples.
-        step: where on TensorBoard's axis: a number, or the checkpoint that
-            the scores are of, for the place where Keras puts its epoch.
-        groups: `[n]`, in the order of the scores; each different value gets
-            histograms of its own. Labels, for example.
-        tag: the histograms are `tag`, `tag/log10` and, for each group,
-            `tag/log10/<group>`.
+        step: step on the axis of TensorBoard; or the checkpoint of the scores,
+            which stands for the step that Keras gives its epoch.
+        groups: values `[n]`, such as labels, in the order of the scores; each
+            distinct value has a histogram of its own.
+        tag: name of the histograms, which are `tag`, `tag/log10` and, for each
+            group, `tag/log10/<group>`.
 
     Raises:
         ImportError: if tensorboard is not installed.
@@ -78,7 +78,7 @@ def write_self_influence(
             "There should be scores, all of them finite. Received: "
             f"{scores.size}, of which {np.isnan(scores).sum()} are NaN."
         )
-    drawn = {tag: scores, f"{tag}/log10": _log10(scores)}
+    histograms = {tag: scores, f"{tag}/log10": _log10(scores)}
     if groups is not None:
         names = np.asarray(groups)
         if names.shape != scores.shape:
@@ -87,11 +87,11 @@ def write_self_influence(
                 f"{names.shape}, and {len(scores)} scores."
             )
         for name in np.unique(names).tolist():
-            drawn[f"{tag}/log10/{name}"] = _log10(scores[names == name])
+            histograms[f"{tag}/log10/{name}"] = _log10(scores[names == name])
     with _writer(log_dir):
-        for name, values in drawn.items():
+        for name, values in histograms.items():
             if len(values):
-                tf.summary.histogram(name, values, step=_number(step))
+                tf.summary.histogram(name, values, step=_step_number(step))
 
 
 def write_proponents(
@@ -106,20 +106,22 @@ def write_proponents(
     query_labels: Any = None,
     **options: Any,
 ) -> None:
-    """Writes a picture of each query's proponents and opponents.
+    """Writes an image of each query's proponents and opponents.
 
     Args:
-        log_dir: what the callback was given.
-        top: what `top_k` returned for the `m` queries.
-        query_images: `[m, height, width]` or `[m, height, width, channels]`.
-        train_images: `[n, height, width]` or `[n, height, width, channels]`.
-        step: where on TensorBoard's axis: a number, or the checkpoint that
-            the scores are of, for the place where Keras puts its epoch.
-        max_queries: how many queries to draw, the first ones.
-        tag: the pictures are `tag/<query id>`.
-        query_labels: `[m]`, drawn as `str` gives them.
-        **options: what else `plots.proponents_and_opponents` takes, such as
-            `train_labels` and `train_ids`.
+        log_dir: the `log_dir` of `keras.callbacks.TensorBoard`.
+        top: result of `top_k` for `m` queries.
+        query_images: images `[m, height, width]` or `[m, height, width,
+            channels]`.
+        train_images: images `[n, height, width]` or `[n, height, width,
+            channels]`.
+        step: step on the axis of TensorBoard; or the checkpoint of the scores,
+            which stands for the step that Keras gives its epoch.
+        max_queries: number of queries to draw, from the first.
+        tag: prefix of the images' names, which are `tag/<query id>`.
+        query_labels: labels `[m]`, shown as `str`.
+        **options: further arguments of `plots.proponents_and_opponents`, such
+            as `train_labels` and `train_ids`.
 
     Raises:
         ImportError: if tensorboard or matplotlib is not installed.
@@ -136,17 +138,17 @@ def write_proponents(
             )
     figures = {}
     for row in range(min(len(top), max_queries)):
-        one = slice(row, row + 1)
+        only = slice(row, row + 1)
         figures[f"{tag}/{top.query_ids[row]}"] = plots.proponents_and_opponents(
-            _queries(top, one),
-            query_images[one],
+            _select_queries(top, only),
+            query_images[only],
             train_images,
-            query_labels=None if query_labels is None else query_labels[one],
+            query_labels=None if query_labels is None else query_labels[only],
             **options,
         )
     with _writer(log_dir):
         for name, figure in figures.items():
-            _write_figure(name, figure, _number(step))
+            _write_figure(name, figure, _step_number(step))
 
 
 def write_figure(
@@ -159,26 +161,26 @@ def write_figure(
     """Writes any figure, such as those of `keras_tracin.plots`.
 
     Args:
-        log_dir: what the callback was given.
-        tag: the picture's name.
-        figure: of matplotlib.
-        step: as in `write_proponents`.
+        log_dir: the `log_dir` of `keras.callbacks.TensorBoard`.
+        tag: name of the image.
+        figure: a matplotlib figure.
+        step: step on the axis of TensorBoard, or a checkpoint.
 
     Raises:
         ImportError: if tensorboard is not installed.
     """
     with _writer(log_dir):
-        _write_figure(tag, figure, _number(step))
+        _write_figure(tag, figure, _step_number(step))
 
 
-# One file for each run: TensorBoard takes the names of a run's files for their
-# order, and those of files that TensorFlow makes in the same second have none.
+# One file for each run: TensorBoard orders the files of a run by name, and
+# files created in the same second have no order.
 _writers: dict[Path, Any] = {}
 
 
 @contextlib.contextmanager
 def _writer(log_dir: str | os.PathLike) -> Iterator[None]:
-    """Lets `tf.summary` write to the run; all of it is on disk at the end."""
+    """For a `with` block, `tf.summary` writes to the run."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError(
             "keras_tracin.tensorboard needs tensorboard, which is not "
@@ -196,12 +198,12 @@ def _writer(log_dir: str | os.PathLike) -> Iterator[None]:
 def _write_figure(tag: str, figure: Figure, step: int) -> None:
     with io.BytesIO() as file:
         figure.savefig(file, format="png")
-        picture = tf.image.decode_png(file.getvalue(), channels=3)
-    tf.summary.image(tag, picture[tf.newaxis], step=step)
+        image = tf.image.decode_png(file.getvalue(), channels=3)
+    tf.summary.image(tag, image[tf.newaxis], step=step)
 
 
-def _number(step: int | Checkpoint) -> int:
-    """Keras counts epochs from 0 in TensorBoard, checkpoints theirs from 1."""
+def _step_number(step: int | Checkpoint) -> int:
+    """The step; Keras counts epochs from 0 in TensorBoard, runs from 1."""
     return step.epoch - 1 if isinstance(step, Checkpoint) else int(step)
 
 
@@ -209,7 +211,7 @@ def _log10(scores: np.ndarray) -> np.ndarray:
     return np.log10(scores[scores > 0])
 
 
-def _queries(top: TopK, rows: slice) -> TopK:
+def _select_queries(top: TopK, rows: slice) -> TopK:
     up, down = (
         Ranking(side.ids[rows], side.scores[rows])
         for side in (top.proponents, top.opponents)

@@ -1,10 +1,9 @@
-"""Rules about the repository itself: imports, BUILD, version, what it bans."""
+"""Rules about the repository itself: imports, version, what it bans."""
 
 import ast
 import graphlib
 import re
 import runpy
-from collections import Counter
 
 import pytest
 import setuptools
@@ -13,93 +12,32 @@ import keras_tracin
 from tests import source_tree
 from tests.source_tree import ROOT
 
-# A module imports only from modules listed above it. "x.*" is the package x
-# with all its modules, which may import each other but not in a circle.
-IMPORT_ORDER = (
+# An import goes to a room further up in this list or stays inside its own. A
+# room is a folder or a module directly in keras_tracin/; "" is its __init__.py.
+ROOMS = (
     "_version",
-    "_files",
-    "exclusive",
-    "loops",
-    "descriptions",
-    "sharing",
-    "distribution",
-    "runs.*",
-    "example_ids",
-    "datasets",
-    "labels",
-    "loss_terms",
+    "storage",
+    "models",
+    "data",
     "losses",
-    "output_kinds",
-    "query_losses",
-    "model_outputs",
-    "gradients.compiling",
-    "gradients.lookup",
-    "gradients.nest",
-    "gradients.factors.*",
-    "gradients.flat",
-    "gradients.precision",
-    "gradients.rules.*",
-    "gradients.refusals",
-    "gradients.sites",
-    "gradients.steadiness",
-    "gradients.interaction",
-    "gradients.paths",
-    "gradients.dry_run",
-    "gradients.plain",
-    "gradients.reasons",
-    "gradients.placement",
-    "gradients.whole_loss",
-    "gradients.capture",
-    "gradients.updated",
-    "projection.*",
-    "gradients.footprint",
-    "gradients.functions",
     "gradients",
-    "preconditioner",
-    "callbacks",
-    "attribution",
-    "progress",
-    "sweep",
-    "measures",
-    "fingerprint",
-    "underflow",
-    "parts",
-    "collecting",
-    "diagnosis",
-    "preprocessing",
-    "first_look",
-    "spot_checks",
-    "scoring",
-    "forecast",
-    "curvature.operators",
-    "curvature.examples",
-    "curvature.penalty",
-    "curvature.mean_loss",
-    "curvature.objective",
-    "curvature.spectrum",
-    "curvature.solvers.*",
-    "curvature.sketch",
-    "curvature.kronecker",
-    "curvature.pseudo_gradients",
-    "curvature.ekfac",
+    "projection",
+    "runs",
+    "results",
+    "engine",
     "curvature",
-    "rates",
-    "training_notes",
-    "tracin",
-    "influence",
-    "representer.*",
-    "trace.*",
-    "unrolled.*",
-    "trak",
-    "index.*",
-    "beam",
-    "check.*",
-    "evaluation.*",
-    "plots.*",
+    "methods",
+    "trace",
+    "index",
+    "check",
+    "evaluation",
+    "plots",
+    "report",
     "tensorboard",
-    "report.*",
-    "scripts.*",
-    "",  # keras_tracin/__init__.py
+    "callbacks",
+    "beam",
+    "scripts",
+    "",
 )
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 ABSOLUTE_PATH = re.compile(
@@ -118,22 +56,10 @@ IMPORTS = {
     for module in MODULES
 }
 
-each_module = pytest.mark.parametrize("module", MODULES)
-each_package_module = pytest.mark.parametrize("module", PACKAGE)
 
-
-def rank(module: str) -> int:
-    """Position of a module of the package in IMPORT_ORDER."""
-    name = module.removeprefix("keras_tracin").removeprefix(".")
-    for position, entry in enumerate(IMPORT_ORDER):
-        package = entry.removesuffix(".*")
-        inside = entry != package and name.startswith(f"{package}.")
-        if name == package or inside:
-            return position
-    return pytest.fail(
-        f"{module} is not in IMPORT_ORDER of tests/repository_test.py. Add it "
-        "below the modules that it imports and above those that import it."
-    )
+def room(module: str) -> str:
+    """The room that a module of the package stands in."""
+    return [*module.split("."), ""][1]
 
 
 def nodes(module: str, *kinds: type[ast.AST]) -> list:
@@ -161,23 +87,29 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict:
     return received
 
 
-@each_module
-def test_first_party_imports_name_modules_that_exist(module):
-    missing = IMPORTS[module] - MODULES.keys()
-    assert not missing, f"{module} imports {missing}: no such file."
+def test_first_party_imports_name_modules_that_exist():
+    imports = set().union(*IMPORTS.values())
+    assert not imports - MODULES.keys()
 
 
-@each_package_module
-def test_module_imports_only_from_modules_listed_above_it(module):
-    own_rank = rank(module)
-    inside = {name for name in IMPORTS[module] if is_in_package(name)}
-    outside = IMPORTS[module] - inside
-    assert not outside, f"{module} imports {outside} from outside the package."
-    below = {name for name in inside if rank(name) > own_rank}
-    assert not below, (
-        f"{module} imports {below}, listed below it in IMPORT_ORDER of "
-        "tests/repository_test.py. Imports point one way: move what both need "
-        "to a module above them."
+def test_every_room_has_its_place():
+    assert {room(module) for module in PACKAGE} == set(ROOMS)
+
+
+def test_imports_go_to_earlier_rooms_or_stay_inside():
+    upward = [
+        f"{module} imports {name}"
+        for module in PACKAGE
+        for name in IMPORTS[module]
+        if not is_in_package(name)
+        or ROOMS.index(room(name)) > ROOMS.index(room(module))
+    ]
+    assert not upward, "\n".join(
+        [
+            *upward,
+            "Move what both need to a room earlier in ROOMS of "
+            "tests/repository_test.py.",
+        ]
     )
 
 
@@ -188,57 +120,35 @@ def test_imports_make_no_circle():
         pytest.fail(" is imported by ".join(error.args[1]))
 
 
-def test_build_has_one_true_target_for_each_file():
-    build = (ROOT / "BUILD").read_text(encoding="utf-8")
-    actual = source_tree.parse_targets(build)
-    texts = [source_tree.expected_target(name, MODULES) for name in MODULES]
-    expected = [source_tree.parse_targets(text)[0] for text in texts]
-
-    wrong = [
-        text
-        for text, target in zip(texts, expected, strict=True)
-        if actual.count(target) != 1
-    ]
-    surplus = Counter(target["name"] for target in actual)
-    surplus.subtract(target["name"] for target in expected)
-    unwanted = sorted(+surplus)
-    advice = []
-    if wrong:
-        advice += ["BUILD should have these targets, once each:", *wrong]
-    if unwanted:
-        advice += [f"BUILD has one too many of the targets {unwanted}."]
-    if advice:
-        # Without a trace, so that the targets can be copied as they stand.
-        pytest.fail("\n\n".join(advice), pytrace=False)
+def test_only_distribution_names_tf_distribute():
+    naming = []
+    for module in PACKAGE:
+        names = {node.attr for node in nodes(module, ast.Attribute)}
+        for name in imported_names(module):
+            names.update(name.split("."))
+        if "distribute" in names:
+            naming.append(module)
+    assert naming == ["keras_tracin.engine.distribution"]
 
 
-@each_package_module
-def test_only_distribution_names_tf_distribute(module):
-    attributes = {node.attr for node in nodes(module, ast.Attribute)}
-    imports = {
-        part for name in imported_names(module) for part in name.split(".")
-    }
-    named = "distribute" in attributes | imports
-    assert not named or module == "keras_tracin.engine.distribution"
+def test_package_never_unpickles():
+    for module in PACKAGE:
+        picklers = {name.split(".")[0] for name in imported_names(module)}
+        assert not picklers & PICKLERS, module
+        for call in nodes(module, ast.Call):
+            options = {keyword.arg: keyword.value for keyword in call.keywords}
+            allowed = options.get("allow_pickle")
+            is_load = ast.unparse(call.func) in ("np.load", "numpy.load")
+            if is_load or allowed is not None:
+                place = f"{module}, line {call.lineno}"
+                assert isinstance(allowed, ast.Constant), place
+                assert allowed.value is False, place
 
 
-@each_package_module
-def test_package_never_unpickles(module):
-    picklers = {name.split(".")[0] for name in imported_names(module)}
-    assert not picklers & PICKLERS
-    for call in nodes(module, ast.Call):
-        options = {keyword.arg: keyword.value for keyword in call.keywords}
-        allowed = options.get("allow_pickle")
-        is_load = ast.unparse(call.func) in ("np.load", "numpy.load")
-        if is_load or allowed is not None:
-            assert isinstance(allowed, ast.Constant), f"line {call.lineno}"
-            assert allowed.value is False, f"line {call.lineno}"
-
-
-@each_module
-def test_module_names_no_absolute_path(module):
-    text = (ROOT / MODULES[module]).read_text(encoding="utf-8")
-    assert ABSOLUTE_PATH.findall(text) == []
+def test_no_module_names_an_absolute_path():
+    for module, path in MODULES.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert ABSOLUTE_PATH.findall(text) == [], module
 
 
 def test_every_public_name_has_a_docstring_of_its_own():
@@ -282,6 +192,7 @@ def test_files_beside_the_modules_are_installed(monkeypatch):
             path
             for path in folder.rglob("*")
             if path.is_file() and path.suffix not in (".py", ".pyc")
+            if path.name != "BUILD"
         }
         assert others, f"{package} has no files beside its modules"
         assert others == installed

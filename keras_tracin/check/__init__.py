@@ -1,4 +1,4 @@
-"""A preflight: what scoring will cover, and what would go wrong.
+"""A preflight: what scores will cover, and what would fail.
 
 Synopsis:
 ```python

@@ -1,4 +1,4 @@
-"""A small part of the job, done, to see if its gradients are right."""
+"""Takes gradients of a few examples and checks that they are right."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ from keras_tracin.engine.looking import look
 from keras_tracin.engine.spot_checks import SpotChecks
 
 _BATCH = 256
-_MOST = 40  # batches that are read
+_MOST_BATCHES = 40  # read for spot checks
 
 
 def check_gradients(engine: Engine, where: str) -> None:
-    """Takes the gradients of a few examples, by variable, in several ways.
+    """Compares gradients of a few examples, taken in several ways.
 
-    Then those of some from all of the data, alone and in their batches.
+    The first examples are compared variable by variable; then examples from all
+    of the data are compared alone and in their batches.
 
     Args:
-        engine: the model, with the weights to look at, and its training data.
-        where: these weights in words.
+        engine: the model, with the weights to check, and its training data.
+        where: description of these weights, for errors.
 
     Raises:
-        ValueError: if a gradient is NaN or infinite, naming the reason; as
-            `keras_tracin.engine.looking.look`.
+        ValueError: if a gradient is NaN or infinite, naming the reason; or
+            whatever `keras_tracin.engine.looking.look` raises.
     """
     steps, batch = engine.train_steps, engine.train.sample(EXAMPLES)
-    steps.captured.get_concrete_function()  # what tells variables apart
+    steps.captured.get_concrete_function()  # `look` reads its trace
     look(engine)
     lengths = steps.squared_norms(batch.data, np.float32(1)).numpy()
     if not np.isfinite(lengths).all():
         suspect = Suspect("training", batch, steps)
         raise not_finite(engine.model, [suspect], where)
 
-    def lengths_of(data: Any) -> np.ndarray:
+    def gradient_lengths(data: Any) -> np.ndarray:
         return np.sqrt(steps.squared_norms(data, np.float32(1)).numpy())
 
     spots = SpotChecks(engine.model, engine.loss, engine.execution.jit_compile)
-    batches = itertools.islice(engine.train.batches(_BATCH), _MOST)
+    batches = itertools.islice(engine.train.batches(_BATCH), _MOST_BATCHES)
     for number, batch in enumerate(batches):
         if spots.wants(number):
-            spots.look(number, batch, lengths_of(batch.data), lengths_of)
+            spots.look(
+                number, batch, gradient_lengths(batch.data), gradient_lengths
+            )

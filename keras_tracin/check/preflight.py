@@ -1,4 +1,4 @@
-"""The preflight itself: each part of a job is tried before the job."""
+"""The preflight: tries each stage of a job before the job."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from keras_tracin.check.report import (
     Finding,
     LayerReport,
 )
-from keras_tracin.check.training_loss import TrainingLoss, says_the_loss
+from keras_tracin.check.training_loss import TrainingLoss, reports_compiled_loss
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.forecast import forecast_plainly
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, name_of
@@ -31,6 +32,7 @@ from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.rates import checkpoint_rates
 from keras_tracin.methods.training_notes import check_training
+from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.models.errors import brief
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
@@ -52,15 +54,15 @@ def check(
     max_examples: int | None = 10_000,
     verbose: int = 1,
 ) -> CheckReport:
-    """Finds what would go wrong in attribution, and what it will take.
+    """Checks that a model, its data and its run are ready for attribution.
 
-    Tried are: the layers and how their gradients are made; the loss; the
+    It checks the layers and how their gradients are computed; the loss; the
     data, read twice, for order, ids, labels and NaN; every checkpoint of the
-    run, for damage, fit, NaN and learning rates; the losses that the run has on
-    record, which the data should have as well; a few examples alone and
-    together, whose gradients should be the same; a small part of the job, for
-    memory and time. The methods themselves refuse what cannot work, but some
-    of it only when they come to it.
+    run, for damage, fit, NaN and learning rates; the losses that the run
+    recorded, which the data should reproduce; a few examples alone and in a
+    batch, whose gradients should agree; and a small part of the computation,
+    for memory and time. The methods refuse the same faults, but some of them
+    only after hours of work.
 
     Example:
     ```python
@@ -69,19 +71,18 @@ def check(
     ```
 
     Args:
-        model: as for `kt.TracIn`; so are the arguments of the same names. It
-            is left as it was.
-        train: the training data.
-        run: the training run, or its directory. Without it, the job is one at
-            the model's present weights.
-        test: the queries. Without them, the job is self-influence.
+        model: the built and compiled model. It is left as it was.
+        train: the training data, as `model.fit` takes it.
+        run: the training run, or its directory. Without it, the present
+            weights of the model are checked.
+        test: the queries. Without them, the plan is for self-influence.
         loss: used in place of the compiled loss.
         class_weight: the `class_weight` given to `fit`.
         layers: names or layers to restrict the gradients to.
         strategy: the `tf.distribute.Strategy` to spread the work over.
         memory_limit: bytes the computation may use.
-        max_examples: how many examples of each data set to read; None for
-            all.
+        max_examples: number of examples to read from each data set; None
+            for all.
         verbose: 0 to print nothing.
 
     Returns:
@@ -92,8 +93,7 @@ def check(
         "loss": loss,
         "class_weight": class_weight,
         "layers": layers,
-        "strategy": strategy,
-        "memory_limit": memory_limit,
+        "execution": Execution.of(strategy, memory_limit=memory_limit),
     }
     preflight = _Preflight(model, options, max_examples)
     preflight.look(train, run, test)
@@ -104,12 +104,19 @@ def check(
 
 
 class _Preflight:
-    """Collects findings; a part that fails is one, and the next is tried."""
+    """Collects findings; a stage that fails is one, and the next is tried."""
 
     def __init__(
-        self, model: keras.Model, options: dict[str, Any], most: int | None
+        self,
+        model: keras.Model,
+        options: dict[str, Any],
+        max_examples: int | None,
     ):
-        self._model, self._options, self._most = model, options, most
+        self._model, self._options, self._max_examples = (
+            model,
+            options,
+            max_examples,
+        )
         self._findings: list[Finding] = []
         self._layers: tuple[LayerReport, ...] = ()
         self._left_out: dict[str, int] = {}
@@ -128,7 +135,7 @@ class _Preflight:
         )
 
     def look(self, train: Any, run: Any, test: Any) -> None:
-        """Goes through all parts that can be tried."""
+        """Tries every stage that can be tried."""
         with contextlib.ExitStack() as stack:
             if self._model.built:
                 stack.enter_context(preserved(self._model))
@@ -136,12 +143,12 @@ class _Preflight:
 
     def _look(self, train: Any, run: Any, test: Any) -> None:
         engine = examples = rates = None
-        with self._part("train"):
+        with self._stage("train"):
             examples = open_for_model(self._model, train)
-        with self._part("run"):
+        with self._stage("run"):
             rates = self._rates(run)
         if examples is not None:
-            with self._part("model"):
+            with self._stage("model"):
                 engine = Engine(
                     self._model,
                     train,
@@ -149,99 +156,104 @@ class _Preflight:
                     checkpoints=rates or PRESENT_WEIGHTS,
                 )
         if self._model.built:
-            with self._part("model"):
+            with self._stage("model"):
                 x = None if examples is None else examples.first(SAMPLE).x
-                self._look_at_model(engine, run is not None, x)
+                self._check_model(engine, run is not None, x)
             for name, data in (("train", train), ("test", test)):
                 if data is not None:
-                    with self._part(name):
-                        self._look_at_data(data, name)
-        with self._part("run"):
-            rates = self._usable(rates or {})
+                    with self._stage(name):
+                        self._check_data(data, name)
+        with self._stage("run"):
+            rates = self._loadable(rates or {})
         if engine is not None and self._run is not None:
-            with self._part("run"):
+            with self._stage("run"):
                 check_training(self._run, engine)
             if rates:
-                with self._part("train"):
+                with self._stage("train"):
                     self._compare_losses(engine, self._run)
         if engine is not None and rates:
-            with self._part("job"):
+            with self._stage("job"):
                 self._try_job(engine, rates, test)
 
     @contextlib.contextmanager
-    def _part(self, topic: str) -> Iterator[None]:
+    def _stage(self, topic: str) -> Iterator[None]:
         """Turns errors and warnings into findings."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
                 yield
             except (ValueError, TypeError, tf.errors.OpError) as error:
-                self._find("error", topic, brief(error))
+                self._add_finding("error", topic, brief(error))
         for warning in caught:
             if issubclass(warning.category, UserWarning):
-                self._find("warning", topic, str(warning.message))
+                self._add_finding("warning", topic, str(warning.message))
 
-    def _find(self, severity: str, topic: str, message: str) -> None:
-        """Notes a finding, unless another part came upon the same."""
+    def _add_finding(self, severity: str, topic: str, message: str) -> None:
+        """Adds a finding, unless an earlier stage had the same."""
         if message not in [finding.message for finding in self._findings]:
             self._findings.append(Finding(severity, topic, message))
 
-    def _look_at_model(
+    def _check_model(
         self, engine: Engine | None, has_run: bool, x: Any
     ) -> None:
         model, loss = self._model, self._options["loss"]
         self._findings += structure.model_findings(model)
-        if loss is not None or model._compile_loss is not None:
+        if loss is not None or compiled_loss(model) is not None:
             self._findings.append(structure.loss_finding(model, loss))
         if x is not None:
             self._findings += structure.output_findings(model, loss, x)
         broken = structure.broken_weights(model)
-        if broken:  # with a run, other weights take their place
-            self._find("warning" if has_run else "error", "model", broken)
+        if broken:  # a run has other weights
+            self._add_finding(
+                "warning" if has_run else "error", "model", broken
+            )
         layers = self._options["layers"]
         with engine.updated.trainable() if engine else contextlib.nullcontext():
             self._layers = structure.covered_layers(model, layers)
             self._left_out = structure.left_out(model, layers)
         if engine is not None and engine.shares is not None:
-            self._find(
+            self._add_finding(
                 "note",
                 "run",
                 "The steps of the run did not all update the same variables, "
-                "or not at one rate. TracIn counts each variable with the "
-                "rates of the steps that updated it.",
+                "or not at one learning rate. TracIn weights each variable by "
+                "the rates of the steps that updated it.",
             )
 
-    def _look_at_data(self, data: Any, name: str) -> None:
+    def _check_data(self, data: Any, name: str) -> None:
         loss = per_example_loss(
             self._model, self._options["loss"], self._options["class_weight"]
         )
         examples = open_for_model(self._model, data, name)
         if examples.note:
-            self._find("note", name, examples.note)
+            self._add_finding("note", name, examples.note)
         self._findings += reading_findings(
-            examples, self._model, loss, self._most
+            examples, self._model, loss, self._max_examples
         )
 
     def _rates(self, run: Any) -> Weights:
-        """The checkpoints that count."""
+        """Learning rates of the checkpoints that scores use."""
         if run is None:
             return PRESENT_WEIGHTS
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         self._run = run
         rates = checkpoint_rates(run)
-        self._find("note", "run", f"{run!r}, of which {len(rates)} count.")
+        self._add_finding(
+            "note", "run", f"{run!r}, of which scores use {len(rates)}."
+        )
         if len(rates) == 1:
-            self._find(
+            self._add_finding(
                 "note",
                 "run",
                 "A single checkpoint shows one moment of training; several, "
-                "where the loss falls, show more (section D of the paper).",
+                "where the loss falls, show more (Pruthi et al. 2020, section "
+                "D).",
             )
         return rates
 
-    def _usable(self, rates: Weights) -> Weights:
-        """Those that load; the others are findings."""
+    def _loadable(self, rates: Weights) -> Weights:
+        """The rates of checkpoints that load; the others become findings."""
         if not self._model.built:
             return {}
         if rates is PRESENT_WEIGHTS:
@@ -249,26 +261,28 @@ class _Preflight:
         usable = {}
         with run_weights(self._model) as load:
             for checkpoint, rate in rates.items():
-                with self._part("run"):
+                with self._stage("run"):
                     if checkpoint is not None:
                         load(checkpoint)
                     usable[checkpoint] = rate
         return usable
 
     def _compare_losses(self, engine: Engine, run: TrainingRun) -> None:
-        """The loss on record with that of the data."""
-        if self._options["loss"] is not None or not says_the_loss(self._model):
-            return  # `fit` reported another one
+        """Compares the losses that the run recorded with those of the data."""
+        if self._options["loss"] is not None or not reports_compiled_loss(
+            self._model
+        ):
+            return  # `fit` reported another loss
         loss = TrainingLoss(
             self._model,
             engine.train,
             self._options["class_weight"],
-            self._most,
+            self._max_examples,
         )
         self._findings += loss.findings(run)
 
     def _try_job(self, engine: Engine, rates: Weights, test: Any) -> None:
-        """At the last checkpoint's weights, as far as something goes wrong."""
+        """Checks gradients and plans the job, at the last checkpoint."""
         with run_weights(self._model) as load:
             checkpoint = list(rates)[-1]
             if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""What a preflight says of the data: it reads them twice."""
+"""Findings about the data, which are read twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.check.report import Finding
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.diagnosis import broken_rows
 from keras_tracin.losses.invalid_labels import LabelsOutsideClasses
 from keras_tracin.losses.per_example import PerExampleLoss
@@ -21,112 +21,118 @@ from keras_tracin.losses.per_example import PerExampleLoss
 _BATCH = 256
 _MOST_SHOWN = 10
 
-Complaint = Callable[[Batch], list[int]]  # the rows that something is said of
-Seen = list[tuple[Any, bytes]]  # the id and a digest of each example, in order
+# A check of a batch returns the rows at fault.
+BatchCheck = Callable[[Batch], list[int]]
+# Id and digest of each example, in reading order.
+Digests = list[tuple[Any, bytes]]
 
 
 def reading_findings(
     examples: Examples,
     model: keras.Model,
     loss: PerExampleLoss,
-    most: int | None,
+    max_examples: int | None,
 ) -> Iterator[Finding]:
-    """Order, ids, labels and numbers of the examples.
+    """Findings about the order, ids, labels and values of the examples.
 
     Args:
         examples: the opened data.
-        model: the built model that they are for.
+        model: the built model.
         loss: its per-example loss.
-        most: how many examples to read; None for all.
+        max_examples: number of examples to read; None for all.
     """
     name = examples.name
-    complaints: dict[tuple[str, str], Complaint] = {
+    checks: dict[tuple[str, str], BatchCheck] = {
         ("error", "NaN or infinite values"): _not_finite,
-        ("error", "Labels outside of the classes"): _unfit_labels(model, loss),
+        ("error", "Labels outside of the classes"): _check_labels(model, loss),
         ("warning", "Negative sample weights"): _negative_weights,
     }
-    seen, found = _read(examples, most, complaints)
-    again, _ = _read(examples, most, {})
-    yield _order(examples, seen, again)
-    for (severity, what), ids in found.items():
+    first, faults = _read(examples, max_examples, checks)
+    second, _ = _read(examples, max_examples, {})
+    yield _order_finding(examples, first, second)
+    for (severity, fault), ids in faults.items():
         yield Finding(
             severity,
             name,
-            f"{what} in examples with ids {_some(ids)}. Correct them, or leave "
-            "these examples out.",
+            f"{fault} in examples with ids {_list_ids(ids)}. Correct them, or "
+            "leave these examples out.",
         )
-    counts = Counter(identifier for identifier, _ in seen)
+    counts = Counter(identifier for identifier, _ in first)
     repeated = [identifier for identifier, n in counts.items() if n > 1]
     if repeated:
         yield Finding(
             "warning",
             name,
-            f"Ids that occur more than once: {_some(repeated)}. Scores name an "
-            "example by its id: give each its own, unless these are repeats.",
+            f"Ids that occur more than once: {_list_ids(repeated)}. Scores "
+            "name an example by its id: give each its own, unless these are "
+            "repeats.",
         )
 
 
-def _order(examples: Examples, seen: Seen, again: Seen) -> Finding:
-    """What two readings in a row say of the order."""
-    read = f"Read {len(seen):,} examples twice"
-    if seen == again:
-        return Finding("note", examples.name, f"{read}, in the same order.")
+def _order_finding(
+    examples: Examples, first: Digests, second: Digests
+) -> Finding:
+    """Compares the order and content of two readings."""
+    message = f"Read {len(first):,} examples twice"
+    if first == second:
+        return Finding("note", examples.name, f"{message}, in the same order.")
     if not examples.carries_ids:
         return Finding(
             "error",
             examples.name,
-            f"{read}: their order or content changes each time, so they cannot "
-            "be told apart by position. Attach ids with `kt.with_ids` before "
-            "`shuffle`, or take out what changes.",
+            f"{message}: their order or content changes each time, so they "
+            "cannot be told apart by position. Attach ids with `kt.with_ids` "
+            "before `shuffle`, or take out what changes.",
         )
-    before = dict(seen)
-    changed = [i for i, digest in again if before.get(i, digest) != digest]
+    before = dict(first)
+    changed = [i for i, digest in second if before.get(i, digest) != digest]
     if changed:
         return Finding(
             "warning",
             examples.name,
-            f"{read}: the content of examples with ids {_some(changed)} "
+            f"{message}: the content of examples with ids {_list_ids(changed)} "
             "changes each time, and so will their scores. Take random "
             "augmentation out before attribution.",
         )
     return Finding(
         "note",
         examples.name,
-        f"{read}, in different orders; their ids tell them apart.",
+        f"{message}, in different orders; their ids tell them apart.",
     )
 
 
 def _read(
     examples: Examples,
-    most: int | None,
-    complaints: Mapping[tuple[str, str], Complaint],
-) -> tuple[Seen, dict[tuple[str, str], list[Any]]]:
-    """One pass: what was seen, and the ids that complaints are about."""
-    seen: Seen = []
-    found: dict[tuple[str, str], list[Any]] = {}
-    batches = examples.batches(_BATCH if most is None else min(_BATCH, most))
+    max_examples: int | None,
+    checks: Mapping[tuple[str, str], BatchCheck],
+) -> tuple[Digests, dict[tuple[str, str], list[Any]]]:
+    """Reads once: digests of the examples, and ids at fault by check."""
+    digests: Digests = []
+    faults: dict[tuple[str, str], list[Any]] = {}
+    size = _BATCH if max_examples is None else min(_BATCH, max_examples)
+    batches = examples.batches(size)
     enough = itertools.takewhile(
-        lambda _: most is None or len(seen) < most, batches
+        lambda _: max_examples is None or len(digests) < max_examples, batches
     )
     for batch in enough:
-        seen += zip(batch.ids.tolist(), _digests(batch), strict=True)
-        for what, complaint in complaints.items():
-            rows = complaint(batch)
+        digests += zip(batch.ids.tolist(), _digests(batch), strict=True)
+        for fault, check in checks.items():
+            rows = check(batch)
             if rows:
-                found.setdefault(what, []).extend(batch.ids[rows].tolist())
-    return seen, found
+                faults.setdefault(fault, []).extend(batch.ids[rows].tolist())
+    return digests, faults
 
 
 def _digests(batch: Batch) -> list[bytes]:
     leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(batch.data)]
 
     def digest(row: int) -> bytes:
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         for leaf in leaves:
             value = leaf[row]
-            text = leaf.dtype == object  # whose bytes are pointers
-            found.update(repr(value).encode() if text else value.tobytes())
-        return found.digest()
+            text = leaf.dtype == object  # the bytes of objects are pointers
+            hasher.update(repr(value).encode() if text else value.tobytes())
+        return hasher.digest()
 
     return [digest(row) for row in range(len(batch))]
 
@@ -144,10 +150,10 @@ def _negative_weights(batch: Batch) -> list[int]:
     return np.flatnonzero(negative).tolist()
 
 
-def _unfit_labels(model: keras.Model, loss: PerExampleLoss) -> Complaint:
-    """Asks the loss, with predictions made up in the place of the model's."""
+def _check_labels(model: keras.Model, loss: PerExampleLoss) -> BatchCheck:
+    """A check by the loss, which is given zeros in place of predictions."""
 
-    def unfit(batch: Batch) -> list[int]:
+    def invalid_rows(batch: Batch) -> list[int]:
         spec = tf.nest.map_structure(
             lambda leaf: keras.KerasTensor(
                 (len(batch), *leaf.shape[1:]), tf.as_dtype(leaf.dtype).name
@@ -165,9 +171,9 @@ def _unfit_labels(model: keras.Model, loss: PerExampleLoss) -> Complaint:
             return error.rows
         return []
 
-    return unfit
+    return invalid_rows
 
 
-def _some(ids: list[Any]) -> str:
+def _list_ids(ids: list[Any]) -> str:
     more = len(ids) - _MOST_SHOWN
     return f"{ids[:_MOST_SHOWN]}" + f" and {more:,} more" * (more > 0)

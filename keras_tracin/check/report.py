@@ -1,4 +1,4 @@
-"""What a preflight found, as an object and as text."""
+"""The result of a preflight, as an object and as text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing worth knowing before the work begins.
+    """An error, a warning or a note of a preflight.
 
     Attributes:
-        severity: "error", scoring will be refused or wrong; "warning", it
-            will work, but perhaps not as meant; or "note".
+        severity: "error" if scoring will be refused or wrong, "warning" if it
+            may not do what was intended, or "note".
         topic: "model", "loss", "train", "test", "run" or "job".
-        message: what was found, and what to do about it.
+        message: the fault and its remedy, or the information.
     """
 
     severity: str
@@ -29,14 +29,15 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """How the gradients of one layer are made.
+    """How gradients of one layer are computed.
 
     Attributes:
-        name: the layer's path in the model.
-        kind: its class.
-        method: "rule", from factors, or "fallback", exact but slower: from
-            the layer alone, one example at a time.
-        parameters: how many numbers it trains.
+        name: path of the layer in the model.
+        kind: name of its class.
+        method: "rule" if gradients are computed as factors; "fallback" if
+            they are computed from the layer alone, one example at a time,
+            which is exact but slower.
+        parameters: number of trainable parameters that are covered.
     """
 
     name: str
@@ -50,12 +51,12 @@ class CheckReport:
     """The result of `kt.check`; print it.
 
     Attributes:
-        layers: those whose gradients are covered.
-        parameters: how many numbers these train.
-        left_out: how many of the model's other numbers there are, by reason.
+        layers: the layers whose gradients are covered.
+        parameters: number of parameters of these layers.
+        left_out: number of the model's other parameters, by reason.
         findings: errors first, then warnings, then notes.
-        plan: what the job will do, and the memory and time it needs here; None
-            where errors are in the way.
+        plan: passes, memory and time that the job needs on this machine; None
+            if errors prevent a plan.
     """
 
     layers: tuple[LayerReport, ...]
@@ -65,7 +66,7 @@ class CheckReport:
 
     @property
     def seconds(self) -> float | None:
-        """The plan's time; None where the size of the data is not known."""
+        """Seconds that the plan estimates; None without an estimate."""
         return None if self.plan is None else self.plan.seconds
 
     @property
@@ -75,39 +76,39 @@ class CheckReport:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the gradients cover."""
+        """Number of parameters that the gradients cover."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that are in the way."""
-        return self._of("error")
+        """Findings because of which scoring will be refused or wrong."""
+        return self._with_severity("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings to think about."""
-        return self._of("warning")
+        """Findings because of which scores may not be what was intended."""
+        return self._with_severity("warning")
 
     @property
     def notes(self) -> tuple[Finding, ...]:
-        """The findings that only tell."""
-        return self._of("note")
+        """Findings for information."""
+        return self._with_severity("note")
 
-    def _of(self, severity: str) -> tuple[Finding, ...]:
+    def _with_severity(self, severity: str) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.severity == severity)
 
     def __str__(self) -> str:
-        parts = [_layers_table(self), *map(_entry, self.findings)]
+        parts = [_layers_table(self), *map(_paragraph, self.findings)]
         if self.plan is not None:
             job = f"job: {self.plan}"
             parts.append(textwrap.fill(job, _WIDTH, subsequent_indent="  "))
         counts = [
-            f"{len(found)} {severity}{'s' * (len(found) != 1)}"
+            f"{len(selected)} {severity}{'s' * (len(selected) != 1)}"
             for severity in SEVERITIES
-            if (found := self._of(severity))
+            if (selected := self._with_severity(severity))
         ]
         verdict = "ready" if self.ok else "not ready"
-        summary = ", ".join(counts) or "nothing to say"
+        summary = ", ".join(counts) or "no findings"
         return "\n".join([*filter(None, parts), f"{verdict}: {summary}"])
 
 
@@ -131,7 +132,7 @@ def _layers_table(report: CheckReport) -> str:
     return "\n".join(lines)
 
 
-def _entry(finding: Finding) -> str:
+def _paragraph(finding: Finding) -> str:
     return textwrap.fill(
         f"{finding.severity}, {finding.topic}: {finding.message}",
         _WIDTH,

@@ -1,4 +1,4 @@
-"""What a preflight says of the model and its loss, without running them."""
+"""Findings about the model and its loss, without running them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from keras_tracin.check.report import Finding, LayerReport
 from keras_tracin.data.preprocessing import has_unknown_fit
 from keras_tracin.gradients.sites import Site, find_sites
-from keras_tracin.losses.output_kinds import REMEDY, outputs_of
+from keras_tracin.losses.output_kinds import outputs_of
+from keras_tracin.losses.outputs import REMEDY
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")
@@ -21,10 +22,10 @@ _STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")
 def covered_layers(
     model: keras.Model, layers: Sequence[str | keras.Layer] | None
 ) -> tuple[LayerReport, ...]:
-    """The layers whose gradients count, and how these are made.
+    """The layers whose gradients are covered.
 
     Raises:
-        ValueError: as `find_sites`.
+        ValueError: if `layers` names a layer that cannot be covered.
     """
     return tuple(
         LayerReport(
@@ -40,7 +41,7 @@ def covered_layers(
 def left_out(
     model: keras.Model, layers: Sequence[str | keras.Layer] | None
 ) -> dict[str, int]:
-    """How many of the model's numbers have no gradient here, and why."""
+    """Number of parameters that gradients do not cover, by reason."""
     sites: list[Site] = find_sites(model, layers)
     covered = {id(v) for site in sites for v in site.variables}
     trained = {id(v) for v in model.trainable_weights}
@@ -68,14 +69,14 @@ def _size(weights: Sequence[keras.Variable]) -> int:
 
 
 def model_findings(model: keras.Model) -> Iterator[Finding]:
-    """What is worth knowing about the layers and weights."""
-    differing = [each for each in model._flatten_layers() if _differs(each)]
+    """Findings about layers, regularisers and custom training code."""
+    differing = [x for x in model._flatten_layers() if _differs_in_training(x)]
     if differing:
         yield Finding(
             "note",
             "model",
-            "These layers act differently in training; scores are those of "
-            f"inference mode: {_named(differing)}.",
+            "These layers act differently in training mode; scores use "
+            f"inference mode: {_list_layers(differing)}.",
         )
     regularized = [
         layer
@@ -86,8 +87,9 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
         yield Finding(
             "note",
             "model",
-            "Weight regularisers are part of the objective, but of no example: "
-            f"the gradients leave out those of {_named(regularized)}.",
+            "Weight regularisers belong to the objective, not to an example: "
+            f"gradients leave out the regularisers of "
+            f"{_list_layers(regularized)}.",
         )
     if has_unknown_fit(model):
         yield Finding(
@@ -107,8 +109,8 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
         )
 
 
-def _differs(layer: keras.Layer) -> bool:
-    """Whether a layer without layers in it does something else in training."""
+def _differs_in_training(layer: keras.Layer) -> bool:
+    """Whether a layer without sublayers acts differently in training."""
     if list(layer._layers) or not layer._call_has_training_arg:
         return False
     if isinstance(layer, keras.layers.BatchNormalization):
@@ -116,18 +118,18 @@ def _differs(layer: keras.Layer) -> bool:
     if type(layer).__name__.startswith(_RANDOM):
         return True
     if type(layer).__module__.startswith("keras."):
-        # Many take the argument; these attributes are what it switches.
+        # Many layers take `training`; only these attributes depend on it.
         return any(getattr(layer, name, None) for name in _STRENGTHS)
     return True
 
 
-def _named(layers: Sequence[keras.Layer]) -> str:
-    named = [
+def _list_layers(layers: Sequence[keras.Layer]) -> str:
+    descriptions = [
         f"{layer.path or layer.name} ({type(layer).__name__})"
         for layer in layers[:_MOST_NAMED]
     ]
     more = len(layers) - _MOST_NAMED
-    return ", ".join(named) + f" and {more} more" * (more > 0)
+    return ", ".join(descriptions) + f" and {more} more" * (more > 0)
 
 
 def broken_weights(model: keras.Model) -> str | None:
@@ -148,14 +150,16 @@ def broken_weights(model: keras.Model) -> str | None:
 
 
 def loss_finding(model: keras.Model, loss: Any) -> Finding:
-    """Which loss counts, and how its reduction is undone."""
+    """Names the loss in use and the reduction that is undone."""
     weights = None
     where = "given as `loss=`"
     if loss is None:
         where = "compiled"
         compiled: Any = model._compile_loss
         loss, weights = compiled._user_loss, compiled._user_loss_weights
-    described = [_described(each) for each in keras.tree.flatten(loss) if each]
+    described = [
+        _describe_loss(part) for part in keras.tree.flatten(loss) if part
+    ]
     weighted = f", weighted {weights}" if weights else ""
     return Finding(
         "note",
@@ -167,7 +171,7 @@ def loss_finding(model: keras.Model, loss: Any) -> Finding:
 
 
 def output_findings(model: keras.Model, loss: Any, x: Any) -> Iterator[Finding]:
-    """Whether outputs are logits, probabilities, or at odds with the loss."""
+    """Findings about outputs: their kind, and whether it fits the loss."""
     if loss is None and model._compile_loss is None:
         return
     outputs = outputs_of(model, loss, x)
@@ -185,11 +189,11 @@ def output_findings(model: keras.Model, loss: Any, x: Any) -> Iterator[Finding]:
             "note",
             "loss",
             f"{outputs.reason} `query_loss='logit'` is refused; 'margin' and "
-            "TRAK are told from them.",
+            "TRAK are computed from them.",
         )
 
 
-def _described(loss: Any) -> str:
+def _describe_loss(loss: Any) -> str:
     if isinstance(loss, str):
         return f"{loss}, mean over the batch"
     name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))

@@ -1,14 +1,13 @@
-"""Whether data are those that a run was trained on: its loss tells.
+"""Checks by the recorded losses that data are those a run was trained on.
 
-`fit` reports the mean loss of an epoch's batches, each before the step on it.
-The same data, in training mode and with the weights from before and after the
-epoch, have about that loss or one on either side of it. Data that were not
-scaled, have other labels, or come from elsewhere have more of it at both ends,
-once the model has learnt something.
+`fit` reports the mean loss of an epoch's batches, each taken before the step on
+it. The same data, in training mode and with the weights from before and after
+the epoch, have losses close to it or on either side of it. Data that were not
+scaled, have other labels, or come from elsewhere have a higher loss at both
+ends, once the model has learnt something.
 
-BatchNormalization in training mode undoes what is wrong with the scale of
-data, and in inference mode, in which they are scored, it does not: models that
-have it are looked at in both.
+BatchNormalization undoes a wrong scale of the data in training mode, but not in
+inference mode, which scores use: models that have it are checked in both.
 
 Synopsis:
 
@@ -18,7 +17,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,65 +26,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.check.loss_comparison import Comparison, loss_findings
 from keras_tracin.check.report import Finding
-from keras_tracin.data.examples import Batch, Examples, joined
+from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.losses.per_example import batch_shares
+from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
-_SAMPLED = 1024  # examples
-_MOST_READ = 10_000  # of a stream, which is read from its beginning
-_READ = 256  # examples at a time
-_EPOCHS = 5  # of the later half, where a model tells its data from others
-_BATCH = 32  # where nobody knows how large those of the training were
-# The mean over an epoch lies between what holds at its ends, or not far from
-# it: twice as much at both is another thing.
-_FACTOR = 2.0
-_SURE = 10.0  # no training ends so far from its own record
-_ERRORS = 3.0  # standard errors of the sampled mean
-_SMALL = 0.01  # of the first loss on record: too little to tell
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The loss on record of an epoch, and that of the data at its ends.
-
-    Attributes:
-        epoch: counted from 1.
-        recorded: by `fit`.
-        before: of the data at the weights before the epoch.
-        after: at those after it.
-        error: the standard error of these two, which are of a sample.
-        inference: as `after`, in inference mode; None where that says no more,
-            or where BatchNormalization's averages are not yet those of data.
-    """
-
-    epoch: int
-    recorded: float
-    before: float
-    after: float
-    error: float
-    inference: float | None = None
-
-    @property
-    def least(self) -> float:
-        """The lower of the two, less what chance may have added."""
-        return min(self.before, self.after) - _ERRORS * self.error
-
-    @property
-    def most(self) -> float:
-        """The higher of the two, and what chance may have taken from it."""
-        return max(self.before, self.after) + _ERRORS * self.error
+_SAMPLE_SIZE = 1024  # examples
+_MOST_READ = 10_000  # examples of a stream, from its beginning
+_READ_SIZE = 256  # examples at a time
+# Number of epochs to compare, from the later half: by then the model fits its
+# own data better than other data.
+_EPOCHS = 5
+_BATCH_SIZE = 32  # if the batch size of the training is unknown
 
 
 class TrainingLoss:
-    """The loss that Keras trains on, of given data at recorded weights.
+    """The training loss of given data at the recorded weights of a run.
 
     Args:
         model: the built and compiled model.
         examples: the opened data.
         class_weight: the `class_weight` given to `fit`.
-        most: how many examples to read; None for all.
-        seed: of the sample.
+        max_examples: number of examples to read; None for all.
+        seed: seed of the sample of examples.
 
     Raises:
         ValueError: if the loss has no value for each example.
@@ -97,118 +61,113 @@ class TrainingLoss:
         model: keras.Model,
         examples: Examples,
         class_weight: Mapping[int, float] | None = None,
-        most: int | None = _MOST_READ,
+        max_examples: int | None = _MOST_READ,
         seed: int = 0,
     ):
         self._model, self._examples = model, examples
         shares = batch_shares(model, None, class_weight)
-        self._most, self._rng = most, np.random.default_rng(seed)
+        self._max_examples = max_examples
+        self._rng = np.random.default_rng(seed)
 
         def loss(data, training):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
             y_pred = model(x, training=training)
             value = tf.reduce_sum(shares(y, y_pred, weight))
-            extra = [tf.cast(one, value.dtype) for one in model.losses]
+            extra = [tf.cast(extra, value.dtype) for extra in model.losses]
             return tf.add_n([value, *extra])
 
         self._loss = tf.function(loss, reduce_retracing=True)
 
     def findings(self, run: TrainingRun) -> Iterator[Finding]:
-        """What the record says of the data, if anything.
+        """Compares the data with the losses that the run recorded.
 
         Args:
-            run: the run; the model gets its weights back.
+            run: the run. The weights of the model are restored.
         """
-        if not says_the_loss(self._model) or not run.history.get("loss"):
+        losses = run.history.get("loss")
+        if not losses or not reports_compiled_loss(self._model):
             return
         comparisons = self.comparisons(run)
-        floor = _SMALL * abs(run.history["loss"][0])
-        judged = [_judge(one, floor) for one in comparisons]
-        apart = [
-            one
-            for one, what in zip(comparisons, judged, strict=True)
-            if what > 0
-        ]
-        if 2 * len(apart) > len(comparisons):
-            yield _other_data(self._examples.name, apart, comparisons)
-        elif comparisons and 2 * judged.count(-1) > len(comparisons):
-            yield _easier(self._examples.name, comparisons)
-        elif comparisons:
-            yield _agreeing(self._examples.name, comparisons)
+        yield from loss_findings(self._examples.name, comparisons, losses[0])
 
     def comparisons(self, run: TrainingRun) -> list[Comparison]:
-        """Of some epochs of the later half, at the weights kept around them.
+        """Compares several epochs of the later half of the training.
+
+        Only epochs with recorded weights before and after them are compared.
 
         Args:
-            run: the run.
+            run: the run. The weights of the model are restored.
         """
         losses = dict(zip(run.epochs, run.history["loss"], strict=False))
         spans = {
             epoch: span
             for epoch in losses
-            if (span := _around(run, epoch)) is not None
+            if (span := _weights_around(run, epoch)) is not None
             and math.isfinite(losses[epoch])
         }
         later = list(spans)[len(spans) // 2 :]
         places = np.linspace(0, len(later) - 1, min(_EPOCHS, len(later)))
-        wanted = [later[round(place)] for place in places]
-        if not wanted:
+        epochs = [later[round(place)] for place in places]
+        if not epochs:
             return []
         batches = self._sample(_batch_size(self._model, run, self._examples))
-        known: dict[Any, tuple[float, float]] = {}
+        means: dict[Any, tuple[float, float]] = {}
         comparisons = []
-        settled = _steps_to_settle(self._model)
+        steps_to_settle = _steps_to_settle(self._model)
         with run_weights(self._model) as load:
-            for epoch in wanted:
+            for epoch in epochs:
                 for weights in spans[epoch]:
-                    if weights not in known:
+                    if weights not in means:
                         load(weights)
-                        known[weights] = self._mean(batches)
+                        means[weights] = self._mean(batches)
                 inference = None
                 end = spans[epoch][1]
                 is_settled = (
-                    settled is not None
+                    steps_to_settle is not None
                     and isinstance(end, Checkpoint)
-                    and (end.step or 0) >= settled
+                    and (end.step or 0) >= steps_to_settle
                 )
                 if is_settled:
                     load(end)
                     inference, _ = self._mean(batches, training=False)
-                (before, one), (after, other) = (
-                    known[weights] for weights in spans[epoch]
+                (before, error_before), (after, error_after) = (
+                    means[weights] for weights in spans[epoch]
                 )
                 comparisons.append(
                     Comparison(
                         *(epoch, losses[epoch], before, after),
-                        *(max(one, other), inference),
+                        *(max(error_before, error_after), inference),
                     )
                 )
         return [
-            one
-            for one in comparisons
-            if math.isfinite(one.before) and math.isfinite(one.after)
+            comparison
+            for comparison in comparisons
+            if math.isfinite(comparison.before)
+            and math.isfinite(comparison.after)
         ]
 
     def _sample(self, batch_size: int) -> list[Batch]:
-        """Some of the examples in batches of the size of the training's."""
+        """A sample of the examples, in batches of the training's size."""
         examples = self._examples
         in_memory = examples.bytes_read_per_example == 0
-        most = max(_SAMPLED, batch_size)
+        most = max(_SAMPLE_SIZE, batch_size)
         sample: list[Batch] = []
         keys, read = np.zeros(0), 0
-        for batch in examples.batches(_READ):
-            # Those of the lowest random keys are a sample of what was read.
-            drawn = self._rng.random(len(batch))
-            keys = np.concatenate([keys, drawn])
-            kept = np.argsort(keys)[:most]
-            sample, keys = [_rows(joined([*sample, batch]), kept)], keys[kept]
+        for batch in examples.batches(_READ_SIZE):
+            # The examples with the lowest random keys are a uniform sample.
+            new_keys = self._rng.random(len(batch))
+            keys = np.concatenate([keys, new_keys])
+            lowest = np.argsort(keys)[:most]
+            sample = [join([*sample, batch]).take(lowest)]
+            keys = keys[lowest]
             read += len(batch)
-            if self._most and read >= self._most and not in_memory:
+            is_enough = self._max_examples and read >= self._max_examples
+            if is_enough and not in_memory:
                 break
         count = len(keys)
         size = min(batch_size, count)
         return [
-            _rows(sample[0], np.arange(start, start + size))
+            sample[0].take(np.arange(start, start + size))
             for start in range(0, count - size + 1, size)
         ]
 
@@ -221,30 +180,30 @@ class TrainingLoss:
                 float(self._loss(batch.data, training)) for batch in batches
             ]
         finally:
-            self._model._clear_losses()  # those of the trace
+            self._model._clear_losses()  # of tracing
         if len(values) < 2:
             return values[0], 0.0
         error = np.std(values, ddof=1) / math.sqrt(len(values))
-        # Of a sample that is all of the data, the mean has none.
-        whole = self._examples.size or math.inf
-        left = max(0.0, 1 - sum(map(len, batches)) / whole)
-        return float(np.mean(values)), float(error) * math.sqrt(left)
+        # Finite population correction: no error if the sample is everything.
+        size = self._examples.size or math.inf
+        unseen = max(0.0, 1 - sum(map(len, batches)) / size)
+        return float(np.mean(values)), float(error) * math.sqrt(unseen)
 
 
-def says_the_loss(model: keras.Model) -> bool:
-    """Whether the "loss" that `fit` reports is that of the compiled loss."""
+def reports_compiled_loss(model: keras.Model) -> bool:
+    """Whether the "loss" that `fit` reports is the compiled loss."""
     kind: Any = type(model)
     whole = model.distribute_strategy.num_replicas_in_sync == 1
     return (
         whole
-        and model._compile_loss is not None
+        and compiled_loss(model) is not None
         and kind.train_step is keras.Model.train_step
         and kind.compute_loss is keras.Model.compute_loss
     )
 
 
 def _steps_to_settle(model: keras.Model) -> int | None:
-    """After how many steps averages of data make up 99 %; None without any."""
+    """Number of steps after which moving averages are 99% data, or None."""
     momenta = [
         layer.momentum
         for layer in model._flatten_layers()
@@ -257,15 +216,15 @@ def _steps_to_settle(model: keras.Model) -> int | None:
     return 1 if not slowest else math.ceil(math.log(0.01) / math.log(slowest))
 
 
-def _around(
+def _weights_around(
     run: TrainingRun, epoch: int
 ) -> tuple[Checkpoint | Path, Checkpoint | Path] | None:
-    """The weights kept last before an epoch, and first at its end or later."""
-    before: list[Checkpoint | Path] = [one for one in run if one.epoch < epoch]
+    """The last recorded weights before an epoch, and the first after it."""
+    before: list[Checkpoint | Path] = [c for c in run if c.epoch < epoch]
     if run.initial is not None:
         before.insert(0, run.initial)
-    within = [one for one in run if one.epoch == epoch]
-    after = within[-1:] + [one for one in run if one.epoch > epoch][:1]
+    within = [c for c in run if c.epoch == epoch]
+    after = within[-1:] + [c for c in run if c.epoch > epoch][:1]
     if not before or not after:
         return None
     return before[-1], after[0]
@@ -274,87 +233,10 @@ def _around(
 def _batch_size(
     model: keras.Model, run: TrainingRun, examples: Examples
 ) -> int:
-    """About how many examples a batch of the training had."""
+    """Estimate of the batch size of the training."""
     epochs, steps = run[-1].epoch, run[-1].step
     if not examples.size or not steps:
-        return min(_BATCH, examples.size or _BATCH)
+        return min(_BATCH_SIZE, examples.size or _BATCH_SIZE)
     every = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
     batches = max(1, round(steps * every / epochs))
     return max(1, min(examples.size, math.ceil(examples.size / batches)))
-
-
-def _rows(batch: Batch, rows: np.ndarray) -> Batch:
-    data = tf.nest.map_structure(lambda a: np.asarray(a)[rows], batch.data)
-    return Batch(batch.ids[rows], *data)
-
-
-def _judge(one: Comparison, floor: float) -> int:
-    """1 where the data have more loss than the record, -1 less, or 0."""
-    if _exceeds(one.least, one.recorded, _FACTOR, floor):
-        return 1
-    # With more room: averages over batches vary from step to step.
-    if one.inference is not None and _exceeds(
-        one.inference, one.recorded, _SURE, floor
-    ):
-        return 1
-    missing = (1 - 1 / _FACTOR) * abs(one.recorded) + floor
-    return -1 if one.recorded - one.most > missing else 0
-
-
-def _exceeds(
-    value: float, recorded: float, factor: float, floor: float = 0.0
-) -> bool:
-    """Whether a loss is so many times another; below zero, as far above it."""
-    return value - recorded > (factor - 1) * abs(recorded) + floor
-
-
-def _described(one: Comparison) -> str:
-    in_training = _exceeds(one.least, one.recorded, _FACTOR)
-    if one.inference is not None and not in_training:
-        return (
-            f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, "
-            f"and these data have {one.inference:.4g} with the weights after "
-            "it, in inference mode"
-        )
-    return (
-        f"in epoch {one.epoch} `fit` had a loss of {one.recorded:.4g}, and "
-        f"these data have {one.before:.4g} with the weights before it and "
-        f"{one.after:.4g} with those after it"
-    )
-
-
-def _other_data(
-    name: str, apart: list[Comparison], comparisons: list[Comparison]
-) -> Finding:
-    sure = sum(_exceeds(one.least, one.recorded, _SURE) for one in apart)
-    severity = "error" if 2 * sure > len(comparisons) else "warning"
-    return Finding(
-        severity,
-        name,
-        f"`{name}` does not seem to be what `fit` was trained on: "
-        f"{_described(apart[-1])}. Expected about the same; "
-        f"{len(apart)} of {len(comparisons)} epochs that were compared are "
-        "like this. Look for scaling or preprocessing that is left out, for "
-        "classes in another order, for another data set, and for class or "
-        "sample weights that `fit` was given.",
-    )
-
-
-def _easier(name: str, comparisons: list[Comparison]) -> Finding:
-    return Finding(
-        "note",
-        name,
-        f"The training had more loss than `{name}` has: "
-        f"{_described(comparisons[-1])}. That is to be expected where "
-        "examples were augmented; if not, look for class or sample weights "
-        "that `fit` was given, and for labels that were changed.",
-    )
-
-
-def _agreeing(name: str, comparisons: list[Comparison]) -> Finding:
-    return Finding(
-        "note",
-        name,
-        f"`{name}` agrees with the losses on record: "
-        f"{_described(comparisons[-1])}.",
-    )

@@ -6,9 +6,9 @@ from a uniform sample of it.
 
 Synopsis:
 
-    held = HeldExamples(examples, memory=2**30)
-    for data in held.batches(256): ...       # every example, in order
-    data = held.draw(rng, 64)                # 64 at random
+    data = Minibatches(examples, memory=2**30)
+    for batch in data.batches(256): ...      # every example, in order
+    batch = data.draw(rng, 64)               # 64 at random
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Examples, join
+from keras_tracin.data.held import HeldExamples
 
 _READ = 1024  # examples read at a time
 
@@ -37,8 +38,8 @@ class Watcher(Protocol):
         """Says that no more will be read."""
 
 
-class HeldExamples:
-    """Examples in memory, as far as they fit.
+class Minibatches:
+    """Batches and random draws of examples, in memory as far as they fit.
 
     Args:
         examples: the data.
@@ -69,7 +70,7 @@ class HeldExamples:
     def _batches(self, batch_size: int) -> Iterator[Any]:
         if self._whole is None:
             for batch in self._examples.batches(batch_size):
-                yield _tensors(batch)
+                yield _tensors(batch.data)
             return
         for start in range(0, _length(self._whole), batch_size):
             yield tf.nest.map_structure(
@@ -93,13 +94,8 @@ class HeldExamples:
     @functools.cached_property
     def _whole(self) -> Any | None:
         """All examples, or None where they do not fit."""
-        parts, size = [], 0
-        for batch in self._examples.batches(_READ):
-            size += batch.nbytes
-            if size > self._memory:
-                return None
-            parts.append(_tensors(batch))
-        return _join(parts)
+        held = HeldExamples.read_within(self._examples, self._memory)
+        return None if held is None else _tensors(held.data)
 
     @functools.cached_property
     def _sample(self) -> Any:
@@ -122,26 +118,13 @@ class HeldExamples:
             inside = (kept >= start) & (kept < start + len(batch))
             rows = kept[inside] - start
             if len(rows):
-                parts.append(
-                    tf.nest.map_structure(
-                        lambda leaf, rows=rows: tf.gather(leaf, rows),
-                        _tensors(batch),
-                    )
-                )
+                parts.append(batch.take(rows))
             start += len(batch)
-        return _join(parts)
+        return _tensors(join(parts).data)
 
 
-def _tensors(batch: Batch) -> Any:
-    return tf.nest.map_structure(tf.convert_to_tensor, batch.data)
-
-
-def _join(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    return tf.nest.map_structure(
-        lambda *leaves: tf.concat(leaves, axis=0), *parts
-    )
+def _tensors(data: Any) -> Any:
+    return tf.nest.map_structure(tf.convert_to_tensor, data)
 
 
 def _length(data: Any) -> int:

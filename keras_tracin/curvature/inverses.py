@@ -35,11 +35,8 @@ from keras_tracin.engine.passes import norms_pass
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS
-from keras_tracin.losses.output_kinds import (
-    SAMPLE,
-    check_consistent,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
+from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.models.state import preserved
 from keras_tracin.runs import Checkpoint, run_weights
 

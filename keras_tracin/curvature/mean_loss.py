@@ -23,10 +23,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.curvature.examples import HeldExamples
+from keras_tracin.curvature.examples import Minibatches
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.penalty import Layout, Parts, Penalty
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.distribution import Strategy, spread_sum
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import footprint
@@ -216,9 +216,9 @@ class MeanLossCurvature(Operator):
         return batch_spec(self.examples.first(1).data)
 
     @functools.cached_property
-    def held(self) -> HeldExamples:
+    def held(self) -> Minibatches:
         """The training data, in memory as far as it fits."""
-        return HeldExamples(self.examples, self._limit // 4)
+        return Minibatches(self.examples, self._limit // 4)
 
     @property
     def _execution(self) -> Execution:

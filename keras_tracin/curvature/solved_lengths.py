@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.curvature.inverses import Inverses
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch
+from keras_tracin.data.examples import Examples
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.engine import Engine
@@ -27,7 +28,7 @@ from keras_tracin.engine.passes import Pass, Sums
 from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import Visit, Weights
-from keras_tracin.results.attribution import ScoreColumns
+from keras_tracin.results.streaming import ScoreColumns
 from keras_tracin.runs import Checkpoint
 
 

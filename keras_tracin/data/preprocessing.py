@@ -21,7 +21,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, open_examples
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.examples import open_examples
 from keras_tracin.models.errors import brief
 
 _TRIED = 32  # examples that are preprocessed twice, to see if they change

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.engine import Engine

@@ -1,4 +1,4 @@
-"""Whether scores tell what happens, and what they are good for."""
+"""Evaluates scores: against real trainings, and at finding wrong labels."""
 
 from keras_tracin.evaluation.brittle import Brittleness, brittleness
 from keras_tracin.evaluation.datamodels import LDS, lds

@@ -1,15 +1,15 @@
-"""The linear datamodeling score: sums of scores against other trainings.
+"""The linear datamodeling score (LDS) of attribution scores.
 
-The scores of the examples in a subset, added up, are taken for a prediction of
-what training on the subset alone would make of a query (Ilyas et al. 2022; Park
-et al. 2023, sec. 2). The score is the rank correlation of prediction and
-outcome over random subsets, for each query.
+The sum of scores over a subset of the examples predicts the output of a model
+that is trained on this subset alone (Ilyas et al. 2022; Park et al. 2023,
+sec. 2). The LDS of a query is the rank correlation of prediction and output
+over random subsets.
 
 Synopsis:
 
     retrained = kt.evaluation.retrain_on_subsets(fit, train, test, directory)
-    found = kt.evaluation.lds(scores, retrained)
-    found.mean, found.confidence_interval
+    result = kt.evaluation.lds(scores, retrained)
+    result.mean, result.confidence_interval
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import dataclasses
 import numpy as np
 
 from keras_tracin.evaluation.rank_correlation import rank_correlations
+from keras_tracin.evaluation.retraining import check_same
 from keras_tracin.evaluation.subsets import Retrained
-from keras_tracin.evaluation.training_again import check_same
 from keras_tracin.results.attribution import Attribution
 
 
 @dataclasses.dataclass(frozen=True)
 class LDS:
-    """How well sums of scores predict trainings on subsets.
+    """Linear datamodeling scores of queries.
 
     Attributes:
-        query_ids: `[m]`.
-        per_query: `[m]` rank correlations over the subsets; NaN where a
-            prediction or an outcome does not vary.
-        confidence_interval: of `mean`, by the bootstrap over subsets and
-            queries together, `(low, high)`.
+        query_ids: ids of the queries, `[m]`.
+        per_query: rank correlations over the subsets, `[m]`; NaN if
+            predictions or outputs do not vary.
+        confidence_interval: confidence interval `(low, high)` of `mean`, from
+            a bootstrap over subsets and queries.
     """
 
     query_ids: np.ndarray
@@ -42,7 +42,7 @@ class LDS:
 
     @property
     def mean(self) -> float:
-        """The mean over queries, those without a correlation left out."""
+        """Mean over queries, leaving out NaN."""
         return _mean(self.per_query)
 
     def __repr__(self) -> str:
@@ -61,18 +61,18 @@ def lds(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> LDS:
-    """Holds scores against trainings on random subsets.
+    """Computes the linear datamodeling score (LDS) of scores.
 
     Args:
-        scores: of these queries (the rows) and training examples.
-        retrained: the outcomes.
-        resamples: of the bootstrap.
-        confidence: of the interval, which covers the choice of queries and
-            of subsets.
-        seed: that of the bootstrap.
+        scores: scores `[m, n]` of the queries and training examples below.
+        retrained: outputs of models that were trained on random subsets.
+        resamples: number of resamples of the bootstrap.
+        confidence: confidence level of the interval, which covers the choice
+            of queries and of subsets.
+        seed: seed of the bootstrap.
 
     Returns:
-        An `LDS`. Where trainings vary by chance no scores reach 1; see
+        An `LDS`. If trainings vary by chance, no scores reach 1; see
         `retrained.ceiling`.
 
     Raises:
@@ -88,7 +88,7 @@ def lds(
         )
     if not np.isfinite(scores.scores).all():
         raise ValueError("`scores` should be numbers. Received NaN or infinity")
-    # Lower values are better, higher scores too: hence the minus.
+    # Outputs are losses: lower is better; higher scores are better.
     predicted = retrained.masks @ np.asarray(scores.scores, np.float64).T
     actual = -retrained.outputs
     per_query = rank_correlations(predicted, actual)
@@ -98,9 +98,9 @@ def lds(
     for _ in range(resamples):
         rows = rng.integers(subsets, size=subsets)
         columns = rng.integers(queries, size=queries)
-        chosen = np.ix_(rows, columns)
+        sample = np.ix_(rows, columns)
         means.append(
-            _mean(rank_correlations(predicted[chosen], actual[chosen]))
+            _mean(rank_correlations(predicted[sample], actual[sample]))
         )
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(means, [tail, 1 - tail])

@@ -1,4 +1,4 @@
-"""Whether scores tell what happens: training again without an example.
+"""Compares scores with leave-one-out retraining.
 
 Synopsis:
 
@@ -7,8 +7,8 @@ Synopsis:
         model.fit(*train, epochs=10, verbose=0)
         return model
 
-    report = kt.evaluation.leave_one_out(scores, train, test, fit, ids=[3, 8])
-    report.pearson, report.spearman    # [num_test]
+    result = kt.evaluation.leave_one_out(scores, train, test, fit, ids=[3, 8])
+    result.pearson, result.spearman    # [num_test]
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import keras
 import numpy as np
 import scipy.stats
 
-from keras_tracin.evaluation.training_again import (
+from keras_tracin.evaluation.retraining import (
     check_same,
     query_values,
     read_whole,
 )
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut:
-    """What scores predicted beside what happened.
+    """Scores, and real changes of losses without examples.
 
     Attributes:
-        train_ids: `[k]`, the examples left out, one at a time.
-        query_ids: `[m]`.
-        predicted: `[m, k]`, the scores. Those of influence functions, divided
-            by the number of training examples, predict `actual` itself.
-        actual: `[m, k]`, the query's loss without the example minus its loss
-            with it: positive for a proponent.
+        train_ids: ids of the examples that were left out one at a time, `[k]`.
+        query_ids: ids of the queries, `[m]`.
+        predicted: scores `[m, k]`. Scores of influence functions, divided by
+            the number of training examples, estimate `actual` itself.
+        actual: loss of the query without the example minus its loss with it,
+            `[m, k]`: positive for a proponent.
     """
 
     train_ids: np.ndarray
@@ -50,20 +50,20 @@ class LeaveOneOut:
 
     @property
     def pearson(self) -> np.ndarray:
-        """Correlation over the examples left out, for each query `[m]`.
+        """Pearson correlations over the examples, `[m]`.
 
-        NaN where a side does not vary.
+        NaN if scores or changes do not vary.
         """
-        return self._each(scipy.stats.pearsonr)
+        return self._correlate(scipy.stats.pearsonr)
 
     @property
     def spearman(self) -> np.ndarray:
-        """Rank correlation, for each query `[m]`; NaN as `pearson`."""
-        return self._each(scipy.stats.spearmanr)
+        """Rank correlations over the examples, `[m]`; NaN like `pearson`."""
+        return self._correlate(scipy.stats.spearmanr)
 
-    def _each(self, correlation: Callable) -> np.ndarray:
+    def _correlate(self, correlation: Callable) -> np.ndarray:
         with warnings.catch_warnings():
-            # A constant side has no correlation, and NaN says so.
+            # Constant values have no correlation: NaN.
             warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
             return np.array(
                 [
@@ -84,24 +84,24 @@ def leave_one_out(
     loss: Any = None,
     query_loss: Any = "loss",
 ) -> LeaveOneOut:
-    """Trains again without each of some examples and compares with scores.
+    """Retrains without single examples and compares the losses with scores.
 
-    Training must be the same each time but for the example (initial weights,
-    order, seeds), or reach the same minimum; otherwise chance moves the losses
-    more than any example does.
+    Trainings must differ in nothing but the example (same initial weights,
+    order and seeds), or reach the same minimum; otherwise chance changes the
+    losses more than any example does.
 
     Args:
-        scores: of these queries (the rows) and training examples.
-        train: what the scores were made with. It is read into memory.
+        scores: scores `[m, n]` of the queries and training examples below.
+        train: training examples that were scored. They are read into memory.
         test: the queries.
-        fit: takes `(x, y[, sample_weight])` of the examples that are left,
-            as arrays in reading order, and returns a trained model. It is
-            called once with all of them and once for each that is left out.
-        ids: the examples to leave out; by default the `count` of largest
-            summed size of scores.
-        count: how many, if `ids` is None.
-        loss: used in place of the models' compiled loss.
-        query_loss: what to measure on the queries, as in `TracIn`.
+        fit: function that takes `(x, y[, sample_weight])` of the remaining
+            examples, as arrays in reading order, and returns a trained model.
+            It is called once with all examples and once without each of them.
+        ids: ids of the examples to leave out; by default the `count` examples
+            with the largest sum of absolute scores.
+        count: number of examples to leave out if `ids` is None.
+        loss: loss to use in place of the compiled one.
+        query_loss: quantity to measure on the queries, as in `TracIn`.
 
     Returns:
         A `LeaveOneOut`.
@@ -110,24 +110,24 @@ def leave_one_out(
         ValueError: if fewer than two examples are to be left out, if an id is
             unknown, or if the scores are not of these examples and queries.
     """
-    data, asked = read_whole(train, "train"), read_whole(test, "test")
+    data, queries = read_whole(train, "train"), read_whole(test, "test")
     check_same("training examples", scores.train_ids, data.ids)
-    check_same("queries", scores.query_ids, asked.ids)
+    check_same("queries", scores.query_ids, queries.ids)
     columns = _columns(scores, ids, count)
 
     def values(keep: np.ndarray) -> np.ndarray:
         return query_values(fit(data.rows(keep)), test, query_loss, loss)
 
     everything = np.ones(len(data.ids), bool)
-    whole = values(everything)
+    baseline = values(everything)
     changes = []
     for column in columns:
         keep = everything.copy()
         keep[column] = False
-        changes.append(values(keep) - whole)
+        changes.append(values(keep) - baseline)
     return LeaveOneOut(
         train_ids=scores.train_ids[columns],
-        query_ids=asked.ids,
+        query_ids=queries.ids,
         predicted=scores.scores[:, columns],
         actual=np.stack(changes, axis=1),
     )
@@ -136,20 +136,20 @@ def leave_one_out(
 def _columns(
     scores: Attribution, ids: Iterable[Any] | None, count: int
 ) -> list[int]:
-    """Where the examples to leave out are among the scores' columns."""
+    """Columns of the scores of the examples to leave out."""
     if ids is None:
         size = np.abs(scores.scores).sum(axis=0)
         columns = np.argsort(-size, kind="stable")[:count].tolist()
     else:
-        known = {one: at for at, one in enumerate(scores.train_ids.tolist())}
-        wanted = np.asarray(list(ids)).tolist()
-        unknown = [one for one in wanted if one not in known]
+        column_of = {id_: i for i, id_ in enumerate(scores.train_ids.tolist())}
+        id_list = np.asarray(list(ids)).tolist()
+        unknown = [id_ for id_ in id_list if id_ not in column_of]
         if unknown:
             raise ValueError(
                 "`ids` should be ids of training examples. Received ids that "
                 f"are not among them: {unknown[:5]}."
             )
-        columns = [known[one] for one in wanted]
+        columns = [column_of[id_] for id_ in id_list]
     if len(columns) < 2:
         raise ValueError(
             "A correlation needs two examples or more to leave out. Received: "

@@ -1,16 +1,16 @@
-"""How soon wrong labels are found, and wrong labels to be found.
+"""Measures how well scores find wrong labels, and makes labels wrong.
 
-An example with a wrong label is hard to learn, so that its influence on itself
-is large (section 4 of the paper): inspect the largest first.
+An example with a wrong label is hard to learn, so that its self-influence is
+large (Pruthi et al. 2020, section 4): inspect the largest first.
 
 Synopsis:
 
     y = kt.evaluation.flip_labels(y_true, share=0.1, seed=0)
     ...  # train on y
-    found = kt.evaluation.mislabel_detection(
+    detection = kt.evaluation.mislabel_detection(
         tracin.self_influence(), y != y_true
     )
-    found.auc, found.recall_at(0.1)
+    detection.auc, detection.recall_at(0.1)
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from keras_tracin.results.attribution import SelfInfluence
+from keras_tracin.results import SelfInfluence
 
 
 @dataclasses.dataclass(frozen=True)
 class MislabelDetection:
-    """What is found by inspecting the largest scores first.
+    """Detection of wrong labels by inspecting the largest scores first.
 
     Attributes:
-        ids: `[n]`, in the order of inspection; equal scores keep theirs.
-        is_mislabeled: `[n]` booleans, in this order.
-        auc: the probability that a wrong label has a larger score than a right
-            one, ties counting one half: the area under the ROC curve. 1 is
+        ids: ids `[n]` in the order of inspection; equal scores are in reading
+            order.
+        is_mislabeled: booleans `[n]`, in the same order.
+        auc: area under the ROC curve: the probability that a wrong label has a
+            larger score than a right one, ties counting one half. 1 is
             perfect, 0.5 is chance.
     """
 
@@ -43,35 +44,36 @@ class MislabelDetection:
 
     @property
     def recall(self) -> np.ndarray:
-        """The share of the wrong labels found after 0, 1, … n, `[n + 1]`."""
-        found = np.cumsum(self.is_mislabeled)
-        return np.concatenate([[0.0], found / found[-1]])
+        """Share of wrong labels found after 0, 1, … n examples, `[n + 1]`."""
+        counts = np.cumsum(self.is_mislabeled)
+        return np.concatenate([[0.0], counts / counts[-1]])
 
     @property
     def precision(self) -> np.ndarray:
-        """The share of wrong labels among the first 1, … n, `[n]`."""
+        """Share of wrong labels among the first 1, … n examples, `[n]`."""
         inspected = np.arange(1, len(self.ids) + 1)
         return np.cumsum(self.is_mislabeled) / inspected
 
     def recall_at(self, share: float) -> float:
-        """The recall once this share of the examples has been inspected.
+        """Recall after inspecting this share of the examples.
 
         Args:
-            share: from 0 to 1.
+            share: share of the examples, from 0 to 1.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if `share` is out of range.
         """
         return float(self.recall[self._count(share)])
 
     def precision_at(self, share: float) -> float:
-        """The precision once this share of the examples has been inspected.
+        """Precision after inspecting this share of the examples.
 
         Args:
-            share: from 0 to 1; of one example at least.
+            share: share of the examples, from 0 to 1; at least one example is
+                inspected.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if `share` is out of range.
         """
         return float(self.precision[max(1, self._count(share)) - 1])
 
@@ -106,10 +108,10 @@ def mislabel_detection(
     """Compares scores with the truth about the labels.
 
     Args:
-        self_influence: what `self_influence()` returned, or scores `[n]` of
-            any kind; the larger, the more suspicious.
-        is_mislabeled: `[n]` booleans in reading order, or a dict of them by
-            the examples' ids.
+        self_influence: result of `self_influence()`, or any scores `[n]`;
+            larger is more suspicious.
+        is_mislabeled: booleans `[n]` in reading order, or a dict of booleans
+            by id.
 
     Raises:
         ValueError: if the two do not fit, if a score is NaN, or if no label
@@ -147,7 +149,7 @@ def mislabel_detection(
 
 
 def _auc(scores: np.ndarray, wrong: np.ndarray) -> float:
-    """From the ranks of the scores (Mann & Whitney 1947)."""
+    """Area under the ROC curve from ranks (Mann & Whitney 1947)."""
     ranks = scipy.stats.rankdata(scores)
     positives, negatives = wrong.sum(), (~wrong).sum()
     above = ranks[wrong].sum() - positives * (positives + 1) / 2
@@ -162,16 +164,18 @@ def flip_labels(
     num_classes: int | None = None,
     scores: Any = None,
 ) -> np.ndarray:
-    """A copy of labels, a share of which is made wrong.
+    """Makes a share of the labels wrong; returns a changed copy.
 
     Args:
-        labels: `[n]` class indices.
-        share: of the labels, above 0 and up to 1; which ones is drawn.
-        seed: of the draw.
-        num_classes: one more than the largest label by default.
-        scores: None to draw each wrong label from all other classes alike; or
-            a model's logits or probabilities `[n, classes]`, to take the wrong
-            class that it finds likeliest, which is harder to detect.
+        labels: class indices `[n]`.
+        share: share of the labels to change, above 0 and up to 1; they are
+            drawn at random.
+        seed: seed of the random choices.
+        num_classes: number of classes; by default one more than the largest
+            label.
+        scores: None to draw wrong labels uniformly from the other classes; or
+            a model's logits or probabilities `[n, classes]`, to take its
+            likeliest wrong class, which is harder to detect.
 
     Raises:
         ValueError: if labels are no class indices, or if `share`,
@@ -194,11 +198,15 @@ def flip_labels(
             f"more. Received: from {labels.min()} to {labels.max()}."
         )
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
+    positions = rng.choice(
+        len(labels), round(share * len(labels)), replace=False
+    )
     flipped = labels.copy()
     if scores is None:
-        moved = labels[chosen] + rng.integers(1, classes, len(chosen))
-        flipped[chosen] = moved % classes
+        new_labels = labels[positions] + rng.integers(
+            1, classes, len(positions)
+        )
+        flipped[positions] = new_labels % classes
         return flipped
     likely = np.array(scores, dtype=np.float64)
     if likely.shape != (len(labels), classes):
@@ -207,5 +215,5 @@ def flip_labels(
             f"Received: {likely.shape}."
         )
     likely[np.arange(len(labels)), labels] = -np.inf
-    flipped[chosen] = likely[chosen].argmax(axis=1)
+    flipped[positions] = likely[positions].argmax(axis=1)
     return flipped

@@ -1,4 +1,4 @@
-"""Spearman's correlation of many pairs of columns at once."""
+"""Spearman correlations of many pairs of columns at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import numpy as np
 import scipy.stats
 
 
-def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each column `[s]` with its like, `[m]`.
+def rank_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Spearman correlations `[m]` of the columns of two arrays `[s, m]`.
 
-    NaN where a column does not vary.
+    NaN if a column does not vary.
     """
     centred = []
-    for values in (one, other):
-        ranks = scipy.stats.rankdata(values, axis=0)  # means among equals
+    for values in (left, right):
+        ranks = scipy.stats.rankdata(
+            values, axis=0
+        )  # ties have their mean rank
         ranks -= ranks.mean(axis=0)
         length = np.linalg.norm(ranks, axis=0)
         centred.append(ranks / np.where(length == 0, np.nan, length))

@@ -1,9 +1,9 @@
-"""Training again on random subsets: what scores are asked to predict.
+"""Retrains on random subsets, for the linear datamodeling score.
 
-Each outcome is one file, under the digest of all that it depends on: a call
-that was interrupted goes on where it was, another one with more subsets or more
-seeds trains only what is missing, and every method is held against the same
-outcomes.
+The outputs of every training are one file, named by a digest of all that they
+depend on: an interrupted call continues where it stopped, a call with more
+subsets or seeds trains only what is missing, and every method is compared with
+the same outputs.
 
 Synopsis:
 
@@ -26,7 +26,6 @@ import hashlib
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,28 +35,28 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.evaluation.rank_correlation import rank_correlations
-from keras_tracin.evaluation.training_again import (
+from keras_tracin.evaluation.retraining import (
     Data,
     query_values,
     read_whole,
 )
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.models.descriptions import describe
-from keras_tracin.storage.files import save_arrays
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
-_TRIED = 32  # queries that a function of the user's own is compared on
+_COMPARED = 32  # queries on which custom losses are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrained:
-    """What came of training on subsets.
+    """Outputs of models that were trained on subsets.
 
     Attributes:
-        masks: `[s, n]` booleans, which examples were trained on.
-        each: `[s, r, m]`, each query's value (its loss, as a rule; lower is
-            better) after each of the `r` trainings on a subset.
-        train_ids: `[n]`.
-        query_ids: `[m]`.
+        masks: booleans `[s, n]`: True for the examples of a subset.
+        each: value of each query (its loss by default; lower is better) after
+            each of the `r` trainings on a subset, `[s, r, m]`.
+        train_ids: ids of the training examples, `[n]`.
+        query_ids: ids of the queries, `[m]`.
     """
 
     masks: np.ndarray
@@ -67,26 +66,27 @@ class Retrained:
 
     @property
     def outputs(self) -> np.ndarray:
-        """The means over the trainings on a subset, `[s, m]`."""
+        """Means over the trainings on a subset, `[s, m]`."""
         return self.each.mean(axis=1)
 
     @property
     def ceiling(self) -> float:
-        """About the highest LDS there can be, as trainings vary by chance.
+        """Estimate of the highest LDS that scores can reach.
 
-        With ρ the mean rank correlation between one training's outcomes and
-        another's, that of means of r with what they are means of is about
-        √(rρ / (1 + (r - 1)ρ)) (Spearman and Brown). NaN for one training.
+        Trainings vary by chance. If ρ is the mean rank correlation between the
+        outputs of two trainings, the correlation of means over r trainings with
+        their expectation is about √(rρ / (1 + (r - 1)ρ)) (Spearman and Brown).
+        NaN for a single training.
         """
         count = self.each.shape[1]
         pairs = itertools.combinations(range(count), 2)
-        found = [
-            rank_correlations(self.each[:, one], self.each[:, other])
-            for one, other in pairs
+        correlations = [
+            rank_correlations(self.each[:, i], self.each[:, j])
+            for i, j in pairs
         ]
-        if not found:
+        if not correlations:
             return float("nan")
-        rho = max(0.0, float(np.nanmean(found)))
+        rho = max(0.0, float(np.nanmean(correlations)))
         return float(np.sqrt(count * rho / (1 + (count - 1) * rho)))
 
 
@@ -108,24 +108,24 @@ def retrain_on_subsets(
     """Trains on random subsets, and measures the queries after each.
 
     Args:
-        fit: takes `(x, y[, sample_weight])` of the examples of a subset, as
+        fit: function that takes `(x, y[, sample_weight])` of a subset, as
             arrays in reading order, and a seed for everything random in
             training; returns a trained model.
-        train: what the scores are made with. It is read into memory.
+        train: training examples that are scored. They are read into memory.
         test: the queries.
-        directory: where outcomes are kept; several processes may share it.
-        num_subsets: how many subsets; a call with more adds to those of one
-            with fewer.
-        share: of the examples, in each subset.
-        seeds: of the trainings on each subset. The mean of several is less
-            subject to chance, which no score predicts.
-        seed: that of the subsets.
-        config: anything JSON can say of what `fit` does. Outcomes are taken
-            from the directory only if they were made with the same; `fit`
-            itself cannot be compared.
-        query_loss: what to measure on the queries, as in `TracIn`.
-        loss: used in place of the models' compiled loss.
-        verbose: 0 for silence; else a bar counts the trainings.
+        directory: directory for outputs; several processes may share it.
+        num_subsets: number of subsets; a later call with more subsets trains
+            only the additional ones.
+        share: share of the examples in each subset.
+        seeds: seeds of the trainings on each subset. The mean of
+            several trainings depends less on chance, which no score predicts.
+        seed: seed of the choice of subsets.
+        config: JSON-compatible description of what `fit` does. Outputs in the
+            directory are reused only if their `config` was equal; `fit` itself
+            cannot be compared.
+        query_loss: quantity to measure on the queries, as in `TracIn`.
+        loss: loss to use in place of the compiled one.
+        verbose: 0 for silence; otherwise a progress bar counts the trainings.
 
     Returns:
         A `Retrained`.
@@ -134,14 +134,14 @@ def retrain_on_subsets(
         ValueError: if `share` leaves no example or no choice, there are fewer
             than two subsets or no seeds, a value is NaN or infinite, or a
             file is damaged.
-        TypeError: if `config` is nothing that JSON can say.
+        TypeError: if `config` is not JSON-compatible.
     """
-    whole, asked = read_whole(train, "train"), read_whole(test, "test")
-    masks = _masks(len(whole.ids), num_subsets, share, seed)
-    seeds = _checked(seeds)
+    data, queries = read_whole(train, "train"), read_whole(test, "test")
+    masks = _masks(len(data.ids), num_subsets, share, seed)
+    seeds = _check_seeds(seeds)
     key = {
-        "train": whole.digest,
-        "test": asked.digest,
+        "train": data.digest,
+        "test": queries.digest,
         "config": config,
         "query_loss": query_loss if isinstance(query_loss, str) else "own",
     }
@@ -149,68 +149,73 @@ def retrain_on_subsets(
         key["loss"] = describe(loss)
     if not isinstance(query_loss, str):
         key["query_loss"] = describe(query_loss)
-    own = _OwnMeasure.of(query_loss, loss, asked)
+    custom = _CustomMeasure.create(query_loss, loss, queries)
     bar = None
     if verbose:
         total = len(masks) * len(seeds)
         bar = keras.utils.Progbar(total, unit_name="training")
-    each = np.empty([len(masks), len(seeds), len(asked.ids)])
-    for at, mask in enumerate(masks):
-        for run, one in enumerate(seeds):
-            path = Path(directory, f"{_name({**key, 'seed': one}, mask)}.npz")
+    values_by_training = np.empty([len(masks), len(seeds), len(queries.ids)])
+    for i, mask in enumerate(masks):
+        for j, training_seed in enumerate(seeds):
+            path = Path(
+                directory, f"{_name({**key, 'seed': training_seed}, mask)}.npz"
+            )
             if not path.is_file():
-                model = fit(whole.rows(mask), one)
+                model = fit(data.rows(mask), training_seed)
                 values = query_values(model, test, query_loss, loss)
-                _check_finite(values, at, one)
-                seen = {} if own is None else own.noted(model)
-                save_arrays(path, unique=True, values=values, **seen)
+                _check_finite(values, i, training_seed)
+                comparison = {} if custom is None else custom.record(model)
+                arrays = {"values": values, **comparison}
+                save_arrays(path, arrays, unique=True)
             stored = _load(path)
-            if own is not None:
-                own.check(path, stored)
-            each[at, run] = stored["values"]
+            if custom is not None:
+                custom.check(path, stored)
+            values_by_training[i, j] = stored["values"]
             if bar is not None:
                 bar.add(1)
-    return Retrained(masks, each, whole.ids, asked.ids)
+    return Retrained(masks, values_by_training, data.ids, queries.ids)
 
 
 @dataclasses.dataclass(frozen=True)
-class _OwnMeasure:
-    """A function of the user's own that queries are measured by.
+class _CustomMeasure:
+    """A custom function that measures queries.
 
-    It has no configuration to compare: what it says of the outputs of a
-    trained model is kept beside the outcome.
+    It has no configuration to compare. Instead, its values for outputs of a
+    trained model are saved, and compared when the file is read.
 
     Attributes:
         measure: `(y, y_pred, sample_weight) -> [n]`.
-        queries: those that it is tried on.
+        queries: queries to compare on.
     """
 
     measure: PerExampleLoss
     queries: Any
 
     @classmethod
-    def of(cls, query_loss: Any, loss: Any, asked: Data) -> _OwnMeasure | None:
-        """The one there is, if it is a plain function."""
+    def create(
+        cls, query_loss: Any, loss: Any, queries: Data
+    ) -> _CustomMeasure | None:
+        """The custom function in use; None for strings and Keras losses."""
         function = loss if query_loss == "loss" else query_loss
         if not callable(function) or isinstance(function, keras.losses.Loss):
             return None
-        queries = asked.rows(slice(_TRIED))
-        return cls(per_example_loss(None, function), queries)
+        sample = queries.rows(slice(_COMPARED))
+        return cls(per_example_loss(None, function), sample)
 
-    def noted(self, model: keras.Model) -> dict[str, np.ndarray]:
-        """What to keep beside an outcome."""
+    def record(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """Arrays to save for later comparison."""
         outputs = model(self.queries[0], training=False)
         if tf.nest.is_nested(outputs):
             return {}
-        found = tf.cast(outputs, tf.float32).numpy()
-        return {"outputs": found, "measured": self._applied(found)}
+        array = tf.cast(outputs, tf.float32).numpy()
+        return {"outputs": array, "measured": self._apply(array)}
 
     def check(self, path: Path, stored: Mapping[str, np.ndarray]) -> None:
-        """Raises ValueError if another one measured an outcome."""
+        """Raises ValueError if another function made the values of a file."""
         if "outputs" not in stored:
             return
         received, expected = (
-            self._applied(stored["outputs"]),
+            self._apply(stored["outputs"]),
             stored["measured"],
         )
         limit = 1e-4 * np.abs(expected).max(initial=0.0)
@@ -223,7 +228,7 @@ class _OwnMeasure:
                 "directory, or say in `config` what it depends on."
             )
 
-    def _applied(self, outputs: np.ndarray) -> np.ndarray:
+    def _apply(self, outputs: np.ndarray) -> np.ndarray:
         y, *weight = self.queries[1:]
         values = self.measure(
             y, tf.constant(outputs), weight[0] if weight else None
@@ -232,7 +237,7 @@ class _OwnMeasure:
 
 
 def _masks(count: int, subsets: int, share: float, seed: int) -> np.ndarray:
-    """`[subsets, count]`; the first are the same, however many there are."""
+    """Masks `[subsets, count]`; each depends on its own number only."""
     size = round(share * count)
     if not 0 < share < 1 or not 0 < size < count:
         raise ValueError(
@@ -245,28 +250,28 @@ def _masks(count: int, subsets: int, share: float, seed: int) -> np.ndarray:
             f"num_subsets={subsets!r}."
         )
     masks = np.zeros([subsets, count], bool)
-    for at, mask in enumerate(masks):
-        chosen = np.random.default_rng([seed, at]).permutation(count)[:size]
-        mask[chosen] = True
+    for i, mask in enumerate(masks):
+        members = np.random.default_rng([seed, i]).permutation(count)[:size]
+        mask[members] = True
     return masks
 
 
-def _checked(seeds: Sequence[int]) -> list[int]:
-    found = [int(one) for one in seeds]
-    if not found or len(set(found)) < len(found):
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    numbers = [int(seed) for seed in seeds]
+    if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(
             "`seeds` should hold a seed, or several that differ. Received: "
             f"{list(seeds)}."
         )
-    return found
+    return numbers
 
 
 def _name(key: dict[str, Any], mask: np.ndarray) -> str:
-    """A digest of all that an outcome depends on."""
+    """A digest of everything that the outputs of a training depend on."""
     text = json.dumps(key, sort_keys=True)
-    found = hashlib.blake2b(text.encode(), digest_size=16)
-    found.update(np.packbits(mask).tobytes())
-    return found.hexdigest()
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    digest.update(np.packbits(mask).tobytes())
+    return digest.hexdigest()
 
 
 def _check_finite(values: np.ndarray, subset: int, seed: int) -> None:
@@ -278,12 +283,7 @@ def _check_finite(values: np.ndarray, subset: int, seed: int) -> None:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """What is kept of an outcome, "values" and others."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {"values": stored["values"], **stored}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged. Delete it and call again: only this training "
-            "is done anew."
-        ) from error
+    """Reads the arrays of a file: "values" and those of `record`."""
+    return load_arrays(
+        path, "Delete it and call again: only this training is repeated."
+    )

@@ -1,8 +1,8 @@
-"""One step of training on the strongest proponents, and what it does.
+"""Trains one step on the strongest proponents and measures the query.
 
-A training again on subsets takes hours where models are large; a step takes
-none. It asks less: whether more training on what is called a proponent does
-lower the query's loss now (Chang et al. 2024, "tail-patch").
+Retraining a large model on subsets takes hours; a step takes seconds. It
+answers a smaller question: whether more training on the proponents lowers the
+query's loss now (Chang et al. 2024, "tail-patch").
 
 Synopsis:
 
@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.evaluation.training_again import (
+from keras_tracin.evaluation.retraining import (
     Data,
     check_same,
     query_values,
@@ -28,19 +28,19 @@ from keras_tracin.evaluation.training_again import (
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results import Attribution, TopK
 from keras_tracin.runs import run_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class TailPatch:
-    """What a step on a query's proponents did to it.
+    """Changes of queries' losses by a step on their proponents.
 
     Attributes:
-        query_ids: `[m]`.
-        gain: `[m]`, the query's loss before a step on its `k` strongest
-            proponents minus that after it: positive where they helped.
-        random_gain: `[m]`, the same of a step on `k` random examples.
+        query_ids: ids of the queries, `[m]`.
+        gain: loss of the query before a step on its `k` strongest proponents
+            minus its loss after the step, `[m]`: positive if they helped.
+        random_gain: the same for a step on `k` random examples, `[m]`.
     """
 
     query_ids: np.ndarray
@@ -49,7 +49,7 @@ class TailPatch:
 
     @property
     def mean(self) -> float:
-        """The mean gain over queries beyond that of random examples."""
+        """Mean over queries of `gain - random_gain`."""
         return float(np.mean(self.gain - self.random_gain))
 
 
@@ -66,22 +66,24 @@ def tail_patch(
     loss: Any = None,
     seed: int = 0,
 ) -> TailPatch:
-    """Takes one step on each query's proponents, and measures the query.
+    """Trains one step on each query's proponents, and measures the query.
 
-    A step is one of plain gradient descent on the proponents' mean loss, in
-    inference mode, from the weights that the model has; it has them back
-    afterwards, and its optimizer is not touched.
+    It is a step of gradient descent on the proponents' mean loss, in inference
+    mode, from the present weights of the model. The weights are restored
+    afterwards, and the optimizer is not used.
 
     Args:
-        scores: of these queries; a `TopK` has to hold `k` proponents.
+        scores: scores of the queries; a `TopK` must hold at least `k`
+            proponents.
         model: the trained model, compiled with its loss.
-        train: what the scores were made with. It is read into memory.
+        train: training examples that were scored. They are read into memory.
         test: the queries.
-        k: how many proponents a step is made of.
-        learning_rate: of the step; by default the optimizer's present one.
-        query_loss: what to measure on the queries, as in `TracIn`.
-        loss: used in place of the compiled loss.
-        seed: that of the random examples.
+        k: number of proponents in a step.
+        learning_rate: learning rate of the step; by default the present one
+            of the optimizer.
+        query_loss: quantity to measure on the queries, as in `TracIn`.
+        loss: loss to use in place of the compiled one.
+        seed: seed of the random examples.
 
     Returns:
         A `TailPatch`.
@@ -91,11 +93,11 @@ def tail_patch(
             fewer than `k`, or the learning rate is not above zero.
     """
     data = read_whole(train, "train", model)
-    asked = read_whole(test, "test")
-    check_same("queries", scores.query_ids, asked.ids)
+    queries = read_whole(test, "test")
+    check_same("queries", scores.query_ids, queries.ids)
     rows = _proponents(scores, data, k)
-    rate = _rate(model, learning_rate)
-    sample = asked.rows(slice(SAMPLE))
+    rate = _learning_rate(model, learning_rate)
+    sample = queries.rows(slice(SAMPLE))
     rng = np.random.default_rng(seed)
     losses = per_example_loss(model, loss)
     variables = model.trainable_variables
@@ -104,36 +106,37 @@ def tail_patch(
     def gradients(batch):
         x, y, *weight = batch
         with tf.GradientTape() as tape:
-            found = losses(
+            values = losses(
                 y, model(x, training=False), weight[0] if weight else None
             )
-            mean = tf.reduce_mean(found)
+            mean = tf.reduce_mean(values)
         return tape.gradient(mean, [v.value for v in variables])
 
-    def after(chosen: np.ndarray, one: Any) -> float:
-        found = gradients(data.rows(chosen))
-        for variable, change in zip(variables, found, strict=True):
-            if change is not None:
-                step = tf.convert_to_tensor(change)
-                variable.assign(variable - rate * step)
-        return query_values(model, one, query_loss, loss, sample)[0]
+    def measure_after_step(members: np.ndarray, query: Any) -> float:
+        grads = gradients(data.rows(members))
+        for variable, grad in zip(variables, grads, strict=True):
+            if grad is not None:
+                step = rate * tf.convert_to_tensor(grad)
+                variable.assign(variable - step)
+        return query_values(model, query, query_loss, loss, sample)[0]
 
-    gains = np.zeros([2, len(asked.ids)])
+    gains = np.zeros([2, len(queries.ids)])
     with run_weights(model):
         start = [keras.ops.convert_to_numpy(v) for v in variables]
-        for at in range(len(asked.ids)):
-            one = asked.rows(np.arange(at, at + 1))
-            before = query_values(model, one, query_loss, loss, sample)[0]
+        for i in range(len(queries.ids)):
+            query = queries.rows(np.arange(i, i + 1))
+            before = query_values(model, query, query_loss, loss, sample)[0]
             random = rng.choice(len(data.ids), k, replace=False)
-            for side, chosen in enumerate((rows[at], random)):
-                gains[side, at] = before - after(chosen, one)
+            for side, members in enumerate((rows[i], random)):
+                after = measure_after_step(members, query)
+                gains[side, i] = before - after
                 for variable, value in zip(variables, start, strict=True):
                     variable.assign(value)
-    return TailPatch(asked.ids, gains[0], gains[1])
+    return TailPatch(queries.ids, gains[0], gains[1])
 
 
 def _proponents(scores: Attribution | TopK, data: Data, k: int) -> np.ndarray:
-    """Where each query's proponents are among the examples, `[m, k]`."""
+    """Positions of each query's proponents among the examples, `[m, k]`."""
     if isinstance(scores, Attribution):
         check_same("training examples", scores.train_ids, data.ids)
         scores = scores.top_k(k)
@@ -143,28 +146,30 @@ def _proponents(scores: Attribution | TopK, data: Data, k: int) -> np.ndarray:
             f"`k` should be from 1 to {ids.shape[1]}, the proponents that "
             f"`scores` holds for a query. Received: {k!r}."
         )
-    known = {one: at for at, one in enumerate(data.ids.tolist())}
-    wanted = ids[:, :k].tolist()
-    unknown = [one for row in wanted for one in row if one not in known]
+    position_of = {id_: i for i, id_ in enumerate(data.ids.tolist())}
+    proponents = ids[:, :k].tolist()
+    unknown = [
+        id_ for row in proponents for id_ in row if id_ not in position_of
+    ]
     if unknown:
         raise ValueError(
             "`scores` should be of these training examples. Received ids that "
             f"are not among them: {unknown[:5]}."
         )
-    return np.array([[known[one] for one in row] for row in wanted])
+    return np.array([[position_of[id_] for id_ in row] for row in proponents])
 
 
-def _rate(model: keras.Model, given: float | None) -> float:
-    if given is None:
+def _learning_rate(model: keras.Model, rate: float | None) -> float:
+    if rate is None:
         optimizer = getattr(model, "optimizer", None)
         if optimizer is None:
             raise ValueError(
                 "The model has no optimizer whose learning rate could be "
                 "taken. Pass `learning_rate=`."
             )
-        given = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-    if not given > 0:
+        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    if not rate > 0:
         raise ValueError(
-            f"`learning_rate` should be above zero. Received: {given!r}."
+            f"`learning_rate` should be above zero. Received: {rate!r}."
         )
-    return given
+    return rate

@@ -1,13 +1,13 @@
-"""Whether a step is compiled by XLA, and what its trace then may not do.
+"""Compiles steps, with XLA or without.
 
-XLA wants to know all shapes when it compiles, so that a step is compiled once
-for each size of batch, and has no operations whose results differ in size.
+XLA needs to know all shapes when it compiles. So a step is compiled once for
+each batch size, and must have no operations whose results vary in size.
 
 Synopsis:
 
     if wanted("auto"):
         step = compiled(step)           # traced for XLA
-    if shapes_are_static():             # asked inside the trace
+    if shapes_are_static():             # called while tracing
         ...
 """
 
@@ -26,14 +26,14 @@ _STATIC = contextvars.ContextVar("keras_tracin_static_shapes", default=False)
 
 
 def wanted(jit_compile: bool | str) -> bool:
-    """Whether XLA compiles the steps.
+    """Whether XLA should compile steps.
 
     Args:
-        jit_compile: True, False, or "auto": where there is a device other
+        jit_compile: True, False, or "auto": true if there is a device other
             than a CPU, as Keras decides for `fit`.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if it is anything else.
     """
     if jit_compile == "auto":
         devices = tf.config.list_logical_devices()
@@ -47,13 +47,13 @@ def wanted(jit_compile: bool | str) -> bool:
 
 
 def compiled(step: Callable, jit_compile: bool, signature: Any):
-    """The step as a `tf.function` with one trace.
+    """Compiles a step to a `tf.function` with one trace.
 
     Args:
         step: a function of tensors.
-        jit_compile: whether XLA compiles it.
-        signature: the types of its arguments; open sizes of the batch stay
-            open in the trace.
+        jit_compile: If true, XLA compiles it.
+        signature: types of its arguments; open batch sizes stay open in the
+            trace.
     """
     traced = step
     if jit_compile:
@@ -74,12 +74,12 @@ def compiled(step: Callable, jit_compile: bool, signature: Any):
 class CompiledStep:
     """A `tf.function` with one trace.
 
-    It is traced under `tf.config.run_functions_eagerly(True)` too: only a
-    trace tells the examples' axis from others.
+    It is traced under `tf.config.run_functions_eagerly(True)` as well, since
+    only a trace identifies the axis of examples.
 
     Args:
         function: the function.
-        name: what errors call it.
+        name: name of the step in errors.
     """
 
     def __init__(self, function: Any, name: str):
@@ -104,11 +104,11 @@ class CompiledStep:
             ) from error
 
     def experimental_get_tracing_count(self) -> int:
-        """How often it was traced, as `tf.function` counts."""
+        """Number of traces, as counted by `tf.function`."""
         return self._function.experimental_get_tracing_count()
 
     def get_concrete_function(self) -> Any:
-        """The trace."""
+        """The concrete function of the trace."""
         return self._function.get_concrete_function()
 
 
@@ -117,7 +117,7 @@ def _name_of(step: Callable) -> str:
 
 
 def shapes_are_static() -> bool:
-    """Whether the trace being made is for XLA."""
+    """Whether the present trace is for XLA."""
     return _STATIC.get()
 
 

@@ -1,12 +1,12 @@
-"""All gradients of an example as one row, and rows back as factors.
+"""Converts factors to flat rows, and rows to factors.
 
-A row `[p]` has the variables one after another, each flattened as it is
-stored: the space in which curvature acts and in which sketches are drawn.
+A row `[p]` is the gradient of one example: the flattened variables, one after
+another. Curvature matrices and dense projections act on this space.
 
 Synopsis:
 
     vectors = rows(captured.factors)             # [n, p]
-    queries = directions(vectors, variables)     # to be given to `inner`
+    queries = directions(vectors, variables)     # for `inner`
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Groups = Sequence[Sequence[keras.Variable]]
 
 
 def rows(factors: Sequence[Factors]) -> tf.Tensor:
-    """The gradients of `n` examples in full, `[n, p]`."""
+    """The gradients of `n` examples as rows `[n, p]`."""
     parts = [p for group in factors for p in algebra.materialize(group).parts]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
@@ -41,27 +41,28 @@ def directions(vectors: tf.Tensor, variables: Groups) -> tuple[Any, ...]:
 def direction_specs(
     variables: Groups, factors: Sequence[Factors]
 ) -> tuple[Any, ...]:
-    """The types of `directions` for factors of these types."""
+    """Types of `directions` for factors of these types."""
     return tuple(
         DenseGradients(
             tuple(
-                tf.TensorSpec([None, size_of(v)], _dtype(found)) for v in group
+                tf.TensorSpec([None, size_of(v)], _dtype(group_factors))
+                for v in group
             )
         )
-        for group, found in zip(variables, factors, strict=True)
+        for group, group_factors in zip(variables, factors, strict=True)
     )
 
 
 def vector_specs(variables: Groups, factors: Sequence[Factors]) -> tuple:
-    """The types of one direction for factors of these types, `[size]` each."""
+    """Types of one direction for factors of these types, `[size]` each."""
     return tuple(
-        tuple(tf.TensorSpec([size_of(v)], _dtype(found)) for v in group)
-        for group, found in zip(variables, factors, strict=True)
+        tuple(tf.TensorSpec([size_of(v)], _dtype(group_factors)) for v in group)
+        for group, group_factors in zip(variables, factors, strict=True)
     )
 
 
 def size_of(variable: keras.Variable) -> int:
-    """How many numbers a variable holds."""
+    """Number of entries of a variable."""
     return int(tf.TensorShape(variable.shape).num_elements())
 
 

@@ -1,16 +1,15 @@
-"""Whether the examples of a batch leave one another alone.
+"""Finds the layer by which examples of a batch influence one another.
 
-One backward pass gives every example's gradient only where no example's
-output depends on another example. Where an example's gradient was seen to be
-another among others than alone, the calls of all layers are compared here: the
-first that made a difference out of equal inputs is to blame, or on the way back
-the last.
+One backward pass gives every example's gradient only if no example's output
+depends on another example. If an example has another gradient in a batch than
+alone, the calls of all layers are compared here. The cause is the first call
+with equal inputs but different outputs or, in the backward pass, the last.
 
 Synopsis:
 
-    found = find_interaction(model, loss, batch.data)
-    if found is not None:
-        print(found.where, found.is_random)
+    interaction = find_interaction(model, loss, batch.data)
+    if interaction is not None:
+        print(interaction.where, interaction.is_random)
 """
 
 from __future__ import annotations
@@ -29,24 +28,26 @@ from keras_tracin.gradients.precision import coarsest_place
 from keras_tracin.gradients.sites import intercepted
 from keras_tracin.models.state import preserved
 
-_REPEATS = 3  # of a batch, to see whether random numbers are drawn
+_REPEATS = 3  # of a batch, to detect random numbers
 _MOST_EXAMPLES = 8
-_QUANTIZED = 2.0**-7  # what stands for the last place of whole numbers
+_QUANTIZED = 2.0**-7  # taken as the precision of quantized numbers
 
-_Noted = tuple[str, list[tf.Tensor], list[tf.Tensor]]  # name, inputs, outputs
+_CallTensors = tuple[
+    str, list[tf.Tensor], list[tf.Tensor]
+]  # name, inputs, outputs
 _Agreement = Callable[[np.ndarray, np.ndarray], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """What keeps the examples of a batch from being told apart.
+    """A part of the model that mixes the examples of a batch, or is random.
 
     Attributes:
-        where: the layer, or other part of the model, in words.
-        is_random: it gives other outputs each time, also in inference mode;
-            False if one example's output depends on the others.
-        is_backward: outputs are alike, but not the gradients that it passes
-            back.
+        where: description of the layer, or other part of the model.
+        is_random: True if outputs differ each time, also in inference mode;
+            False if the output for an example depends on the others.
+        is_backward: True if outputs are equal, but not the gradients that it
+            passes back.
     """
 
     where: str
@@ -80,16 +81,16 @@ def find_interaction(
     rows: Sequence[int] | None = None,
     backward: bool = False,
 ) -> Interaction | None:
-    """Compares examples alone with themselves among others.
+    """Compares examples alone with the same examples in a batch.
 
-    The model's variables are as before afterwards.
+    The variables of the model are restored.
 
     Args:
         model: a built model; it runs in inference mode.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        data: `(x, y)` or `(x, y, sample_weight)` of some examples.
-        rows: those to compare; by default the first eight.
-        backward: whether gradients are compared as well.
+        data: `(x, y)` or `(x, y, sample_weight)` of several examples.
+        rows: indices of the examples to compare; by default the first eight.
+        backward: If true, gradients are compared as well.
 
     Returns:
         The first part of the model that mixes examples or is random; None if
@@ -106,28 +107,28 @@ def find_interaction(
             return random
         for order in (np.arange(count), np.arange(count)[::-1]):
             ordered = _rows(data, order)
-            places = {int(row): place for place, row in enumerate(order)}
-            found = comparison.forward(data, ordered, rows, places)
-            if found is None and backward:
-                found = comparison.backward(data, ordered, rows, places)
-            if found is not None:
-                return found
+            row_of = {int(row): i for i, row in enumerate(order)}
+            interaction = comparison.forward(data, ordered, rows, row_of)
+            if interaction is None and backward:
+                interaction = comparison.backward(data, ordered, rows, row_of)
+            if interaction is not None:
+                return interaction
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Comparison:
-    """Compares examples alone with themselves in a batch."""
+    """Compares examples alone with the same examples in a batch."""
 
     model: keras.Model
     loss: Callable[[Any, Any, Any], tf.Tensor]
     tolerance: float
 
     def random(self, batch) -> Interaction | None:
-        """What computes something else of the same batch another time."""
-        first = self._evaluate(batch, noting=True)
+        """The part whose outputs differ between calls with the same batch."""
+        first = self._evaluate(batch, recording=True)
         for _ in range(_REPEATS):
-            second = self._evaluate(batch, noting=True)
+            second = self._evaluate(batch, recording=True)
             for row in range(len(first.outputs[0])):
                 agree = _agree(self.tolerance, row, row)
                 if not all(map(agree, first.outputs, second.outputs)):
@@ -136,7 +137,7 @@ class _Comparison:
         return None
 
     def forward(self, data, batch, rows, places) -> Interaction | None:
-        """What computes something else for an example in a batch."""
+        """The part whose output for an example differs in a batch."""
         together = self._evaluate(batch)
         for row in rows:
             alone = _rows(data, [row])
@@ -147,51 +148,55 @@ class _Comparison:
         return None
 
     def backward(self, data, batch, rows, places) -> Interaction | None:
-        """What passes back another gradient for an example in a batch."""
-        together = self._slopes(batch)
+        """The part that passes back another gradient in a batch."""
+        together = self._gradients(batch)
         for row in rows:
-            alone = self._slopes(_rows(data, [row]))
+            alone = self._gradients(_rows(data, [row]))
             agree = _agree(10 * self.tolerance, 0, places[row])
-            for one, other in zip(alone, together, strict=False):
-                if all(map(agree, one.outputs, other.outputs)) and not all(
-                    map(agree, one.inputs, other.inputs)
+            for single, batched in zip(alone, together, strict=False):
+                if all(map(agree, single.outputs, batched.outputs)) and not all(
+                    map(agree, single.inputs, batched.inputs)
                 ):
-                    return Interaction(one.name, False, is_backward=True)
+                    return Interaction(single.name, False, is_backward=True)
         return None
 
     def _blame(self, alone, batch, row) -> Interaction:
-        single = self._evaluate(alone, noting=True)
-        together = self._evaluate(batch, noting=True)
+        single = self._evaluate(alone, recording=True)
+        together = self._evaluate(batch, recording=True)
         agree = _agree(self.tolerance, 0, row)
         where = _first_difference(single.calls, together.calls, agree)
         return Interaction(where or "The loss", is_random=False)
 
-    def _evaluate(self, data: Any, noting: bool = False) -> _Outcome:
+    def _evaluate(self, data: Any, recording: bool = False) -> _Outcome:
         x, y, *weight = data
         with contextlib.ExitStack() as stack:
-            calls = stack.enter_context(_noted(self.model)) if noting else []
+            calls = (
+                stack.enter_context(_record_calls(self.model))
+                if recording
+                else []
+            )
             y_pred = self.model(x, training=False)
         losses = self.loss(y, y_pred, weight[0] if weight else None)
-        noted = [
+        calls_as_arrays = [
             _Call(name, _arrays(inputs), _arrays(outputs))
             for name, inputs, outputs in calls
         ]
-        return _Outcome(_arrays((losses, y_pred)), noted)
+        return _Outcome(_arrays((losses, y_pred)), calls_as_arrays)
 
-    def _slopes(self, data: Any) -> list[_Call]:
-        """The gradients at the inputs and outputs of calls, as these come.
+    def _gradients(self, data: Any) -> list[_Call]:
+        """Gradients at the inputs and outputs of calls, in order of the calls.
 
-        Those of a layer come before that of a layer, or model, around it.
+        A layer comes before the layer, or model, that calls it.
         """
         x, y, *weight = data
         with tf.GradientTape() as tape:
             tape.watch([leaf for leaf in tf.nest.flatten(x) if _is_real(leaf)])
-            with _noted(self.model) as calls:
+            with _record_calls(self.model) as calls:
                 y_pred = self.model(x, training=False)
             losses = self.loss(y, y_pred, weight[0] if weight else None)
             total = tf.reduce_sum(losses)
-        of_loss: _Noted = ("The loss", tf.nest.flatten(y_pred), [])
-        real: list[_Noted] = [
+        of_loss: _CallTensors = ("The loss", tf.nest.flatten(y_pred), [])
+        real: list[_CallTensors] = [
             (
                 name,
                 list(filter(_is_real, inputs)),
@@ -221,14 +226,14 @@ class _Call:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """The losses and predictions, and the calls if they were noted."""
+    """Losses and predictions, and the calls if they were recorded."""
 
     outputs: list[np.ndarray]
     calls: list[_Call]
 
 
 def _rows(data: Any, rows: Any) -> Any:
-    """Some rows of each part, as tensors."""
+    """Rows of each leaf, as tensors."""
     index = np.asarray(rows)
     return tf.nest.map_structure(
         lambda leaf: tf.gather(tf.convert_to_tensor(leaf), index), data
@@ -240,18 +245,20 @@ def _is_real(tensor: tf.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _noted(model: keras.Model) -> Iterator[list[_Noted]]:
-    """Notes the calls of everything in the model, innermost first."""
-    calls: list[_Noted] = []
+def _record_calls(model: keras.Model) -> Iterator[list[_CallTensors]]:
+    """Records the calls of everything in the model, innermost first."""
+    calls: list[_CallTensors] = []
     with contextlib.ExitStack() as stack:
         for part in _parts(model):
-            noting = functools.partial(_note, _in_words(part, model), calls)
-            stack.enter_context(intercepted(part, noting))
+            recording = functools.partial(
+                _record, _describe(part, model), calls
+            )
+            stack.enter_context(intercepted(part, recording))
         yield calls
 
 
 def _parts(model: keras.Model) -> list[Any]:
-    """All layers, and the operations that functional models are made of."""
+    """All layers, and the operations of functional models."""
     parts = {id(layer): layer for layer in model._flatten_layers()}
     for layer in list(parts.values()):
         for operation in getattr(layer, "operations", ()):
@@ -259,7 +266,7 @@ def _parts(model: keras.Model) -> list[Any]:
     return list(parts.values())
 
 
-def _in_words(part: Any, model: keras.Model) -> str:
+def _describe(part: Any, model: keras.Model) -> str:
     if part is model:
         return f"The call of model '{model.name}' itself"
     kind = "Layer" if isinstance(part, keras.Layer) else "Operation"
@@ -267,7 +274,7 @@ def _in_words(part: Any, model: keras.Model) -> str:
     return f"{kind} '{name}' ({type(part).__name__})"
 
 
-def _note(what: str, calls: list[_Noted], original, *args, **kwargs):
+def _record(what: str, calls: list[_CallTensors], original, *args, **kwargs):
     outputs = original(*args, **kwargs)
     calls.append((what, _tensors((args, kwargs)), _tensors(outputs)))
     return outputs
@@ -278,7 +285,7 @@ def _tensors(structure: Any) -> list[tf.Tensor]:
 
 
 def _arrays(structure: Any) -> list[np.ndarray]:
-    # Numbers as NumPy knows them: it has no bfloat16.
+    # In float64, since NumPy has no bfloat16.
     return [
         (tf.cast(t, tf.float64) if t.dtype.is_floating else t).numpy()
         for t in _tensors(structure)
@@ -288,43 +295,45 @@ def _arrays(structure: Any) -> list[np.ndarray]:
 def _first_difference(
     alone: list[_Call], together: list[_Call], agree: _Agreement
 ) -> str | None:
-    """The first call with equal inputs, but other outputs, for an example."""
-    for one, other in zip(alone, together, strict=False):
-        if all(map(agree, one.inputs, other.inputs)) and not all(
-            map(agree, one.outputs, other.outputs)
+    """Name of the first call with equal inputs but different outputs."""
+    for single, batched in zip(alone, together, strict=False):
+        if all(map(agree, single.inputs, batched.inputs)) and not all(
+            map(agree, single.outputs, batched.outputs)
         ):
-            return one.name
+            return single.name
     return None
 
 
 def _agree(tolerance: float, at: int, row: int) -> _Agreement:
-    """Whether a row of one array is like a row of another, up to rounding."""
+    """A function that compares a row of two arrays, up to rounding."""
 
-    def agree(one: np.ndarray, other: np.ndarray) -> bool:
-        if not one.ndim or not other.ndim or not len(one) or not len(other):
+    def agree(left: np.ndarray, right: np.ndarray) -> bool:
+        if not left.ndim or not right.ndim or not len(left) or not len(right):
             return True  # nothing in it belongs to an example
-        if at >= len(one) or row >= len(other):
+        if at >= len(left) or row >= len(right):
             return True
-        mine, same = one[at], other[row]
-        if mine.shape != same.shape:
+        left_row, right_row = left[at], right[row]
+        if left_row.shape != right_row.shape:
             return False
-        if mine.dtype != np.float64:
-            return bool(np.all(mine == same))
+        if left_row.dtype != np.float64:
+            return bool(np.all(left_row == right_row))
         scale = max(
-            np.abs(a[np.isfinite(a)]).max(initial=0) for a in (one, other)
+            np.abs(a[np.isfinite(a)]).max(initial=0) for a in (left, right)
         )
-        return np.allclose(mine, same, 0, tolerance * scale, equal_nan=True)
+        return np.allclose(
+            left_row, right_row, 0, tolerance * scale, equal_nan=True
+        )
 
     return agree
 
 
 def rounding(model: keras.Model) -> float:
-    """How far rounding may move a result, relative to its size.
+    """Largest relative difference to attribute to rounding.
 
-    It is the root of the coarsest precision in the model: results of a few
-    thousand operations differ less, and those of other examples more.
+    It is the square root of the coarsest precision in the model: results of a
+    few thousand operations differ less, results of other examples more.
     """
     layers = model._flatten_layers()
-    if any(getattr(each, "quantization_mode", None) for each in layers):
+    if any(getattr(layer, "quantization_mode", None) for layer in layers):
         return _QUANTIZED**0.5
     return coarsest_place(model) ** 0.5

@@ -1,17 +1,18 @@
-"""Inner products of embedding gradients over the tokens two examples share.
+"""Inner products of embedding gradients, over tokens that examples share.
 
 The gradient of an embedding table is zero outside the rows an example looked
 up, so the product of two examples' gradients is a sum over equal ids only:
 
     S[i, j] = Σ_{s,t : ids[i,s] = ids'[j,t]}  g[i,s] · g'[j,t]
 
-Word frequencies are far from even. A few tokens stand in nearly every text:
-for these, each example's gradients are summed by token and one matrix product
-does the rest. All other tokens meet rarely: for these, the meeting pairs are
-listed and multiplied one by one. Nothing of size vocabulary × width is made.
+Word frequencies are far from uniform. A few tokens are in nearly every text:
+for these, each example's gradients are summed by token and multiplied as
+matrices. All other tokens are rarely shared: for these, pairs of positions with
+equal ids are listed and multiplied one by one. No array of size vocabulary ×
+width is allocated.
 
-XLA cannot list what has no size in advance: there all positions of a query are
-multiplied with all of the batch, and those that do not meet count as zero.
+XLA needs the length of such a list in advance. There, all positions of a query
+are multiplied with all of the batch, and products of unequal ids are masked.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import tensorflow as tf
 from keras_tracin.gradients.compiling import shapes_are_static
 
 # A listed pair reads its two rows from memory; in a matrix product the same
-# multiplications take about an eightieth of that time on a CPU. So a token is
-# worth a column of the matrix product if one query in nine has it (in texts
-# alike on both sides, one pair of examples in 81 then meets in it).
+# multiplications take about an eightieth of that time on a CPU. So a token
+# deserves a column of the matrix product if one query in nine has it (with
+# equal frequencies on both sides, one pair of examples in 81 then shares it).
 _FREQUENT_SHARE = 1 / 9
-_MOST_FREQUENT = 256  # bounds the [n, tokens, width] array made for a batch
+_MOST_FREQUENT = 256  # bounds the [n, tokens, width] array of a batch
 
 
 def shared_products(
@@ -34,10 +35,10 @@ def shared_products(
     """Inner products of `n` with `m` examples' embedding gradients.
 
     Args:
-        ids: `[n, s]` token ids.
-        grads: `[n, s, o]` output gradients.
-        other_ids: `[m, t]`.
-        other: `[m, t, o]`.
+        ids: token ids `[n, s]`.
+        grads: output gradients `[n, s, o]`.
+        other_ids: token ids `[m, t]`.
+        other: output gradients `[m, t, o]`.
 
     Returns:
         `[n, m]`.
@@ -50,7 +51,9 @@ def shared_products(
         _sum_by_token(other_ids, other, frequent),
         transpose_b=True,
     )
-    return by_token + _meeting_pairs(ids, grads, other_ids, other, frequent)
+    return by_token + _products_of_rare_tokens(
+        ids, grads, other_ids, other, frequent
+    )
 
 
 def crossed_products(
@@ -58,15 +61,15 @@ def crossed_products(
 ) -> tf.Tensor:
     """Inner products of looked-up with outer-product gradients of a table.
 
-    A row looked up meets the outer product in that row alone:
-    `(e_id gᵀ) · (x δᵀ) = x[id] (g · δ)`. Of each `x`, as long as the
-    vocabulary, only the ids of the other side are read.
+    A row that was looked up overlaps the outer product in that row alone:
+    `(e_id gᵀ) · (x δᵀ) = x[id] (g · δ)`. Of `x`, which is as long as the
+    vocabulary, only entries at ids of the other side are read.
 
     Args:
-        ids: `[n, s]` token ids.
-        grads: `[n, s, o]` output gradients.
-        inputs: `x [m, t, vocabulary]`.
-        outputs: `δ [m, t, o]`.
+        ids: token ids `[n, s]`.
+        grads: output gradients `[n, s, o]`.
+        inputs: inputs `x [m, t, vocabulary]`.
+        outputs: output gradients `δ [m, t, o]`.
 
     Returns:
         `[n, m]`.
@@ -87,21 +90,21 @@ def crossed_products(
 def paired_products(
     ids: tf.Tensor, grads: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor
 ) -> tf.Tensor:
-    """`crossed_products` of each example with itself alone, `[n]`."""
+    """`crossed_products` of each example with itself, `[n]`."""
     products = tf.matmul(outputs, grads, transpose_b=True)  # [n, t, s]
     read = tf.gather(inputs, ids, axis=2, batch_dims=1)
     return tf.reduce_sum(products * read, axis=[1, 2])
 
 
 def _products_query_by_query(ids, grads, other_ids, other) -> tf.Tensor:
-    """`shared_products` of shapes that are known, one column at a time."""
+    """`shared_products` for static shapes, one column at a time."""
 
     def column(query: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         query_ids, query_grads = query  # [t], [t, o]
         products = tf.einsum("nso,to->nst", grads, query_grads)
-        meet = ids[:, :, tf.newaxis] == query_ids
+        is_equal = ids[:, :, tf.newaxis] == query_ids
         return tf.reduce_sum(
-            tf.where(meet, products, tf.zeros_like(products)), axis=[1, 2]
+            tf.where(is_equal, products, tf.zeros_like(products)), axis=[1, 2]
         )
 
     columns = tf.map_fn(
@@ -113,7 +116,7 @@ def _products_query_by_query(ids, grads, other_ids, other) -> tf.Tensor:
 
 
 def _frequent_tokens(ids: tf.Tensor) -> tf.Tensor:
-    """Sorted ids `[f]` of the tokens that many of `[m, t]` examples have."""
+    """Sorted ids `[f]` of tokens that many of the examples `[m, t]` have."""
     tokens, _, counts = tf.unique_with_counts(tf.reshape(ids, [-1]))
     examples = tf.cast(tf.shape(ids)[0], tf.float32)
     often = tf.cast(counts, tf.float32) > _FREQUENT_SHARE * examples
@@ -125,11 +128,11 @@ def _frequent_tokens(ids: tf.Tensor) -> tf.Tensor:
 
 
 def _slots(ids: tf.Tensor, frequent: tf.Tensor) -> tf.Tensor:
-    """Where each id stands among the sorted frequent ones; -1 if it is not."""
+    """Index of each id among the sorted frequent ids; -1 if not frequent."""
     flat = tf.reshape(ids, [-1])
-    at = tf.searchsorted(frequent, flat)
-    found = tf.searchsorted(frequent, flat, side="right") > at
-    return tf.where(found, at, -1)
+    index = tf.searchsorted(frequent, flat)
+    is_frequent = tf.searchsorted(frequent, flat, side="right") > index
+    return tf.where(is_frequent, index, -1)
 
 
 def _sum_by_token(
@@ -148,8 +151,10 @@ def _sum_by_token(
     return tf.reshape(sums, [examples, tokens * width])
 
 
-def _meeting_pairs(ids, grads, other_ids, other, frequent) -> tf.Tensor:
-    """The part of the products that tokens outside `frequent` bring."""
+def _products_of_rare_tokens(
+    ids, grads, other_ids, other, frequent
+) -> tf.Tensor:
+    """Products over shared tokens that are not in `frequent`."""
     n, m = tf.shape(ids)[0], tf.shape(other_ids)[0]
     width = grads.shape[-1]
     flat, flat_other = tf.reshape(ids, [-1]), tf.reshape(other_ids, [-1])
@@ -159,7 +164,7 @@ def _meeting_pairs(ids, grads, other_ids, other, frequent) -> tf.Tensor:
     count = tf.searchsorted(sorted_other, flat, side="right") - first
     count = tf.where(_slots(ids, frequent) < 0, count, 0)
 
-    # Position `left[k]` of one side meets position `right[k]` of the other.
+    # Position `left[k]` of one side has the id of position `right[k]`.
     left = tf.repeat(tf.range(tf.size(flat)), count)
     before = tf.cumsum(count, exclusive=True)
     rank = tf.range(tf.size(left)) - tf.gather(before, left)

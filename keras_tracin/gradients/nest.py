@@ -1,4 +1,4 @@
-"""Dataclasses that travel through `tf.function`.
+"""Dataclasses that `tf.function` takes and returns.
 
 Synopsis:
 
@@ -19,7 +19,7 @@ from typing import Any
 class Nest:
     """Lets `tf.nest` and `tf.function` look inside a dataclass.
 
-    Fields named in `static` travel as metadata, all others as tensors.
+    Fields named in `static` are metadata, all others tensors.
     """
 
     static: tuple[str, ...] = ()

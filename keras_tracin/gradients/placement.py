@@ -1,24 +1,25 @@
-"""Which layer answers for which variables, found by a dry run of the model.
+"""Assigns variables to the layers at which their gradients are taken.
 
-A layer's gradients split into examples where its inputs and outputs have the
-examples along their first axis. Not every call in a model is so: a table of
-positions is looked up once for the whole batch, `reshape(x, (-1, d))` folds
+A layer's gradients split into examples if its inputs and outputs have the
+examples on their first axis. Not every call is like this: a table of position
+embeddings is looked up once for the whole batch, `reshape(x, (-1, d))` folds
 examples and positions into one axis, a call inside a loop or a `tf.function`
-cannot be watched from outside, and a tied output projection reads a table that
-belongs to another layer. Nor does all that a layer computes leave it by what it
-returns: some keep a tensor on `self`, for a later layer or the loss, or return
-an object that `tf.nest` does not look into. There the nearest enclosing layer
-whose own inputs and outputs do split, if need be the model, answers for the
-variables in question, by the layer-local fallback; and where the model hands
-the loss something beside its outputs, both together do.
+cannot be watched from outside, and a tied output projection reads a table of
+another layer. Some layers also pass on more than their outputs: they store a
+tensor on `self`, for a later layer or the loss, or return an object that
+`tf.nest` does not look into. In these cases the nearest enclosing layer whose
+inputs and outputs do split, possibly the model, covers the variables by the
+layer-local fallback; and if the model passes more to the loss than its outputs,
+model and loss together cover them.
 
-What the loss reads of the weights itself, beside the model's outputs, is a part
-of its own.
+If the loss itself reads weights, its gradient is added to that of the layers.
+
+A dry run of the model decides which case holds.
 
 Synopsis:
 
     placement = place(model, x, loss=loss, y=y)
-    placement.sites      # which layers' calls to record, for which variables
+    placement.sites      # layers whose calls to record, and their variables
     placement.names_of(variables)  # "model/head"
 """
 
@@ -34,29 +35,28 @@ from keras_tracin.gradients.dry_run import (
     Call,
     DryRun,
     Objective,
-    first_axis,
     run_with_loss,
 )
-from keras_tracin.gradients.paths import parts_of
+from keras_tracin.gradients.example_axis import first_axis
+from keras_tracin.gradients.paths import replicas_of
 from keras_tracin.gradients.sites import Site, find_sites, site_variables
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The sites that together cover every wanted variable exactly.
+    """Sites that together cover every variable exactly once.
 
     Attributes:
-        sites: layers to record, and the variables each answers for. One
-            without a rule accounts for all uses of its variables inside it.
-        variables: those that the sites answer for, each once.
-        owners: by the id of a variable, the layers that own it.
-        unsure: ids of layers of which the dry run could not tell whether they
-            return as many rows as there are examples.
-        of_loss: those that the loss reads itself: to their gradients by the
-            sites comes that of the loss alone.
-        of_objective: those that no site answers for, since what depends on
-            them goes from the model to the loss by other ways than the
-            model's outputs.
+        sites: layers to record, and the variables that each covers. A site
+            without a rule covers all uses of its variables inside its layer.
+        variables: distinct variables of all sites.
+        owners: names of the layers that own a variable, by the variable's id.
+        unsure: ids of layers for which the dry run could not determine whether
+            they return one row for each example.
+        of_loss: variables that the loss itself reads: the gradient of the loss
+            alone is added to that of the sites.
+        of_objective: variables that no site covers, because they influence the
+            loss by other paths than the model's outputs.
     """
 
     sites: tuple[Site, ...]
@@ -66,8 +66,17 @@ class Placement:
     of_loss: tuple[keras.Variable, ...] = ()
     of_objective: tuple[keras.Variable, ...] = ()
 
+    def groups(
+        self, positions: Iterable[Iterable[int]]
+    ) -> tuple[tuple[keras.Variable, ...], ...]:
+        """The variables at groups of positions in `variables`."""
+        return tuple(
+            tuple(self.variables[position] for position in group)
+            for group in positions
+        )
+
     def names_of(self, variables: Iterable[keras.Variable]) -> str:
-        """The owners of these variables, joined by "+"."""
+        """Names of the owners of variables, joined by "+"."""
         names = [name for v in variables for name in self.owners[id(v)]]
         return "+".join(dict.fromkeys(names))
 
@@ -81,29 +90,30 @@ def place(
     y: Any = None,
     sample_weight: Any = None,
 ) -> Placement:
-    """Finds layers that can answer for the variables, by a dry run.
+    """Finds layers that can cover the variables, by a dry run.
 
     Args:
         model: a built model.
-        x: its inputs: tensors, arrays or `tf.TensorSpec`s.
-        layers: restricts the gradients, as in `find_sites`.
-        loss: `(y, y_pred, sample_weight) -> [n]`, what will be differentiated;
-            without it, what it reads beside `y_pred` goes unseen.
-        y: the labels, as `x`.
-        sample_weight: the weights, as `x`, or None.
+        x: inputs of the model: tensors, arrays or `tf.TensorSpec`s.
+        layers: layers to restrict the gradients to, as in `find_sites`.
+        loss: `(y, y_pred, sample_weight) -> [n]`, which will be
+            differentiated; without it, the loss is assumed to depend on
+            `y_pred` alone.
+        y: labels, in the form of `x`.
+        sample_weight: sample weights, in the form of `x`, or None.
 
     Raises:
-        ValueError: as `find_sites`; or naming a layer, if neither it nor a
-            layer around it treats examples one by one.
+        ValueError: if `find_sites` raises it; or naming a layer, if neither it
+            nor a layer around it treats examples one by one.
     """
     sites = find_sites(model, layers)
     owners: dict[int, tuple[str, ...]] = {}
     for site in sites:
         for variable in site.variables:
-            known = owners.get(id(variable), ())
-            owners[id(variable)] = (*known, site.name)
+            so_far = owners.get(id(variable), ())
+            owners[id(variable)] = (*so_far, site.name)
     search = _Search(model, sites, Objective(x, y, sample_weight, loss))
-    while search.adds_sites():
+    while search.add_sites():
         pass
     run = search.run
     unsure = frozenset(
@@ -132,8 +142,8 @@ def check_loss_of_outputs(
     Args:
         model: a built model.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        spec: the types of a batch's parts, `(x, y[, sample_weight])`.
-        what: what needs to know all that the loss depends on, in words.
+        spec: types of a batch, `(x, y[, sample_weight])`.
+        what: the feature that cannot use such a loss, for the error.
 
     Raises:
         ValueError: if it reads weights, or tensors that the model keeps.
@@ -157,12 +167,12 @@ _Needed = tuple[keras.Layer, dict[int, keras.Variable]]
 
 
 class _Search:
-    """Looks for sites until those that there are answer for all variables.
+    """Adds sites until they cover all variables.
 
     Attributes:
-        sites: those so far.
-        of_objective: variables that model and loss together answer for.
-        run: the last dry run: what tells whether the sites will do.
+        sites: the sites so far.
+        of_objective: variables that model and loss together cover.
+        run: the last dry run, which shows whether the sites suffice.
     """
 
     def __init__(
@@ -172,73 +182,78 @@ class _Search:
         self.of_objective: dict[int, keras.Variable] = {}
         self._model, self._objective = model, objective
         variables = site_variables(sites)
-        self._wanted = {id(v.value): v for v in variables}
-        # Of a variable on several replicas a tape knows the one it read.
+        self._variables = {id(v.value): v for v in variables}
+        # On several replicas, a tape knows the variable of the replica it read.
         self._keys = {
             id(part): id(v.value)
             for v in variables
-            for part in (v.value, *parts_of(v.value))
+            for part in (v.value, *replicas_of(v.value))
         }
 
-    def adds_sites(self) -> bool:
-        """Whether another dry run has to tell if it was enough."""
+    def add_sites(self) -> bool:
+        """Adds sites; returns whether another dry run is needed."""
         self.run = DryRun(self._model, self.sites, self._objective)
-        # The ways of tensors, which a loss may fix only by an open batch.
-        self._ways = self.run
+        # Paths to the loss, which some losses show only for an open batch size.
+        self._run_with_loss = self.run
         if self._objective.loss is not None and not self.run.knows_loss:
             open_batch = DryRun(
                 self._model, self.sites, self._objective, examples=None
             )
             if open_batch.knows_loss:
-                self._ways = open_batch
+                self._run_with_loss = open_batch
         needed: dict[int, _Needed] = {}
         for call in self.run.calls:
             for key in {self._keys[v] for v in call.reads() if v in self._keys}:
-                layer = self._answering(call, key)
+                layer = self._missing_site(call, key)
                 if layer is not None:
                     _, variables = needed.setdefault(id(layer), (layer, {}))
-                    variables[key] = self._wanted[key]
-        for key, variable in self._wanted.items():
-            if self._ways.knows_loss and self._ways.is_read_outside(variable):
+                    variables[key] = self._variables[key]
+        for key, variable in self._variables.items():
+            if (
+                self._run_with_loss.knows_loss
+                and self._run_with_loss.is_read_outside(variable)
+            ):
                 self._leave_to_objective(key)
         self._add(needed.values())
         return bool(needed)
 
     def of_loss(self) -> Iterator[keras.Variable]:
-        """Those that the loss reads itself, and can be repeated for."""
-        if not self._ways.knows_loss:
+        """Variables that the loss itself reads, if it can be repeated."""
+        if not self._run_with_loss.knows_loss:
             return
-        for key, variable in self._wanted.items():
-            if key in self.of_objective or not self._ways.loss_reads(variable):
+        for key, variable in self._variables.items():
+            if key in self.of_objective or not self._run_with_loss.loss_reads(
+                variable
+            ):
                 continue
-            if self._ways.loss_is_entered:
+            if self._run_with_loss.loss_is_entered:
                 self._leave_to_objective(key)
             else:
                 yield variable
 
-    def _answering(self, call: Call, key: int) -> keras.Layer | None:
+    def _missing_site(self, call: Call, key: int) -> keras.Layer | None:
         """The layer that needs a site for a variable that a call reads.
 
-        None, if there is one that answers for it.
+        None if the variable is covered already.
         """
         if key in self.of_objective:
             return None
         inner: Call | None = call
-        answering = [c for c in call.around() if self._has(c, key, rule=False)]
-        if answering:
-            *_, outermost = answering
+        covering = [c for c in call.around() if self._has(c, key, rule=False)]
+        if covering:
+            *_, outermost = covering
             if outermost.splits and self._is_closed(outermost, key):
                 return None
             inner = outermost.parent
         elif self._has(call, key, rule=True) and self._rule_serves(call, key):
             return None
-        leaves_tensors = bool(answering) and answering[-1].splits
+        leaves_tensors = bool(covering) and covering[-1].splits
         for around in inner.around() if inner is not None else ():
             if around.splits and self._is_closed(around, key):
                 return around.layer
             leaves_tensors |= around.splits
         if not leaves_tensors:
-            raise _not_split(call, self._wanted[key])
+            raise _not_split(call, self._variables[key])
         self._leave_to_objective(key)
         return None
 
@@ -252,25 +267,25 @@ class _Search:
         )
 
     def _is_closed(self, call: Call, key: int) -> bool:
-        """Whether the variable's part in a call shows in what it returns."""
-        twin = self._ways.calls[call.number]
+        """Whether a variable affects the loss by the call's outputs alone."""
+        twin = self._run_with_loss.calls[call.number]
         return not (
-            self._ways.is_left(twin, self._wanted[key])
-            or self._ways.is_entered(twin)
+            self._run_with_loss.is_left(twin, self._variables[key])
+            or self._run_with_loss.is_entered(twin)
         )
 
     def _rule_serves(self, call: Call, key: int) -> bool:
         if not call.returns_examples:
             return False
-        twin = self._ways.calls[call.number]
-        if self._ways.goes_round_rule(twin, self._wanted[key]):
+        twin = self._run_with_loss.calls[call.number]
+        if self._run_with_loss.goes_round_rule(twin, self._variables[key]):
             return False
-        # Such a rule repeats something, as the fallback does.
-        return call.rule is not None or not self._ways.is_entered(twin)
+        # Such a rule repeats the layer, as the fallback does.
+        return call.rule is not None or not self._run_with_loss.is_entered(twin)
 
     def _leave_to_objective(self, key: int) -> None:
-        variable = self._wanted[key]
-        if not self._ways.objective_splits:
+        variable = self._variables[key]
+        if not self._run_with_loss.objective_splits:
             raise ValueError(
                 f"The gradient of variable '{variable.path}' cannot be split "
                 "into examples: what the model computes with it reaches the "
@@ -282,14 +297,14 @@ class _Search:
         self.of_objective[key] = variable
 
     def _add(self, needed: Iterable[_Needed]) -> None:
-        known = {(id(site.layer), site.rule): site for site in self.sites}
+        sites = {(id(site.layer), site.rule): site for site in self.sites}
         for layer, variables in needed:
-            own = known.get((id(layer), None))
-            if own is not None:  # one site does for both
-                variables.update((id(v.value), v) for v in own.variables)
+            existing = sites.get((id(layer), None))
+            if existing is not None:  # one site covers both
+                variables.update((id(v.value), v) for v in existing.variables)
             site = Site(layer, tuple(variables.values()), None)
-            known[id(layer), None] = site
-        self.sites = list(known.values())
+            sites[id(layer), None] = site
+        self.sites = list(sites.values())
 
 
 def _not_split(call: Call, variable: keras.Variable) -> ValueError:

@@ -1,14 +1,14 @@
-"""The gradient of a few examples by one plain tape over all variables.
+"""The gradient of a few examples by a plain `tf.GradientTape`.
 
-Nothing of how per-example gradients are captured is used here: the model is
-called, its losses are summed, and TensorFlow differentiates. It is what the sum
-of captured gradients is held against.
+It uses nothing of the capture of per-example gradients: the model is called,
+its losses are summed, and TensorFlow differentiates. The sum of captured
+gradients is compared with it.
 
 Synopsis:
 
     plain = PlainGradient(model, loss, variables, spec)
     plain(data, counts)      # one tensor per variable: Σ counts_i · ∇ℓ_i
-    with nudged(model):      # weights moved within their last places
+    with nudged(model):      # weights changed in their last digits
         plain(data, counts)
 """
 
@@ -26,19 +26,19 @@ from keras_tracin.gradients import precision
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.models.state import preserved, value_of
 
-_HIGH = 2.0**10  # of the gradient at the output, in float16
+_HIGH = 2.0**10  # size of the gradient at the output, in float16
 _LOWER, _ATTEMPTS = 2.0**8, 4
 
 
 class PlainGradient:
-    """Sums of examples' gradients, each from one backward pass.
+    """Computes sums of examples' gradients, each by one backward pass.
 
     Args:
         model: a built model; it runs in inference mode.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        variables: those to differentiate by.
-        spec: the types of a batch's parts, where the pass is to be traced:
-            worth while for a model with loops, which take long step by step.
+        variables: variables to differentiate by.
+        spec: types of a batch, if the pass is to be traced, which is faster
+            for a model with loops.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PlainGradient:
         self._model, self._loss = model, loss
         self._values = [value_of(variable) for variable in variables]
         self._gradient: Callable = self._of
-        # Scales for float16 are found step by step.
+        # Scales for float16 need eager execution.
         if spec is not None and not precision.computes_in_float16(model):
             counts = tf.TensorSpec([None], tf.float32)
             self._gradient = tf.function(
@@ -63,7 +63,7 @@ class PlainGradient:
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)` of `n` examples.
-            counts: how often each of them counts, `[n]`.
+            counts: weights of the examples in the sum, `[n]`.
         """
         data = tf.nest.map_structure(tf.convert_to_tensor, data)
         return self._gradient(data, tf.constant(counts, tf.float32))
@@ -87,7 +87,7 @@ class PlainGradient:
         return self._dense(tape.gradient(total, self._values))
 
     def _dense(self, grads: Sequence[Any]) -> list[tf.Tensor]:
-        """In float32 or wider, zero where a variable has no part in it."""
+        """Gradients in float32 or wider; zeros for unused variables."""
         return [
             tf.zeros(value.shape, tf.float32)
             if grad is None
@@ -96,18 +96,18 @@ class PlainGradient:
         ]
 
     def _in_range(self, tape, total, y_pred) -> list[tf.Tensor]:
-        """The same where float16 would lose what is small."""
+        """Gradients with losses scaled so that float16 does not underflow."""
         ends = [
             end
             for output in tf.nest.flatten(y_pred)
             for end in (output, getattr(output, "_keras_logits", None))
             if end is not None and end.dtype.is_floating
         ]
-        slopes = [
+        output_grads = [
             grad for grad in tape.gradient(total, ends) if grad is not None
         ]
         largest = max(
-            (float(tf.reduce_max(tf.abs(slope))) for slope in slopes),
+            (float(tf.reduce_max(tf.abs(grad))) for grad in output_grads),
             default=0.0,
         )
         scale = 1.0
@@ -127,10 +127,10 @@ class PlainGradient:
 
 @contextlib.contextmanager
 def nudged(model: keras.Model, seed: int = 0) -> Iterator[None]:
-    """Within it, trainable weights are others by their last places.
+    """For a `with` block, perturbs trainable weights in their last digits.
 
-    What a result changes by is how far rounding may move it: little as a rule,
-    more where ties are broken or where nearly equal numbers are subtracted.
+    The change of a result shows the size of its rounding errors: usually small,
+    larger where ties are broken or nearly equal numbers are subtracted.
     """
     rng = np.random.default_rng(seed)
     unit = precision.coarsest_place(model)

@@ -1,13 +1,13 @@
-"""What half precision needs: wider sums, and scaled backward passes.
+"""Half precision: sums in float32, and backward passes with loss scaling.
 
-float16 holds nothing between 0 and 2⁻²⁴ and nothing from 2¹⁶ on, so a backward
-pass in it loses the gradients of examples that are already learnt, and
-overflows on others. Since examples do not interact, each has a scale of its
-own, a power of two: its loss's gradient at the model's output is brought to
-about 2¹⁰ and, where something overflows on the way back, the pass is repeated
-with a lower scale for those examples. What comes back is divided in float32.
-Within one example, gradients 2³⁴ times smaller than that at the output are
-still lost. bfloat16 has the range of float32 and needs none of this.
+float16 represents nothing between 0 and 2⁻²⁴ and nothing above 2¹⁶, so a
+backward pass loses the gradients of examples that are already learnt, and
+overflows for others. Since examples do not interact, each has its own scale, a
+power of two: it brings the gradient at the model's output to about 2¹⁰. If the
+backward pass overflows, it is repeated with a lower scale for those examples.
+The results are divided by the scale in float32. Within one example, gradients
+2³⁴ times smaller than that at the output are still lost. bfloat16 has the range
+of float32 and needs no scaling.
 
 Synopsis:
 
@@ -23,23 +23,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-HIGH = 2.0**10  # of the gradient at the output: far from either end
+HIGH = 2.0**10  # size of gradients at the output: far from both limits
 _LOWER = 2.0**8
-# Three times lower, 2⁻¹⁴ is left: were it zero, infinite slopes would be, too.
+# Lowered three times, 2⁻¹⁴ remains. At zero, infinite gradients would vanish.
 _ATTEMPTS = 3
-_LIMIT = 2.0**100  # of a scale, which is float32
+_LIMIT = 2.0**100  # largest scale, which is float32
 # The distance from 1 to the next number.
 _LAST_PLACES = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
 _SINGLE = 2.0**-23
 
 
 def last_place(dtype: str) -> float:
-    """The distance from 1 to the next number; of float32, if it is no float."""
+    """Distance from 1 to the next number; for integers, that of float32."""
     return _LAST_PLACES.get(dtype, _SINGLE)
 
 
 def coarsest_place(model: keras.Model) -> float:
-    """The largest `last_place` of what the layers of a model compute in."""
+    """The largest `last_place` of the layers' compute types."""
     return max(last_place(x.compute_dtype) for x in model._flatten_layers())
 
 
@@ -51,7 +51,7 @@ def computes_in_float16(layer: keras.Layer) -> bool:
 
 
 def widen(structure: Any) -> Any:
-    """The same with tensors of half precision in float32."""
+    """Casts tensors of half precision in a structure to float32."""
 
     def wide(leaf):
         if not tf.is_tensor(leaf) or not _is_half(leaf):
@@ -62,7 +62,7 @@ def widen(structure: Any) -> Any:
 
 
 def copy_notes(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Gives `target` what Keras noted on `source`: its mask, its logits."""
+    """Copies Keras's mask and logits from `source` to `target`."""
     for note in ("_keras_mask", "_keras_logits"):
         if hasattr(source, note):
             setattr(target, note, getattr(source, note))
@@ -70,7 +70,7 @@ def copy_notes(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 def scaled(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """Multiplies each example of `[n, ...]` by its own number of `[n]`."""
+    """Multiplies each example of `[n, ...]` by its scale `[n]`."""
     shape = [-1] + [1] * (tensor.shape.rank - 1)
     return tensor * tf.cast(tf.reshape(scale, shape), tensor.dtype)
 
@@ -82,8 +82,8 @@ def scaled_gradients(
 
     Args:
         tape: a persistent tape, no longer recording.
-        losses: per-example losses `[n]`, of no less than float32.
-        outputs: what the losses were computed from, in no less than float32.
+        losses: per-example losses `[n]`, in float32 or wider.
+        outputs: outputs of the model, in float32 or wider.
         watched: a nest of tensors `[n, ...]`.
     """
     flat = tf.nest.flatten(watched)
@@ -96,17 +96,17 @@ def scaled_gradients(
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
 
-    found = in_range(attempt, HIGH, slopes(tape, losses, outputs))
-    return tf.nest.pack_sequence_as(watched, found)
+    grads = in_range(attempt, HIGH, output_gradients(tape, losses, outputs))
+    return tf.nest.pack_sequence_as(watched, grads)
 
 
-def slopes(
+def output_gradients(
     tape: tf.GradientTape, losses: tf.Tensor, outputs: Any
 ) -> list[tf.Tensor]:
     """The losses' gradients at the model's outputs, and at their logits."""
     ends = []
     for output in tf.nest.flatten(outputs):
-        # Losses from logits go round the softmax or sigmoid at the end.
+        # Losses from logits bypass the softmax or sigmoid at the end.
         for end in (output, getattr(output, "_keras_logits", None)):
             if end is not None and end.dtype.is_floating:
                 ends.append(end)
@@ -120,43 +120,43 @@ def in_range(
     height: float,
     like: list[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """A computation in float16 whose results are divided in float32.
+    """Runs a computation in float16 with a scale for each example.
 
     Args:
         attempt: `scale [n] -> [[n, ...], ...]`, linear in each example's
             scale.
-        height: where to bring the largest of an example's `like`; lower
-            where this makes its results overflow.
-        like: tensors `[n, ...]` to scale by.
+        height: size to bring the largest entry of an example's `like` to; it
+            is lowered if results overflow.
+        like: tensors `[n, ...]` that determine the scales.
 
     Returns:
-        What `attempt` returns for a scale of one.
+        The result of `attempt` for a scale of one, in float32 or wider.
     """
     largest = tf.reduce_max(
         [tf.cast(_by_row(tf.reduce_max, tf.abs(t)), tf.float32) for t in like],
         axis=0,
     )
 
-    def is_low(scale, *found):
-        return tf.reduce_any(_overflows(found))
+    def is_low(scale, *results):
+        return tf.reduce_any(_overflows(results))
 
-    def lower(scale, *found):
-        scale = tf.where(_overflows(found), scale / _LOWER, scale)
+    def lower(scale, *results):
+        scale = tf.where(_overflows(results), scale / _LOWER, scale)
         again = attempt(scale)
         return scale, *[
-            # Gradients of loops come without their shapes.
+            # Gradients of loops have no static shapes.
             tf.ensure_shape(new, old.shape)
-            for new, old in zip(again, found, strict=True)
+            for new, old in zip(again, results, strict=True)
         ]
 
     scale = _scale_to(height, largest)
-    scale, *found = tf.while_loop(
+    scale, *results = tf.while_loop(
         is_low,
         lower,
         (scale, *attempt(scale)),
         maximum_iterations=_ATTEMPTS,
     )
-    return [_divided(tensor, scale) for tensor in found]
+    return [_unscale(tensor, scale) for tensor in results]
 
 
 def _is_half(tensor: tf.Tensor) -> bool:
@@ -165,13 +165,13 @@ def _is_half(tensor: tf.Tensor) -> bool:
 
 def _scale_to(height: float, largest: tf.Tensor) -> tf.Tensor:
     """The power of two that brings `largest` to `height`, or half of it."""
-    wanted = tf.clip_by_value(height / largest, 1 / _LIMIT, _LIMIT)
-    # Nothing to go by: no gradient, or one that is broken already.
-    usual = tf.math.is_finite(largest) & (largest > 0)
-    wanted = tf.where(usual, wanted, height)
-    # A float32 without its mantissa is a power of two.
+    scale = tf.clip_by_value(height / largest, 1 / _LIMIT, _LIMIT)
+    # Without a finite, non-zero gradient there is nothing to scale by.
+    is_usable = tf.math.is_finite(largest) & (largest > 0)
+    scale = tf.where(is_usable, scale, height)
+    # Without its mantissa, a float32 is a power of two.
     exponent = tf.bitwise.bitwise_and(
-        tf.bitcast(wanted, tf.int32), tf.constant(0x7F800000, tf.int32)
+        tf.bitcast(scale, tf.int32), tf.constant(0x7F800000, tf.int32)
     )
     return tf.bitcast(exponent, tf.float32)
 
@@ -181,14 +181,14 @@ def _by_row(reduce: Callable, tensor: tf.Tensor) -> tf.Tensor:
     return reduce(tensor, axis=list(range(1, tensor.shape.rank)))
 
 
-def _overflows(found) -> tf.Tensor:
-    """Which examples have infinite or undefined results, `[n]`."""
+def _overflows(results) -> tf.Tensor:
+    """Booleans `[n]`: True for examples with infinite or NaN results."""
     return tf.reduce_any(
-        [_by_row(tf.reduce_any, ~tf.math.is_finite(t)) for t in found], axis=0
+        [_by_row(tf.reduce_any, ~tf.math.is_finite(t)) for t in results], axis=0
     )
 
 
-def _divided(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+def _unscale(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     wide = widen(tensor)
     tf.debugging.assert_equal(
         tf.shape(wide)[0],

@@ -1,4 +1,4 @@
-"""Why a gradient is not what plain TensorFlow computes, as far as can be told.
+"""Likely reasons why a captured gradient differs from that of plain TensorFlow.
 
 Synopsis:
 
@@ -30,19 +30,19 @@ def likely_reason(
     variable: keras.Variable,
     owner: keras.Layer,
 ) -> str:
-    """The reason in words, and what to do.
+    """The likely reason, and what to do about it.
 
     Args:
         model: the model.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        data: the examples at whose gradients something is wrong.
-        variable: the one whose gradient is wrong.
-        owner: the layer that holds it.
+        data: examples with wrong gradients.
+        variable: the variable whose gradient is wrong.
+        owner: the layer that owns it.
     """
     x, y, *weight = data
-    with preserved(model), _watched(model) as seen:
+    with preserved(model), _record_outputs(model) as returned:
         y_pred = model(x, training=False)
-        kept = list(_kept_aside(model, seen))
+        hidden = list(_hidden_tensors(model, returned))
     with tf.GradientTape() as tape:
         losses = loss(y, y_pred, weight[0] if weight else None)
     if tape.gradient(losses, value_of(variable)) is not None:
@@ -51,11 +51,11 @@ def likely_reason(
             "what the model returns. Make it part of the model's outputs, "
             f"{_LEAVE_OUT}"
         )
-    if kept:
+    if hidden:
         return (
-            f"The likely reason: {' and '.join(kept[:3])}, and what else uses "
-            "it cannot be seen from outside. Pass tensors on as arguments and "
-            f"return them in tuples, lists or dicts, {_LEAVE_OUT}"
+            f"The likely reason: {' and '.join(hidden[:3])}, and what else "
+            "uses it cannot be returned from outside. Pass tensors on as "
+            f"arguments and return them in tuples, lists or dicts, {_LEAVE_OUT}"
         )
     if rule_for(owner) is not None:
         return (
@@ -74,25 +74,27 @@ _Returned = tuple[keras.Layer, Any]
 
 
 @contextlib.contextmanager
-def _watched(model: keras.Model) -> Iterator[list[_Returned]]:
-    """Notes what each layer returns."""
-    seen: list[_Returned] = []
+def _record_outputs(model: keras.Model) -> Iterator[list[_Returned]]:
+    """Records the outputs of each layer."""
+    returned: list[_Returned] = []
 
     def note(layer, original, *args, **kwargs):
         outputs = original(*args, **kwargs)
-        seen.append((layer, outputs))
+        returned.append((layer, outputs))
         return outputs
 
     with contextlib.ExitStack() as stack:
         for layer in model._flatten_layers():
             noting = functools.partial(note, layer)
             stack.enter_context(intercepted(layer, noting))
-        yield seen
+        yield returned
 
 
-def _kept_aside(model: keras.Model, seen: list[_Returned]) -> Iterator[str]:
-    """Tensors on layers, and results that TensorFlow does not look into."""
-    for layer, outputs in seen:
+def _hidden_tensors(
+    model: keras.Model, returned: list[_Returned]
+) -> Iterator[str]:
+    """Describes tensors stored on layers, and outputs that are not tensors."""
+    for layer, outputs in returned:
         for leaf in tf.nest.flatten(outputs):
             if leaf is not None and not tf.is_tensor(leaf):
                 yield (

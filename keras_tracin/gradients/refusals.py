@@ -1,12 +1,10 @@
-"""Layers that leave an example without a gradient of its own.
-
-They are refused by name, before any work.
+"""Refuses layers for which an example has no gradient of its own.
 
 Synopsis:
 
     check_examples_apart(model)  # for any method
     check_differentiable(model)  # for those that take gradients
-    check_call(layer, args, kwargs)  # the same, for what one call does
+    check_call(layer, args, kwargs)  # the same, for a single call
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ _REVERSIBLE = present("ReversibleEmbedding")
 
 
 def check_examples_apart(model: keras.Model) -> None:
-    """Refuses layers that carry something from one batch into the next.
+    """Refuses layers that carry state from one batch to the next.
 
     Raises:
         ValueError: naming a recurrent layer with `stateful=True`.
@@ -40,11 +38,11 @@ def check_examples_apart(model: keras.Model) -> None:
 
 
 def check_differentiable(model: keras.Model) -> None:
-    """Refuses layers whose backward pass is not that of their weights.
+    """Refuses layers whose backward pass is not the gradient of their weights.
 
-    In float8, what TensorFlow calls the gradients of the scales are their next
-    values, and gradients are rounded on the way back, and cut off, by scales
-    that were fitted to those of whole batches.
+    In float8, TensorFlow returns the next values of the scales in place of
+    their gradients, and the backward pass rounds and clips gradients by scales
+    that were fitted to whole batches.
 
     Raises:
         ValueError: naming a layer that is quantized to float8.
@@ -65,11 +63,11 @@ def check_differentiable(model: keras.Model) -> None:
 def check_call(
     layer: keras.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Refuses a call that Keras lets no gradient through.
+    """Refuses a call that stops gradients.
 
     Raises:
-        ValueError: naming a quantized embedding that projects back by whole
-            numbers, which have no gradient.
+        ValueError: naming a quantized embedding that projects back by
+            integers, which have no gradient.
     """
     if not isinstance(layer, _REVERSIBLE) or not is_reverse(args, kwargs):
         return

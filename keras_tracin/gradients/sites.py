@@ -1,4 +1,4 @@
-"""The layers whose calls are recorded, and the variables they answer for.
+"""Layers whose calls are recorded, and the variables that they cover.
 
 Synopsis:
 
@@ -26,7 +26,7 @@ from keras_tracin.gradients.rules.registry import attributes, own_variables
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A layer whose calls are recorded, and the variables it answers for."""
+    """A layer whose calls are recorded, and the variables that it covers."""
 
     layer: keras.Layer
     variables: tuple[keras.Variable, ...]
@@ -34,7 +34,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The layer's path in the model, which is unique."""
+        """Path of the layer in the model, which is unique."""
         return self.layer.path or self.layer.name
 
 
@@ -46,32 +46,32 @@ def find_sites(
     Args:
         model: a built model.
         layers: names, paths or layer objects to restrict the gradients to; a
-            layer stands for all layers in it. None means the whole model.
+            layer includes all layers in it. None for the whole model.
 
     Raises:
-        ValueError: if a layer is not in the model or has nothing to train; as
-            `check_examples_apart` and `check_differentiable`.
+        ValueError: if a layer is not in the model, has nothing to train, is
+            stateful, or is quantized to float8.
     """
     check_examples_apart(model)
     check_differentiable(model)
     roots = [model] if layers is None else named_layers(model, layers)
     sites: dict[int, Site] = {}
     for root in roots:
-        found = list(_sites_within(root))
-        if not found:
+        inner = list(_sites_within(root))
+        if not inner:
             raise ValueError(
                 f"Layer '{root.name}' has no trainable variables, so examples "
                 "have no gradient there. Name layers with weights in "
                 "`layers=`, or set `trainable = True` on this one."
             )
-        sites.update({id(site.layer): site for site in found})
+        sites.update({id(site.layer): site for site in inner})
     return list(sites.values())
 
 
 def site_variables(sites: Iterable[Site]) -> list[keras.Variable]:
-    """The variables that the sites answer for, each once."""
-    found = {id(v): v for site in sites for v in site.variables}
-    return list(found.values())
+    """Distinct variables of the sites."""
+    variables = {id(v): v for site in sites for v in site.variables}
+    return list(variables.values())
 
 
 def named_layers(
@@ -79,15 +79,15 @@ def named_layers(
     layers: str | keras.Layer | Sequence[str | keras.Layer],
     argument: str = "layers",
 ) -> list[keras.Layer]:
-    """The layers of a model that names, paths or layer objects stand for.
+    """Looks up layers of a model by names, paths or layer objects.
 
     Args:
         model: a built model.
-        layers: one or more of them.
-        argument: what errors call `layers`.
+        layers: one or several names, paths or layers.
+        argument: name of the argument in errors.
 
     Raises:
-        ValueError: if one of them fits no layer, or more than one.
+        ValueError: if one of them matches no layer, or several.
     """
     if isinstance(layers, str | keras.Layer):
         layers = [layers]
@@ -96,25 +96,26 @@ def named_layers(
             f"`{argument}=` names no layer. Received {layers!r}, expected "
             "names or layers of the model; leave it out for all of them."
         )
-    known = model._flatten_layers()
-    chosen = []
-    for wanted in layers:
+    all_layers = model._flatten_layers()
+    selected = []
+    for layer_or_name in layers:
         matches = [
             layer
-            for layer in known
-            if layer is wanted or wanted in (layer.name, layer.path)
+            for layer in all_layers
+            if layer is layer_or_name
+            or layer_or_name in (layer.name, layer.path)
         ]
         if len(matches) != 1:
             what = "no layer" if not matches else f"{len(matches)} layers"
-            names = [layer.name for layer in known if layer is not model]
+            names = [layer.name for layer in all_layers if layer is not model]
             raise ValueError(
                 f"`{argument}=` should name layers of the model "
                 f"'{model.name}'. "
-                f"Received {wanted!r}, which fits {what}. "
+                f"Received {layer_or_name!r}, which fits {what}. "
                 f"The model's layers are: {names}."
             )
-        chosen += matches
-    return chosen
+        selected += matches
+    return selected
 
 
 def _sites_within(layer: keras.Layer) -> Iterator[Site]:
@@ -133,10 +134,10 @@ def _sites_within(layer: keras.Layer) -> Iterator[Site]:
 
 
 def _calls_many_times(layer: keras.Layer) -> bool:
-    """Whether it calls what is in it many times over, or in its own loop.
+    """Whether a layer calls its sublayers many times, or in its own loop.
 
-    No single call of a layer in it is then worth watching. A Bidirectional
-    layer does not: it calls its two once each.
+    Single calls of its sublayers are then not watched. A Bidirectional layer
+    calls its two sublayers once each.
     """
     if isinstance(layer, keras.layers.Bidirectional):
         return False
@@ -146,27 +147,27 @@ def _calls_many_times(layer: keras.Layer) -> bool:
 def layers_called(
     model: keras.Model, sites: Iterable[Site]
 ) -> list[keras.Layer]:
-    """The layers of `sites` and all that might call them."""
-    found: dict[int, keras.Layer] = {}
+    """The layers of `sites`, and all layers that may call them."""
+    layers: dict[int, keras.Layer] = {}
 
     def visit(layer: keras.Layer) -> None:
-        if id(layer) not in found:
-            found[id(layer)] = layer
+        if id(layer) not in layers:
+            layers[id(layer)] = layer
             if not _calls_many_times(layer):
                 for inside in layer._layers:
                     visit(inside)
 
     for layer in (model, *(site.layer for site in sites)):
         visit(layer)
-    return list(found.values())
+    return list(layers.values())
 
 
 @contextlib.contextmanager
 def without_rematerialization(model: keras.Model):
     """For a `with` block, a `keras.RematScope` around layers has no effect.
 
-    It saves memory in training and changes no value, but hides what happens
-    inside a layer from tapes around it.
+    Rematerialization saves memory in training and changes no value, but hides
+    the inside of a layer from tapes around it.
     """
     with contextlib.ExitStack() as stack:
         for layer in model._flatten_layers():
@@ -180,10 +181,10 @@ def intercepted(operation: Any, instead: Callable[..., Any]):
     """For a `with` block, `layer(...)` computes what `instead` returns.
 
     Args:
-        operation: the layer, or other operation of a functional model; others
-            of its class are left alone.
-        instead: `(original, *args, **kwargs)`, where `original` is what the
-            layer would have called with these arguments.
+        operation: the layer, or other operation of a functional model. Other
+            instances of its class are not affected.
+        instead: `(original, *args, **kwargs)`, where `original` is the
+            method that is replaced.
     """
     name = _called_method(operation)
     original = getattr(operation, name)
@@ -196,6 +197,6 @@ def intercepted(operation: Any, instead: Callable[..., Any]):
 
 
 def _called_method(operation: Any) -> str:
-    """What `layer(...)` ends up in; quantized layers have another method."""
+    """Name of the method that `layer(...)` calls."""
     quantized = getattr(operation, "quantization_mode", None) is not None
     return "quantized_call" if quantized else "call"

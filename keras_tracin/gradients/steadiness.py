@@ -1,10 +1,9 @@
-"""Whether a model computes the same each time it is called.
+"""Checks that a model returns the same each time it is called.
 
-A layer may assign variables in its call, also in inference mode. Where nothing
-reads them again, as a count of calls, they are put back after each look and do
-no harm. Where the next call reads them, as a moving average that inputs are
-centred by, what is computed depends on how often the model was called before,
-and no score means anything.
+A layer may assign variables in its call, also in inference mode. If no output
+depends on them, such as a counter of calls, restoring them is enough. If the
+next call reads them, such as a moving average that is subtracted from inputs,
+results depend on the number of calls before, and scores mean nothing.
 
 Synopsis:
 
@@ -24,28 +23,28 @@ from keras_tracin.gradients.precision import last_place
 from keras_tracin.models.state import Held, preserved
 
 _MOST_SHOWN = 3
-_CALLS = 8  # after which a drift shows that one call hides
-# By how much results may differ: in units of their last place, and as a
-# multiple of what equal calls do on devices that add up in any order.
+_CALLS = 8  # after which a slow drift becomes visible
+# Allowed difference of results: in units of their last digit, and as a multiple
+# of the difference of equal calls, on devices that add in any order.
 _UNITS, _APART = 4.0, 8.0
 
 
 class StateChanges(ValueError):
-    """A model that changes what it computes each time it is called."""
+    """Raised for a model whose outputs depend on the calls before."""
 
 
 def check_steady(model: keras.Model, x: Any) -> None:
-    """Calls a model in inference mode and compares, if it assigned variables.
+    """Calls a model repeatedly and compares, if calls assign variables.
 
-    The variables are as before afterwards.
+    The model runs in inference mode. Its variables are restored.
 
     Args:
         model: a built model.
-        x: a few of its inputs.
+        x: inputs of a few examples.
 
     Raises:
-        StateChanges: if another call, with the variables as the first one
-            left them, returns something else; random numbers aside.
+        StateChanges: if later calls return something else, apart from random
+            numbers.
     """
     with preserved(model) as state:
         first = _outputs(model, x)
@@ -55,7 +54,7 @@ def check_steady(model: keras.Model, x: Any) -> None:
         state.restore()
         again = _outputs(model, x)
         for _ in range(_CALLS):
-            state.restore(seeds_only=True)  # the same numbers are drawn
+            state.restore(seeds_only=True)  # for the same random numbers
             after = _outputs(model, x)
     allowed = max(_APART * _distance(first, again), _rounding(first))
     if _distance(first, after) > allowed:
@@ -64,7 +63,7 @@ def check_steady(model: keras.Model, x: Any) -> None:
 
 def _message(changed: Sequence[Held]) -> str:
     owner = changed[0].owner
-    names = [held.name for held in changed]
+    names = [variable.name for variable in changed]
     more = len(names) - _MOST_SHOWN
     shown = ", ".join(f"'{name}'" for name in names[:_MOST_SHOWN])
     return (
@@ -79,7 +78,7 @@ def _message(changed: Sequence[Held]) -> str:
 
 
 def _rounding(outputs: list[np.ndarray]) -> float:
-    """What the last places of results may differ by."""
+    """Largest difference to attribute to rounding."""
     return max(
         (
             _UNITS * last_place(a.dtype.name) * _size(a)
@@ -103,10 +102,10 @@ def _outputs(model: keras.Model, x: Any) -> list[np.ndarray]:
     ]
 
 
-def _distance(one: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """The largest difference of two calls; infinite between other shapes."""
+def _distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
+    """Largest difference of two outputs; infinite if shapes differ."""
     largest = 0.0
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(left, right, strict=True):
         if a.shape != b.shape or (a.dtype.kind not in "biufcV"):
             largest = max(largest, 0.0 if np.array_equal(a, b) else np.inf)
             continue

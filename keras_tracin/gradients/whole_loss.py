@@ -1,16 +1,15 @@
-"""Gradients of the loss itself, one example at a time.
+"""Gradients of the loss, or of model and loss, one example at a time.
 
-A layer's rule sees what its variables do to the loss through the layer's
-outputs. A loss may read variables itself, as one that penalizes what they make
-of the model's outputs does; or tensors that the model keeps aside, which no
-output shows. Then the loss alone, or model and loss together, are repeated for
+A layer's rule covers the effect of its variables through the layer's outputs. A
+loss may also read variables itself, or tensors that the model stores and does
+not return. Then the loss alone, or model and loss together, are repeated for
 every example.
 
 Synopsis:
 
-    own = of_loss(model, loss, y, y_pred, weight, [model.layers[1].kernel], up)
-    all_of_it = of_objective(model, loss, batch, variables, up)
-    own.parts  # one [n, p] for each variable
+    direct = of_loss(model, loss, y, y_pred, weight, variables, ends)
+    whole = of_objective(model, loss, batch, variables, ends)
+    direct.parts  # [n, p] for each variable
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ _NOTES = ("_keras_mask", "_keras_logits")
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """What the gradients start from.
+    """The losses to differentiate.
 
     Attributes:
-        losses: the per-example losses `[n]`.
-        slopes: where float16 needs scaling, their gradients `[n, ...]` at the
-            model's outputs; else None.
-        nested: whether there are loops, branches or calls on the way.
+        losses: per-example losses `[n]`.
+        output_grads: gradients `[n, ...]` of the losses at the model's outputs,
+            if float16 needs scaling; otherwise None.
+        nested: True if model or loss have control flow or call functions.
     """
 
     losses: tf.Tensor
-    slopes: list[tf.Tensor] | None
+    output_grads: list[tf.Tensor] | None
     nested: bool
 
 
@@ -58,7 +57,7 @@ def of_loss(
     variables: Sequence[keras.Variable],
     ends: Ends,
 ) -> DenseGradients:
-    """Gradients of the loss by variables that it reads, outputs held fixed."""
+    """Gradients of the loss by variables that it reads, for fixed outputs."""
 
     def losses(y, y_pred, sample_weight):
         return loss(y, y_pred, sample_weight)
@@ -121,20 +120,22 @@ def _by_example(
             subject=subject,
         )
 
-    if ends.slopes is None:
+    if ends.output_grads is None:
         return precision.widen(gradients(tf.ones_like(ends.losses)))
 
     def attempt(scale):
         return gradients(tf.cast(scale, ends.losses.dtype)).parts
 
-    parts = precision.in_range(attempt, precision.HIGH, ends.slopes)
+    parts = precision.in_range(attempt, precision.HIGH, ends.output_grads)
     return DenseGradients(tuple(parts))
 
 
 def _with_notes(tensor: tf.Tensor) -> dict[str, tf.Tensor]:
     notes = {note: getattr(tensor, note, None) for note in _NOTES}
-    kept = {note: value for note, value in notes.items() if has_examples(value)}
-    return {"tensor": tensor, **kept}
+    moving = {
+        note: value for note, value in notes.items() if has_examples(value)
+    }
+    return {"tensor": tensor, **moving}
 
 
 def _batch_of_one(parts: dict[str, tf.Tensor]) -> tf.Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.distribution import worker_of
 from keras_tracin.engine.fingerprint import tolerance
 from keras_tracin.index import search as searches

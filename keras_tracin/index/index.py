@@ -24,7 +24,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import check_first, worker_of
 from keras_tracin.engine.fingerprint import tolerance
@@ -38,7 +38,7 @@ from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.tracin import TracIn
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Ranking, TopK, TopKMerger
+from keras_tracin.results import Ranking, TopK, TopKMerger
 from keras_tracin.runs import TrainingRun
 from keras_tracin.storage import files
 

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 
 from keras_tracin.curvature.solvers.randomized_sketch import InverseSketch
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.fingerprint import tolerance
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.index.resident import Resident

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_tracin.data.examples import Batch, Examples, content_digest
+from keras_tracin.data.batches import Batch, Examples, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.index.building import Build, begin, finish
 from keras_tracin.index.writing import (

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_tracin.index.search import Search, scan
 from keras_tracin.index.store import Store
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.results import TopKMerger
 
 _K = 10
 

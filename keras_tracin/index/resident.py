@@ -21,13 +21,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.diagnosis import (
     Suspect,
     broken_rows,
     check_fits,
     explaining,
 )
+from keras_tracin.engine.sketch_steps import sketches_at
 from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
@@ -119,7 +120,7 @@ class Resident:
             if kind not in self._steps:
                 check_fits(self._model, batch, "test")
                 functions = self._functions_like(batch)
-                step = functions.sketches_at(self._projection, self._weights)
+                step = sketches_at(functions, self._projection, self._weights)
             else:
                 functions, step = self._steps[kind]
             with explaining([Suspect("query", batch, functions)]):

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.index.store import Store, save_array
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.index.store import REMEDY, Store
+from keras_tracin.results import TopKMerger
+from keras_tracin.storage.arrays import load_array, write_array
 
 KINDS = ("exact", "flat", "hnsw", "ivf")
 NEAR = 64  # numbers of a short row, at first
@@ -340,8 +341,8 @@ def _faiss():
 
 
 def _written(store: Store, name: str, array: np.ndarray) -> dict[str, Any]:
-    return store.write_search(name, lambda path: save_array(path, array))
+    return store.write_search(name, lambda path: write_array(path, array))
 
 
 def _read(store: Store, name: str) -> np.ndarray:
-    return np.load(store.search_path(name), allow_pickle=False)
+    return load_array(store.search_path(name), REMEDY)

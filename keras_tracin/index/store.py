@@ -40,13 +40,14 @@ from keras_tracin.engine.fingerprint import agree, kept_numbers
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.models.descriptions import difference
 from keras_tracin.storage import files
+from keras_tracin.storage.arrays import load_array, write_array
 from keras_tracin.storage.sharing import wait_for_worker
 
 FORMAT_VERSION = 3
 _READ = (2, 3)
 FILE_NAME = "index.json"
 
-_REMEDY = "Copy the index again, or delete it and build it anew."
+REMEDY = "Copy the index again, or delete it and build it anew."
 
 
 class Store:
@@ -167,7 +168,7 @@ class Store:
         elif begun:
             raise ValueError(
                 f"{path} is missing, which says what rows are made with. "
-                f"{_REMEDY}"
+                f"{REMEDY}"
             )
         agree(path, numbers(ids), share, "Use what the index was built with")
 
@@ -249,7 +250,7 @@ class Store:
                 if os.preadv(file.fileno(), [row], at) != row.nbytes:
                     raise ValueError(
                         f"{path} is damaged: it ends before row {place}. "
-                        f"{_REMEDY}"
+                        f"{REMEDY}"
                     )
 
     def ids(self) -> np.ndarray:
@@ -265,7 +266,7 @@ class Store:
         start = 0
         for shard in range(self.num_shards):
             path = self._path(kind, shard)
-            block = np.load(path, mmap_mode="r", allow_pickle=False)
+            block = load_array(path, REMEDY, mapped=True)
             yield start, block
             start += len(block)
             del block
@@ -278,7 +279,7 @@ class Store:
         """One of a shard's arrays, read from the disk as needed."""
         if (kind, shard) not in self._mapped:
             path = self._path(kind, shard)
-            array = np.lib.format.open_memmap(path, mode="r")
+            array = load_array(path, REMEDY, mapped=True)
             self._mapped[kind, shard] = array
         return self._mapped[kind, shard]
 
@@ -343,7 +344,7 @@ class Store:
                 path = self._path(kind, shard)
                 # A scheduler that took a process for dead may have begun anew.
                 with files.written_whole(path, unique=True) as unfinished:
-                    save_array(unfinished, array)
+                    write_array(unfinished, array)
                 entry["files"][kind] = files.describe(path)
             _write(self._entry_path(shard), entry)
 
@@ -357,21 +358,13 @@ class Store:
         self._list(shards=[*self._manifest["shards"], self._entry(shard)])
         self._entry_path(shard).unlink()
 
-    @contextlib.contextmanager
-    def _kept(self, what: str) -> Iterator[None]:
+    def _kept(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Says what is kept, if something does not fit the disk."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in files.DISK_IS_FULL:
-                raise
-            rows = self._count(0, self.finished) + self.pending
-            raise OSError(
-                error.errno,
-                f"The disk is full: {what} of the index in {self.directory} "
-                f"did not fit. {rows:,} rows are kept. Free space and call "
-                "this again: it goes on from there",
-            ) from error
+
+        def kept() -> str:
+            return f"{self._count(0, self.finished) + self.pending:,} rows"
+
+        return files.explain_full_disk(self.directory, what, kept)
 
     def write_search(self, name: str, write) -> dict[str, Any]:
         """Writes a file for the search of all shards that are listed.
@@ -472,17 +465,11 @@ class Store:
                 what = "is missing" if found is None else "is damaged"
                 raise ValueError(
                     f"{path} {what}: received {found}, expected {listed}. "
-                    f"{_REMEDY}"
+                    f"{REMEDY}"
                 )
 
     def _path(self, kind: str, shard: int) -> Path:
         return self.directory / kind / f"{shard:08d}.npy"
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array to a path, whatever its ending."""
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def wait_for_store(directory: Path, worker: tuple[int, int]) -> None:
@@ -521,7 +508,7 @@ def _read(path: Path) -> dict[str, Any]:
         identity, shards = manifest["identity"], manifest["shards"]
         known = isinstance(identity, dict) and isinstance(shards, list)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}. {_REMEDY}") from error
+        raise ValueError(f"{path} is damaged: {error!r}. {REMEDY}") from error
     if version not in _READ or not known:
         raise ValueError(
             f"{path} has format version {version!r}, but this version of "

@@ -18,11 +18,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.looking import look
+from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import kind_of
 from keras_tracin.index.search import NEAR
@@ -39,10 +39,9 @@ def queries_among(source: Source, count: int) -> Batch:
     """`count` training examples, spread over those of the first shard."""
     batches = source.engine.train.batches(BATCH)
     size = examples_per_shard(source, "float32")
-    whole = joined(next(in_chunks(batches, size)))
+    whole = join(next(in_chunks(batches, size)))
     chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
-    data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
-    return Batch(whole.ids[chosen], *data)
+    return whole.take(chosen)
 
 
 def write_rows(
@@ -168,10 +167,10 @@ def _passes(source: Source, queries: Batch | None) -> Callable:
     To be called once the weights are in the model.
     """
     if queries is None:
-        sketch = source.engine.train_steps.sketches(source.of_train)
+        sketch = sketches(source.engine.train_steps, source.of_train)
         return lambda at, rate: lambda data: (sketch(data, at), None)
     steps = source.engine.steps_like(queries)
-    both = steps.train.sketches_and_products(source.of_train)
+    both = sketches_and_products(steps.train, steps.query, source.of_train)
 
     def pass_at(at, rate):
         factors = steps.query.query_factors(queries.data)

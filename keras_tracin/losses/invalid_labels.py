@@ -22,6 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.losses.expected_outputs import unwrap
+
 _BETWEEN_0_AND_1 = (
     keras.losses.binary_crossentropy,
     keras.losses.binary_focal_crossentropy,
@@ -133,8 +135,7 @@ def separate(
     Returns:
         The labels, and what became of them; None for a loss that takes any.
     """
-    function = getattr(loss, "fn", None)
-    options = getattr(loss, "_fn_kwargs", {})
+    function, options = unwrap(loss)
     if function is keras.losses.sparse_categorical_crossentropy:
         classes = y_pred.shape[options.get("axis", -1)]
         if classes is not None:

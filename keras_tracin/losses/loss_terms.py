@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_tracin.losses.expected_outputs import unwrap
 from keras_tracin.losses.invalid_labels import Outside, separate
 from keras_tracin.models.loops import unfinished_loops
 
@@ -275,7 +276,7 @@ def _traced_shape(
 
 
 def _remedy_of_scalar(loss) -> str:
-    options = getattr(loss, "_fn_kwargs", {})
+    _, options = unwrap(loss)
     if "axis" in options and options["axis"] is None:
         return (
             "Name all axes but the first in `axis=` when making the loss, "

@@ -22,18 +22,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.losses.output_kinds import OF_CLASSES, OF_SIDES
+from keras_tracin.losses.expected_outputs import ExpectedOutputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.losses.query_losses import query_value
-
-_OF_NUMBERS = (
-    keras.losses.mean_squared_error,
-    keras.losses.mean_absolute_error,
-    keras.losses.mean_squared_logarithmic_error,
-    keras.losses.huber,
-    keras.losses.log_cosh,
-    keras.losses.poisson,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +67,11 @@ def model_output(
             model's outputs do not tell margins, or (when called) if the model
             does not say one thing of each example.
     """
-    function = _function_of(model, loss)
+    expected = ExpectedOutputs.of(model, loss)
     if kind is None:
-        kind = _kind_of(function)
+        kind = _kind_of(expected)
     if kind == "margin":
-        return _margin(model, loss, x, alone=function in OF_SIDES)
+        return _margin(model, loss, x, alone=expected.choice == "sides")
     if kind == "prediction":
         return _prediction(per_example_loss(model, loss))
     raise ValueError(
@@ -152,25 +143,14 @@ def _shape_of(y_pred: Any) -> tuple:
     return tuple(y_pred.shape[1:])
 
 
-def _function_of(model: keras.Model, loss: Any) -> Any:
-    """What computes the loss, as Keras knows it; None if there are several."""
-    if loss is None:
-        loss = getattr(getattr(model, "_compile_loss", None), "_user_loss", 0)
-    named = tf.nest.flatten(loss)
-    if len(named) != 1 or not named[0]:
-        return None
-    found = keras.losses.get(named[0])
-    return getattr(found, "fn", found)
-
-
-def _kind_of(function: Any) -> str:
-    if function in OF_CLASSES or function in OF_SIDES:
+def _kind_of(expected: ExpectedOutputs) -> str:
+    if expected.is_cross_entropy:
         return "margin"
-    if function in _OF_NUMBERS:
+    if expected.choice == "numbers":
         return "prediction"
-    name = getattr(function, "__name__", function)
     raise ValueError(
         "TRAK differentiates the margin of the label in a classification, the "
-        f"prediction in a regression. Received the loss {name!r}, which does "
-        "not tell which; pass `output='margin'` or `output='prediction'`."
+        f"prediction in a regression. Received the loss {expected.name!r}, "
+        "which does not tell which; pass `output='margin'` or "
+        "`output='prediction'`."
     )

@@ -21,19 +21,18 @@ Synopsis:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-# Keras resolves nested outputs, names and `loss_weights` in this class alone;
-# following it here is what keeps the two in step.
-from keras.src.trainers.compile_utils import CompileLoss
-
 from keras_tracin.losses import loss_terms
 from keras_tracin.losses.loss_terms import Terms
+from keras_tracin.losses.terms_of_outputs import terms_of_outputs
+from keras_tracin.models.compiled import (
+    losses_of,
+)
 from keras_tracin.models.state import layers_with_losses
 
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
@@ -43,47 +42,6 @@ NOT_SPLIT = (
     "cannot be split into examples. Pass the rest of the objective as `loss=` "
     "to attribute that alone."
 )
-
-
-class _TermsOfOutputs(CompileLoss):
-    """The compiled loss, as the terms of each output and what they count."""
-
-    _flat_losses: Any
-
-    def __init__(self, *args, dtype: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._wanted_dtype = dtype
-        if dtype is not None:
-            self._dtype = dtype
-
-    def build(self, y_true, y_pred):
-        # For several outputs Keras makes metrics here, whose variables a
-        # compiled step must not create; nothing uses them.
-        with tf.Graph().as_default():
-            super().build(y_true, y_pred)
-        self._flat_losses = [
-            entry._replace(loss=self._noting(entry))
-            for entry in self._flat_losses
-        ]
-        self._metrics = [None] * len(self._flat_losses)
-
-    def _noting(self, entry):
-        count = 1.0 if entry.loss_weights is None else entry.loss_weights
-
-        def note(y_true, y_pred, sample_weight):
-            terms = loss_terms.terms_of(
-                entry.loss, y_true, y_pred, sample_weight, self._wanted_dtype
-            )
-            self._found.append((terms, count))
-            return 0.0
-
-        return note
-
-    def terms(self, y_true, y_pred, sample_weight) -> list[tuple[Terms, float]]:
-        """The terms of each output that has a loss, and its loss weight."""
-        self._found: list[tuple[Terms, float]] = []
-        self.call(y_true, y_pred, sample_weight)
-        return self._found
 
 
 def per_example_loss(
@@ -111,10 +69,10 @@ def per_example_loss(
             computes its loss by a `compute_loss` of its own; or (when called)
             if the loss is reduced already or its examples interact.
     """
-    terms_of_outputs = _terms_of_outputs(model, loss, class_weight, dtype)
+    evaluate_terms = terms_of_outputs(model, loss, class_weight, dtype)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = terms_of_outputs(y, y_pred, sample_weight)
+        found = evaluate_terms(y, y_pred, sample_weight)
         return _sum((loss_terms.per_example(t), count) for t, count in found)
 
     return evaluate
@@ -144,10 +102,10 @@ def batch_shares(
     Raises:
         ValueError: as `per_example_loss`.
     """
-    terms_of_outputs = _terms_of_outputs(model, loss, class_weight)
+    evaluate_terms = terms_of_outputs(model, loss, class_weight)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = terms_of_outputs(y, y_pred, sample_weight)
+        found = evaluate_terms(y, y_pred, sample_weight)
         return _sum(
             (loss_terms.batch_weights(t) * loss_terms.per_example(t), count)
             for t, count in found
@@ -178,10 +136,10 @@ def batch_weights(
             weights of their own, so that no single one relates the two:
             `batch_shares` serves there.
     """
-    terms_of_outputs = _terms_of_outputs(model, loss, class_weight)
+    evaluate_terms = terms_of_outputs(model, loss, class_weight)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = [t for t, _ in terms_of_outputs(y, y_pred, sample_weight)]
+        found = [t for t, _ in evaluate_terms(y, y_pred, sample_weight)]
         kinds = {_kind_of_weights(terms) for terms in found}
         if len(found) > 1 and (len(kinds) > 1 or None in kinds):
             raise ValueError(
@@ -202,58 +160,6 @@ def _kind_of_weights(terms: Terms) -> str | None:
     if terms.reduction in ("mean", "sum") and terms.seen is None:
         return terms.reduction
     return None
-
-
-def _terms_of_outputs(model, loss, class_weight, dtype=None):
-    """`(y, y_pred, sample_weight) -> [(terms, loss weight), ...]`."""
-    weights = None
-    if loss is None:
-        compiled = _compiled_loss(model)
-        loss, weights = compiled._user_loss, compiled._user_loss_weights
-    names = getattr(model, "output_names", None)
-
-    def evaluate(y, y_pred, sample_weight=None):
-        if y is None:
-            raise ValueError(
-                "The data holds no labels. Received batches of `x` alone; "
-                "expected `(x, y)` or `(x, y, sample_weight)`."
-            )
-        if class_weight:
-            sample_weight = _class_weighted(y, sample_weight, class_weight)
-        outputs = _TermsOfOutputs(
-            loss, loss_weights=weights, output_names=names, dtype=dtype
-        )
-        return outputs.terms(y, y_pred, sample_weight)
-
-    return evaluate
-
-
-def _compiled_loss(model: keras.Model) -> CompileLoss:
-    if _redefines(model, "compute_loss"):
-        raise ValueError(
-            f"The model '{model.name}' computes its loss by a `compute_loss` "
-            "of its own, which has no value for each example. Pass the same "
-            "loss as `loss=`."
-        )
-    compiled = getattr(model, "_compile_loss", None)
-    if compiled is None:
-        raise ValueError(
-            f"The model '{model.name}' has no compiled loss. Call "
-            "`model.compile(loss=...)` as for training, or pass `loss=`."
-        )
-    if _redefines(model, "train_step"):
-        warnings.warn(
-            f"The model '{model.name}' has a `train_step` of its own. Its "
-            "compiled loss is taken for the one it trains on; pass `loss=` if "
-            "that is another.",
-            stacklevel=4,
-        )
-    return compiled
-
-
-def _redefines(model: keras.Model, method: str) -> bool:
-    own = getattr(type(model), method) is not getattr(keras.Model, method)
-    return own or method in vars(model)
 
 
 def _sum(parts) -> tf.Tensor:
@@ -284,12 +190,9 @@ def penalty_weight(
     """
     if not any(getattr(v, "regularizer", None) for v in model.weights):
         return 1.0
-    if loss is None:
-        compiled = getattr(model, "_compile_loss", None)
-        loss = compiled._user_loss if compiled is not None else None
     summed = [
         entry
-        for entry in tf.nest.flatten(loss)
+        for entry in losses_of(model, loss)
         if getattr(entry, "reduction", "mean") in ("sum", "none", None)
     ]
     if not summed:
@@ -316,38 +219,3 @@ def check_no_activation_losses(model: keras.Model) -> None:
     layers = [layer.name for layer in layers_with_losses(model)]
     if layers:
         raise ValueError(f"Layers {layers} add losses {NOT_SPLIT}")
-
-
-def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
-    """Sample weights times those of the labels' classes, as `fit` reads them.
-
-    Labels with a last axis longer than one are one-hot, all others indices.
-    """
-    if tf.nest.is_nested(y):
-        raise ValueError(
-            "`class_weight` needs a single output. Received labels of "
-            f"structure {tf.nest.map_structure(lambda _: '*', y)}; pass "
-            "`sample_weight` with the data instead."
-        )
-    y = tf.convert_to_tensor(y)
-    if y.shape.rank > 1 and y.shape[-1] != 1:
-        labels = tf.argmax(y, axis=-1, output_type=tf.int64)
-    else:
-        labels = y if y.shape.rank == 1 else tf.squeeze(y, axis=-1)
-        labels = tf.cast(tf.round(labels), tf.int64)
-    size = max(class_weight) + 1
-    table = [float(class_weight.get(label, 1.0)) for label in range(size)]
-    # Classes without an entry weigh 1, as they do in `fit`.
-    inside = tf.clip_by_value(labels, 0, size - 1)
-    weights = tf.where(
-        tf.equal(inside, labels), tf.gather(tf.constant(table), inside), 1.0
-    )
-    if sample_weight is None:
-        return weights
-    sample_weight = tf.cast(sample_weight, weights.dtype)
-    rank = max(weights.shape.rank, sample_weight.shape.rank)
-    if weights.shape.rank == 1 and sample_weight.shape[1:] == [1]:
-        rank = 1
-    return loss_terms.expand(sample_weight, rank) * loss_terms.expand(
-        weights, rank
-    )

@@ -18,18 +18,14 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.losses import loss_terms
+from keras_tracin.losses.expected_outputs import ExpectedOutputs
 from keras_tracin.losses.invalid_labels import (
     Outside,
     ProbabilitiesSaturated,
     inside,
 )
-from keras_tracin.losses.output_kinds import (
-    REMEDY,
-    Outputs,
-    Statement,
-    kind_of,
-    outputs_of,
-)
+from keras_tracin.losses.output_kinds import kind_of, outputs_of
+from keras_tracin.losses.outputs import REMEDY, Outputs, to_wide
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
 
@@ -70,7 +66,7 @@ def query_value(
         outputs = None if x is None else outputs_of(model, loss, x)
         if outputs is not None:
             _check_known(query_loss, outputs)
-        return _negated(query_loss, outputs, Statement.of(model, loss))
+        return _negated(query_loss, outputs, ExpectedOutputs.of(model, loss))
     if isinstance(query_loss, str | keras.losses.Loss) or callable(query_loss):
         return per_example_loss(model, query_loss)
     raise ValueError(
@@ -80,7 +76,7 @@ def query_value(
 
 
 def _negated(
-    name: str, outputs: Outputs | None, statement: Statement
+    name: str, outputs: Outputs | None, expected: ExpectedOutputs
 ) -> PerExampleLoss:
     """Minus the label's logit or margin, as a value per example."""
     measure = {"logit": _label_logit, "margin": _label_margin}[name]
@@ -90,12 +86,13 @@ def _negated(
         nonlocal known
         _check_single(y_pred)
         if known is None:
-            known = _first_seen(y_pred, statement)
+            known = _first_seen(y_pred, expected)
         outputs = known
         _check_known(name, outputs)
+        _check_exclusive(name, outputs, y_pred)
         computed = not hasattr(y_pred, "_keras_logits")
         if computed and outputs.kind == "probabilities":
-            shares = _wide(y_pred)
+            shares = to_wide(y_pred)
             labels, shares, marks = _labels_and_logits(y, shares)
             values = _margin_of_shares(labels, shares)
         else:
@@ -113,14 +110,18 @@ def _negated(
     return evaluate
 
 
-def _first_seen(y_pred, statement: Statement) -> Outputs:
-    """What outputs are of which none were looked at before."""
+def _first_seen(y_pred, expected: ExpectedOutputs) -> Outputs:
+    """What outputs are, where no examples were looked at before."""
     if hasattr(y_pred, "_keras_logits"):
-        return Outputs("noted", "Keras notes its logits.")
-    if statement.from_logits:
-        return Outputs("logits", f"The loss '{statement.name}' says so.")
+        return Outputs("noted", "Keras notes its logits.", expected=expected)
+    if expected.from_logits:
+        return Outputs(
+            "logits",
+            f"The loss '{expected.name}' says so.",
+            expected=expected,
+        )
     if not tf.is_symbolic_tensor(y_pred):
-        return kind_of(y_pred, statement)
+        return kind_of(y_pred, expected)
     return Outputs(
         "unclear",
         "Whether the outputs are logits or probabilities was not looked at "
@@ -144,6 +145,18 @@ def _check_known(name: str, outputs: Outputs) -> None:
         f"'{name}' needs to know the model's logits. {outputs.reason}{lost} "
         f"{REMEDY} Or else {ways}"
     )
+
+
+def _check_exclusive(name: str, outputs: Outputs, y_pred) -> None:
+    """Raises ValueError for margins of outputs that are chosen one by one."""
+    rank, last = y_pred.shape.rank, y_pred.shape[-1]
+    if name == "margin" and outputs.choice == "sides" and rank > 1 and last > 1:
+        raise ValueError(
+            "'margin' needs outputs that exclude each other and labels of one "
+            f"class each. Received {last} outputs of which each says yes or no "
+            f"by itself, under the loss '{outputs.expected.name}'. Use "
+            "'logit', or pass a function of (y_true, y_pred) as `query_loss`."
+        )
 
 
 def _labels_and_logits(y, logits) -> tuple[tf.Tensor, tf.Tensor, list[Outside]]:
@@ -187,7 +200,7 @@ def _several(y: tf.Tensor) -> Outside:
 def _saturated(kind: str, labels: tf.Tensor, y_pred: tf.Tensor) -> Outside:
     """Where probabilities are 0 or 1 in the precision of the outputs."""
     smallest = 2.0**-14 if y_pred.dtype == tf.float16 else 2.0**-126
-    p = _wide(y_pred)
+    p = to_wide(y_pred)
     if kind == "sigmoids":
         where = tf.reduce_any((p < smallest) | (1 - p < smallest), axis=-1)
     else:
@@ -196,12 +209,6 @@ def _saturated(kind: str, labels: tf.Tensor, y_pred: tf.Tensor) -> Outside:
     shown = tf.reduce_max(p, axis=-1)
     expected = f"probabilities above {smallest:.1g}, and below 1"
     return Outside(where, shown, expected, ProbabilitiesSaturated)
-
-
-def _wide(values) -> tf.Tensor:
-    """In float32 where it was less."""
-    values = tf.convert_to_tensor(values)
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
 
 
 def _margin_of_shares(labels: tf.Tensor, p: tf.Tensor) -> tf.Tensor:

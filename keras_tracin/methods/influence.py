@@ -36,7 +36,7 @@ from keras_tracin.curvature.solvers import (
     InverseSketch,
     Solver,
 )
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy

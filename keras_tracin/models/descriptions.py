@@ -25,6 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.models.compiled import CompiledLoss, compiled_loss
+
 # Where a class or a function was imported from differs from one way of
 # starting a program to another; Keras numbers names anew in each process.
 _PLACES = ("module", "registered_name", "build_config", "name")
@@ -43,10 +45,10 @@ def describe_loss(model: keras.Model, loss: Any = None) -> Any:
     """
     if loss is not None:
         return {"loss": _described_losses(loss)}
-    compiled = getattr(model, "_compile_loss", None)
+    compiled = compiled_loss(model) or CompiledLoss(None, None)
     return {
-        "loss": _described_losses(getattr(compiled, "_user_loss", None)),
-        "loss_weights": describe(getattr(compiled, "_user_loss_weights", None)),
+        "loss": _described_losses(compiled.loss),
+        "loss_weights": describe(compiled.weights),
     }
 
 

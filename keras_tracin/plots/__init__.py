@@ -1,7 +1,7 @@
-"""Figures: proponents and opponents, wrong labels, maps, trainings.
+"""Figures of proponents and opponents, wrong labels, maps and trainings.
 
-They need the `plots` extra. Each function returns a `matplotlib.figure.Figure`
-of its own, which draws without a display and leaves pyplot alone.
+They need the `plots` extra. Each function returns a new
+`matplotlib.figure.Figure`, which needs no display and does not touch pyplot.
 
 Synopsis:
 ```python

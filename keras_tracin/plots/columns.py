@@ -1,4 +1,4 @@
-"""What is drawn of each example: as many values as there are examples."""
+"""Checks and looks up values of examples to draw."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def column(name: str, values: Any, expected: int) -> np.ndarray | None:
-    """Values as an array with one row for each of the expected examples."""
+    """Values as an array; refuses another length than expected."""
     if values is None:
         return None
     if len(values) != expected:
@@ -19,25 +19,26 @@ def column(name: str, values: Any, expected: int) -> np.ndarray | None:
     return np.asarray(values)
 
 
-def positions_of(
+def find_positions(
     ids: np.ndarray, train_ids: np.ndarray | None, n: int, name: str
 ) -> np.ndarray:
-    """Where among the `n` training examples each of `ids [m, k]` is.
+    """Looks up the positions `[m, k]` of `ids [m, k]`.
 
     Args:
-        ids: of training examples.
-        train_ids: `[n]`, or None where ids are positions.
-        n: how many there are.
-        name: of the argument that holds them.
+        ids: ids of training examples.
+        train_ids: ids of all training examples, `[n]`; None if ids are
+            positions.
+        n: number of training examples.
+        name: name of the argument with the training examples, for errors.
 
     Raises:
-        ValueError: if an id is not among them.
+        ValueError: if an id is not among `train_ids`.
     """
-    known = np.arange(n) if train_ids is None else train_ids
-    order = np.argsort(known, kind="stable")
-    places = np.searchsorted(known, ids, sorter=order)
+    all_ids = np.arange(n) if train_ids is None else train_ids
+    order = np.argsort(all_ids, kind="stable")
+    places = np.searchsorted(all_ids, ids, sorter=order)
     positions = order[np.minimum(places, n - 1)]
-    unknown = ids[known[positions] != ids].tolist()
+    unknown = ids[all_ids[positions] != ids].tolist()
     if unknown:
         raise ValueError(
             f"`top` names the training id {unknown[0]!r}, which is not among "

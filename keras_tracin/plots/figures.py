@@ -1,4 +1,4 @@
-"""What all figures share: one of their own each, and a few colours."""
+"""Creates figures; colours that figures share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 DPI = 150
 WRONG = "#c8102e"  # the colour of wrong labels
-REFERENCE = "#767676"  # that of what a curve is compared with
+REFERENCE = "#767676"  # the colour of references for comparison
 
 
 def new_figure() -> Figure:
-    """A figure that draws without a display and leaves pyplot alone.
+    """Creates a figure, which needs no display and does not touch pyplot.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -30,7 +30,7 @@ def new_figure() -> Figure:
 
 
 def new_axes(width: float = 5.6, height: float = 4.2) -> Axes:
-    """Axes that fill a new figure of this size in inches."""
+    """Creates axes that fill a new figure of this size in inches."""
     figure = new_figure()
     figure.set_size_inches(width, height)
     figure.set_layout_engine("constrained")
@@ -39,6 +39,6 @@ def new_axes(width: float = 5.6, height: float = 4.2) -> Axes:
     return axes
 
 
-def whole(axes: Axes) -> Figure:
-    """The figure that axes of `new_axes` fill."""
+def figure_of(axes: Axes) -> Figure:
+    """The figure of axes from `new_axes`."""
     return cast("Figure", axes.figure)

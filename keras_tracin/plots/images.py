@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_tracin.plots.columns import column, positions_of
+from keras_tracin.plots.columns import column, find_positions
 from keras_tracin.plots.figures import WRONG, new_figure
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results import TopK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# In inches, but for the spaces, which are in widths of an image.
+# In inches, except for spaces, which are in widths of an image.
 _IMAGE = 0.9
 _ROW = 1.35  # an image and its caption
 _HEAD, _FOOT = 0.55, 0.2
@@ -41,11 +41,11 @@ def proponents_and_opponents(
     train_ids: Any = None,
     is_mislabeled: Any = None,
 ) -> Figure:
-    """Draws queries, each in a row with the training images that moved it.
+    """Draws each query in a row with its proponents and opponents.
 
     The query comes first, then its proponents (positive scores: training on
-    them lowered the query's loss), then its opponents, the strongest of each
-    first, with label and score underneath.
+    them lowered the query's loss), then its opponents. The strongest come
+    first, with label and score below.
 
     Example:
     ```python
@@ -57,23 +57,24 @@ def proponents_and_opponents(
     ```
 
     Args:
-        top: what `top_k` returned for the m queries.
-        query_images: `[m, height, width]` or `[m, height, width, channels]`,
-            in the order of `top`. A single channel is drawn from black, its
-            lowest value in the figure, to white; three or four are colours,
-            integers from 0 to 255 or floats from 0 to 1.
-        train_images: `[n, height, width]` or `[n, height, width, channels]`.
-        query_labels: `[m]`, drawn as `str` gives them.
-        train_labels: `[n]`, likewise.
-        train_ids: `[n]` ids of `train_images`, where `with_ids` attached
-            them; by default ids are positions.
-        is_mislabeled: `[n]` booleans; those that are true are drawn in red.
+        top: result of `top_k` for m queries.
+        query_images: images `[m, height, width]` or `[m, height, width,
+            channels]`, in the order of `top`. A single channel is drawn from
+            black, its lowest value in the figure, to white; three or four are
+            colours, integers from 0 to 255 or floats from 0 to 1.
+        train_images: images `[n, height, width]` or `[n, height, width,
+            channels]`.
+        query_labels: labels `[m]`, shown as `str`.
+        train_labels: labels `[n]`, likewise.
+        train_ids: ids `[n]` of `train_images`, if `with_ids` attached them; by
+            default ids are positions.
+        is_mislabeled: booleans `[n]`; wrong labels are drawn in red.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `top` has no queries, if lengths or shapes do not fit
-            one another, if colours are out of range, or if `top` names an id
-            that `train_images` does not have.
+        ValueError: if `top` has no queries, if lengths or shapes do not match,
+            if colours are out of range, or if `top` names an id that
+            `train_images` does not have.
     """
     figure = new_figure()
     m, n = len(top), len(train_images)
@@ -86,39 +87,41 @@ def proponents_and_opponents(
 
     ids = np.hstack([top.proponents.ids, top.opponents.ids])  # [m, 2k]
     scores = np.hstack([top.proponents.scores, top.opponents.scores])
-    known = column("train_ids", train_ids, n)
-    positions = positions_of(ids, known, n, "train_images")
-    queries = _drawable(query_images, "query_images")
-    found = _drawable(train_images, "train_images", positions)
-    limits = min(queries.min(), found.min()), max(queries.max(), found.max())
+    all_ids = column("train_ids", train_ids, n)
+    positions = find_positions(ids, all_ids, n, "train_images")
+    queries = _prepare_images(query_images, "query_images")
+    shown = _prepare_images(train_images, "train_images", positions)
+    limits = min(queries.min(), shown.min()), max(queries.max(), shown.max())
 
     axes: Any = _image_grid(figure, m, ids.shape[1] // 2)
     for row in range(m):
         name = top.query_ids[row] if names is None else names[row]
         _draw_image(axes[row, 0], queries[row], limits, f"{name}")
-    for place, at in np.ndenumerate(positions):
-        caption = f"{scores[place]:+.3g}"
+    for cell, position in np.ndenumerate(positions):
+        caption = f"{scores[cell]:+.3g}"
         if labels is not None:
-            caption = f"{labels[at]}\n{caption}"
-        is_wrong = wrong is not None and bool(wrong[at])
-        _draw_image(axes[:, 1:][place], found[place], limits, caption, is_wrong)
+            caption = f"{labels[position]}\n{caption}"
+        is_wrong = wrong is not None and bool(wrong[position])
+        _draw_image(axes[:, 1:][cell], shown[cell], limits, caption, is_wrong)
     if wrong is not None:
-        _note_wrong(figure)
+        _add_note(figure)
     return figure
 
 
-def _drawable(images: Any, name: str, chosen: Any = slice(None)) -> np.ndarray:
-    """The chosen images, `[..., h, w]` in grey or `[..., h, w, 3 or 4]`."""
+def _prepare_images(
+    images: Any, name: str, index: Any = slice(None)
+) -> np.ndarray:
+    """Images at `index`, `[..., h, w]` in grey or `[..., h, w, 3 or 4]`."""
     images = np.asarray(images)
     if images.ndim == 3:
-        return images[chosen]
+        return images[index]
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"`{name}` should have shape [n, height, width] or [n, height, "
             f"width, channels] with 1, 3 or 4 channels. Received: shape "
             f"{images.shape}."
         )
-    images = images[chosen]
+    images = images[index]
     if images.shape[-1] == 1:
         return images[..., 0]
     highest = 255 if np.issubdtype(images.dtype, np.integer) else 1
@@ -126,20 +129,20 @@ def _drawable(images: Any, name: str, chosen: Any = slice(None)) -> np.ndarray:
         raise ValueError(
             f"The colours of `{name}` should be integers from 0 to 255 or "
             f"floats from 0 to 1. Received: {images.dtype} from "
-            f"{images.min():.3g} to {images.max():.3g}. Undo what was done to "
-            "the images before training."
+            f"{images.min():.3g} to {images.max():.3g}. Undo the preprocessing "
+            "of the images."
         )
     return images
 
 
 def _image_grid(figure: Figure, m: int, k: int) -> np.ndarray:
-    """Axes `[m, 1 + 2 k]`: queries, k proponents and k opponents of each."""
+    """Axes `[m, 1 + 2 k]` for queries, their k proponents and k opponents."""
     titles = {
         "Query": 1,
         "Proponents\nlowered its loss": k,
         "Opponents\nraised its loss": k,
     }
-    # In widths of an image: each has its space, and each group some more.
+    # In widths of an image, with space for each image and each group.
     widths = [count * (1 + _SPACE) + _GROUP_SPACE for count in titles.values()]
     height = m * _ROW + _HEAD + _FOOT
     figure.set_size_inches(_IMAGE * sum(widths), height)
@@ -176,7 +179,7 @@ def _draw_image(
     axes.spines[:].set(color=colour, linewidth=2 if wrong else 0.5)
 
 
-def _note_wrong(figure: Figure) -> None:
+def _add_note(figure: Figure) -> None:
     y = 0.06 / figure.get_figheight()
     note = "red: wrong label"
     figure.text(0.99, y, note, fontsize=8, color=WRONG, ha="right")

@@ -1,4 +1,4 @@
-"""Maps: where the training examples are that scores point to.
+"""Maps of training examples, coloured by their scores.
 
 Public as `keras_tracin.plots`.
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_tracin.plots.columns import column
-from keras_tracin.plots.figures import new_axes, whole
+from keras_tracin.plots.figures import figure_of, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _BACKGROUND = "#f3dc8c"  # examples that are not among the strongest
 _QUERY = "#101010"
 _HEIGHT = 5.4  # inches
-_DEGREE = 111.2  # kilometres, of latitude
-_MANY = 1_000  # points, beyond which they are small and have no edge
+_DEGREE = 111.2  # kilometres per degree of latitude
+_MANY = 1_000  # above this number, points are small and have no edge
 
 
 def score_map(
@@ -39,10 +39,10 @@ def score_map(
     name: str = "Score",
     log: bool = False,
 ) -> Figure:
-    """Draws examples where they are, coloured and sized by their scores.
+    """Draws examples on a map, coloured and sized by their scores.
 
-    The strongest are drawn last, on top. Where scores have both signs,
-    proponents are blue and opponents red, and white is zero.
+    The strongest are drawn on top. If scores have both signs, proponents are
+    blue, opponents red, and zero is white.
 
     Example:
     ```python
@@ -53,19 +53,20 @@ def score_map(
     ```
 
     Args:
-        longitude: `[n]` degrees.
-        latitude: `[n]` degrees.
-        scores: `[n]`, one for each example.
-        queries: longitudes and latitudes `[m]` of what the scores are about,
-            drawn as crosses.
-        most: how many of the largest and of the smallest scores are coloured,
-            where both signs are there; else how many of the largest. The
-            other examples are drawn in pale yellow. All by default.
-        extent: west, east, south and north end of the map, in degrees; that
-            of the data by default. Colours do not depend on it.
-        name: what the scores are, beside their colours.
-        log: whether colours and sizes follow the scores' logarithm; for scores
-            above zero.
+        longitude: longitudes `[n]` in degrees.
+        latitude: latitudes `[n]` in degrees.
+        scores: scores `[n]` of the examples.
+        queries: longitudes and latitudes `[m]` of the queries, drawn as
+            crosses.
+        most: number of largest scores to colour, and of smallest ones if scores
+            have both signs; all by default. The other examples are drawn in
+            pale yellow.
+        extent: western, eastern, southern and northern end of the map, in
+            degrees; by default the extent of the data. Colours do not depend on
+            it.
+        name: name of the scores, beside the colour bar.
+        log: If true, colours and sizes follow the logarithm of the scores,
+            which must be positive.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -74,16 +75,16 @@ def score_map(
     """
     values = np.asarray(scores, dtype=np.float64)
     _check(values, log)
-    places = _places(longitude, latitude, len(values))
-    west, east, south, north = extent or _around(*places)
+    coordinates = _coordinates(longitude, latitude, len(values))
+    west, east, south, north = extent or _extent_of(*coordinates)
     # A degree of longitude is shorter the further from the equator.
     shrink = np.cos(np.deg2rad((south + north) / 2))
     aspect = 1 / max(shrink, 0.01)
     width = _HEIGHT * shrink * (east - west) / (north - south)
     axes = new_axes(width + 1.6, _HEIGHT)
-    chosen = _strongest(values, most)
-    _draw_background(axes, np.delete(places, chosen, axis=1))
-    _draw_scores(axes, places[:, chosen], values[chosen], name, log)
+    strongest = _strongest(values, most)
+    _draw_background(axes, np.delete(coordinates, strongest, axis=1))
+    _draw_scores(axes, coordinates[:, strongest], values[strongest], name, log)
     if queries is not None:
         count = len(queries[0])
         label = f"{count} quer{'y' if count == 1 else 'ies'}"
@@ -93,7 +94,7 @@ def score_map(
     axes.set(xlabel="Longitude", ylabel="Latitude")
     axes.locator_params(nbins=6)
     _draw_scale(axes, shrink)
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _check(values: np.ndarray, log: bool) -> None:
@@ -106,20 +107,20 @@ def _check(values: np.ndarray, log: bool) -> None:
     if log and values.min() <= 0:
         raise ValueError(
             "`log=True` needs scores above zero. Received: scores from "
-            f"{values.min():.3g} on. Leave it out, or pass the logarithm of "
-            "what is above zero."
+            f"{values.min():.3g} on. Leave it out, or pass positive "
+            "scores only."
         )
 
 
-def _places(longitude: Any, latitude: Any, count: int) -> np.ndarray:
-    """Both of each example, `[2, n]`."""
+def _coordinates(longitude: Any, latitude: Any, count: int) -> np.ndarray:
+    """Longitudes and latitudes, `[2, n]`."""
     column("longitude", longitude, count)
     column("latitude", latitude, count)
     return np.array([longitude, latitude], dtype=np.float64)
 
 
-def _around(longitude: np.ndarray, latitude: np.ndarray) -> tuple:
-    """The extent of the data with some room, never without any."""
+def _extent_of(longitude: np.ndarray, latitude: np.ndarray) -> tuple:
+    """The extent of the data, with a margin."""
     ends = []
     for values in (longitude, latitude):
         low, high = float(values.min()), float(values.max())
@@ -129,25 +130,34 @@ def _around(longitude: np.ndarray, latitude: np.ndarray) -> tuple:
 
 
 def _strongest(values: np.ndarray, most: int | None) -> np.ndarray:
-    """Which examples are coloured, the strongest last."""
+    """Indices of the examples to colour, the strongest last."""
     order = np.argsort(values, kind="stable")
     if most is None or most >= len(values):
-        chosen = order
+        selected = order
     elif values.min() < 0 < values.max():
-        chosen = np.unique([*order[:most], *order[len(order) - most :]])
+        selected = np.unique([*order[:most], *order[len(order) - most :]])
     else:
-        chosen = order[len(order) - most :]
-    return chosen[np.argsort(np.abs(values[chosen]), kind="stable")]
+        selected = order[len(order) - most :]
+    return selected[np.argsort(np.abs(values[selected]), kind="stable")]
 
 
-def _draw_background(axes: Axes, places: np.ndarray) -> None:
+def _draw_background(axes: Axes, coordinates: np.ndarray) -> None:
     axes.scatter(
-        places[0], places[1], s=6, c=_BACKGROUND, linewidths=0, rasterized=True
+        coordinates[0],
+        coordinates[1],
+        s=6,
+        c=_BACKGROUND,
+        linewidths=0,
+        rasterized=True,
     )
 
 
 def _draw_scores(
-    axes: Axes, places: np.ndarray, values: np.ndarray, name: str, log: bool
+    axes: Axes,
+    coordinates: np.ndarray,
+    values: np.ndarray,
+    name: str,
+    log: bool,
 ) -> None:
     size = np.log(values / values.min()) if log else np.abs(values)
     size = size / (size.max() or 1)
@@ -158,9 +168,9 @@ def _draw_scores(
         colours = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
     else:
         colours = {"cmap": "viridis_r", "norm": "log" if log else "linear"}
-    drawn = axes.scatter(
-        places[0],
-        places[1],
+    points = axes.scatter(
+        coordinates[0],
+        coordinates[1],
         s=3 + 15 * size if many else 6 + 54 * size,
         c=values,
         edgecolors="#404040",
@@ -168,11 +178,11 @@ def _draw_scores(
         rasterized=True,
         **colours,
     )
-    whole(axes).colorbar(drawn, label=name, shrink=0.7)
+    figure_of(axes).colorbar(points, label=name, shrink=0.7)
 
 
 def _draw_scale(axes: Axes, shrink: float) -> None:
-    """A bar of a round number of kilometres, in the lower left corner."""
+    """Draws a scale of a round number of kilometres, in the lower left."""
     west, east = axes.get_xlim()
     south, north = axes.get_ylim()
     across = (east - west) * shrink * _DEGREE

@@ -1,4 +1,4 @@
-"""Figures of wrong labels: how soon they are found, where, by what scores.
+"""Figures of wrong labels: recall, classes, and distributions of scores.
 
 Public as `keras_tracin.plots`.
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_tracin.evaluation import mislabel_detection
 from keras_tracin.plots.columns import column
-from keras_tracin.plots.figures import REFERENCE, WRONG, new_axes, whole
+from keras_tracin.plots.figures import REFERENCE, WRONG, figure_of, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,12 +30,12 @@ _BINS = 60
 
 
 def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
-    """Draws how soon wrong labels are met by inspecting high scores first.
+    """Draws the recall of wrong labels when high scores are inspected first.
 
-    Recall, the share of the wrong labels that was met, stands over the share
-    of the examples that was inspected; beside it the ideal order and a random
-    one. Equal scores are inspected in the order given. The legend gives the
-    area under each ROC curve, `MislabelDetection.auc`.
+    The x-axis is the share of examples inspected, the y-axis the share of wrong
+    labels found among them. An ideal and a random order are drawn for
+    comparison. Equal scores are inspected in reading order. The legend gives
+    the area under each ROC curve, `MislabelDetection.auc`.
 
     Example:
     ```python
@@ -44,9 +44,9 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
     ```
 
     Args:
-        scores: a `SelfInfluence` or an array `[n]` for each curve, by its name
-            in the legend; the larger, the earlier inspected.
-        is_mislabeled: `[n]` booleans, in the same order.
+        scores: a mapping from names in the legend to a `SelfInfluence` or an
+            array `[n]`; larger scores are inspected first.
+        is_mislabeled: booleans `[n]`, in the same order.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -58,15 +58,15 @@ def recall_curve(scores: Mapping[str, Any], is_mislabeled: Any) -> Figure:
         raise ValueError("`scores` should hold a curve. Received none.")
     for name, values in scores.items():
         try:
-            found = mislabel_detection(values, is_mislabeled)
+            detection = mislabel_detection(values, is_mislabeled)
         except ValueError as error:
             raise ValueError(f"There is no curve '{name}'. {error}") from error
-        inspected = np.linspace(0, 1, len(found.recall))
-        label = f"{name}, AUC {found.auc:.3f}"
-        axes.plot(inspected, found.recall, linewidth=2, label=label)
-    _draw_references(axes, found.is_mislabeled.mean())
-    _label_recall(axes, int(found.is_mislabeled.sum()), len(found.ids))
-    return whole(axes)
+        inspected = np.linspace(0, 1, len(detection.recall))
+        label = f"{name}, AUC {detection.auc:.3f}"
+        axes.plot(inspected, detection.recall, linewidth=2, label=label)
+    _draw_references(axes, detection.is_mislabeled.mean())
+    _label_recall(axes, int(detection.is_mislabeled.sum()), len(detection.ids))
+    return figure_of(axes)
 
 
 def mislabeled_by_class(
@@ -76,9 +76,10 @@ def mislabeled_by_class(
     *,
     share: float = 0.1,
 ) -> Figure:
-    """Draws how many wrong labels of each class stand among the first.
+    """Draws the number of wrong labels of each class among high scores.
 
-    The paper's figure 8: different checkpoints highlight different labels.
+    As in figure 8 of Pruthi et al. (2020), checkpoints can be compared, which
+    highlight different labels.
 
     Example:
     ```python
@@ -92,11 +93,11 @@ def mislabeled_by_class(
     ```
 
     Args:
-        scores: an array `[n]` for each group of bars, by its name; as a rule
-            self-influence at one checkpoint.
-        labels: `[n]`, as the examples are labelled, rightly or wrongly.
-        is_mislabeled: `[n]` booleans.
-        share: of the examples, the highest scores first, that are looked at.
+        scores: a mapping from names of groups of bars to arrays `[n]`, usually
+            self-influence at c checkpoint.
+        labels: labels `[n]`, right or wrong, as used in training.
+        is_mislabeled: booleans `[n]`.
+        share: share of the examples to inspect, highest scores first.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -119,14 +120,14 @@ def mislabeled_by_class(
     count = math.ceil(share * len(labels))
     axes = new_axes(7.2, 3.6)
     width = 0.8 / len(scores)
-    for place, (name, values) in enumerate(scores.items()):
+    for i, (name, values) in enumerate(scores.items()):
         first = np.argsort(-np.asarray(values), kind="stable")[:count]
-        found = labels[first][wrong[first]]
-        heights = [np.count_nonzero(found == one) for one in classes]
-        left = np.arange(len(classes)) - 0.4 + width * (place + 0.5)
-        label = f"{name}: {len(found):,} of {wrong.sum():,}"
+        wrong_labels = labels[first][wrong[first]]
+        heights = [np.count_nonzero(wrong_labels == c) for c in classes]
+        left = np.arange(len(classes)) - 0.4 + width * (i + 0.5)
+        label = f"{name}: {len(wrong_labels):,} of {wrong.sum():,}"
         axes.bar(left, heights, width, label=label)
-    axes.set_xticks(np.arange(len(classes)), [str(one) for one in classes])
+    axes.set_xticks(np.arange(len(classes)), [str(c) for c in classes])
     axes.set(xlabel="Label", ylabel="Wrong labels found")
     axes.set_title(
         f"Wrong labels in the top {share:.0%} by self-influence", fontsize=10
@@ -135,18 +136,18 @@ def mislabeled_by_class(
     axes.set_axisbelow(True)
     axes.set_ylim(top=1.2 * axes.get_ylim()[1])  # room for the legend
     axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
-    return whole(axes)
+    return figure_of(axes)
 
 
 def score_distribution(
     scores: Any, is_mislabeled: Any = None, *, name: str = "Self-influence"
 ) -> Figure:
-    """Draws how scores are distributed, wrong labels apart from right ones.
+    """Draws the distributions of scores of right and of wrong labels.
 
-    Each side's bars add up to 100%, so that a few wrong labels are seen beside
-    many right ones: the less the two overlap, the better scores tell them
-    apart. Where no score is negative the axis is logarithmic, and scores of
-    zero stand at its left end.
+    The bars of each distribution add up to 100%, so that a few wrong labels are
+    visible beside many right ones: the less the two overlap, the better scores
+    separate them. If no score is negative, the axis is logarithmic, and scores
+    of zero are at its left end.
 
     Example:
     ```python
@@ -155,9 +156,9 @@ def score_distribution(
 
     Args:
         scores: a `SelfInfluence` or an array `[n]`.
-        is_mislabeled: `[n]` booleans in the same order; by default all
-            examples are drawn alike.
-        name: what the scores are, under the axis.
+        is_mislabeled: booleans `[n]` in the same order; by default there is a
+            single distribution.
+        name: name of the scores, below the axis.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -188,11 +189,11 @@ def score_distribution(
             side, edges, weights=share, color=colour, alpha=0.6, label=label
         )
     axes.set(xlabel=name, ylabel="Share of the examples")
-    axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # whole percentages
+    axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # figure_of percentages
     axes.yaxis.set_major_formatter("{x:.0%}")
     if wrong is not None:
         axes.legend(frameon=False, fontsize=9)
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _bins(axes: Axes, values: np.ndarray) -> tuple[list[float], np.ndarray]:
@@ -201,7 +202,7 @@ def _bins(axes: Axes, values: np.ndarray) -> tuple[list[float], np.ndarray]:
     if lowest < 0 or highest <= 0:
         return np.histogram_bin_edges(values, _BINS).tolist(), values
     axes.set_xscale("log")
-    # The least of them may be many powers of ten below the rest.
+    # The smallest may be many powers of ten below the others.
     positive = values[values > 0]
     lowest = max(np.quantile(positive, 0.001), highest * 1e-12)
     if lowest == highest:
@@ -211,7 +212,7 @@ def _bins(axes: Axes, values: np.ndarray) -> tuple[list[float], np.ndarray]:
 
 
 def _draw_references(axes: Axes, share_wrong: float) -> None:
-    """The best order, all wrong labels first, and a random one."""
+    """Draws the ideal order, all wrong labels first, and a random one."""
     for name, line, corner in (
         ("ideal", "--", (share_wrong, 1)),
         ("random", ":", (0, 0)),

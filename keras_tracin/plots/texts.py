@@ -15,25 +15,25 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_tracin.plots.columns import column, positions_of
+from keras_tracin.plots.columns import column, find_positions
 from keras_tracin.plots.figures import WRONG, new_figure
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results import TopK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # In inches.
 _WIDTH = 9.0
-_SIDE, _SCORE, _LABEL, _TEXT = 0.12, 1.62, 1.75, 3.35  # where columns begin
-_LINE, _ROOM = 0.165, 0.13  # a line of text, and what is around a row
-_SIZE = 8.5  # of the letters, in points
+_SIDE, _SCORE, _LABEL, _TEXT = 0.12, 1.62, 1.75, 3.35  # left edges of columns
+_LINE, _ROOM = 0.165, 0.13  # height of a line, and padding of a row
+_SIZE = 8.5  # font size, in points
 _IN_A_LINE = 88  # letters of text
 _IN_A_BOLD_LINE = 76
 
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A row of the table; the one of a query has no score."""
+    """A row of the table; the row of a query has no score."""
 
     side: str
     score: str
@@ -58,11 +58,11 @@ def text_table(
     is_mislabeled: Any = None,
     letters: int = 250,
 ) -> Figure:
-    """Draws queries, each above the texts that moved it, as in table 2.
+    """Draws a table of queries, each with its proponents and opponents.
 
     Each query is followed by its proponents (positive scores: training on them
-    lowered its loss) and its opponents, the strongest of each first, with
-    score and label beside the text's opening.
+    lowered its loss) and its opponents, the strongest first, with score, label
+    and the beginning of the text, as in table 2 of Pruthi et al. (2020).
 
     Example:
     ```python
@@ -74,19 +74,19 @@ def text_table(
     ```
 
     Args:
-        top: what `top_k` returned for the m queries.
-        query_texts: `[m]`, in the order of `top`.
-        train_texts: `[n]`.
-        query_labels: `[m]`, drawn as `str` gives them.
-        train_labels: `[n]`, likewise.
-        train_ids: `[n]` ids of `train_texts`, where `with_ids` attached them;
-            by default ids are positions.
-        is_mislabeled: `[n]` booleans; labels that are wrong are drawn in red.
-        letters: how much of each text is drawn.
+        top: result of `top_k` for m queries.
+        query_texts: texts `[m]` in the order of `top`.
+        train_texts: texts `[n]`.
+        query_labels: labels `[m]`, shown as `str`.
+        train_labels: labels `[n]`, likewise.
+        train_ids: ids `[n]` of `train_texts`, if `with_ids` attached them; by
+            default ids are positions.
+        is_mislabeled: booleans `[n]`; wrong labels are drawn in red.
+        letters: number of characters to show of each text.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `top` has no queries, if lengths do not fit one another,
+        ValueError: if `top` has no queries, if lengths do not match,
             or if `top` names an id that `train_texts` does not have.
     """
     figure = new_figure()
@@ -96,25 +96,25 @@ def text_table(
     column("query_texts", query_texts, m)
     names = column("query_labels", query_labels, m)
     labels = column("train_labels", train_labels, n)
-    known = column("train_ids", train_ids, n)
+    all_ids = column("train_ids", train_ids, n)
     wrong = column("is_mislabeled", is_mislabeled, n)
 
     rows: list[_Row] = []
     for query in range(m):
         label = "" if names is None else str(names[query])
-        lines = _wrapped(query_texts[query], letters, _IN_A_BOLD_LINE)
+        lines = _wrap(query_texts[query], letters, _IN_A_BOLD_LINE)
         rows.append(_Row("Query", "", label, lines, is_query=True))
         for side in ("proponents", "opponents"):
             ranking = getattr(top, side)
             ids = ranking.ids[query : query + 1]
-            at = positions_of(ids, known, n, "train_texts")[0]
+            at = find_positions(ids, all_ids, n, "train_texts")[0]
             for place, score in zip(at, ranking.scores[query], strict=True):
                 rows.append(
                     _Row(
                         side[:-1].capitalize(),
                         f"{score:+.3g}",
                         "" if labels is None else str(labels[place]),
-                        _wrapped(train_texts[place], letters),
+                        _wrap(train_texts[place], letters),
                         is_wrong=wrong is not None and bool(wrong[place]),
                     )
                 )
@@ -122,8 +122,8 @@ def text_table(
     return figure
 
 
-def _wrapped(text: str, letters: int, in_a_line: int = _IN_A_LINE) -> list[str]:
-    """The opening of a text, in lines."""
+def _wrap(text: str, letters: int, in_a_line: int = _IN_A_LINE) -> list[str]:
+    """The beginning of a text, in lines."""
     opening = textwrap.shorten(
         " ".join(str(text).split()), letters, placeholder=" …"
     )
@@ -156,13 +156,13 @@ def _draw(figure: Figure, rows: list[_Row]) -> None:
             (_TEXT, "left", "\n".join(row.lines), "black"),
         )
         for x, align, text, colour in columns:
-            # Line by line: what is below the first would move with its height.
+            # Line by line, since the height of a line depends on its letters.
             for place, line in enumerate(text.split("\n")):
                 baseline = top - _ROOM / 2 - (place + 0.75) * _LINE
                 figure.text(
                     x / _WIDTH,
                     baseline / total,
-                    # After a dollar sign a formula would begin.
+                    # A dollar sign would begin a formula.
                     line.replace("$", r"\$"),
                     color=colour,
                     ha=align,

@@ -1,4 +1,4 @@
-"""Figures of a training: its loss, and what its steps did.
+"""Figures of a training: its loss, and changes of losses by steps.
 
 Public as `keras_tracin.plots`.
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_tracin.plots.figures import REFERENCE, WRONG, new_axes, whole
+from keras_tracin.plots.figures import REFERENCE, WRONG, figure_of, new_axes
 from keras_tracin.runs import TrainingRun
 from keras_tracin.trace import TrainingTrace
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def loss_curve(
     run: TrainingRun, chosen: TrainingRun | None = None, metric: str = "loss"
 ) -> Figure:
-    """Draws a metric over the epochs of a run, with the chosen checkpoints.
+    """Draws a metric over the epochs of a run, and selected checkpoints.
 
     Example:
     ```python
@@ -34,14 +34,14 @@ def loss_curve(
     ```
 
     Args:
-        run: the run, with the metric recorded at the end of epochs.
-        chosen: some of its checkpoints, drawn as dots; none by default.
-        metric: what to draw.
+        run: a run with the metric recorded at the end of every epoch.
+        chosen: a selection of its checkpoints, drawn as dots; none by default.
+        metric: name of the metric to draw.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the metric was not recorded in every epoch, or a chosen
-            checkpoint is of no epoch of the run.
+        ValueError: if the metric was not recorded in every epoch, or if
+            `chosen` has a checkpoint of another epoch.
     """
     values = run.history.get(metric, [])
     if not values or len(values) != len(run.epochs):
@@ -50,20 +50,22 @@ def loss_curve(
             f"Received: {metric!r}, in a run that recorded "
             f"{sorted(run.history)}."
         )
-    at = dict(zip(run.epochs, values, strict=True))
-    epochs = [] if chosen is None else [each.epoch for each in chosen]
-    unknown = [epoch for epoch in epochs if epoch not in at]
+    value_at = dict(zip(run.epochs, values, strict=True))
+    epochs = (
+        [] if chosen is None else [checkpoint.epoch for checkpoint in chosen]
+    )
+    unknown = [epoch for epoch in epochs if epoch not in value_at]
     if unknown:
         raise ValueError(
             "`chosen` should hold checkpoints of epochs of the run. Received "
-            f"one of epoch {unknown[0]}, of a run with {len(at)} epochs."
+            f"one of epoch {unknown[0]}, of a run with {len(value_at)} epochs."
         )
     axes = new_axes()
     axes.plot(run.epochs, values, color=REFERENCE, linewidth=1.5, label=metric)
     if epochs:
         axes.plot(
             epochs,
-            [at[epoch] for epoch in epochs],
+            [value_at[epoch] for epoch in epochs],
             "o",
             color=WRONG,
             label=f"{len(epochs)} chosen checkpoints",
@@ -72,16 +74,16 @@ def loss_curve(
     axes.set_ylim(bottom=min(0, min(values)))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    return whole(axes)
+    return figure_of(axes)
 
 
 def loss_changes(
     trace: TrainingTrace, estimate: str = "first_order", most: int = 20_000
 ) -> Figure:
-    """Draws each step's real change of each query's loss beside its estimate.
+    """Draws real changes of queries' losses at every step over estimates.
 
-    The paper's figure 7. Positive changes are losses that went down. Points on
-    the diagonal are steps that the estimate got right.
+    As in figure 7 of Pruthi et al. (2020). Changes are positive if the loss
+    fell. Points on the diagonal are steps whose estimate was right.
 
     Example:
     ```python
@@ -90,19 +92,19 @@ def loss_changes(
     ```
 
     Args:
-        trace: with `t` steps and `m` queries.
-        estimate: `"first_order"`, what TracIn sums up, or `"along_step"`,
-            along the step that the optimizer took.
-        most: how many of the `t · m` points to draw, chosen at random. The
-            correlation in the title is of all.
+        trace: a trace of `t` steps and `m` queries.
+        estimate: `"first_order"`, as in TracIn, or `"along_step"`, along the
+            step that the optimizer took.
+        most: number of the `t · m` points to draw, selected at random. The
+            correlation in the title is over all points.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: for another estimate.
+        ValueError: if `estimate` is neither.
     """
     correlation = trace.correlation(estimate)
     real = trace.steps.real.ravel()
-    guessed = getattr(trace.steps, estimate).ravel()
+    estimates = getattr(trace.steps, estimate).ravel()
     shown = np.arange(len(real))
     if len(real) > most:
         shown = np.random.default_rng(0).choice(shown, most, replace=False)
@@ -110,14 +112,14 @@ def loss_changes(
     axes.axline((0, 0), slope=1, color=REFERENCE, linewidth=1, zorder=1)
     axes.plot(
         real[shown],
-        guessed[shown],
+        estimates[shown],
         ".",
         markersize=2,
         alpha=0.3,
         rasterized=True,
     )
-    # A few points far out would leave the rest in a dot.
-    limit = max(np.quantile(np.abs(part), 0.999) for part in (real, guessed))
+    # Without a limit, a few outliers would shrink all other points to a dot.
+    limit = max(np.quantile(np.abs(part), 0.999) for part in (real, estimates))
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     names = {
         "first_order": "First-order estimate (TracIn)",
@@ -130,4 +132,4 @@ def loss_changes(
         fontsize=10,
     )
     axes.grid(alpha=0.25)
-    return whole(axes)
+    return figure_of(axes)

@@ -1,14 +1,14 @@
-"""Random projections: a model's gradients as short vectors (sections E, F).
+"""Random projections of gradients (Pruthi et al. 2020, sections E and F).
 
-A projection is a seed and a length. It turns the factors of every example's
-gradient, over all layers, into one sketch `[dim]` whose inner products are
-unbiased estimates of the gradients' own. Nothing of the size of parameters ×
-`dim` is ever stored: what is random is made again wherever it is needed, from
-the seed, the checkpoint's position among those visited, the group of variables
-and a counter. Each checkpoint has random numbers of its own: gradients at
-neighbouring checkpoints are alike, and independent errors average out.
+A projection has a seed and a length. It maps the factors of an example's
+gradient, over all layers, to one sketch `[dim]`; inner products of sketches are
+unbiased estimates of inner products of gradients. Nothing of size parameters ×
+`dim` is ever stored: random numbers are generated where they are needed, from
+the seed, the checkpoint's position, the group of variables and a counter. Every
+checkpoint has its own random numbers: gradients at neighbouring checkpoints are
+similar, and independent errors average out.
 
-Anything with a `dim` and the method `sketch` serves as a projection.
+Any object with `dim` and a method `sketch` can be used as a projection.
 
 Synopsis:
 
@@ -45,12 +45,12 @@ class Projection(Protocol):
     """A random linear map from gradients to short vectors.
 
     Attributes:
-        dim: the length of one checkpoint's sketch of the whole model.
+        dim: length of a sketch, which covers the whole model at one checkpoint.
     """
 
     @property
     def dim(self) -> int:
-        """The length of a sketch."""
+        """Length of a sketch."""
 
     def sketch(
         self, factors: Sequence[Factors], position: tf.Tensor | int = 0
@@ -58,8 +58,8 @@ class Projection(Protocol):
         """Sketches `[n, dim]` of `n` examples' gradients.
 
         Args:
-            factors: those of all groups of variables, in the model's order.
-            position: the checkpoint's, among those that are visited.
+            factors: factors of all groups of variables, in the model's order.
+            position: position of the checkpoint among those in use.
         """
 
 
@@ -68,10 +68,11 @@ def project(
     factors: Sequence[Factors],
     position: tf.Tensor | int = 0,
 ) -> tuple[Any, ...]:
-    """Factors whose inner products estimate those of the given ones.
+    """Projects factors; inner products of the results are estimates.
 
-    As a rule these are the sketches, as gradients of `dim` numbers; with
-    `FactoredProjection(joint=False)` each group's two sides apart.
+    The results are sketches, in the form of gradients with `dim` entries; with
+    `FactoredProjection(joint=False)`, they are two projected sides for each
+    group.
     """
     if isinstance(projection, FactoredProjection) and not projection.joint:
         return projection.sides(factors, position)
@@ -79,7 +80,7 @@ def project(
 
 
 def check_projection(projection: Any) -> None:
-    """Raises TypeError unless it can serve as a projection."""
+    """Raises TypeError unless it is a projection."""
     if not hasattr(projection, "dim") or not callable(
         getattr(projection, "sketch", None)
     ):
@@ -91,7 +92,7 @@ def check_projection(projection: Any) -> None:
 
 
 def describe(projection: Projection) -> dict[str, Any]:
-    """Class and fields, as a file records them."""
+    """Class and fields of a projection, as files record them."""
     fields = (
         dataclasses.asdict(projection)
         if dataclasses.is_dataclass(projection)

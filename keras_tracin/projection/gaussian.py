@@ -1,9 +1,9 @@
-"""Dense Gaussian projections (section E).
+"""Dense Gaussian projections (Pruthi et al. 2020, section E).
 
-G is cut into blocks of variables' entries, each drawn from a key of its own
-when it is multiplied with and dropped again. Of a kernel, only the entries that
-a block covers are made from its factors. The work is p·d multiplications for
-an example, and p·d random numbers for a batch.
+G is divided into blocks of entries of variables. Each block is generated from
+its own key when it is multiplied, and then discarded. Of a kernel's gradient,
+only the entries of the present block are computed from the factors. The cost is
+p·d multiplications for an example, and p·d random numbers for a batch.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from keras_tracin.gradients.factors import (
     OuterFactors,
 )
 from keras_tracin.projection import random
-from keras_tracin.projection.groups import keyed
+from keras_tracin.projection.groups import groups_with_keys
 
-_BLOCK = 2**22  # numbers of G made at a time
-_ENTRIES = 4096  # of a variable in a block, at most
+_BLOCK = 2**22  # entries of G generated at a time
+_ENTRIES = 4096  # largest number of entries of a variable in a block
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussianProjection:
-    """G∇ℓ with G `[dim, p]` of independent entries N(0, 1/dim) (section E).
+    """G∇ℓ with G `[dim, p]` of independent entries N(0, 1/dim).
 
     E[GᵀG] = I, so inner products of sketches are unbiased; their variance is
-    (‖g‖²‖g'‖² + (g·g')²) / dim. This is the yardstick: `TensorSketch` has
-    nearly its accuracy at a small part of its cost.
+    (‖g‖²‖g'‖² + (g·g')²) / dim. It is a reference for accuracy:
+    `TensorSketch` is nearly as accurate at a small part of the cost.
 
     Attributes:
-        dim: d, the length of one checkpoint's sketch of the whole model.
+        dim: length d of a sketch.
         seed: G is the same for the same seed, on any device.
 
     Raises:
-        ValueError: if `dim` is not a whole number of 1 or more, or `seed` not
-            one of 0 or more.
+        ValueError: if `dim` is not a positive integer, or `seed` not an integer
+            of 0 or more.
     """
 
     dim: int
@@ -58,24 +58,23 @@ class GaussianProjection:
         """Sketches `[n, dim]` of `n` examples' gradients.
 
         Args:
-            factors: those of all groups of variables, in the model's order.
-            position: the checkpoint's, among those that are visited.
+            factors: factors of all groups of variables, in the model's order.
+            position: position of the checkpoint among those in use.
         """
         return tf.add_n(
             [
                 gaussian_sketch(group, self.dim, key)
-                for group, key in keyed(factors, self.seed, position)
+                for group, key in groups_with_keys(factors, self.seed, position)
             ]
         )
 
 
 def gaussian_sketch(factors: Factors, dim: int, key: tf.Tensor) -> tf.Tensor:
-    """Sketches `[n, dim]` of the variables of one group.
+    """Sketches `[n, dim]` of the gradients of one group of variables.
 
-    The key of a variable, and so its part of G, follows from its place in the
-    group, that of a block from its place in the variable: the form in which
-    a gradient comes does not matter, but for rows of tables, which are blocks
-    each.
+    The key of a variable depends on its position in the group, that of a block
+    on its position in the variable. So the sketch does not depend on the form
+    of the factors, except for tables, where each row is a block.
     """
     pieces = [
         _sketch_variable(piece, dim, random.fold(key, at))
@@ -108,8 +107,8 @@ def _(factors: DenseGradients, dim: int, key: tf.Tensor) -> tf.Tensor:
 def _(factors: OuterFactors, dim: int, key: tf.Tensor) -> tf.Tensor:
     _, i, o = factors.sizes
     entries = _entries_per_block(i * o, dim)
-    # So many rows of the kernel that a block lies within them, wherever in
-    # its first row it begins.
+    # Enough rows of the kernel to hold a block, wherever in its first row the
+    # block begins.
     rows = -(-entries // o) + 1
     padded = tf.pad(factors.inputs, [(0, 0), (0, 0), (0, rows)])
 
@@ -136,43 +135,44 @@ def _times_blocks(
     dim: int,
     key: tf.Tensor,
 ) -> tf.Tensor:
-    """Σ over blocks of gradient columns `[n, entries]` times their part of G.
+    """Multiplies gradients `[n, size]` with G, block by block.
 
     Args:
-        columns: of a block's number, the columns; zero beyond the last entry.
-        like: a tensor with the examples first, of the gradients' type.
-        size: entries of the variable.
-        entries: those of a block.
-        dim: the length of a sketch.
-        key: of this variable.
+        columns: function from the number of a block to the gradient's columns
+            `[n, entries]`, zero beyond the last entry.
+        like: a tensor of the gradients' type with examples on the first axis.
+        size: number of entries of the variable.
+        entries: number of entries in a block.
+        dim: length of a sketch.
+        key: key of the variable.
     """
     blocks = -(-size // entries)
 
-    def share(block):
-        drawn = random.normal(
+    def product(block):
+        matrix = random.normal(
             [entries, dim], random.fold(key, block), like.dtype
         )
-        return tf.matmul(columns(block), drawn)
+        return tf.matmul(columns(block), matrix)
 
     if blocks == 1:
-        return share(0)
-    nothing = tf.zeros([tf.shape(like)[0], dim], like.dtype)
+        return product(0)
+    zeros = tf.zeros([tf.shape(like)[0], dim], like.dtype)
     _, total = tf.while_loop(
         lambda block, _: block < blocks,
-        lambda block, total: (block + 1, total + share(block)),
-        (tf.constant(0), nothing),
+        lambda block, total: (block + 1, total + product(block)),
+        (tf.constant(0), zeros),
         shape_invariants=(
             tf.TensorShape([]),
             tf.TensorShape([None, dim]),
         ),
-        parallel_iterations=1,  # or many blocks of G would be held at once
+        parallel_iterations=1,  # limits memory to one block of G
     )
     return total
 
 
 @_sketch_variable.register
 def _(factors: LookupFactors, dim: int, key: tf.Tensor) -> tf.Tensor:
-    """A block for each row of the table that occurs, whatever its size."""
+    """Uses a block for each row of the table that occurs."""
     width = factors.grads.shape[-1]
     length = tf.shape(factors.ids)[1]
     ids = tf.reshape(factors.ids, [-1])
@@ -183,18 +183,18 @@ def _(factors: LookupFactors, dim: int, key: tf.Tensor) -> tf.Tensor:
 
     def add_row(at, total):
         places = order[starts[at] : starts[at] + counts[at]]
-        drawn = random.normal(
+        matrix = random.normal(
             [width, dim], random.fold(key, rows[at]), grads.dtype
         )
-        shares = tf.matmul(tf.gather(grads, places), drawn)
+        shares = tf.matmul(tf.gather(grads, places), matrix)
         examples = (places // length)[:, tf.newaxis]
         return at + 1, tf.tensor_scatter_nd_add(total, examples, shares)
 
-    nothing = tf.zeros([tf.shape(factors.ids)[0], dim], grads.dtype)
+    zeros = tf.zeros([tf.shape(factors.ids)[0], dim], grads.dtype)
     _, total = tf.while_loop(
         lambda at, _: at < tf.size(rows),
         add_row,
-        (tf.constant(0), nothing),
+        (tf.constant(0), zeros),
         shape_invariants=(
             tf.TensorShape([]),
             tf.TensorShape([None, dim]),

@@ -1,8 +1,8 @@
-"""The groups of variables of a model, each with random numbers of its own.
+"""Keys of random numbers for a model's groups of variables.
 
 Synopsis:
 
-    for group, key in keyed(captured.factors, seed=0, position=3):
+    for group, key in groups_with_keys(captured.factors, seed=0, position=3):
         ...
 """
 
@@ -25,21 +25,21 @@ from keras_tracin.projection import random
 Group = OuterFactors | LookupFactors | DenseGradients
 
 
-def keyed(
+def groups_with_keys(
     factors: Sequence[Factors], seed: int, position: tf.Tensor | int
 ) -> Iterator[tuple[Group, tf.Tensor]]:
-    """Each group's factors, and the key that its random numbers grow from.
+    """Pairs of a group's factors and the key of its random numbers.
 
-    Tables that are used in several ways have their gradients made: no
-    projection has a shorter way for them.
+    Gradients of tables that are used in several ways are materialized, since
+    no projection has a faster way for them.
 
     Args:
-        factors: those of all groups, in the model's order.
-        seed: that of the projection.
-        position: the checkpoint's, among those that are visited.
+        factors: factors of all groups, in the model's order.
+        seed: seed of the projection.
+        position: position of the checkpoint among those in use.
     """
     key = random.fold(random.root(seed), position)
-    for at, group in enumerate(factors):
+    for number, group in enumerate(factors):
         if isinstance(group, TableFactors):
             group = algebra.materialize(group)
-        yield group, random.fold(key, at)
+        yield group, random.fold(key, number)

@@ -1,9 +1,10 @@
-"""Random numbers that any device makes again from a seed and counters.
+"""Random numbers that any device reproduces from a seed and counters.
 
-A key is two whole numbers. Folding a counter into a key gives another, so that
-keys make a tree: seed, checkpoint, group of variables, block. The generator is
-Philox, which is counter-based: whole numbers and signs are the same bits
-everywhere, normal numbers up to the rounding of logarithm and cosine.
+A key is a pair of integers. Folding a counter into a key gives another key, so
+that keys form a tree: seed, checkpoint, group of variables, block. The
+generator is Philox, which is counter-based: integers and signs have the same
+bits on every device, normal numbers are equal up to rounding of logarithm and
+cosine.
 
 Synopsis:
 
@@ -22,7 +23,7 @@ _ALGORITHM = "philox"
 
 
 def check(dim: int, seed: int) -> None:
-    """Raises ValueError unless both are whole numbers that can be used."""
+    """Raises ValueError unless both are integers in range."""
     whole = isinstance(dim, int | np.integer) and not isinstance(dim, bool)
     if not whole or dim < 1:
         raise ValueError(
@@ -38,12 +39,12 @@ def check(dim: int, seed: int) -> None:
 
 
 def root(seed: int) -> tf.Tensor:
-    """The key `[2]` that all others of a projection grow from."""
+    """The root key `[2]` of a projection."""
     return tf.constant([seed, 0], tf.int64)
 
 
 def fold(key: tf.Tensor, *counters: tf.Tensor | int) -> tf.Tensor:
-    """The key that counters, one after another, lead to."""
+    """Folds counters into a key, one after another."""
     for counter in counters:
         key = tf.random.experimental.stateless_fold_in(
             key, tf.cast(counter, key.dtype), alg=_ALGORITHM
@@ -54,13 +55,13 @@ def fold(key: tf.Tensor, *counters: tf.Tensor | int) -> tf.Tensor:
 def normal(
     shape: Sequence, key: tf.Tensor, dtype: tf.DType = tf.float32
 ) -> tf.Tensor:
-    """Standard normal numbers, drawn in float32 whatever they are to be."""
-    drawn = tf.random.stateless_normal(shape, key, alg=_ALGORITHM)
-    return tf.cast(drawn, dtype)
+    """Standard normal numbers, generated in float32 and cast to `dtype`."""
+    numbers = tf.random.stateless_normal(shape, key, alg=_ALGORITHM)
+    return tf.cast(numbers, dtype)
 
 
 def below(shape: Sequence, limit: int, key: tf.Tensor) -> tf.Tensor:
-    """Whole numbers from 0 to `limit` - 1, all as likely, int32."""
+    """Uniform int32 numbers from 0 to `limit` - 1."""
     return tf.random.stateless_uniform(
         shape, key, 0, limit, dtype=tf.int32, alg=_ALGORITHM
     )
@@ -69,5 +70,5 @@ def below(shape: Sequence, limit: int, key: tf.Tensor) -> tf.Tensor:
 def signs(
     shape: Sequence, key: tf.Tensor, dtype: tf.DType = tf.float32
 ) -> tf.Tensor:
-    """Numbers that are 1 or -1, each half of the time."""
+    """Random signs, 1 or -1."""
     return tf.cast(2 * below(shape, 2, key) - 1, dtype)

@@ -1,7 +1,7 @@
-"""One self-contained page to browse scores and to review labels.
+"""A self-contained HTML page for browsing scores and reviewing labels.
 
-It needs the `report` extra. Everything is in the file: it opens without a
-network, and asks nothing of one.
+It needs the `report` extra. Everything is in one file, which works without a
+network.
 
 Synopsis:
 ```python

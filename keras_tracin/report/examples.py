@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Examples, chosen, open_examples
+from keras_tracin.data.batches import Examples
+from keras_tracin.data.examples import open_examples, select
 from keras_tracin.report.labels import (
     Predictions,
     label_values,
@@ -30,13 +31,13 @@ class Shown:
     """Some examples of one data set.
 
     Attributes:
-        name: of the data set.
-        ids: `[k]`.
-        labels: `[k]`, as `label_values` makes them.
-        predictions: of these examples, if there are any.
-        columns: `images`, `texts` and `rows`, lists of length `k` or, where
-            there is nothing of a kind, empty; `features`, the names of the
-            values in a row, and `hidden`, how many more there are.
+        name: name of the data set.
+        ids: ids `[k]`.
+        labels: labels `[k]`, as `label_values` returns them.
+        predictions: predictions for these examples, or None.
+        columns: lists `images`, `texts` and `rows`, of length `k`, or empty if
+            the inputs have none of that kind; `features`, the names of the
+            values in a row; and `hidden`, the number of values not shown.
     """
 
     name: str
@@ -56,14 +57,14 @@ def read(
 ) -> Shown:
     """Reads the examples with these ids.
 
-    The data is read once, and once more before if its images are grey.
+    The data is read once, or twice if its images are grey.
 
     Args:
-        data: as `model.fit` takes it.
-        name: what errors call it.
-        ids: `[k]`, at least one and each once.
-        predictions: of the model, in reading order or by id.
-        render: how to show the examples; see `View.of`.
+        data: data in a form that `model.fit` takes.
+        name: name of the data in errors.
+        ids: distinct ids `[k]`, at least one.
+        predictions: predictions of the model, in reading order or by id.
+        render: kind of rendering; see `View.for_batch`.
         feature_names: names of the values in a row.
 
     Raises:
@@ -77,14 +78,14 @@ def read(
         outputs = predictions_for(
             predictions, ids, examples.carries_ids, f"{name}_predictions"
         )
-    view = View.of(examples.first(1), render, name, feature_names)
+    view = View.for_batch(examples.first(1), render, name, feature_names)
     labels, columns = _columns(examples, ids, view)
     features = {"features": view.features, "hidden": view.num_hidden}
     return Shown(
         name,
         ids,
         labels,
-        None if outputs is None else Predictions.of(outputs, labels),
+        None if outputs is None else Predictions.from_outputs(outputs, labels),
         columns | features,
     )
 
@@ -93,36 +94,36 @@ def _columns(
     examples: Examples, ids: np.ndarray, view: View
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Labels `[k]`, and images, texts and rows, in the order of `ids [k]`."""
-    wanted = chosen(examples, ids)
-    view = view.with_limits(wanted.batches(_BATCH))
-    found: list[Any] = []
+    selection = select(examples, ids)
+    view = view.with_limits(selection.batches(_BATCH))
+    read_ids: list[Any] = []
     labels: list[Any] = []
     columns: dict[str, list] = {"images": [], "texts": [], "rows": []}
-    for batch in wanted.batches(_BATCH):
-        found += batch.ids.tolist()
+    for batch in selection.batches(_BATCH):
+        read_ids += batch.ids.tolist()
         labels.append(tf.nest.map_structure(np.asarray, batch.y))
         shown: tuple[list, list, list] = view.render(batch)
         for column, part in zip(columns.values(), shown, strict=True):
             column += part
-    order = _order(found, ids, examples.name)
-    joined = tf.nest.map_structure(
+    order = _locate(read_ids, ids, examples.name)
+    all_labels = tf.nest.map_structure(
         lambda *parts: np.concatenate(parts), *labels
     )
     ordered = {
-        kind: [column[at] for at in order] if column else []
+        kind: [column[i] for i in order] if column else []
         for kind, column in columns.items()
     }
-    return label_values(joined)[order], ordered
+    return label_values(all_labels)[order], ordered
 
 
-def _order(found: list[Any], ids: np.ndarray, name: str) -> list[int]:
-    """Where each of `ids` was found, first."""
-    place = {one: at for at, one in reversed(list(enumerate(found)))}
-    missing = [one for one in ids.tolist() if one not in place]
+def _locate(read_ids: list[Any], ids: np.ndarray, name: str) -> list[int]:
+    """Index of the first occurrence of each of `ids` in `read_ids`."""
+    index = {id_: i for i, id_ in reversed(list(enumerate(read_ids)))}
+    missing = [id_ for id_ in ids.tolist() if id_ not in index]
     if missing:
         raise ValueError(
             f"The results name the id {missing[0]!r}, which no example of "
-            f"`{name}` has. Pass the data that the scores were made with, or "
-            "other data with the same ids."
+            f"`{name}` has. Pass the data that the scores were computed from, "
+            "or other data with the same ids."
         )
-    return [place[one] for one in ids.tolist()]
+    return [index[id_] for id_ in ids.tolist()]

@@ -1,4 +1,4 @@
-"""Images as text that a page can hold: small, and encoded by Pillow.
+"""Encodes images as data URIs, scaled down, with Pillow.
 
 Synopsis:
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 LARGEST = 160  # pixels: the longer side of an image on the page
-_SHARP = 64  # up to this many, pixels are kept as they are
+_SHARP = 64  # pixels: up to this size, images are encoded losslessly
 _QUALITY = 85  # of JPEG, from 0 to 95
 
 
@@ -26,10 +26,11 @@ def is_grey(images: np.ndarray) -> bool:
 
 
 def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
-    """A function that makes a data URI of an image.
+    """Returns a function that encodes an image as a data URI.
 
-    It takes `[h, w]` or `[h, w, 1]`, drawn from black at `lowest` to white at
-    `highest`, or `[h, w, 3 or 4]`, whose colours `check_colours` has accepted.
+    The function takes `[h, w]` or `[h, w, 1]`, drawn from black at `lowest` to
+    white at `highest`, or `[h, w, 3 or 4]`, whose colours `check_colours` has
+    accepted.
 
     Raises:
         ImportError: if Pillow is not installed.
@@ -59,7 +60,7 @@ def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
 
 
 def check_colours(images: np.ndarray, name: str) -> None:
-    """Refuses colours that are not what a screen shows.
+    """Refuses colours that are out of range.
 
     Raises:
         ValueError: if they are no integers from 0 to 255 nor floats from 0

@@ -1,9 +1,9 @@
-"""Labels and predictions in words, and the classes that they are of.
+"""Labels, predictions and their classes, as the page shows them.
 
 Synopsis:
 
     labels = label_values(batch.y)                  # [n]
-    classes = Classes.of([labels], class_names=None)
+    classes = Classes.from_labels([labels], class_names=None)
     classes.codes(labels)                           # what the page stores
 """
 
@@ -18,19 +18,19 @@ import tensorflow as tf
 
 from keras_tracin.report.rendering import as_text
 
-_MOST_CLASSES = 1_000  # more different labels than this are no classes
+_MOST_CLASSES = 1_000  # with more distinct labels, there are no classes
 
 
 def label_values(y: Any) -> np.ndarray:
-    """Labels as whole numbers, floats or strings `[n]`.
+    """Labels as integers, floats or strings `[n]`.
 
-    Whole numbers also of one-hot rows and of floats that are whole; strings
-    of anything that is more than one value.
+    One-hot rows and whole floats become integers; labels of several values
+    become strings.
     """
     leaves = [np.asarray(part) for part in tf.nest.flatten(y)]
     array = leaves[0].reshape(len(leaves[0]), -1)  # [n, p]
     if len(leaves) == 1 and array.shape[1] == 1:
-        return _plain(array[:, 0])
+        return _normalize(array[:, 0])
     if len(leaves) == 1 and _is_one_hot(array):
         return array.argmax(axis=1)
     flat = [leaf.reshape(len(leaf), -1).tolist() for leaf in leaves]
@@ -44,12 +44,12 @@ def label_values(y: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model says of some examples.
+    """Predictions of a model for several examples.
 
     Attributes:
-        values: `[n]` classes, numbers or strings.
-        confidence: `[n]` probabilities of these, or None.
-        num_classes: how many classes it chose from, or 0 where unknown.
+        values: predicted classes `[n]`, or numbers or strings.
+        confidence: probabilities `[n]` of the predicted classes, or None.
+        num_classes: number of classes, or 0 if unknown.
     """
 
     values: np.ndarray
@@ -57,21 +57,23 @@ class Predictions:
     num_classes: int = 0
 
     @classmethod
-    def of(cls, outputs: np.ndarray, labels: np.ndarray) -> Predictions:
-        """Reads classes, scores of classes `[n, c]`, or numbers.
+    def from_outputs(
+        cls, outputs: np.ndarray, labels: np.ndarray
+    ) -> Predictions:
+        """Interprets outputs as classes, scores of classes `[n, c]` or numbers.
 
         Args:
-            outputs: what a model returned, or the classes; `[n, ...]`.
-            labels: what `label_values` returned for the same examples. Where
-                they are classes, one number from 0 to 1 is the probability
-                of class 1.
+            outputs: outputs of a model, or predicted classes; `[n, ...]`.
+            labels: labels of the same examples, from `label_values`. If they
+                are classes, a single output from 0 to 1 is the probability of
+                class 1.
         """
         outputs = outputs.reshape(len(outputs), -1)
         if outputs.shape[1] > 1:
             best = outputs.argmax(axis=1)
             confidence = outputs.max(axis=1) if _is_probable(outputs) else None
             return cls(best, confidence, outputs.shape[1])
-        values = _plain(outputs[:, 0])
+        values = _normalize(outputs[:, 0])
         is_probability = (
             values.dtype.kind == "f"
             and labels.dtype.kind == "i"
@@ -79,8 +81,8 @@ class Predictions:
         )
         if not is_probability:
             return cls(values)
-        chosen = (values >= 0.5).astype(int)
-        return cls(chosen, np.maximum(values, 1 - values), 2)
+        predicted = (values >= 0.5).astype(int)
+        return cls(predicted, np.maximum(values, 1 - values), 2)
 
 
 def predictions_for(
@@ -89,17 +91,18 @@ def predictions_for(
     """The predictions for the examples with these ids.
 
     Args:
-        predictions: one for each example in reading order, or by id.
-        ids: `[k]` of those wanted.
-        carries_ids: whether ids were attached to the data, so that they are
-            no positions.
-        name: what errors call the predictions.
+        predictions: one row for each example in reading order, or a mapping
+            by id.
+        ids: ids `[k]` to look up.
+        carries_ids: True if ids were attached to the data, so that they are
+            not positions.
+        name: name of the predictions in errors.
 
     Raises:
-        ValueError: if there is none for an id.
+        ValueError: if an id has no prediction.
     """
     if isinstance(predictions, Mapping):
-        missing = [one for one in ids.tolist() if one not in predictions]
+        missing = [id_ for id_ in ids.tolist() if id_ not in predictions]
         if missing:
             raise ValueError(
                 f"`{name}` should hold a prediction for every id on the page. "
@@ -123,30 +126,30 @@ def predictions_for(
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes of labels; none where labels are no classes.
+    """The classes of labels; empty if labels are not classes.
 
     Attributes:
-        values: as they are in the labels.
-        names: as the page shows them.
+        values: values of the classes in the labels.
+        names: names of the classes on the page.
     """
 
     values: tuple[Any, ...]
     names: tuple[str, ...]
 
     @classmethod
-    def of(
+    def from_labels(
         cls,
         labels: Sequence[np.ndarray],
         class_names: Sequence[Any] | None,
         num_classes: int = 0,
     ) -> Classes:
-        """The classes that occur, or all of those that have names.
+        """The classes that occur or, with `class_names`, all that have a name.
 
         Args:
             labels: arrays `[n]` of labels and predictions.
-            class_names: of the classes 0, 1, …; where labels are strings,
+            class_names: names of the classes 0, 1, …; if labels are strings,
                 their possible values.
-            num_classes: at least as many as there are, where known.
+            num_classes: number of classes of the model, or 0 if unknown.
 
         Raises:
             ValueError: if a label has no name, or if some are numbers and
@@ -158,11 +161,11 @@ class Classes:
                 "Labels and predictions should all be numbers or all be "
                 f"strings. Received: {[part.dtype.str for part in labels]}."
             )
-        found: set = set().union(*(part.tolist() for part in labels))
+        present: set = set().union(*(part.tolist() for part in labels))
         if class_names is not None:
             names = tuple(str(name) for name in class_names)
             values = names if is_text else tuple(range(len(names)))
-            unknown = sorted(found - set(values))[:5]
+            unknown = sorted(present - set(values))[:5]
             if unknown:
                 raise ValueError(
                     "`class_names` should have a name for every label. "
@@ -171,23 +174,23 @@ class Classes:
                 )
             return cls(values, names)
         is_number = any(part.dtype.kind == "f" for part in labels)
-        if is_number or len(found) > _MOST_CLASSES:
+        if is_number or len(present) > _MOST_CLASSES:
             return cls((), ())
         if not is_text:
-            found |= set(range(min(num_classes, _MOST_CLASSES)))
-        values = tuple(sorted(found))
+            present |= set(range(min(num_classes, _MOST_CLASSES)))
+        values = tuple(sorted(present))
         return cls(values, tuple(map(str, values)))
 
     def codes(self, labels: np.ndarray) -> list[int | str]:
-        """The places of labels among the classes, or the labels as strings."""
+        """Indices of labels among the classes, or the labels as strings."""
         if not self.values:
             return [as_text(value) for value in labels.tolist()]
-        place = {value: at for at, value in enumerate(self.values)}
-        return [place[value] for value in labels.tolist()]
+        index = {value: i for i, value in enumerate(self.values)}
+        return [index[value] for value in labels.tolist()]
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
-    """Booleans and whole floats as integers, bytes as strings."""
+def _normalize(values: np.ndarray) -> np.ndarray:
+    """Converts booleans and whole floats to integers, bytes to strings."""
     if values.dtype.kind in "OSU":
         return np.array([as_text(value) for value in values.tolist()])
     if values.dtype.kind in "biu":

@@ -1,8 +1,8 @@
-"""Puts data, style and script together to one page that loads nothing.
+"""Builds one page from data, style and script.
 
-Whatever the data holds stays text: it is embedded as JSON without a `<`, the
-script makes no markup of it, and the page's policy lets a browser run this one
-script and style, show images that are in the page, and load nothing.
+Data is never interpreted as markup: it is embedded as JSON without a `<`, and
+the script inserts it as text. The content security policy allows only this
+script, this style and images inside the page; nothing is loaded.
 
 Synopsis:
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from keras_tracin._version import __version__
 
-# In this order: each uses what those before it define.
+# In this order: a script uses definitions of the scripts before it.
 _SCRIPTS = (
     "dom.js",
     "data.js",
@@ -37,12 +37,12 @@ _SCRIPTS = (
 
 
 def build(title: str, data: dict[str, Any]) -> str:
-    """The page's text.
+    """Builds the page; returns its HTML.
 
     Args:
-        title: of the page.
-        data: what the script shows, of types that JSON has. A digest of it
-            tells apart what different reports keep in a browser.
+        title: title of the page.
+        data: JSON-compatible data for the script. The browser keeps a user's
+            marks under a digest of it, so that reports do not share marks.
 
     Raises:
         ImportError: if jinja2 is not installed.
@@ -86,7 +86,7 @@ def _asset(name: str) -> str:
 
 
 def _json(data: dict[str, Any]) -> str:
-    """JSON that cannot end the element that it is in, nor begin another."""
+    """JSON without `<`, so that it cannot close its script element."""
     text = json.dumps(
         data, ensure_ascii=False, allow_nan=False, separators=(",", ":")
     )
@@ -94,7 +94,7 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def _policy(script: str, style: str) -> str:
-    """What a browser lets the page do: nothing but show itself."""
+    """Content security policy: this script and style, images in the page."""
     return "; ".join(
         [
             "default-src 'none'",

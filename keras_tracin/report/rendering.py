@@ -1,8 +1,8 @@
-"""What an example looks like on the page: images, text, or a row of values.
+"""Renders examples for the page: as images, text, or rows of values.
 
 Synopsis:
 
-    view = View.of(examples.first(1), render="auto", name="train")
+    view = View.for_batch(examples.first(1), render="auto", name="train")
     view = view.with_limits(examples.batches(256))
     for batch in examples.batches(256):
         images, texts, rows = view.render(batch)
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.report.images import check_colours, encoder, is_grey
 
 KINDS = ("image", "text", "row")
@@ -27,16 +27,16 @@ _MOST_FEATURES = 200
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How to show the examples of one data set.
+    """Rendering of the examples of one data set.
 
     Attributes:
-        name: what errors call the data set.
-        inputs: the inputs' names: their keys in `x`, or "".
-        kinds: for each input, one of `KINDS`.
-        limits: for each input, what is black and what white in its images;
-            None while that is to be found by `with_limits`.
-        features: the names of the values in a row.
-        num_hidden: how many more values an example has.
+        name: name of the data set in errors.
+        inputs: names of the inputs: their keys in `x`, or "".
+        kinds: kind of each input, one of `KINDS`.
+        limits: values of black and of white in the images of each input; None
+            until `with_limits` determines them.
+        features: names of the values in a row.
+        num_hidden: number of values of a row that are not shown.
     """
 
     name: str
@@ -47,24 +47,24 @@ class View:
     num_hidden: int
 
     @classmethod
-    def of(
+    def for_batch(
         cls, batch: Batch, render: str, name: str, feature_names: Any = None
     ) -> View:
-        """The view that fits a batch.
+        """Chooses a view for data like a batch.
 
         Args:
             batch: some of the examples.
             render: one of `KINDS`, or "auto": images have the shape
                 `[n, h, w]` or `[n, h, w, 1, 3 or 4]`, texts are strings `[n]`
                 or `[n, 1]`, anything else is a row.
-            name: what errors call the data set.
-            feature_names: of the values in a row.
+            name: name of the data set in errors.
+            feature_names: names of the values in a row.
 
         Raises:
-            ValueError: if something is to be an image that is none, or if the
-                names are more or fewer than there are values.
+            ValueError: if `render` is "image" and an input cannot be one, or if
+                the number of names is not the number of values.
         """
-        inputs, leaves = zip(*_named(batch.x), strict=True)
+        inputs, leaves = zip(*_named_arrays(batch.x), strict=True)
         shapes = [leaf.shape for leaf in leaves]
         if render == "auto":
             kinds = tuple(map(_kind, leaves))
@@ -75,7 +75,7 @@ class View:
                 _check_image(shape, name)
         features = _features(inputs, shapes, kinds)
         if feature_names is not None:
-            features = _given(feature_names, len(features), name)
+            features = _check_feature_names(feature_names, len(features), name)
         return cls(
             name,
             inputs,
@@ -92,7 +92,7 @@ class View:
         """The view with the range of the grey images in these batches.
 
         Raises:
-            ValueError: if it is not finite.
+            ValueError: if the range is not finite.
         """
         if None not in self.limits:
             return self
@@ -102,16 +102,19 @@ class View:
                 if self.limits[place] is None:
                     low, high = images.min().item(), images.max().item()
                     self._check_finite(low, high)
-                    known = limits[place] or (low, high)
-                    limits[place] = (min(low, known[0]), max(high, known[1]))
+                    previous = limits[place] or (low, high)
+                    limits[place] = (
+                        min(low, previous[0]),
+                        max(high, previous[1]),
+                    )
         return dataclasses.replace(self, limits=tuple(limits))
 
     def render(
         self, batch: Batch
     ) -> tuple[list[list[str]], list[str], list[list[Any]]]:
-        """Images as data URIs, texts, and rows of values, for each example.
+        """Renders a batch: images as data URIs, texts, and rows of values.
 
-        A list is empty where there is nothing of its kind.
+        The list of a kind that no input has is empty.
 
         Raises:
             ImportError: if there are images and Pillow is not installed.
@@ -122,7 +125,7 @@ class View:
             if not is_grey(pixels):
                 check_colours(pixels, self.name)
             encode = encoder(*(self.limits[place] or (0.0, 1.0)))
-            images.append([encode(each) for each in pixels])
+            images.append([encode(image) for image in pixels])
         texts = [
             [self._text(place, value) for value in values]
             for place, values in self._of_kind("text", batch)
@@ -132,15 +135,15 @@ class View:
             for _, values in self._of_kind("row", batch)
         ]
         return (
-            [list(each) for each in zip(*images, strict=True)],
-            ["\n\n".join(each) for each in zip(*texts, strict=True)],
+            [list(group) for group in zip(*images, strict=True)],
+            ["\n\n".join(group) for group in zip(*texts, strict=True)],
             [_row(values) for values in zip(*rows, strict=True)],
         )
 
     def _of_kind(
         self, kind: str, batch: Batch
     ) -> Iterator[tuple[int, np.ndarray]]:
-        for place, (_, leaf) in enumerate(_named(batch.x)):
+        for place, (_, leaf) in enumerate(_named_arrays(batch.x)):
             if self.kinds[place] == kind:
                 yield place, leaf
 
@@ -148,8 +151,8 @@ class View:
         parts = np.asarray(value).reshape(-1).tolist()
         text = " ".join(as_text(part) for part in parts)
         if len(text) > _MOST_CHARACTERS:
-            rest = len(text) - _MOST_CHARACTERS
-            text = f"{text[:_MOST_CHARACTERS]}… ({rest:,} more characters)"
+            omitted = len(text) - _MOST_CHARACTERS
+            text = f"{text[:_MOST_CHARACTERS]}… ({omitted:,} more characters)"
         is_only = self.kinds.count("text") == 1
         return text if is_only else f"{self.inputs[place]}: {text}"
 
@@ -162,14 +165,14 @@ class View:
 
 
 def as_text(value: Any) -> str:
-    """A value in words: strings as they are, numbers to six digits."""
+    """A value as text; floats have six digits."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _named(x: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """The inputs in a structure as arrays, named by their place in it."""
+def _named_arrays(x: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
+    """The arrays in a structure, with their paths as names."""
     if isinstance(x, dict):
         parts = [(str(key), x[key]) for key in sorted(x)]
     elif isinstance(x, tuple | list):
@@ -177,9 +180,9 @@ def _named(x: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
     else:
         return [] if x is None else [(name, np.asarray(x))]
     return [
-        found
+        named
         for key, part in parts
-        for found in _named(part, f"{name}/{key}" if name else key)
+        for named in _named_arrays(part, f"{name}/{key}" if name else key)
     ]
 
 
@@ -209,7 +212,7 @@ def _features(
     shapes: list[tuple[int, ...]],
     kinds: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """A name for each value of a row: its input's, its number, or both."""
+    """Names of the values in a row: name of the input, index, or both."""
     names: list[str] = []
     for name, shape, kind in zip(inputs, shapes, kinds, strict=True):
         if kind == "row":
@@ -220,19 +223,21 @@ def _features(
     return tuple(names)
 
 
-def _given(feature_names: Any, expected: int, name: str) -> tuple[str, ...]:
-    given = tuple(str(each) for each in feature_names)
-    if len(given) != expected:
+def _check_feature_names(
+    feature_names: Any, expected: int, name: str
+) -> tuple[str, ...]:
+    names = tuple(str(feature) for feature in feature_names)
+    if len(names) != expected:
         raise ValueError(
             "`feature_names` should have a name for each value in a row. "
-            f"Received: {len(given)} names, while an example of `{name}` has "
+            f"Received: {len(names)} names, while an example of `{name}` has "
             f"{expected} values."
         )
-    return given
+    return names
 
 
 def _row(values: tuple[np.ndarray, ...]) -> list[Any]:
-    """Values as JSON takes them; numbers to six digits."""
+    """Values as JSON-compatible types; floats have six digits."""
     flat = [value for part in values for value in part.tolist()]
     return [
         float(as_text(value))

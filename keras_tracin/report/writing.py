@@ -1,4 +1,4 @@
-"""From results and data to a page: `write_html`."""
+"""Writes a page from results and data: `write_html`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
 from keras_tracin.report.rendering import KINDS
-from keras_tracin.results.attribution import SelfInfluence, TopK
+from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.storage.files import written_whole
 
 
@@ -32,7 +32,7 @@ def write_html(
     render: str = "auto",
     overwrite: bool = False,
 ) -> Path:
-    """Writes a page to browse queries and to review suspected labels.
+    """Writes a page for browsing queries and reviewing suspected labels.
 
     The page shows each query of `top_k` with its proponents and opponents,
     and the training examples of highest self-influence one by one, to be
@@ -40,9 +40,9 @@ def write_html(
     exported as CSV. It is one file with everything in it, data included, that
     works without a network.
 
-    `train` and `test` are what is shown, which need not be what the model was
-    given: only the ids must be the same. So pass texts in place of tokens,
-    images as they were before normalisation, features in their own units.
+    `train` and `test` are what is shown. They may differ from what the model
+    was given, as long as the ids are the same: pass texts in place of tokens,
+    images from before normalisation, features in their own units.
 
     Example:
     ```python
@@ -58,38 +58,40 @@ def write_html(
     ```
 
     Args:
-        path: of the file.
+        path: path of the file.
         train: the training examples, as `model.fit` takes them. Images have
-            the shape `[n, h, w]` or `[n, h, w, 1, 3 or 4]`: grey ones are
-            drawn from black, the lowest value, to white, others have integers
-            from 0 to 255 or floats from 0 to 1. Strings `[n]` are texts.
-            Anything else is a row of values. A dict or tuple of inputs is
-            shown input by input.
-        test: the queries, likewise. Without them, queries have only an id.
-        top_k: what `top_k` returned.
-        self_influence: what `self_influence()` returned, or any other
-            suspicion, such as the loss: `kt.SelfInfluence(scores, ids)`.
-        max_suspects: how many of the highest scores to list.
-        title: of the page.
-        class_names: names of the classes 0, 1, …; where labels are strings,
+            the shape `[n, h, w]` or `[n, h, w, 1, 3 or 4]`. Grey images are
+            scaled from black, the lowest value, to white; others have
+            integers from 0 to 255 or floats from 0 to 1. Strings `[n]` are
+            texts. Anything else is a row of values. A dict or tuple of inputs
+            is shown input by input.
+        test: the queries, likewise. Without them, only ids of queries are
+            shown.
+        top_k: result of `top_k`.
+        self_influence: result of `self_influence()`, or any other score by
+            which to suspect labels, such as the loss:
+            `kt.SelfInfluence(scores, ids)`.
+        max_suspects: number of highest scores to list.
+        title: title of the page.
+        class_names: names of the classes 0, 1, …; if labels are strings,
             all their values.
         feature_names: names of the values in a row.
-        train_predictions: what the model says of the training examples, to
-            stand beside their labels: classes, or scores `[n, classes]`, in
-            reading order; a dict by id where `with_ids` attached ids.
-        test_predictions: of the queries, likewise.
+        train_predictions: predictions for the training examples, shown beside
+            their labels: classes, or scores `[n, classes]`, in reading order;
+            a dict by id if `with_ids` attached ids.
+        test_predictions: predictions for the queries, likewise.
         render: "image", "text" or "row" in place of "auto".
-        overwrite: whether to replace a file.
+        overwrite: If true, an existing file is replaced.
 
     Returns:
         The path.
 
     Raises:
-        FileExistsError: if there is a file and `overwrite` is false.
+        FileExistsError: if the file exists and `overwrite` is false.
         ImportError: if jinja2 is not installed, or, for images, Pillow.
-        TypeError: if results are of another type.
-        ValueError: if there is nothing to show, if the data lacks an id that
-            results have, if scores are not finite, if names, predictions or
+        TypeError: if a result has another type.
+        ValueError: if there is nothing to show, if the data lacks an id of the
+            results, if scores are not finite, if names, predictions or
             shapes do not fit, or if colours are out of range.
     """
     path = Path(path)
@@ -111,14 +113,14 @@ def write_html(
         shown.append(read(test, "test", query_ids, test_predictions, *options))
     data: dict[str, Any] = {
         "classes": _name_labels(shown, class_names),
-        "is_open": class_names is None,  # there may be more classes
-        "sets": {each.name: each.columns for each in shown},
+        "is_open": class_names is None,  # users may add classes
+        "sets": {examples.name: examples.columns for examples in shown},
         "queries": top_k and _queries(top_k, shown),
         "suspects": None,
     }
     if self_influence is not None and suspects is not None:
         data["suspects"] = {
-            "examples": _places(suspects.ids, train_ids),
+            "examples": _positions(suspects.ids, train_ids),
             "scores": _numbers(suspects.scores),
             "total": len(self_influence),
         }
@@ -131,18 +133,18 @@ def write_html(
 def _check(
     top_k: Any, self_influence: Any, max_suspects: int, render: str
 ) -> None:
-    """Raises what `write_html` does for arguments that cannot be right."""
+    """Refuses invalid arguments of `write_html`."""
     _check_result(
         "top_k",
         top_k,
         TopK,
-        "`scores.top_k(k)` makes one of an Attribution",
+        "`scores.top_k(k)` converts an Attribution",
     )
     _check_result(
         "self_influence",
         self_influence,
         SelfInfluence,
-        "`kt.SelfInfluence(scores, ids)` makes one of arrays",
+        "`kt.SelfInfluence(scores, ids)` converts arrays",
     )
     if top_k is None and self_influence is None:
         raise ValueError(
@@ -177,17 +179,17 @@ def _first(self_influence: SelfInfluence, count: int) -> SelfInfluence:
 
 
 def _distinct(*ids: np.ndarray) -> np.ndarray:
-    """Each id once, sorted."""
-    return np.unique(np.concatenate([each.reshape(-1) for each in ids]))
+    """The distinct ids, sorted."""
+    return np.unique(np.concatenate([array.reshape(-1) for array in ids]))
 
 
-def _places(ids: np.ndarray, known: np.ndarray) -> list:
-    """Where each of `ids` is in `known`, which is sorted and has them all."""
-    return np.searchsorted(known, ids).tolist()
+def _positions(ids: np.ndarray, sorted_ids: np.ndarray) -> list:
+    """Positions of `ids` in `sorted_ids`, which contains them all."""
+    return np.searchsorted(sorted_ids, ids).tolist()
 
 
 def _numbers(scores: np.ndarray) -> list:
-    """Scores with as many digits as tell them apart.
+    """Scores as floats with no more digits than their precision has.
 
     Raises:
         ValueError: if one is not finite.
@@ -202,11 +204,13 @@ def _queries(top_k: TopK, shown: list[Shown]) -> dict[str, Any]:
     train, *tests = shown
     sides = ("proponents", top_k.proponents), ("opponents", top_k.opponents)
     return {
-        "ids": [str(one) for one in top_k.query_ids.tolist()],
-        "examples": _places(top_k.query_ids, tests[0].ids) if tests else None,
+        "ids": [str(query) for query in top_k.query_ids.tolist()],
+        "examples": _positions(top_k.query_ids, tests[0].ids)
+        if tests
+        else None,
         **{
             side: {
-                "examples": _places(ranking.ids, train.ids),
+                "examples": _positions(ranking.ids, train.ids),
                 "scores": _numbers(ranking.scores),
             }
             for side, ranking in sides
@@ -217,23 +221,28 @@ def _queries(top_k: TopK, shown: list[Shown]) -> dict[str, Any]:
 def _name_labels(shown: list[Shown], class_names: Any) -> list[list[str]]:
     """Adds ids, labels and predictions to the columns; returns the classes.
 
-    Each class is a pair of its value, which labels have, and its name.
+    A class is a pair of its value in the labels and its name.
     """
-    predictions = [each.predictions for each in shown if each.predictions]
-    classes = Classes.of(
-        [each.labels for each in shown] + [each.values for each in predictions],
+    predictions = [
+        examples.predictions for examples in shown if examples.predictions
+    ]
+    classes = Classes.from_labels(
+        [examples.labels for examples in shown]
+        + [prediction.values for prediction in predictions],
         class_names,
-        max((each.num_classes for each in predictions), default=0),
+        max((p.num_classes for p in predictions), default=0),
     )
-    for each in shown:
-        # As strings, since a browser's numbers end at 2^53.
-        each.columns["ids"] = [str(one) for one in each.ids.tolist()]
-        each.columns["labels"] = classes.codes(each.labels)
-        if each.predictions is not None:
-            each.columns["predicted"] = classes.codes(each.predictions.values)
-            if each.predictions.confidence is not None:
-                each.columns["confidence"] = np.round(
-                    each.predictions.confidence.astype(np.float64), 4
+    for examples in shown:
+        # As strings, since JavaScript's integers are exact only up to 2^53.
+        examples.columns["ids"] = [str(id_) for id_ in examples.ids.tolist()]
+        examples.columns["labels"] = classes.codes(examples.labels)
+        if examples.predictions is not None:
+            examples.columns["predicted"] = classes.codes(
+                examples.predictions.values
+            )
+            if examples.predictions.confidence is not None:
+                examples.columns["confidence"] = np.round(
+                    examples.predictions.confidence.astype(np.float64), 4
                 ).tolist()
     values = [str(value) for value in classes.values]
     return [list(pair) for pair in zip(values, classes.names, strict=True)]

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.models.compiled import losses_of
 from keras_tracin.models.state import value_of, variables_of
 
 _DEEPEST = 4  # objects in objects that are looked into
@@ -46,8 +47,7 @@ def variables_beside(model: keras.Model) -> list[tuple[str, Any]]:
         if not held.is_seed:
             owner = held.owner.path or held.owner.name
             add(f"'{held.name}' of layer '{owner}'", held.variable)
-    compiled = getattr(model, "_compile_loss", None)
-    for loss in tf.nest.flatten(getattr(compiled, "_user_loss", None)):
+    for loss in losses_of(model):
         for variable in _referred_by(loss, 0):
             name = getattr(variable, "path", None) or variable.name
             add(f"'{name}', which the loss refers to", variable)

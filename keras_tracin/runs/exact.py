@@ -18,7 +18,6 @@ Synopsis:
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.storage import files
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 ENDING = ".exact.npz"
 
 _KERAS_ENDINGS = (".weights.h5", ".keras")
+_REMEDY = "Copy the run directory again."
 _LIST = "weights"  # the array that says what the others are
 
 
@@ -132,7 +132,7 @@ def write(path: Path, model: keras.Model, indices: Sequence[int]) -> None:
         # NumPy's files know nothing of bfloat16, which is bytes to them.
         arrays[str(index)] = _bytes_of(value)
     text = np.frombuffer(json.dumps(listed).encode(), np.uint8)
-    files.save_arrays(path, False, **{_LIST: text, **arrays})
+    save_arrays(path, {_LIST: text, **arrays})
 
 
 def assign(model: keras.Model, path: Path) -> None:
@@ -171,21 +171,20 @@ def _read(path: Path) -> dict[int, tuple[str, np.ndarray]]:
             f"{path} does not exist, expected the weights that Keras's own "
             "file lacks. Copy the run directory again."
         )
+    arrays = load_arrays(path, _REMEDY)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            listed = json.loads(file[_LIST].tobytes())
-            return {
-                index: (
-                    name,
-                    file[str(index)].view(_dtype(dtype)).reshape(shape),
-                )
-                for index, name, shape, dtype in listed
-            }
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as e:
+        listed = json.loads(arrays[_LIST].tobytes())
+        return {
+            index: (
+                name,
+                arrays[str(index)].view(_dtype(dtype)).reshape(shape),
+            )
+            for index, name, shape, dtype in listed
+        }
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged, it does not hold weights: {e}. Copy the run "
-            "directory again."
-        ) from e
+            f"{path} is damaged, it does not hold weights: {error}. {_REMEDY}"
+        ) from error
 
 
 def _dtype(name: str) -> np.dtype:

@@ -38,7 +38,6 @@ It had no second files (`exact`) either, and did not keep LoRA as it was.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +47,7 @@ import keras
 import numpy as np
 
 from keras_tracin.storage import files
+from keras_tracin.storage.arrays import load_arrays
 
 FORMAT_VERSION = 2
 FILE_NAME = "run.json"
@@ -169,8 +169,7 @@ def read_arrays(
     """
     path = directory / entry["file"]
     files.check_digest(path, entry["sha256"])
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        return dict(file)
+    return load_arrays(path, "Copy the run directory again.")
 
 
 def architecture(model: keras.Model) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import h5py
 import keras
 import numpy as np
 
-from keras_tracin.runs.run import Checkpoint, TrainingRun
+from keras_tracin.runs.checkpoint import Checkpoint
+from keras_tracin.runs.run import TrainingRun
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import Untracked
 from keras_tracin.runs import exact
-from keras_tracin.runs.run import Checkpoint
+from keras_tracin.runs.checkpoint import Checkpoint
 from keras_tracin.runs.saved import (
     LOADING_ERRORS,
     RECORD_AGAIN,

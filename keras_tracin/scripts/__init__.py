@@ -8,32 +8,32 @@
     keras_tracin-report --task=digits_task --output=digits.html
 
 `python -m keras_tracin.scripts.check` is the same as `keras_tracin-check`, and
-so on. `--help` tells of each.
+so on. `--help` lists the flags of each.
 
-A program works on a *task*: a module, or an object in one, that says how to
-build the model and its data. `--task=module` or `--task=module:attribute` names
-it; the module is looked for in the current directory first. A task has
+A program works on a *task*: a module, or an object in one, that builds the
+model and its data. `--task=module` or `--task=module:attribute` names
+it; the current directory is searched for the module first. A task has
 
 - `model()`, which returns the model, built and compiled as it was for
-  training. Its weights do not matter where a run gives them.
+  training. Its weights do not matter if there is a run.
 - `train()`, which returns what `model.fit` took: arrays `(x, y)` or a batched
   `tf.data.Dataset`.
-- `test()`, the queries in the same form, where a program needs any.
+- `test()`, which returns the queries in the same form, if a program needs any.
 
 and may have
 
 - `run`: the directory that `TracInCheckpoint` recorded, or a `TrainingRun`;
-  `--run` is used before it.
-- `loss`: in place of the compiled loss.
-- `class_weight`: what `fit` was given.
+  `--run` overrides it.
+- `loss`: a loss to use in place of the compiled one.
+- `class_weight`: the `class_weight` that `fit` was given.
 - `class_names`, `feature_names`: for reports, names of the labels and of the
   values in a row.
 - `shown_train()`, `shown_test()`: for reports, the same examples, with the same
-  ids, as people read them, such as texts in place of tokens.
+  ids, in readable form, such as texts in place of tokens.
 
-`model`, `train` and `test` may also be what these functions would return. An
-attribute that is a class, or a function, is called without arguments for the
-task.
+`model`, `train` and `test` may also be the values themselves instead of
+functions. If `module:attribute` names a class or a function, it is called
+without arguments and returns the task.
 
 Example, digits_task.py, which is a task and records its own training:
 

@@ -14,19 +14,19 @@ METHOD = "The method and its checkpoints"
 TRACIN = "For --method=tracin"
 INFLUENCE = "For --method=influence"
 REPRESENTER = "For --method=representer"
-QUERIES = "What is asked"
+QUERIES = "The queries"
 INDEX = "The index"
-OUTPUT = "What comes out"
+OUTPUT = "Output"
 
 METHODS = ("tracin", "influence", "trak", "representer")
 PROJECTIONS = ("tensor_sketch", "gaussian", "factored")
 SOLVERS = ("cg", "exact", "lissa", "arnoldi", "sketch")
 
-# Their self-influence is not done part by part.
-NO_PARTS = ("trak", "representer")
+# Methods whose scores an index can hold.
+INDEXED_METHODS = ("tracin", "influence")
 
-# Flags that only some methods have, and which.
-METHODS_OF = {
+# Flags that only some methods take, and these methods.
+METHODS_WITH = {
     "weights": ("tracin",),
     "projection": ("tracin", "trak"),
     "optimizer_aware": ("tracin",),
@@ -50,18 +50,18 @@ class _BytesParser(flags.ArgumentParser):
     syntactic_help = "bytes, or a number with KB, MB or GB"
 
     def parse(self, argument) -> int:
-        """Bytes from such as "4GB"."""
-        found = _SIZE.fullmatch(str(argument).strip())
-        if not found or not float(found[1]):
+        """Parses a size such as "4GB" into bytes."""
+        match = _SIZE.fullmatch(str(argument).strip())
+        if not match or not float(match[1]):
             raise ValueError(f"expected {self.syntactic_help}")
-        return int(float(found[1]) * _UNITS[found[2].upper()])
+        return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 class _EpochsParser(flags.ArgumentParser):
     syntactic_help = "whole numbers of 1 or more, between commas"
 
     def parse(self, argument) -> list[int]:
-        """Numbers from such as "3,7,12"."""
+        """Parses numbers such as "3,7,12"."""
         parts = [part.strip() for part in str(argument).split(",")]
         if not all(part.isdecimal() and int(part) for part in parts):
             raise ValueError(f"expected {self.syntactic_help}")
@@ -69,57 +69,57 @@ class _EpochsParser(flags.ArgumentParser):
 
 
 def define_task(values: flags.FlagValues) -> None:
-    """`--task`, and what holds whatever is done with it."""
+    """Defines `--task` and the flags of where and how it runs."""
     here: dict[str, Any] = {"flag_values": values, "module_name": TASK}
     flags.DEFINE_string(
         "task",
         None,
-        "module or module:attribute, what builds the model and its data. "
-        "--helpfull shows how to write one.",
+        "The Python module, or module:attribute, that builds the model and its "
+        "data. --helpfull shows how to write one.",
         required=True,
         **here,
     )
     flags.DEFINE_integer(
         "seed",
         0,
-        "Of Python, NumPy and TensorFlow, and of projections.",
+        "Random seed of Python, NumPy, TensorFlow and projections.",
         **here,
     )
     flags.DEFINE_enum(
         "strategy",
         None,
         sorted(NAMED),
-        "The distribution strategy that the model is built under and the work "
-        "is spread over. Scores do not depend on it.",
+        "Distribution strategy to build the model under and to spread the work "
+        "over. Scores do not depend on it.",
         **here,
     )
     flags.DEFINE(
         _BytesParser(),
         "memory_limit",
         None,
-        "Bytes that the computation may use, such as 4GB; half of what is free "
-        "by default.",
+        "Memory that the computation may use, such as 4GB. Default: half of "
+        "the free memory.",
         values,
         module_name=TASK,
     )
 
 
 def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
-    """`--run`, and which of its checkpoints count."""
+    """Defines `--run` and the flags that select its checkpoints."""
     here: dict[str, Any] = {"flag_values": values, "module_name": section}
     flags.DEFINE_string(
         "run",
         None,
-        "The directory that TracInCheckpoint recorded; the task's `run` by "
-        "default. influence and representer take the weights of its last "
-        "checkpoint, or without a run those that the task's model has.",
+        "Directory that TracInCheckpoint recorded. Default: the task's `run`. "
+        "--method=influence and representer use the weights of its last "
+        "checkpoint or, without a run, the present weights of the model.",
         **here,
     )
     flags.DEFINE_integer(
         "checkpoints",
         None,
-        "So many of the run's checkpoints, chosen where the loss falls; all "
-        "of them by default.",
+        "Number of the run's checkpoints to use, selected where the loss falls "
+        "most. Default: all of them.",
         lower_bound=1,
         **here,
     )
@@ -127,23 +127,26 @@ def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
         _EpochsParser(),
         "epochs",
         None,
-        "The checkpoints of these epochs, such as 3,7,12, in place of "
+        "Epochs whose checkpoints to use, such as 3,7,12, in place of "
         "--checkpoints.",
         **here,
     )
     flags.DEFINE_list(
-        "layers", None, "Names of the layers whose gradients count.", **here
+        "layers",
+        None,
+        "Names of the layers whose gradients to use. Default: all layers.",
+        **here,
     )
 
 
 def define_method(values: flags.FlagValues) -> None:
-    """`--method`, and the options of each."""
+    """Defines `--method` and the options of every method."""
     flags.DEFINE_enum(
         "method",
         "tracin",
         METHODS,
-        "Checkpoints' gradients; influence functions; TRAK, of all "
-        "checkpoints; representer points.",
+        "TracIn; influence functions; TRAK over all checkpoints; representer "
+        "points.",
         flag_values=values,
         module_name=METHOD,
     )
@@ -151,46 +154,49 @@ def define_method(values: flags.FlagValues) -> None:
     define_tracin(values)
     define_influence(values)
     here: dict[str, Any] = {"flag_values": values, "module_name": REPRESENTER}
-    flags.DEFINE_float("l2", 1e-3, "λ, of the retuned last layer.", **here)
+    flags.DEFINE_float(
+        "l2", 1e-3, "L2 regularisation λ of the retuned last layer.", **here
+    )
     flags.DEFINE_enum(
         "representer",
         "l2",
         ("l2", "lje"),
-        "Retune the last layer, or expand the loss at the one there is.",
+        "l2: retune the last layer with --l2. lje: keep the last layer and "
+        "expand its loss around it (local Jacobian expansion).",
         **here,
     )
 
 
 def define_tracin(values: flags.FlagValues) -> None:
-    """The options of TracIn."""
+    """Defines the options of TracIn."""
     here: dict[str, Any] = {"flag_values": values, "module_name": TRACIN}
     flags.DEFINE_enum(
         "weights",
         "mean",
         ("mean", "sum"),
-        "What a checkpoint counts: the mean or the sum of the learning rates "
-        "since the one before.",
+        "How checkpoints are weighted: by the mean or the sum of the learning "
+        "rates applied since the previous one.",
         **here,
     )
     flags.DEFINE_enum(
         "projection",
         None,
         PROJECTIONS,
-        "Score sketches of the gradients, of --dim numbers each. Also for "
-        "trak, which takes tensor_sketch by default.",
+        "Random projection that compresses each gradient to a sketch of --dim "
+        "numbers. Also for --method=trak, whose default is tensor_sketch.",
         **here,
     )
     flags.DEFINE_bool(
         "optimizer_aware",
         False,
-        "Gradients as Adam and its kin use them.",
+        "Precondition gradients as Adam and related optimizers do.",
         **here,
     )
     flags.DEFINE_integer(
         "dim",
         1024,
-        "The length of a sketch: of --projection at each checkpoint, of "
-        "--solver=sketch, or of trak, which has 2048 by default.",
+        "Length of a sketch: of --projection at each checkpoint, of "
+        "--solver=sketch, or of --method=trak, whose default is 2048.",
         lower_bound=1,
         **here,
     )
@@ -198,88 +204,91 @@ def define_tracin(values: flags.FlagValues) -> None:
 
 
 def define_query_loss(values: flags.FlagValues) -> None:
-    """What queries are measured on."""
+    """Defines `--query_loss`."""
     flags.DEFINE_enum(
         "query_loss",
         "loss",
         ("loss", "logit", "margin"),
-        "What a query's influence is measured on. Positive scores are "
-        "proponents with each. For tracin and influence.",
+        "Quantity of a query that influence is measured on. With all of them, "
+        "a positive score marks a proponent. For --method=tracin and "
+        "influence.",
         flag_values=values,
         module_name=METHOD,
     )
 
 
 def define_influence(values: flags.FlagValues) -> None:
-    """The options of influence functions."""
+    """Defines the options of influence functions."""
     here: dict[str, Any] = {"flag_values": values, "module_name": INFLUENCE}
     flags.DEFINE_float(
         "damping",
         None,
-        "λ, added to the curvature; needed. Also for trak, which has 1 by "
-        "default.",
+        "Damping λ, added to the curvature; required. Also for --method=trak, "
+        "whose default is 1.",
         **here,
     )
     flags.DEFINE_enum(
         "curvature",
         "hessian",
         ("hessian", "gauss_newton", "ekfac"),
-        "Whose inverse is taken.",
+        "Curvature matrix to invert.",
         **here,
     )
     flags.DEFINE_enum(
         "solver",
         "cg",
         SOLVERS,
-        "How it is taken; --curvature=ekfac has its own.",
+        "Solver that inverts it. --curvature=ekfac takes none.",
         **here,
     )
     flags.DEFINE_enum(
         "relative",
         None,
         ("loss", "parameters"),
-        "Divide by what an example does to itself (RelatIF).",
+        "Divide scores by an example's own influence: on its loss, or on the "
+        "parameters (RelatIF, Barshan et al. 2020).",
         **here,
     )
 
 
 def define_queries(values: flags.FlagValues, k: int | None) -> None:
-    """`--queries` and `--k`."""
+    """Defines `--queries` and `--k`."""
     here: dict[str, Any] = {"flag_values": values, "module_name": QUERIES}
     flags.DEFINE_list(
         "queries",
         None,
-        "Ids of the test examples to ask about; all of them by default.",
+        "Ids of the test examples to score. Default: all of them.",
         **here,
     )
     flags.DEFINE_integer(
         "k",
         k,
-        "The strongest proponents and opponents of each query."
-        + ("" if k else " Without it, the scores of all training examples."),
+        "Number of strongest proponents and opponents to list for each query."
+        + ("" if k else " Without it, all training examples are scored."),
         lower_bound=1,
         **here,
     )
 
 
 def define_target(values: flags.FlagValues) -> None:
-    """`--target`, of representer points."""
+    """Defines `--target`, of representer points."""
     flags.DEFINE_string(
         "target",
         "label",
-        "The class that scores push towards: label, predicted, or an index.",
+        "Class whose logit the scores explain: label, predicted, or a class "
+        "index.",
         flag_values=values,
         module_name=REPRESENTER,
     )
 
 
 def define_directory(values: flags.FlagValues) -> None:
-    """`--directory`, for long calls."""
+    """Defines `--directory`, for long calls."""
     flags.DEFINE_string(
         "directory",
         None,
-        "Where finished parts are kept: a call that was killed goes on from "
-        "them when it is made again.",
+        "Directory for finished parts of the work: the same command, run "
+        "again after an interruption, continues from them.",
         flag_values=values,
         module_name=OUTPUT,
     )
@@ -288,26 +297,26 @@ def define_directory(values: flags.FlagValues) -> None:
 def define_output(
     values: flags.FlagValues, text: str, required: bool = False
 ) -> None:
-    """`--output`, `--overwrite` and `--quiet`."""
+    """Defines `--output`, `--overwrite` and `--quiet`."""
     here: dict[str, Any] = {"flag_values": values, "module_name": OUTPUT}
     flags.DEFINE_string("output", None, text, required=required, **here)
-    define_overwrite(values, "Replace the output that is there.")
+    define_overwrite(values, "Replace an existing output file.")
     define_quiet(values)
 
 
 def define_overwrite(values: flags.FlagValues, text: str) -> None:
-    """`--overwrite`."""
+    """Defines `--overwrite`."""
     flags.DEFINE_bool(
         "overwrite", False, text, flag_values=values, module_name=OUTPUT
     )
 
 
 def define_quiet(values: flags.FlagValues) -> None:
-    """`--quiet`."""
+    """Defines `--quiet`."""
     flags.DEFINE_bool(
         "quiet",
         False,
-        "No progress bars, no word but warnings and errors.",
+        "Print warnings and errors only: no progress bars, no messages.",
         flag_values=values,
         module_name=OUTPUT,
     )

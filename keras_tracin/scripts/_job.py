@@ -1,8 +1,8 @@
-"""From flags to a model, its data, its run and a method.
+"""Builds a model, its data, its run and a method from flags.
 
 Synopsis:
 
-    with opened(values) as job:
+    with open_job(values) as job:
         job.method().influence(job.queries(), verbose=job.verbose)
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from absl import flags
 
 from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
 from keras_tracin.curvature.solvers.randomized_sketch import RandomizedSketch
-from keras_tracin.data.examples import chosen, joined, open_examples, with_ids
+from keras_tracin.data.batches import join
+from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.engine.distribution import NAMED, Strategy
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import RepresenterPoints
 from keras_tracin.methods.tracin import TracIn
@@ -33,14 +36,12 @@ from keras_tracin.projection import (
     TensorSketch,
 )
 from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
-from keras_tracin.scripts._flags import METHODS_OF, NO_PARTS
+from keras_tracin.scripts._flags import INDEXED_METHODS, METHODS_WITH
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.scripts.task import Task, load_task
 
-Method = TracIn | InfluenceFunctions | TRAK | RepresenterPoints
-
 _BATCH = 256
-_OF_EACH_CHECKPOINT = ("tracin", "trak")
+_LOADS_CHECKPOINTS = ("tracin", "trak")
 _PROJECTIONS: dict[str, Any] = {
     "tensor_sketch": TensorSketch,
     "gaussian": GaussianProjection,
@@ -50,14 +51,14 @@ _PROJECTIONS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a program works with.
+    """Flags, task, model and run of a program.
 
     Attributes:
-        values: its flags.
-        task: what `--task` names.
+        values: parsed flags.
+        task: the task that `--task` names.
         model: the task's model.
-        run: the chosen checkpoints, or None.
-        strategy: that of `--strategy`, or None.
+        run: the run with the selected checkpoints, or None.
+        strategy: the strategy of `--strategy`, or None.
     """
 
     values: flags.FlagValues
@@ -68,54 +69,54 @@ class Job:
 
     @property
     def verbose(self) -> int:
-        """What library calls take as `verbose`."""
+        """Value of the `verbose` argument of library calls."""
         return 0 if self.values.quiet else 1
 
-    def method(self, projected: bool = True) -> Method:
-        """The method, ready to be asked.
+    def method(self, projected: bool = True) -> Attributor:
+        """Creates the method that `--method` names.
 
         Args:
-            projected: whether TracIn scores the sketches of `--projection`.
+            projected: If true, TracIn uses the `--projection`.
 
         Raises:
-            UsageError: if it lacks what it needs.
-            ValueError, TypeError: what the method raises.
+            UsageError: if a flag that the method needs is missing.
+            ValueError, TypeError: raised by the method.
         """
-        if self.values.method == "influence":
-            return _influence(self)
-        if self.values.method == "representer":
-            return _representer(self)
-        if self.values.method == "trak":
-            return _trak(self)
-        return _tracin(self, projected and self.values.projection is not None)
+        if self.values.method == "tracin":
+            projects = projected and self.values.projection is not None
+            return _tracin(self, projects)
+        makers: dict[str, Callable[[Job], Any]] = {
+            "influence": _influence,
+            "representer": _representer,
+            "trak": _trak,
+        }
+        return makers[self.values.method](self)
 
     def queries(self) -> Any:
         """The task's queries, or those that `--queries` names.
 
         Raises:
-            UsageError: if there is no query of such an id.
+            UsageError: if no query has such an id.
         """
         test = self.task.test()
         if self.values.queries is None:
             return test
-        return queries_with(test, self.values.queries)
+        return select_queries(test, self.values.queries)
 
     def call_options(self, call: str) -> dict[str, Any]:
-        """What this call of the method takes beside data and `k`.
+        """Keyword arguments of a call of the method.
 
         Args:
-            call: its name; parts of several calls do not mix.
+            call: name of the call, such as "top_k". Every call has its own
+                subdirectory of `--directory`.
         """
         values = self.values
         options: dict[str, Any] = {"verbose": self.verbose}
-        if call == "self_influence" and values.method in NO_PARTS:
-            return options
-        if values.method == "representer":
+        if values.method == "representer" and call != "self_influence":
             target = values.target
             options["target"] = int(target) if target.isdigit() else target
-        options["directory"] = (
-            values.directory and Path(values.directory) / call
-        )
+        if values.directory:
+            options["directory"] = Path(values.directory) / call
         return options
 
     def projection(self) -> Projection:
@@ -124,26 +125,26 @@ class Job:
         return _PROJECTIONS[kind](self.values.dim, seed=self.values.seed)
 
     def options(self, *names: str) -> dict[str, Any]:
-        """Arguments that flags and the task give by these names."""
+        """Arguments of these names, as flags and the task give them."""
         values = self.values.flag_values_dict()
-        found = {
+        options = {
             "loss": self.task.option("loss"),
             "class_weight": self.task.option("class_weight"),
             "strategy": self.strategy,
             **{k: values.get(k) for k in ("layers", "memory_limit")},
             **{k: values.get(k) for k in ("query_loss", "weights")},
         }
-        return {name: found[name] for name in names}
+        return {name: options[name] for name in names}
 
 
 @contextlib.contextmanager
-def opened(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
-    """The job of these flags; the model has the weights that it needs.
+def open_job(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
+    """Opens the job of these flags, with the weights that it needs loaded.
 
     Args:
-        values: the parsed flags.
-        at_end: whether the model gets the weights of the run's last
-            checkpoint also for methods that take those of each.
+        values: parsed flags.
+        at_end: If true, the model gets the weights of the run's last
+            checkpoint also for methods that load each checkpoint themselves.
 
     Raises:
         UsageError: if flags do not go together.
@@ -154,39 +155,57 @@ def opened(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
     keras.utils.set_random_seed(values.seed)
     task = load_task(values.task)
     strategy = NAMED[values.strategy]() if values.strategy else None
-    run = chosen_run(values, task)
+    run = select_run(values, task)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = task.model()
     with contextlib.ExitStack() as stack:
-        if run is not None and (at_end or method not in _OF_EACH_CHECKPOINT):
+        if run is not None and (at_end or method not in _LOADS_CHECKPOINTS):
             stack.enter_context(run_weights(model))(run[-1])
         yield Job(values, task, model, run, strategy)
 
 
 def check_flags(values: flags.FlagValues, method: str) -> None:
-    """Refuses flags that the method does not have.
+    """Refuses flags that the method does not take.
 
     Raises:
-        UsageError: naming the flag, and what it is for.
+        UsageError: naming the flag and the methods that take it.
     """
-    for name, methods in METHODS_OF.items():
-        if name in values and values[name].present and method not in methods:
-            others = " or ".join(f"--method={each}" for each in methods)
+    for flag, methods in METHODS_WITH.items():
+        if flag in values and values[flag].present and method not in methods:
+            others = " or ".join(f"--method={name}" for name in methods)
             raise UsageError(
-                f"--{name} is for {others}. Received: --method={method}."
+                f"--{flag} is for {others}. Received: --method={method}."
             )
-    given = values.flag_values_dict()
-    sketched = "index" in given or given.get("projection") is not None
-    sketched = sketched or given.get("solver") == "sketch" or method == "trak"
-    if "dim" in given and values["dim"].present and not sketched:
+    flag_values = values.flag_values_dict()
+    sketched = (
+        "index" in flag_values or flag_values.get("projection") is not None
+    )
+    sketched = (
+        sketched or flag_values.get("solver") == "sketch" or method == "trak"
+    )
+    if "dim" in flag_values and values["dim"].present and not sketched:
         raise UsageError("--dim is for --projection or --solver=sketch.")
 
 
-def chosen_run(values: flags.FlagValues, task: Task) -> TrainingRun | None:
-    """The checkpoints of `--run`, `--checkpoints` and `--epochs`.
+def check_indexed(method: str) -> None:
+    """Refuses a method whose scores an index cannot hold.
 
     Raises:
-        UsageError: if `--epochs` names none, or comes with `--checkpoints`.
+        UsageError: naming the methods with an index.
+    """
+    if method not in INDEXED_METHODS:
+        others = " or ".join(f"--method={name}" for name in INDEXED_METHODS)
+        raise UsageError(
+            f"There is no index of --method={method}. Choose {others}."
+        )
+
+
+def select_run(values: flags.FlagValues, task: Task) -> TrainingRun | None:
+    """Selects the checkpoints of `--run` by `--checkpoints` or `--epochs`.
+
+    Raises:
+        UsageError: if an epoch has no checkpoint, or if both `--epochs` and
+            `--checkpoints` are given.
         ValueError: if there is no run in the directory, or it is damaged.
     """
     source = values.run if values.run is not None else task.option("run")
@@ -202,43 +221,43 @@ def chosen_run(values: flags.FlagValues, task: Task) -> TrainingRun | None:
     if values.checkpoints:
         verbose = 0 if values.quiet else 1
         return select_checkpoints(run, values.checkpoints, verbose=verbose)
-    return _of_epochs(run, values.epochs) if values.epochs else run
+    return _select_epochs(run, values.epochs) if values.epochs else run
 
 
-def _of_epochs(run: TrainingRun, wanted: Sequence[int]) -> TrainingRun:
+def _select_epochs(run: TrainingRun, selected: Sequence[int]) -> TrainingRun:
     epochs = [checkpoint.epoch for checkpoint in run]
-    missing = sorted(set(wanted) - set(epochs))
+    missing = sorted(set(selected) - set(epochs))
     if missing:
         there = ", ".join(map(str, sorted(set(epochs))))
         raise UsageError(
             f"--epochs names {missing[0]}, which has no checkpoint in {run!r}; "
-            f"there are those of epochs {there}."
+            f"there are checkpoints of epochs {there}."
         )
-    return run.select([i for i, e in enumerate(epochs) if e in wanted])
+    return run.select([i for i, e in enumerate(epochs) if e in selected])
 
 
-def queries_with(test: Any, names: Sequence[str]) -> Any:
-    """The test examples with these ids, which they keep.
+def select_queries(test: Any, names: Sequence[str]) -> Any:
+    """The test examples with these ids, as a dataset that carries the ids.
 
     Raises:
-        UsageError: naming the ids that are not there.
+        UsageError: naming an id that no test example has.
     """
     examples = open_examples(test, "test")
-    known = np.concatenate([batch.ids for batch in examples.batches(_BATCH)])
-    place = {str(name): name for name in known.tolist()}
-    missing = [name for name in names if name not in place]
+    ids = np.concatenate([batch.ids for batch in examples.batches(_BATCH)])
+    id_of = {str(name): name for name in ids.tolist()}
+    missing = [name for name in names if name not in id_of]
     if missing:
         raise UsageError(
             f"--queries names '{missing[0]}', which none of the task's "
-            f"{len(known):,} test examples has as its id: these are "
-            f"{', '.join(list(place)[:3])}, ...."
+            f"{len(ids):,} test examples has as its id: these are "
+            f"{', '.join(list(id_of)[:3])}, ...."
         )
-    wanted = np.array([place[name] for name in names])
-    batch = joined(list(chosen(examples, wanted).batches(_BATCH)))
+    selected = np.array([id_of[name] for name in names])
+    batch = join(list(select(examples, selected).batches(_BATCH)))
     return with_ids(batch.data, batch.ids).batch(_BATCH)
 
 
-def _run_for(job: Job, method: str) -> TrainingRun:
+def _require_run(job: Job, method: str) -> TrainingRun:
     if job.run is None:
         raise UsageError(
             f"{method} needs a training run: --run=DIRECTORY, or a `run` of "
@@ -252,7 +271,7 @@ def _tracin(job: Job, projected: bool) -> TracIn:
     return TracIn(
         job.model,
         job.task.train(),
-        _run_for(job, "TracIn"),
+        _require_run(job, "TracIn"),
         projection=job.projection() if projected else None,
         optimizer_aware=values.optimizer_aware,
         **job.options(
@@ -269,12 +288,12 @@ def _tracin(job: Job, projected: bool) -> TracIn:
 
 def _trak(job: Job) -> TRAK:
     values = job.values
-    given = values["dim"].present or values.projection is not None
+    projects = values["dim"].present or values.projection is not None
     return TRAK(
         job.model,
         job.task.train(),
-        _run_for(job, "TRAK"),
-        projection=job.projection() if given else None,
+        _require_run(job, "TRAK"),
+        projection=job.projection() if projects else None,
         damping=1.0 if values.damping is None else values.damping,
         **job.options("loss", "layers", "strategy", "memory_limit"),
     )
@@ -284,7 +303,7 @@ def _influence(job: Job) -> InfluenceFunctions:
     values = job.values
     if values.damping is None:
         raise UsageError(
-            "--method=influence needs --damping, such as --damping=0.01: what "
+            "--method=influence needs --damping, such as --damping=0.01, which "
             "is added to the curvature."
         )
     own_inverse = values.curvature == "ekfac"

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    output = Output.of(values)   # refuses what cannot be written, beforehand
+    output = Output.from_flags(values)   # refuses a path it cannot write
     output.write(scores)         # an Attribution, TopK or SelfInfluence
 """
 
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.storage.files import written_whole
 
@@ -28,27 +28,27 @@ Row = list[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Where a result goes.
+    """Destination of a result.
 
     Attributes:
-        path: a `.npz` or `.csv` file; None for CSV on standard output.
+        path: path of a `.npz` or `.csv` file; None for CSV on standard output.
     """
 
     path: Path | None
 
     @classmethod
-    def of(cls, values: flags.FlagValues) -> Output:
-        """That of `--output`; without it the program is quiet.
+    def from_flags(cls, values: flags.FlagValues) -> Output:
+        """Reads `--output`; without it, sets `--quiet`.
 
         Raises:
-            UsageError: if it is of another kind, or there and not to be
-                overwritten.
+            UsageError: if the file has another ending, or exists and
+                `--overwrite` is not given.
         """
         if values.output is None:
-            # What is printed is the result alone.
+            # Standard output holds the result and nothing else.
             values["quiet"].value = True
             return cls(None)
-        return cls(checked(values, (".npz", ".csv")))
+        return cls(output_path(values, (".npz", ".csv")))
 
     def write(self, result: Result) -> None:
         """Writes the result, whole or not at all."""
@@ -64,12 +64,12 @@ class Output:
                 _write_csv(file, result)
 
 
-def checked(values: flags.FlagValues, endings: tuple[str, ...]) -> Path:
-    """The path of `--output`.
+def output_path(values: flags.FlagValues, endings: tuple[str, ...]) -> Path:
+    """The path that `--output` names.
 
     Raises:
-        UsageError: if it has another ending, is a directory, or is there and
-            not to be overwritten.
+        UsageError: if it has another ending, is a directory, or exists and
+            `--overwrite` is not given.
     """
     path = Path(values.output)
     if path.suffix not in endings:
@@ -80,13 +80,13 @@ def checked(values: flags.FlagValues, endings: tuple[str, ...]) -> Path:
     if path.is_dir():
         raise UsageError(f"--output='{path}' is a directory.")
     if path.exists() and not values.overwrite:
-        raise UsageError(f"'{path}' is there already: --overwrite replaces it.")
+        raise UsageError(f"'{path}' exists: --overwrite replaces it.")
     _check_writable(path)
     return path
 
 
 def _check_writable(path: Path) -> None:
-    parent = next(each for each in path.absolute().parents if each.exists())
+    parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(
             f"--output='{path}' cannot be written: '{parent}' is no directory "
@@ -98,7 +98,7 @@ def _print_csv(result: Result) -> None:
     try:
         _write_csv(sys.stdout, result)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has enough; nor is there more to flush
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

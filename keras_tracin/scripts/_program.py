@@ -1,7 +1,7 @@
-"""What every program does: parse its flags, work, and fail in one line.
+"""A command-line program: parses flags, works, and reports errors in a line.
 
-Each program has flags of its own, not those of the process, so that it refuses
-what it does not know, and several live in one process.
+Each program defines its own flags rather than absl's global ones, so that it
+refuses unknown flags and several programs can run in one process.
 
 Synopsis:
 
@@ -29,7 +29,7 @@ _EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError)
 
 
 class UsageError(ValueError):
-    """Flags that do not go together."""
+    """Flags that are missing, unknown or contradict each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Program:
     """A program for the command line.
 
     Attributes:
-        name: as in `keras_tracin-name`.
-        text: what `--help` begins with.
-        define: defines its flags, section by section.
-        work: takes the parsed flags and returns the exit code.
+        name: name of the program, as in `keras_tracin-NAME`.
+        text: first paragraphs of `--help`.
+        define: function that defines the flags.
+        work: function that takes the parsed flags and returns the exit code.
     """
 
     name: str
@@ -49,12 +49,15 @@ class Program:
     work: Callable[[flags.FlagValues], int]
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Runs it with arguments, those of the process by default.
+        """Runs the program.
+
+        Args:
+            argv: arguments; by default those of the process.
 
         Returns:
-            The exit code: that of `work`, or 2 after an error that is the
-            caller's to mend, which is one line on stderr. With `--debug`, and
-            for any other error, there is a traceback.
+            The exit code: that of `work`, or 2 after an error that the caller
+            can fix, which is reported in one line on stderr. With `--debug`,
+            and for any other error, a traceback is shown.
         """
         values = flags.FlagValues()
         self.define(values)
@@ -66,7 +69,7 @@ class Program:
             print(self._help(values, full=str(asked) == "helpfull"))
             return SUCCESS
         except (flags.Error, UsageError) as error:
-            self._say("error", f"{error} (--help tells of all flags)")
+            self._say("error", f"{error} (--help lists all flags)")
             return MISUSE
         try:
             with warnings.catch_warnings():
@@ -82,10 +85,11 @@ class Program:
             return MISUSE
 
     def _parse(self, values: flags.FlagValues, arguments: list[str]) -> None:
-        rest = values([self.name, *arguments])[1:]
-        if rest:
+        positional = values([self.name, *arguments])[1:]
+        if positional:
             raise UsageError(
-                f"Only flags (--name=value) are taken. Received: {rest[0]!r}."
+                "Expected flags (--name=value) only. Received: "
+                f"{positional[0]!r}."
             )
 
     def _warn(
@@ -109,28 +113,28 @@ class Program:
 
 
 class _HelpAsked(Exception):
-    """Parsing has come upon `--help` or `--helpfull`."""
+    """Raised while parsing, at `--help` or `--helpfull`."""
 
 
 class _HelpFlag(flags.BooleanFlag):
-    """Ends parsing, so that nothing else has to be there."""
+    """A flag that ends parsing, so that required flags may be missing."""
 
     def parse(self, argument) -> None:
-        """Called for a flag that is given."""
+        """Ends parsing where the flag is true."""
         if self._parse(argument):
             raise _HelpAsked(self.name)
 
 
 def _define_help(values: flags.FlagValues) -> None:
     for name, text in (
-        ("help", "Show this."),
+        ("help", "Show this help."),
         (
             "helpfull",
-            "Show this, absl's flags for logging, and how to write a task.",
+            "Show this help, absl's logging flags, and how to write a task.",
         ),
     ):
-        helps = _HelpFlag(name, False, text)
-        flags.DEFINE_flag(helps, values, module_name=_HELP)
+        help_flag = _HelpFlag(name, False, text)
+        flags.DEFINE_flag(help_flag, values, module_name=_HELP)
     flags.DEFINE_bool(
         "debug",
         False,

@@ -1,13 +1,13 @@
-"""Finds what would go wrong in attribution, and what it will take.
+"""Checks that a model, its data and its run are ready for attribution.
 
     keras_tracin-check --task=digits_task
 
-Tries the layers, the loss, the data, every checkpoint of the run and a small
-part of the job, and prints what there is to know: errors first, then warnings
+Tests the layers, the loss, the data, every checkpoint of the run and a small
+part of the computation, and prints its findings: errors first, then warnings
 and notes, then the memory and time that scoring the task's queries will take
-(without a `test()`, self-influence). Nothing is written.
+(without a `test()`: self-influence). Nothing is written.
 
-The exit code is 0 where all is ready, 1 where something is in the way.
+The exit code is 0 if there are no errors, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import flags
 
 from keras_tracin.check import check
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import opened
+from keras_tracin.scripts._job import open_job
 from keras_tracin.scripts._program import FAILURE, SUCCESS, Program
 
 
@@ -34,7 +34,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_examples",
         10_000,
-        "So many examples of each data set are read; 0 for all.",
+        "Number of examples to read from each data set; 0 for all.",
         lower_bound=0,
         flag_values=values,
         module_name=_flags.TASK,
@@ -43,7 +43,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-    with opened(values) as job:
+    with open_job(values) as job:
         report = check(
             job.model,
             job.task.train(),

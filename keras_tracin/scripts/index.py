@@ -4,10 +4,10 @@
     keras_tracin-query --task=digits_task --index=index/digits --queries=3
 
 Every training example's gradient is sketched at every checkpoint, into --dim
-numbers, and written to the directory of the index. A build that was
-interrupted, by whatever, is continued by the same call. When it is done, the
-program prints its size and what share of the strongest examples by exact scores
-it finds.
+numbers, and written to the directory of the index. The same command continues a
+build that was interrupted. At the end, the program prints the size of the index
+and its recall: the share of the strongest examples by exact scores that it
+finds.
 
 An index of influence functions, at the last checkpoint of the run:
 
@@ -27,10 +27,8 @@ from absl import flags
 
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.index.store import FILE_NAME
-from keras_tracin.methods.representer import RepresenterPoints
-from keras_tracin.methods.trak import TRAK
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, opened
+from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
 
@@ -44,55 +42,55 @@ def _define(values: flags.FlagValues) -> None:
     _flags.define_method(values)
     here: dict[str, Any] = {"flag_values": values, "module_name": _flags.INDEX}
     flags.DEFINE_string(
-        "index", None, "The directory of the index.", required=True, **here
+        "index", None, "Directory of the index.", required=True, **here
     )
     flags.DEFINE_enum(
-        "dtype", "float32", ("float32", "float16"), "Of rows on disk.", **here
+        "dtype",
+        "float32",
+        ("float32", "float16"),
+        "Precision of rows on disk.",
+        **here,
     )
     flags.DEFINE_enum(
         "search",
         None,
         ("exact", "flat", "hnsw", "ivf"),
-        "How rows are searched; by default the first that is fast enough.",
+        "Search method. Default: the first that is fast enough.",
         **here,
     )
     _flags.define_overwrite(
-        values, "Begin anew: delete the index that is in the directory."
+        values, "Delete an existing index in the directory and begin anew."
     )
     _flags.define_quiet(values)
 
 
 def _work(values: flags.FlagValues) -> int:
+    check_indexed(values.method)
     directory = _directory(values)
-    with opened(values) as job:
-        index = _built(job, directory)
+    with open_job(values) as job:
+        index = _build(job, directory)
         if not values.quiet:
             print(index)
     return SUCCESS
 
 
 def _directory(values: flags.FlagValues) -> Path:
-    """Where the index goes; not where there is something else."""
+    """The directory of the index; refuses one that holds other files."""
     directory = Path(values.index)
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"--index='{directory}' is a file.")
-    holds = sorted(directory.iterdir()) if directory.exists() else []
-    if holds and not (directory / FILE_NAME).is_file():
+    files = sorted(directory.iterdir()) if directory.exists() else []
+    if files and not (directory / FILE_NAME).is_file():
         raise UsageError(
             f"--index='{directory}' holds no index but other files, "
-            f"'{holds[0].name}' for one. Choose another directory."
+            f"'{files[0].name}' for one. Choose another directory."
         )
     return directory
 
 
-def _built(job: Job, directory: Path) -> InfluenceIndex:
+def _build(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
-    method = job.method(projected=False)  # the index has its own sketches
-    if isinstance(method, (RepresenterPoints, TRAK)):
-        raise UsageError(
-            f"There is no index of --method={values.method}. Choose "
-            "--method=tracin or --method=influence."
-        )
+    method: Any = job.method(projected=False)  # the index projects
     if values.overwrite and directory.exists():
         shutil.rmtree(directory)
     return InfluenceIndex.build(

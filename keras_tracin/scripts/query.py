@@ -1,4 +1,4 @@
-"""Asks an index which training examples helped or hurt a prediction.
+"""Searches an index for training examples that helped or hurt a prediction.
 
     keras_tracin-query --task=digits_task --index=index/digits --k=10
     keras_tracin-query --task=digits_task --index=index/digits \\
@@ -7,10 +7,11 @@
 Prints, or writes, each query's strongest proponents (positive scores: training
 on them lowered its loss) and opponents: query_id, side, rank, train_id, score.
 Scores are estimates from sketches; with --rerank the best candidates are scored
-again, exactly, for which the training data are read.
+again, exactly, which reads the training data.
 
 The index comes from `keras_tracin-index`. One query takes milliseconds, but
-starting a program takes seconds: a service keeps a `kt.InfluenceIndex` open.
+starting a program takes seconds: a service should keep a `kt.InfluenceIndex`
+open.
 """
 
 from __future__ import annotations
@@ -22,13 +23,9 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.methods.influence import InfluenceFunctions
-from keras_tracin.methods.representer import RepresenterPoints
-from keras_tracin.methods.tracin import TracIn
-from keras_tracin.methods.trak import TRAK
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results.top_k import TopK
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, opened
+from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -43,55 +40,51 @@ def _define(values: flags.FlagValues) -> None:
     _flags.define_queries(values, k=10)
     here: dict[str, Any] = {"flag_values": values, "module_name": _flags.INDEX}
     flags.DEFINE_string(
-        "index", None, "The directory of the index.", required=True, **here
+        "index", None, "Directory of the index.", required=True, **here
     )
     flags.DEFINE_integer(
         "rerank",
         0,
-        "So many candidates of each side, at least k, are scored exactly. The "
-        "run, its checkpoints and --layers have to be those of the index.",
+        "Number of candidates on each side, at least k, to score again "
+        "exactly. The run, its checkpoints and --layers must be those of the "
+        "index.",
         lower_bound=0,
         **here,
     )
     _flags.define_method(values)
-    _flags.define_output(values, "A .npz or .csv file for the answers.")
+    _flags.define_output(values, ".npz or .csv file for the answers.")
 
 
 def _work(values: flags.FlagValues) -> int:
-    output = Output.of(values)
+    output = Output.from_flags(values)
     if 0 < values.rerank < values.k:
         raise UsageError(
             f"--rerank should be 0 or at least k. Received: {values.rerank} "
             f"with --k={values.k}."
         )
-    # An index of influence functions asks for the weights of the end.
-    with opened(values, at_end=True) as job:
-        found = _answers(job)
-        output.write(found)
+    check_indexed(values.method)
+    # An index of influence functions needs the final weights.
+    with open_job(values, at_end=True) as job:
+        answers = _answer(job)
+        output.write(answers)
         if not values.quiet:
-            print(f"Answers to {len(found):,} queries are in {output.path}.")
+            print(f"Answers to {len(answers):,} queries are in {output.path}.")
     return SUCCESS
 
 
-def _answers(job: Job) -> TopK:
+def _answer(job: Job) -> TopK:
     values = job.values
-    # The index holds how its rows were made, but for a loss of the user's.
+    # The index records how its rows were made, except for a custom loss.
     needs_method = values.rerank or job.task.option("loss") is not None
-    moved = job.run if values["run"].present else None
+    run = job.run if values["run"].present else None
+    method: Any = job.method(projected=False) if needs_method else None
     index = InfluenceIndex(
         values.index,
         job.model,
-        method=_method(job) if needs_method else None,
-        run=moved,
+        method=method,
+        run=run,
     )
     return index.query(job.queries(), values.k, rerank=values.rerank)
-
-
-def _method(job: Job) -> TracIn | InfluenceFunctions:
-    method = job.method(projected=False)
-    if isinstance(method, (RepresenterPoints, TRAK)):
-        raise UsageError(f"There is no index of --method={job.values.method}.")
-    return method
 
 
 if __name__ == "__main__":

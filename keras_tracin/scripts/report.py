@@ -1,4 +1,4 @@
-"""Writes one page to browse queries and to review suspected labels.
+"""Writes an HTML page for browsing queries and reviewing suspected labels.
 
     keras_tracin-report --task=digits_task --output=digits.html
     keras_tracin-report --task=digits_task --output=digits.html --k=5 \\
@@ -8,15 +8,14 @@ The page shows each of the task's queries with its strongest proponents
 (positive scores: training on them lowered its loss) and opponents, and the
 training examples of highest self-influence one by one, to be marked as right or
 wrong; the marks are exported as CSV. It is one file that works without a
-network. Without a `test()` the task has no queries, and the page only the
-second part.
+network. If the task has no `test()`, the page has no queries.
 
 Examples are shown as the model takes them, unless the task has `shown_train()`
-or `shown_test()`: the same examples, with the same ids, as people read them,
-such as texts in place of tokens. A task's `class_names` and `feature_names` are
-used as well.
+or `shown_test()`: the same examples, with the same ids, in readable form, such
+as texts in place of tokens. A task's `class_names` and `feature_names` are used
+as well.
 
-It needs the `report` extra: pip install "keras_tracin[report]".
+The program needs the `report` extra: pip install "keras_tracin[report]".
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ import numpy as np
 from absl import flags
 
 from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.report import write_html
-from keras_tracin.results.attribution import SelfInfluence, TopK
+from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, Method, opened
-from keras_tracin.scripts._output import checked
+from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._output import output_path
 from keras_tracin.scripts._program import SUCCESS, Program
 
 _BATCH = 256
@@ -49,19 +49,19 @@ def _define(values: flags.FlagValues) -> None:
     _flags.define_queries(values, k=8)
     _flags.define_method(values)
     _flags.define_target(values)
-    _flags.define_output(values, "A .html file for the page.", required=True)
+    _flags.define_output(values, ".html file for the page.", required=True)
     here: dict[str, Any] = {
         "flag_values": values,
         "module_name": _flags.OUTPUT,
     }
     flags.DEFINE_string(
-        "title", "Training data attribution", "Of the page.", **here
+        "title", "Training data attribution", "Title of the page.", **here
     )
     flags.DEFINE_integer(
         "max_suspects",
         1000,
-        "So many examples of highest self-influence are listed; 0 for none, "
-        "which also saves computing it.",
+        "Number of examples of highest self-influence to list; 0 for none, "
+        "which also saves computing self-influence.",
         lower_bound=0,
         **here,
     )
@@ -69,9 +69,9 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-    path = checked(values, (".html",))
-    # What the model predicts is what it predicts at the end.
-    with opened(values, at_end=True) as job:
+    path = output_path(values, (".html",))
+    # The page shows predictions at the final weights.
+    with open_job(values, at_end=True) as job:
         method = job.method()
         top, suspects = _queries(job, method), _suspects(job, method)
         write_html(
@@ -95,28 +95,30 @@ def _work(values: flags.FlagValues) -> int:
     return SUCCESS
 
 
-def _queries(job: Job, method: Method) -> TopK | None:
+def _queries(job: Job, method: Attributor) -> TopK | None:
     if not job.task.has("test"):
         return None
     options = job.call_options("top_k")
     return method.top_k(job.queries(), job.values.k, **options)
 
 
-def _suspects(job: Job, method: Method) -> SelfInfluence | None:
+def _suspects(job: Job, method: Attributor) -> SelfInfluence | None:
     if not job.values.max_suspects:
         return None
     return method.self_influence(**job.call_options("self_influence"))
 
 
 def _predictions(job: Job, data: Any) -> dict[Any, np.ndarray] | None:
-    """What the model says of each example by its id; None of many outputs."""
-    found: dict[Any, np.ndarray] = {}
+    """Predictions by example id; None for a model of several outputs."""
+    predictions: dict[Any, np.ndarray] = {}
     for batch in open_for_model(job.model, data).batches(_BATCH):
         outputs = job.model(batch.x, training=False)
         if isinstance(outputs, (dict, list, tuple)) or len(outputs.shape) > 2:
             return None
-        found.update(zip(batch.ids.tolist(), np.asarray(outputs), strict=True))
-    return found
+        predictions.update(
+            zip(batch.ids.tolist(), np.asarray(outputs), strict=True)
+        )
+    return predictions
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@
     keras_tracin-score --task=digits_task --queries=3,17 --k=5 | head
 
 A positive score marks a proponent: training on the example lowered the query's
-loss. A negative one marks an opponent. (Representer points: it raises the
-logit of --target, or lowers it.)
+loss. A negative one marks an opponent. (For representer points: it raised or
+lowered the logit of --target.)
 
-With --k, a table of each query's strongest proponents and opponents: query_id,
-side, rank, train_id, score. Without, every training example's score, with a
-row for each query. Read a .npz file by `kt.TopK.load` or
-`kt.Attribution.load`. Without --output, CSV goes to standard output.
+With --k, the output is a table of each query's strongest proponents and
+opponents: query_id, side, rank, train_id, score. Without it, the output has a
+row for each query with the scores of all training examples. `kt.TopK.load` and
+`kt.Attribution.load` read .npz files. Without --output, CSV goes to standard
+output.
 
-Work that takes long goes on from where it was killed if --directory is given;
-processes of one cluster (TF_CONFIG) that share it share the work.
+With --directory, an interrupted command continues where it stopped, and the
+processes of a cluster (TF_CONFIG) share the work.
 
 Influence functions, TRAK and representer points of the same run:
 
@@ -30,9 +31,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results import Attribution, TopK
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import Job, opened
+from keras_tracin.scripts._job import Job, open_job
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -49,28 +50,28 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "aggregate",
         False,
-        "One row: the sum over all queries, in the time of one.",
+        "Score the sum over all queries: one row, in the time of one query.",
         flag_values=values,
         module_name=_flags.TRACIN,
     )
     _flags.define_target(values)
-    _flags.define_output(values, "A .npz or .csv file for the scores.")
+    _flags.define_output(values, ".npz or .csv file for the scores.")
     _flags.define_directory(values)
 
 
 def _work(values: flags.FlagValues) -> int:
-    output = Output.of(values)
+    output = Output.from_flags(values)
     if values.aggregate and values.directory:
         raise UsageError("--aggregate makes one row: leave out --directory.")
-    with opened(values) as job:
-        found = _scores(job)
-        output.write(found)
+    with open_job(values) as job:
+        scores = _score(job)
+        output.write(scores)
         if not values.quiet:
-            print(f"{_told(found)} are in {output.path}.")
+            print(f"{_describe(scores)} are in {output.path}.")
     return SUCCESS
 
 
-def _scores(job: Job) -> Attribution | TopK:
+def _score(job: Job) -> Attribution | TopK:
     values, queries, method = job.values, job.queries(), job.method()
     if values.k is not None and not values.aggregate:
         return method.top_k(queries, values.k, **job.call_options("top_k"))
@@ -81,11 +82,11 @@ def _scores(job: Job) -> Attribution | TopK:
     return scores if values.k is None else scores.top_k(values.k)
 
 
-def _told(found: Attribution | TopK) -> str:
-    if isinstance(found, TopK):
-        k = found.proponents.ids.shape[1]
-        return f"{k} proponents and {k} opponents of {len(found):,} queries"
-    m, n = found.scores.shape
+def _describe(result: Attribution | TopK) -> str:
+    if isinstance(result, TopK):
+        k = result.proponents.ids.shape[1]
+        return f"{k} proponents and {k} opponents of {len(result):,} queries"
+    m, n = result.scores.shape
     return f"Scores of {n:,} training examples for {m:,} queries"
 
 

@@ -3,13 +3,13 @@
     keras_tracin-self_influence --task=digits_task --output=suspicious.csv
     keras_tracin-self_influence --task=digits_task | head -20
 
-An example's influence on its own loss is large where the rest of the data does
-not explain it: where it is rare, or its label is wrong. A .csv file has the
+An example's influence on its own loss is large if the rest of the data does not
+explain it: it is rare, or its label is wrong. A .csv file has the
 columns rank, train_id and self_influence, the largest first; a .npz file,
 which `kt.SelfInfluence.load` reads, is in reading order. Without --output, CSV
 goes to standard output.
 
-The training loss finds labels that are wrong at random as well; compare.
+The training loss also finds labels that are wrong at random: compare the two.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from keras_tracin.scripts import _flags
-from keras_tracin.scripts._job import opened
+from keras_tracin.scripts._job import open_job
 from keras_tracin.scripts._output import Output
-from keras_tracin.scripts._program import SUCCESS, Program, UsageError
+from keras_tracin.scripts._program import SUCCESS, Program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,24 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     _flags.define_task(values)
     _flags.define_method(values)
-    _flags.define_output(values, "A .npz or .csv file for the ranking.")
+    _flags.define_output(values, ".npz or .csv file for the ranking.")
     _flags.define_directory(values)
 
 
 def _work(values: flags.FlagValues) -> int:
-    output = Output.of(values)
-    if values.method in _flags.NO_PARTS and values.directory:
-        raise UsageError(
-            f"--method={values.method} has no parts to keep of "
-            "self-influence: leave out --directory."
-        )
-    with opened(values) as job:
+    output = Output.from_flags(values)
+    with open_job(values) as job:
         options = job.call_options("self_influence")
-        found = job.method().self_influence(**options)
-        output.write(found)
+        scores = job.method().self_influence(**options)
+        output.write(scores)
         if not values.quiet:
             print(
-                f"Self-influence of {len(found):,} training examples is in "
+                f"Self-influence of {len(scores):,} training examples is in "
                 f"{output.path}."
             )
     return SUCCESS

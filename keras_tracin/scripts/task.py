@@ -1,6 +1,6 @@
-"""A task: what builds the model and the data that a program works on.
+"""A task: the object that builds the model and the data of a program.
 
-The package's docstring says what a task has, with an example.
+The package's docstring lists the attributes of a task, with an example.
 
 Synopsis:
 ```python
@@ -32,11 +32,11 @@ class TaskError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What `--task` names.
+    """The task that `--task` names.
 
     Attributes:
-        spec: the name it was given by.
-        source: the object, class instance or module itself.
+        spec: name given to `--task`.
+        source: the module, or object in one, that has the attributes.
     """
 
     spec: str
@@ -46,9 +46,9 @@ class Task:
         """The model.
 
         Raises:
-            TaskError: if the task gives none.
+            TaskError: if the task returns something else.
         """
-        model = self._made("model")
+        model = self._get("model")
         if not isinstance(model, keras.Model):
             raise TaskError(
                 f"`model()` of the task '{self.spec}' should return a "
@@ -60,57 +60,55 @@ class Task:
         """The training data.
 
         Raises:
-            TaskError: if the task fails to give it.
+            TaskError: if the task fails to build them.
         """
-        return self._made("train")
+        return self._get("train")
 
     def test(self) -> Any:
         """The queries.
 
         Raises:
-            TaskError: if the task has none, or fails to give them.
+            TaskError: if the task has none, or fails to build them.
         """
         if not self.has("test"):
             raise TaskError(
                 f"The task '{self.spec}' has no queries. Give it a `test()` "
                 "that returns them, in the form of its `train()`."
             )
-        return self._made("test")
+        return self._get("test")
 
     def shown(self, name: str) -> Any:
-        """The examples of `train` or `test` as people read them.
+        """The examples of `train` or `test` in readable form.
 
         Raises:
-            TaskError: if the task fails to give them.
+            TaskError: if the task fails to build them.
         """
-        return self._made(
-            f"shown_{name}" if self.has(f"shown_{name}") else name
-        )
+        return self._get(f"shown_{name}" if self.has(f"shown_{name}") else name)
 
     def has(self, name: str) -> bool:
         """Whether the task has this attribute."""
         return getattr(self.source, name, None) is not None
 
     def option(self, name: str) -> Any:
-        """An attribute that a task may have, None where it has not."""
+        """An optional attribute of the task, or None."""
         return getattr(self.source, name, None)
 
-    def _made(self, name: str) -> Any:
+    def _get(self, name: str) -> Any:
         value = getattr(self.source, name)
         if isinstance(value, keras.Model) or not callable(value):
             return value
-        return _called(value, f"`{name}()` of the task '{self.spec}'")
+        return _call(value, f"`{name}()` of the task '{self.spec}'")
 
 
 def load_task(spec: str) -> Task:
-    """The task of this name.
+    """Loads the task of this name.
 
     Args:
         spec: "module" or "module:attribute".
 
     Raises:
-        TaskError: if there is no such module or attribute, importing or
-            calling it fails, or it is no task.
+        TaskError: if there is no such module or attribute, if importing or
+            calling it fails, or if it is not a task.
     """
     parts = _SPEC.fullmatch(spec)
     if parts is None:
@@ -119,19 +117,19 @@ def load_task(spec: str) -> Task:
             "for `Digits` in digits_task.py, or only the module. Received: "
             f"{spec!r}."
         )
-    source = _imported(parts["module"])
+    source = _import(parts["module"])
     attribute = parts["attribute"]
     for name in attribute.split(".") if attribute else ():
         if not hasattr(source, name):
             raise TaskError(
-                f"The task '{spec}' is not there: {_described(source)} has no "
+                f"There is no task '{spec}': {_name_of(source)} has no "
                 f"'{name}'. It has {_public(source)}."
             )
         source = getattr(source, name)
     if isinstance(source, type) or (
         callable(source) and not hasattr(source, "model")
     ):
-        source = _called(source, f"`{attribute}()` of the task '{spec}'")
+        source = _call(source, f"`{attribute}()` of the task '{spec}'")
     missing = [n for n in _NEEDED if getattr(source, n, None) is None]
     if missing:
         raise TaskError(
@@ -141,32 +139,33 @@ def load_task(spec: str) -> Task:
     return Task(spec, source)
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     here = os.getcwd()
-    if here not in sys.path:  # a console script's is that of the script
+    if here not in sys.path:  # a console script has its own directory there
         sys.path.insert(0, here)
+    what = f"Importing the task's module '{name}'"
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         absent = error.name or ""
         if name == absent or name.startswith(f"{absent}."):
             raise TaskError(
-                f"There is no module '{absent}' for `--task`. It is looked for "
-                f"in {here}, then where Python looks (PYTHONPATH)."
+                f"There is no module '{absent}' for `--task`. Searched: "
+                f"{here}, then Python's path (PYTHONPATH)."
             ) from error
-        raise _failed(f"Importing the task's module '{name}'", error) from error
+        raise _failure(what, error) from error
     except Exception as error:
-        raise _failed(f"Importing the task's module '{name}'", error) from error
+        raise _failure(what, error) from error
 
 
-def _called(function: Any, what: str) -> Any:
+def _call(function: Any, what: str) -> Any:
     try:
         return function()
     except Exception as error:
-        raise _failed(what, error) from error
+        raise _failure(what, error) from error
 
 
-def _failed(what: str, error: Exception) -> TaskError:
+def _failure(what: str, error: Exception) -> TaskError:
     said = brief(error)
     return TaskError(
         f"{what} failed with {type(error).__name__}{': ' if said else ''}"
@@ -174,7 +173,7 @@ def _failed(what: str, error: Exception) -> TaskError:
     )
 
 
-def _described(source: Any) -> str:
+def _name_of(source: Any) -> str:
     name = getattr(source, "__name__", type(source).__name__)
     return f"'{name}'"
 

@@ -18,13 +18,10 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-# Of errors that making room helps against.
+# Numbers of the errors that are solved by making room.
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # A prefix, since Keras insists on the ending of a weights file's name.
@@ -102,15 +99,6 @@ def written_whole(path: Path, unique: bool = False) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def save_arrays(path: Path, unique: bool = False, **arrays: Any) -> None:
-    """Writes one `.npz` file, whatever its ending, whole or not at all."""
-    with (
-        written_whole(path, unique) as unfinished,
-        open(unfinished, "wb") as file,
-    ):
-        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager
@@ -220,6 +208,35 @@ def check_room(directory: Path, needed: int, what: str, remedy: str) -> None:
             f"The disk is too full: {needed:,} bytes are needed for the {what} "
             f"in {directory}, {free:,} are free. {remedy}",
         )
+
+
+@contextlib.contextmanager
+def explain_full_disk(
+    directory: Path, what: str, kept: Callable[[], str]
+) -> Iterator[None]:
+    """Raises an error that says what is kept where the disk becomes full.
+
+    Args:
+        directory: the directory that is written to.
+        what: what is written, in words.
+        kept: says what stays there, in words; called once the disk is full.
+
+    Raises:
+        OSError: if the block raises one because the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        explained = str(error.strerror).startswith("The disk is")
+        if error.errno not in DISK_IS_FULL or explained:
+            raise
+        free = shutil.disk_usage(directory).free
+        raise OSError(
+            error.errno,
+            f"The disk is full: {what} did not fit into {directory}, "
+            f"{free:,} bytes are free. {kept()} are kept. Make room and call "
+            "again: it goes on from there",
+        ) from error
 
 
 def digest(path: Path) -> str:

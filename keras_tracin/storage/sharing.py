@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_tracin.storage.files import save_arrays, written_whole
+from keras_tracin.storage.arrays import save_arrays
+from keras_tracin.storage.files import written_whole
 
 _POLL = 0.2  # seconds between looks at what others have done
 _PATIENCE = 60.0  # seconds after which waiting is announced, again and again
@@ -34,7 +35,7 @@ def write_first(path: Path, text: str) -> None:
 def write_first_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes one `.npz` file, unless another process was first."""
     with _first(path) as own:
-        save_arrays(own, **arrays)
+        save_arrays(own, arrays)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Training watched step by step: TracInIdeal, and sketches made on the way."""
+"""Observes training step by step: TracInIdeal, and sketches of gradients."""
 
 from keras_tracin.trace.plain import record_training
 from keras_tracin.trace.result import StepTable, TrainingTrace

@@ -1,9 +1,10 @@
-"""The gradients that a training step sums up, example by example.
+"""Per-example gradients of training steps.
 
-The loss that Keras trains on is `Σ_i b_i ℓ_i`; these are the `b_i ∇ℓ_i`, with
-the batch's own weights, masks and classes. They are of training mode, as the
-real step's are: Dropout draws what it will draw, and its seeds are put back.
-What `mode.apart` keeps out of training mode is inference mode's.
+The loss that Keras trains on is `Σ_i b_i ℓ_i`, with weights `b_i` from the
+batch's size, masks, sample weights and class weights. This module computes
+`b_i ∇ℓ_i` in training mode, as the real step does: Dropout uses the seeds of
+the step, which are restored. Layers named by `mode.find_inference_layers` stay
+in inference mode.
 
 Synopsis:
 
@@ -11,8 +12,8 @@ Synopsis:
 
     @tf.function
     def step(data):
-        factors = gradients.of(data)
-        for variable, gradient in gradients.total(factors): ...
+        captured = gradients.capture(data)
+        for variable, gradient in gradients.total(captured): ...
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients import factors as algebra
-from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients.capture import Captured, capture
 from keras_tracin.gradients.placement import check_loss_of_outputs, place
 from keras_tracin.losses.per_example import (
     batch_shares,
     check_no_activation_losses,
 )
-from keras_tracin.trace.mode import apart, training_mode
+from keras_tracin.trace.mode import find_inference_layers, inference_mode
 
 
 class StepGradients:
-    """The gradients `b_i ∇ℓ(w, z_i)` of batches.
+    """Computes the gradients `b_i ∇ℓ(w, z_i)` of batches.
 
     Args:
         model: a built and compiled model.
-        spec: the types of a batch's parts, its size left open.
-        class_weight: the one that `fit` is given.
+        spec: `tf.TensorSpec`s of a batch, its size left open.
+        class_weight: the `class_weight` given to `fit`.
 
     Attributes:
-        kept_out: the layers that stay in inference mode.
+        inference_layers: layers that stay in inference mode.
 
     Raises:
-        ValueError: if the model is not compiled, or computes its loss by a
-            `compute_loss` of its own.
+        ValueError: if the model is not compiled, or overrides
+            `compute_loss`.
     """
 
     def __init__(
@@ -62,41 +63,39 @@ class StepGradients:
             model, x, loss=self._shares, y=y, sample_weight=sample_weight
         )
         check_loss_of_outputs(model, self._shares, spec, "Traces of training")
-        self._groups: tuple = ()
-        self.kept_out = apart(model, self._placement.sites)
+        self.inference_layers = find_inference_layers(
+            model, self._placement.sites
+        )
 
-    def of(self, data: Any) -> tuple:
-        """Factors of a whole batch, to be called inside a `tf.function`.
+    def capture(self, data: Any) -> Captured:
+        """Captures the gradients of a batch; call it in a `tf.function`.
 
         Raises:
             ValueError: if layers add losses computed from their inputs.
         """
-        others = self._model.non_trainable_variables
-        before = [tf.identity(v.value) for v in others]
-        with training_mode(self.kept_out):
-            found = capture(
+        state = self._model.non_trainable_variables
+        values = [tf.identity(v.value) for v in state]
+        with inference_mode(self.inference_layers):
+            captured = capture(
                 self._model,
                 self._shares,
                 triple(data),
                 self._placement,
                 training=True,
             )
-        for v, value in zip(others, before, strict=True):
+        for v, value in zip(state, values, strict=True):
             v.assign(value)
         check_no_activation_losses(self._model)
-        known = self._placement.variables
-        self._groups = tuple(
-            tuple(known[at] for at in group) for group in found.positions
-        )
-        return found.factors
+        return captured
 
-    def total(self, factors: tuple) -> Iterator[tuple[Any, tf.Tensor]]:
-        """Each variable with its summed gradient, flat; after `of`."""
-        for each, variables in zip(factors, self._groups, strict=True):
-            yield from zip(variables, algebra.total(each), strict=True)
+    def total(self, captured: Captured) -> Iterator[tuple[Any, tf.Tensor]]:
+        """Pairs of a variable and its summed gradient, which is flat."""
+        groups = self._placement.groups(captured.positions)
+        for variables, factors in zip(groups, captured.factors, strict=True):
+            yield from zip(variables, algebra.total(factors), strict=True)
 
 
 def triple(data: Any) -> tuple[Any, Any, Any]:
-    """`(x, y, sample_weight)`, the last None where there is none."""
+    """`(x, y, sample_weight)` of a batch; without weights, None."""
     x, y, *weight = data
     return x, y, weight[0] if weight else None

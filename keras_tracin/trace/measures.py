@@ -1,8 +1,9 @@
-"""What is computed at a training step: one compiled call before, one after.
+"""Measurements at a training step: one compiled call before, one after.
 
-Before the step, at w_t, the queries' losses and gradients, those of the batch,
-and where the plain gradient step would lead; after it, the losses at w_{t+1}.
-The weights, and the seeds of Dropout, are put back before the step is made.
+Before the step, at w_t, they are the losses and gradients of the queries, the
+gradients of the batch, and the losses that the plain gradient step would reach;
+after it, the losses at w_{t+1}. The weights and the seeds of Dropout are
+restored before the real step.
 
 Synopsis:
 
@@ -32,15 +33,17 @@ from keras_tracin.trace.gradients import StepGradients, triple
 
 @dataclasses.dataclass(frozen=True)
 class Before(Nest):
-    """What is known of a step before it is made.
+    """Measurements before a step.
 
     Attributes:
-        losses: `[m]` the queries' losses at w_t.
-        shares: `[m, b]` η_t b_i ∇ℓ(w_t, z_i) · ∇ℓ(w_t, z').
-        stepped: `[m]` the losses after the plain step; empty if it is the
-            real one.
-        weights: w_t, and nothing if the step is plain.
-        factors: the queries' gradients, and nothing if the step is plain.
+        losses: losses of the queries at w_t, `[m]`.
+        shares: η_t b_i ∇ℓ(w_t, z_i) · ∇ℓ(w_t, z'), `[m, b]`.
+        stepped: losses after the plain gradient step, `[m]`; empty if the real
+            step is plain.
+        weights: w_t; empty if the step is plain.
+        factors: gradients of the queries; empty if the step is plain.
+        positions: positions of the variables of each group of factors, as in
+            `Captured`.
     """
 
     losses: tf.Tensor
@@ -48,18 +51,21 @@ class Before(Nest):
     stepped: tf.Tensor
     weights: tuple
     factors: tuple
+    positions: tuple[tuple[int, ...], ...]
+
+    static = ("positions",)
 
 
 class Measures:
-    """The measurements of one model's training at one set of queries.
+    """Measures how steps of a model's training change losses of queries.
 
     Args:
         model: a built and compiled model.
         queries: `(x, y[, sample_weight])`.
-        gradients: those of the batches.
+        gradients: computes gradients of the batches.
 
     Attributes:
-        is_plain: whether a step is w - η Σ b_i ∇ℓ_i and nothing else.
+        is_plain: True if a step is w - η Σ b_i ∇ℓ_i and nothing else.
     """
 
     def __init__(
@@ -73,56 +79,52 @@ class Measures:
         self._placement = place(
             model, x, loss=self._loss, y=y, sample_weight=sample_weight
         )
-        self._groups: tuple = ()
-        self.is_plain = is_plain(model) and not gradients.kept_out
+        self.is_plain = is_plain(model) and not gradients.inference_layers
         self._compiled: dict[str, Any] = {}
-        self._after = tf.function(self._look_after, autograph=False)
+        self._after = tf.function(self._measure_after, autograph=False)
 
     def before(self, data: Any, rate: float) -> Before:
-        """Measures at the present weights, and leaves them as they are.
+        """Measures at the present weights, which are left unchanged.
 
         Args:
-            data: the batch that comes next.
-            rate: the learning rate it will be applied with.
+            data: the next batch.
+            rate: learning rate of the next step.
         """
         kind = kind_of(data)
         if kind not in self._compiled:
             rate_spec = tf.TensorSpec([], tf.float32)
             self._compiled[kind] = tf.function(
-                self._look_before,
+                self._measure_before,
                 autograph=False,
                 input_signature=(self._spec, batch_spec(data), rate_spec),
             )
         return self._compiled[kind](self._queries, data, np.float32(rate))
 
     def after(self, before: Before) -> tuple[tf.Tensor, tf.Tensor]:
-        """Measures at the weights that the step has led to.
+        """Measures at the weights after the step.
 
         Returns:
-            `[m]` losses at w_{t+1}, and `[m]` (w_t - w_{t+1}) · ∇ℓ(w_t, z'),
-            which of a plain step is empty.
+            Losses at w_{t+1}, `[m]`, and (w_t - w_{t+1}) · ∇ℓ(w_t, z'), `[m]`,
+            which is empty if the step is plain.
         """
         return self._after(self._queries, before)
 
-    def _look_before(self, queries, data, rate):
-        found = capture(
+    def _measure_before(self, queries, data, rate):
+        captured = capture(
             self._model, self._loss, triple(queries), self._placement
         )
-        known = self._placement.variables
-        self._groups = tuple(
-            tuple(known[at] for at in group) for group in found.positions
-        )
-        factors = tuple(algebra.compact(each) for each in found.factors)
-        batch = self._gradients.of(data)
+        factors = tuple(map(algebra.compact, captured.factors))
+        batch = self._gradients.capture(data)
         products = tf.add_n(
             [
-                algebra.inner(query, algebra.compact(each))
-                for query, each in zip(factors, batch, strict=True)
+                algebra.inner(left, algebra.compact(right))
+                for left, right in zip(factors, batch.factors, strict=True)
             ]
         )
         shares = tf.cast(rate, products.dtype) * products
         if self.is_plain:
-            return Before(found.losses, shares, found.losses[:0], (), ())
+            none = captured.losses[:0]
+            return Before(captured.losses, shares, none, (), (), ())
         weights = [
             tf.identity(v.value) for v in self._model.trainable_variables
         ]
@@ -131,7 +133,14 @@ class Measures:
             self._model.trainable_variables, weights, strict=True
         ):
             v.assign(value)
-        return Before(found.losses, shares, stepped, tuple(weights), factors)
+        return Before(
+            captured.losses,
+            shares,
+            stepped,
+            tuple(weights),
+            factors,
+            captured.positions,
+        )
 
     def _losses_after_step(self, queries, batch, rate):
         for v, gradient in self._gradients.total(batch):
@@ -139,26 +148,25 @@ class Measures:
             v.assign_sub(tf.cast(tf.reshape(step, v.shape), v.dtype))
         return self._losses(queries)
 
-    def _look_after(self, queries, before):
+    def _measure_after(self, queries, before):
         losses = self._losses(queries)
         if self.is_plain:
             return losses, losses[:0]
-        moves = {
+        steps = {
             id(v): tf.reshape(value - v.value, [-1])
             for v, value in zip(
                 self._model.trainable_variables, before.weights, strict=True
             )
         }
-        parts = [
+        groups = self._placement.groups(before.positions)
+        products = [
             algebra.contract(
                 factors,
-                tuple(tf.cast(moves[id(v)], losses.dtype) for v in variables),
+                tuple(tf.cast(steps[id(v)], losses.dtype) for v in variables),
             )
-            for factors, variables in zip(
-                before.factors, self._groups, strict=True
-            )
+            for factors, variables in zip(before.factors, groups, strict=True)
         ]
-        return losses, tf.add_n(parts)
+        return losses, tf.add_n(products)
 
     def _losses(self, queries):
         x, y, weight = triple(queries)
@@ -166,7 +174,7 @@ class Measures:
 
 
 def is_plain(model: keras.Model) -> bool:
-    """Whether model and optimizer make steps w - η Σ b_i ∇ℓ_i."""
+    """Whether steps of the optimizer are w - η Σ b_i ∇ℓ_i and nothing else."""
     optimizer = model.optimizer
     extras = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm")
     return (

@@ -1,17 +1,17 @@
-"""Training mode with what can be taken apart example by example.
+"""Training mode for layers whose gradients split into examples.
 
-Where real training is replayed, Dropout drops what it dropped: its seeds are
-weights of the model, and the caller puts them back to where they stood. Two
-kinds of layers stay in inference mode all the same: those that keep statistics
-of their batches (BatchNormalization), in which every example moves every
-other's output; and those whose gradients are found by running the layer again
-in inference mode (recurrent layers with dropout, a user's own layer with
-weights). What training does differently there has no share per example.
+Where real training is replayed, Dropout drops the same units again: its seeds
+are weights of the model, which the caller restores. Two kinds of layers stay in
+inference mode even so: layers with statistics of their batches
+(BatchNormalization), in which every example changes the outputs of the others;
+and layers whose gradients are computed by running the layer again in inference
+mode (recurrent layers with dropout, custom layers with weights). The difference
+that training mode makes there belongs to no example.
 
 Synopsis:
 
     placement = place(model, x)
-    with training_mode(apart(model, placement.sites)):
+    with inference_mode(find_inference_layers(model, placement.sites)):
         capture(model, loss, batch, placement, training=True)
 """
 
@@ -25,33 +25,36 @@ import keras
 from keras_tracin.gradients.sites import Site, intercepted
 
 
-def apart(model: keras.Model, sites: Iterable[Site]) -> list[keras.Layer]:
+def find_inference_layers(
+    model: keras.Model, sites: Iterable[Site]
+) -> list[keras.Layer]:
     """The layers that stay in inference mode while the others train."""
-    found = {
+    layers = {
         id(layer): layer
         for layer in model._flatten_layers()
         if layer._non_trainable_variables
     }
     for site in sites:
-        if site.rule is None or _drops_inside(site.layer):
-            found[id(site.layer)] = site.layer
-    return [layer for layer in found.values() if _knows_training(layer)]
+        if site.rule is None or _has_inner_dropout(site.layer):
+            layers[id(site.layer)] = site.layer
+    return [layer for layer in layers.values() if _has_training_mode(layer)]
 
 
 @contextlib.contextmanager
-def training_mode(kept_out: Sequence[keras.Layer]) -> Iterator[None]:
-    """A block in which these layers take `training=True` for False."""
+def inference_mode(layers: Sequence[keras.Layer]) -> Iterator[None]:
+    """For a `with` block, these layers treat `training=True` as False."""
     with contextlib.ExitStack() as stack:
-        for layer in kept_out:
-            stack.enter_context(intercepted(layer, _inference(layer)))
+        for layer in layers:
+            call = _call_in_inference_mode(layer)
+            stack.enter_context(intercepted(layer, call))
         yield
 
 
-def _inference(layer: keras.Layer):
-    def instead(original, *args, **kwargs):
+def _call_in_inference_mode(layer: keras.Layer):
+    def call(original, *args, **kwargs):
         if "training" in kwargs:
             kwargs["training"] = False
-        # Layers in this one ask the context.
+        # Sublayers read the mode from the context.
         context = layer._get_call_context()
         before = context.get_value("training")
         context.set_value("training", False)
@@ -60,17 +63,17 @@ def _inference(layer: keras.Layer):
         finally:
             context.set_value("training", before)
 
-    return instead
+    return call
 
 
-def _knows_training(layer: keras.Layer) -> bool:
-    """Whether it, or a layer in it, may act otherwise in training."""
-    return any(each._call_has_training_arg for each in layer._flatten_layers())
+def _has_training_mode(layer: keras.Layer) -> bool:
+    """Whether it, or a sublayer, may act differently in training mode."""
+    return any(x._call_has_training_arg for x in layer._flatten_layers())
 
 
-def _drops_inside(layer: keras.Layer) -> bool:
+def _has_inner_dropout(layer: keras.Layer) -> bool:
     return isinstance(layer, keras.layers.RNN) and any(
-        vars(inside).get(name)
-        for inside in layer.cell._flatten_layers()
+        vars(part).get(name)
+        for part in layer.cell._flatten_layers()
         for name in ("dropout", "recurrent_dropout")
     )

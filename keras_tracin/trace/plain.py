@@ -1,8 +1,8 @@
-"""Training as `model.fit` does it, with a record of every batch.
+"""Trains with `model.fit` and records every batch.
 
-What `TracInCheckpoint` writes is enough for methods that look at checkpoints.
-To make a training again one has to know its batches as well, and `fit` tells
-nobody: here it reads batches whose ids are known.
+Records of `TracInCheckpoint` suffice for methods that use checkpoints. Methods
+that replay training also need its batches, whose ids `fit` does not reveal:
+here `fit` reads batches with known ids.
 
 Synopsis:
 
@@ -21,9 +21,9 @@ import keras
 import numpy as np
 
 from keras_tracin.models.exclusive import exclusively
+from keras_tracin.trace.batches import TrainingBatches
+from keras_tracin.trace.observing import check_observable, fit_with_observer
 from keras_tracin.trace.recording import Recording, recorded_history
-from keras_tracin.trace.source import Source
-from keras_tracin.trace.watching import check_can_be_watched, watched_fit
 
 
 @exclusively
@@ -40,11 +40,11 @@ def record_training(
     resume: bool = True,
     verbose: str | int = 0,
 ) -> keras.callbacks.History:
-    """Trains with `model.fit` and records all that making it again takes.
+    """Trains with `model.fit` and records what replaying it needs.
 
-    The directory is that of a `TrainingRun` with a checkpoint at the end of
-    each epoch, for every method; beside the rates, it has the ids of each
-    step's batch and the states of random numbers.
+    The directory holds a `TrainingRun`, for every method, with a checkpoint at
+    the end of each epoch. Beside learning rates, it has the ids of each step's
+    batch and the states of random number generators.
 
     Example:
     ```python
@@ -53,18 +53,18 @@ def record_training(
     ```
 
     Args:
-        model: a built and compiled model; it is trained.
+        model: the built and compiled model to train.
         train: arrays `(x, y[, sample_weight])`, shuffled here each epoch; or
             a batched dataset with ids (`with_ids`), in its own order.
-        directory: where the run is written.
-        epochs: how long to train.
-        batch_size: for arrays; a dataset has its own.
-        seed: of the order of arrays.
-        class_weight: as for `model.fit`.
-        callbacks: as for `model.fit`.
-        resume: go on after the last epoch recorded in `directory`; False
-            begins anew and replaces what is there.
-        verbose: as for `model.fit`.
+        directory: directory to write the run to.
+        epochs: number of epochs at the end of which training stops.
+        batch_size: batch size for arrays; a dataset has its own.
+        seed: seed of the order of arrays.
+        class_weight: class weights for `model.fit`.
+        callbacks: callbacks for `model.fit`.
+        resume: If true, training continues after the last epoch recorded in
+            `directory`; if false, it begins anew and replaces the record.
+        verbose: verbosity of `model.fit`.
 
     Returns:
         The history of all epochs.
@@ -74,7 +74,7 @@ def record_training(
         ValueError: if the model is not built, if a batch does not make one
             update, or if `directory` holds anything else.
     """
-    check_can_be_watched(model)
+    check_observable(model)
     settings = {
         "kind": "training",
         "batch_size": batch_size,
@@ -82,10 +82,10 @@ def record_training(
         "optimizer": type(model.optimizer).__name__,
     }
     recording = Recording.open(Path(directory), model, settings, resume)
-    watched_fit(
+    fit_with_observer(
         model,
-        Source(train, batch_size, seed, recording.done, model),
-        _Bystander(),
+        TrainingBatches(train, batch_size, seed, recording.num_epochs, model),
+        _NoMeasurements(),
         recording,
         epochs=epochs,
         class_weight=class_weight,
@@ -95,13 +95,13 @@ def record_training(
     return recorded_history(Path(directory))
 
 
-class _Bystander:
-    """Looks at nothing but what is recorded anyway."""
+class _NoMeasurements:
+    """An observer that measures nothing."""
 
     def before(self, ids: np.ndarray, data: Any, rate: float) -> None:
         return None
 
-    def after(self, seen: None, stepped: bool) -> dict[str, Any]:
+    def after(self, before: None, stepped: bool) -> dict[str, Any]:
         return {}
 
     def saves_after(self, step: int) -> bool:

@@ -1,13 +1,13 @@
-"""The rows of a watched training, epoch by epoch, in memory or on disk.
+"""Records of an observed training, epoch by epoch, in memory or on disk.
 
-On disk it is a run directory as `TracInCheckpoint` writes it, with more arrays
-beside the learning rates of each epoch, and the weights at the end of every
-epoch. A training that was killed goes on from the last of them.
+On disk, a recording is a run directory as `TracInCheckpoint` writes it, with
+more arrays beside the learning rates of each epoch, and with the weights at the
+end of every epoch. An interrupted training continues from the last of them.
 
 Synopsis:
 
     recording = Recording.open(directory, model, settings, resume=True)
-    recording.done                      # epochs that need not be trained
+    recording.num_epochs                # number of epochs recorded before
     recording.append(arrays, epoch, logs)
     recording.segments()
 """
@@ -33,20 +33,20 @@ _SETTINGS = "settings"
 
 
 class Recording:
-    """Segments of arrays, one for each epoch.
+    """Arrays recorded during training, in segments of at most an epoch.
 
     Attributes:
-        done: how many epochs were recorded when it was opened.
-        num_steps: how many steps are recorded.
+        num_epochs: number of epochs that were recorded before it was opened.
+        num_steps: number of steps recorded so far.
     """
 
     def __init__(self, model: keras.Model, settings: Mapping[str, Any]):
-        self.done = self.num_steps = 0
+        self.num_epochs = self.num_steps = 0
         settings = {**settings, "objective": describe_loss(model)}
         self._model, self._settings = model, json.dumps(settings)
         self._writer: RunWriter | None = None
         self._directory: Path | None = None
-        self._kept: list[dict[str, np.ndarray]] = []
+        self._memory: list[dict[str, np.ndarray]] = []
 
     @classmethod
     def open(
@@ -56,27 +56,28 @@ class Recording:
         settings: Mapping[str, Any],
         resume: bool,
     ) -> Recording:
-        """Begins a recording, or goes on with the one in the directory.
+        """Begins a recording, or continues the one in the directory.
 
-        Where it goes on, the model has the weights and its optimizer the state
-        that were recorded last.
+        To continue, the last recorded state is put into the model and its
+        optimizer.
 
         Args:
-            directory: where to write; None keeps all in memory.
+            directory: directory to write to; None keeps everything in memory.
             model: a built and compiled model.
-            settings: what must be the same to go on, as JSON takes it.
-            resume: whether to go on with what is there, or replace it.
+            settings: JSON-compatible settings that must be equal to continue.
+            resume: If true, a recording in the directory is continued; if
+                false, it is replaced.
 
         Raises:
-            ValueError: if the directory holds something else than a recording
-                with these settings.
+            ValueError: if the directory holds anything but a recording with
+                these settings.
         """
         recording = cls(model, settings)
         if directory is None:
             return recording
         directory = files.absolute_directory(directory)
         recording._directory = directory
-        # So that its state is in the files, from the first of them on.
+        # So that the first file already has the state of the optimizer.
         model.optimizer.build(model.trainable_variables)
         if resume and run_manifest.exists(directory):
             recording._resume()
@@ -91,23 +92,23 @@ class Recording:
         logs: Mapping[str, float] | None,
         save_weights: bool = True,
     ) -> None:
-        """Records what there is of an epoch since the last call.
+        """Records the steps since the last call.
 
         Args:
             arrays: `learning_rate [t]` and others.
-            epoch: its number, counted from 1.
-            logs: at its end, the metrics; None in the midst of it.
-            save_weights: whether to keep the model's weights, too.
+            epoch: number of the epoch, counted from 1.
+            logs: metrics at the end of the epoch; None before its end.
+            save_weights: If true, the weights of the model are saved as well.
         """
         self.num_steps += len(arrays["learning_rate"])
         if self._writer is None:
-            self._kept.append(dict(arrays))
+            self._memory.append(dict(arrays))
             return
         self._writer.append(
             self._model,
             {
                 **arrays,
-                **_states(self._model),
+                **_seed_arrays(self._model),
                 _SETTINGS: np.array(self._settings),
             },
             epoch=epoch,
@@ -117,9 +118,9 @@ class Recording:
         )
 
     def segments(self) -> list[dict[str, np.ndarray]]:
-        """The arrays of all epochs, those recorded earlier as well."""
+        """The arrays of all epochs, including those recorded before."""
         if self._directory is None:
-            return self._kept
+            return self._memory
         kind = json.loads(self._settings)["kind"]
         return read_segments(self._directory, kind)
 
@@ -128,10 +129,10 @@ class Recording:
         manifest = run_manifest.read(self._directory)
         segments, checkpoints = manifest["segments"], manifest["checkpoints"]
         if not segments:
-            return  # It was killed in the first epoch.
+            return  # interrupted in the first epoch
         first = run_manifest.read_arrays(self._directory, segments[0])
         if _SETTINGS not in first:
-            raise ValueError(_not_a_recording(self._directory))
+            raise ValueError(_message_not_recorded(self._directory))
         self._check_settings(json.loads(str(first[_SETTINGS])))
         mismatch = run_manifest.first_mismatch(
             manifest["model"]["weights"], self._model
@@ -142,61 +143,63 @@ class Recording:
                 f"{mismatch}. Pass resume=False to replace it, or choose "
                 "another directory."
             )
-        ended = [segment for segment in segments if segment["epoch_end"]]
-        if not ended:
+        epoch_ends = [segment for segment in segments if segment["epoch_end"]]
+        if not epoch_ends:
             return
-        last = ended[-1]["last_step"]
-        (entry,) = (each for each in checkpoints if each["step"] == last)
+        last = epoch_ends[-1]["last_step"]
+        (entry,) = (c for c in checkpoints if c["step"] == last)
         restore(self._model, listed(self._directory, manifest, entry))
-        # What it has of a later epoch is dropped, with a warning.
+        # Drops, with a warning, what was recorded of a later epoch.
         self._writer = RunWriter.reopen(self._directory, self._model)
-        _set_states(
-            self._model, run_manifest.read_arrays(self._directory, ended[-1])
+        _restore_seeds(
+            self._model,
+            run_manifest.read_arrays(self._directory, epoch_ends[-1]),
         )
-        self.done, self.num_steps = self._writer.last_epoch, last
+        self.num_epochs, self.num_steps = self._writer.last_epoch, last
 
     def _check_settings(self, recorded: Mapping[str, Any]) -> None:
-        given = json.loads(self._settings)
-        differ = {
-            name: (given.get(name), recorded.get(name))
-            # The kind first. Earlier versions recorded fewer of them.
-            for name in {**given, **recorded}
-            if name in recorded and given.get(name) != recorded[name]
+        received_settings = json.loads(self._settings)
+        differences = {
+            name: (received_settings.get(name), recorded.get(name))
+            # The kind comes first. Earlier versions recorded fewer settings.
+            for name in {**received_settings, **recorded}
+            if name in recorded
+            and received_settings.get(name) != recorded[name]
         }
-        if differ:
-            name, (received, expected) = next(iter(differ.items()))
+        if differences:
+            name, (received, expected) = next(iter(differences.items()))
             raise ValueError(
-                f"{self._directory} holds a trace that was made otherwise: "
+                f"{self._directory} holds a trace with other settings: "
                 f"received {name} {received!r}, expected {expected!r}. Pass "
-                "the same to go on with it, resume=False to replace it, or "
+                "the same to continue it, resume=False to replace it, or "
                 "another directory."
             )
 
 
 def read_segments(directory: Path, kind: str) -> list[dict[str, np.ndarray]]:
-    """The arrays of all epochs that a directory's recording has.
+    """Reads the arrays of all epochs of a recording.
 
     Args:
-        directory: where it is.
-        kind: what it should be of, as its settings say.
+        directory: directory of the recording.
+        kind: expected kind, as in the settings of the recording.
 
     Raises:
         ValueError: if there is no such recording, or a file is damaged.
     """
     manifest = run_manifest.read(directory)
-    found = [
+    segments = [
         run_manifest.read_arrays(directory, entry)
         for entry in manifest["segments"]
     ]
-    if not found or _SETTINGS not in found[0]:
-        raise ValueError(_not_a_recording(directory))
-    recorded = json.loads(str(found[0][_SETTINGS]))["kind"]
+    if not segments or _SETTINGS not in segments[0]:
+        raise ValueError(_message_not_recorded(directory))
+    recorded = json.loads(str(segments[0][_SETTINGS]))["kind"]
     if recorded != kind:
         raise ValueError(
             f"{directory} holds a recording of another kind: received "
             f"{recorded!r}, expected {kind!r}. Choose another directory."
         )
-    return found
+    return segments
 
 
 def recorded_history(directory: Path) -> keras.callbacks.History:
@@ -208,18 +211,20 @@ def recorded_history(directory: Path) -> keras.callbacks.History:
     return history
 
 
-def _states(model: keras.Model) -> dict[str, np.ndarray]:
-    """The states of random numbers, which a weights file leaves out."""
-    return {f"seed_{at}": one for at, one in enumerate(seed_states(model))}
+def _seed_arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """The seed states, which are not in files of weights."""
+    return {f"seed_{i}": state for i, state in enumerate(seed_states(model))}
 
 
-def _set_states(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
-    for at, variable in enumerate(seed_variables(model)):
-        if f"seed_{at}" in arrays:
-            variable.assign(arrays[f"seed_{at}"])
+def _restore_seeds(
+    model: keras.Model, arrays: Mapping[str, np.ndarray]
+) -> None:
+    for i, variable in enumerate(seed_variables(model)):
+        if f"seed_{i}" in arrays:
+            variable.assign(arrays[f"seed_{i}"])
 
 
-def _not_a_recording(directory: Path) -> str:
+def _message_not_recorded(directory: Path) -> str:
     return (
         f"{directory} holds a training run that was not traced, or no epoch of "
         "one. Expected the directory of a trace; choose another one, or pass "

@@ -1,11 +1,11 @@
-"""What tracing a training has found.
+"""Results of tracing a training.
 
 Synopsis:
 
     trace = TrainingTrace.load("runs/traced")
     trace.scores            # [num_queries, num_train]
     trace.steps.real        # [num_steps, num_queries]
-    trace.correlation()     # of real and first-order change
+    trace.correlation()     # of real and first-order changes
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.trace.recording import read_segments, recorded_history
 
 ESTIMATES = ("first_order", "along_step")
@@ -27,16 +27,18 @@ ESTIMATES = ("first_order", "along_step")
 
 @dataclasses.dataclass(frozen=True)
 class StepTable:
-    """What every step did; `t` counts the optimizer's updates, `m` queries.
+    """Changes of the queries' losses at every step.
+
+    `t` is the number of optimizer updates, `m` that of queries.
 
     Attributes:
-        learning_rate: `[t]`, as applied.
-        real: `[t, m]` losses before the step minus those after.
-        first_order: `[t, m]` estimates of that, Σ_i F_i.
-        along_step: `[t, m]` estimates from the parameter step that the
-            optimizer took, (w_t - w_{t+1}) · ∇ℓ(w_t, z').
-        unattributed: `[t, m]` what of `real` no example caused.
-        ids: for each step, the ids of its batch.
+        learning_rate: learning rates as applied, `[t]`.
+        real: losses before the step minus losses after it, `[t, m]`.
+        first_order: first-order estimates of `real`, Σ_i F_i, `[t, m]`.
+        along_step: first-order estimates of `real` along the step that the
+            optimizer took, (w_t - w_{t+1}) · ∇ℓ(w_t, z'), `[t, m]`.
+        unattributed: share of `real` that no example caused, `[t, m]`.
+        ids: ids of the batch of each step.
     """
 
     learning_rate: np.ndarray
@@ -55,17 +57,19 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(StepTable))[:-1]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingTrace:
-    """What `trace_training` found.
+    """Result of `trace_training`.
 
     Attributes:
-        scores: `[num_queries, num_train]` float64, TracInIdeal.
-        unattributed: `[num_queries]` what no example accounts for.
-        loss_drop: `[num_queries]` each query's total over all steps.
-        query_ids: `[num_queries]`.
-        train_ids: `[num_train]` in ascending order.
+        scores: TracInIdeal, float64 `[num_queries, num_train]`.
+        unattributed: share of `loss_drop` that no example caused,
+            `[num_queries]`.
+        loss_drop: total change of each query's loss over all steps,
+            `[num_queries]`; positive if it fell.
+        query_ids: ids of the queries, `[num_queries]`.
+        train_ids: ids of the training examples, `[num_train]`, ascending.
         steps: the table of steps.
-        history: what `model.fit` returned; of a trace that was resumed or
-            read from disk, with the epochs recorded before.
+        history: history of all epochs, including those recorded before the
+            trace was resumed.
     """
 
     scores: np.ndarray
@@ -78,10 +82,10 @@ class TrainingTrace:
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> TrainingTrace:
-        """Reads what `trace_training` has recorded in a directory so far.
+        """Reads a finished or unfinished trace from disk.
 
         Args:
-            directory: that of the trace.
+            directory: the `directory` of `trace_training`.
 
         Raises:
             ValueError: if there is no trace, or a file of it is damaged.
@@ -98,8 +102,8 @@ class TrainingTrace:
         """Joins the segments of a recording; see `pack`.
 
         Args:
-            segments: the arrays of each, in order.
-            history: what `fit` reported.
+            segments: arrays of each segment, in order.
+            history: metrics that `fit` reported.
         """
         steps = StepTable(
             **{
@@ -114,8 +118,8 @@ class TrainingTrace:
         query_ids = segments[0]["query_ids"]
         scores = np.zeros((len(query_ids), len(train_ids)))
         for segment in segments:
-            places = np.searchsorted(train_ids, segment["score_ids"])
-            scores[:, places] += segment["scores"]
+            columns = np.searchsorted(train_ids, segment["score_ids"])
+            scores[:, columns] += segment["scores"]
         return cls(
             scores=scores,
             unattributed=steps.unattributed.sum(axis=0),
@@ -127,43 +131,45 @@ class TrainingTrace:
         )
 
     def attribution(self) -> Attribution:
-        """The scores as every method returns them."""
+        """The scores as an `Attribution`, like those of every method."""
         return Attribution(
             self.scores.astype(np.float32), self.query_ids, self.train_ids
         )
 
     def correlation(self, estimate: str = "first_order") -> float:
-        """Pearson's, over steps and queries, of real and estimated change.
+        """Pearson correlation of real and estimated changes of the loss.
+
+        It is taken over all pairs of a step and a query.
 
         Args:
             estimate: `"first_order"` or `"along_step"`.
 
         Raises:
-            ValueError: for another estimate.
+            ValueError: if `estimate` is neither.
         """
         if estimate not in ESTIMATES:
             raise ValueError(
                 "`estimate` should be 'first_order' or 'along_step'. "
                 f"Received: {estimate!r}."
             )
-        guessed = getattr(self.steps, estimate).ravel()
-        return float(np.corrcoef(self.steps.real.ravel(), guessed)[0, 1])
+        estimates = getattr(self.steps, estimate).ravel()
+        return float(np.corrcoef(self.steps.real.ravel(), estimates)[0, 1])
 
 
 def pack(rows: Sequence[Mapping[str, Any]], query_ids) -> dict[str, np.ndarray]:
-    """The arrays of a segment, from the rows of its steps.
+    """Builds the arrays of a segment from the rows of its steps.
 
     Args:
-        rows: for each step its row of every column of `StepTable`, and the
-            `shares [m, b]` of its examples.
-        query_ids: `[m]`.
+        rows: rows of the steps, with every column of `StepTable` and the
+            `shares [m, b]` of the examples.
+        query_ids: ids of the queries, `[m]`.
     """
     arrays = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
     ids = np.concatenate([row["ids"] for row in rows])
     shares = np.concatenate([row["shares"] for row in rows], axis=1)
-    score_ids, places = np.unique(ids, return_inverse=True)
+    score_ids, inverse = np.unique(ids, return_inverse=True)
     scores = np.zeros((len(score_ids), len(query_ids)))
-    np.add.at(scores, places, shares.T)
+    np.add.at(scores, inverse, shares.T)
     sizes = [len(row["ids"]) for row in rows]
     return {
         **arrays,

@@ -1,26 +1,28 @@
-"""Section E's training-time form: sketches of each step's gradients, saved.
+"""Sketches of each step's gradients, saved while training.
 
-In iteration t the paper saves η_t G ∇ℓ(w_t, z_t), and a query's score is its
-product with G ∇ℓ(w_t, z'), summed over the steps:
+This is the training-time form of Pruthi et al. (2020), section E. In iteration
+t it saves η_t G ∇ℓ(w_t, z_t); the score for a query is the product with
+G ∇ℓ(w_t, z'), summed over the steps:
 
     score(z, z') = Σ_{t: z ∈ B_t} (η_t b_z G_t ∇ℓ(w_t, z)) · (G_t ∇ℓ(w_t, z'))
 
 with b_z the weight of z in its batch's loss, 1/b for a mean. It is an unbiased
-estimate of the first-order part of what `trace_training` finds. Each step has a
-G of its own, so that errors average out.
+estimate of the first-order part of the scores of `trace_training`. Each step
+has its own G, so that errors average out.
 
-Queries that are known while training are sketched at the same steps. For later
-ones the weights have to be there: those at each epoch's end always are, and
-`keep_weights=k` keeps those of every k-th step; a step in between takes a
-query's gradient at the last weights kept before it. `keep_weights=1` is exact.
+Queries given while training are sketched at the same steps. Later queries need
+saved weights: weights at the end of each epoch are always saved, and
+`keep_weights=k` saves those after every k-th step; for a step in between, the
+gradient of a query is taken at the last saved weights before it.
+`keep_weights=1` is exact.
 
 Synopsis:
 
     sketches = kt.sketch_training(
         model, (x, y), queries, epochs=3, directory="runs/sketched",
         projection=kt.TensorSketch(dim=256))
-    sketches.influence()                          # the known queries
-    sketches.influence(others, model=model)       # any, at the weights kept
+    sketches.influence()                          # the queries given above
+    sketches.influence(others, model=model)       # later queries
 """
 
 from __future__ import annotations
@@ -34,28 +36,29 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.engine.sketch_steps import sketches
 from keras_tracin.engine.steps import GradientFunctions, batch_spec, kind_of
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection, check_projection, describe
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.gradients import StepGradients, triple
-from keras_tracin.trace.recording import Recording, read_segments
-from keras_tracin.trace.source import Source
-from keras_tracin.trace.watching import (
-    check_can_be_watched,
+from keras_tracin.trace.observing import (
     check_finite,
-    watched_fit,
+    check_observable,
+    fit_with_observer,
 )
+from keras_tracin.trace.recording import Recording, read_segments
 
 _MOST_QUERIES = 100_000
 _QUERIES = "the gradients of queries"
-_SEGMENT = 2**26  # bytes of sketches that are held until they are written
+_SEGMENT = 2**26  # bytes of sketches to collect before they are written
 
 
 @exclusively
@@ -86,26 +89,28 @@ def sketch_training(
     ```
 
     Args:
-        model: a built and compiled model; it is trained.
-        train: as for `trace_training`.
-        queries: those that are known already, sketched at every step; none by
-            default.
-        epochs: how long to train.
-        projection: what makes the sketches. On disk, a step takes
-            `4 · dim · (b + m)` bytes.
-        directory: where everything is written. It is a `TrainingRun` as well.
-        batch_size: for arrays; a dataset has its own.
-        seed: of the order of arrays.
-        keep_weights: keep those of every so many steps, besides those at the
-            ends of epochs.
-        class_weight: as for `model.fit`.
-        callbacks: as for `model.fit`.
-        resume: as for `trace_training`.
-        verbose: as for `model.fit`.
+        model: the built and compiled model to train.
+        train: arrays `(x, y[, sample_weight])`, shuffled here each epoch; or
+            a batched dataset with ids (`with_ids`), in its own order.
+        queries: queries to sketch at every step; none by default.
+        epochs: number of epochs at the end of which training stops.
+        projection: random projection of the gradients. On disk, a step with
+            `b` examples and `m` queries takes `4 · dim · (b + m)` bytes.
+        directory: directory to write to. It also holds a `TrainingRun`.
+        batch_size: batch size for arrays; a dataset has its own.
+        seed: seed of the order of arrays.
+        keep_weights: number of steps after which weights are saved, in
+            addition to those at the end of each epoch.
+        class_weight: class weights for `model.fit`.
+        callbacks: callbacks for `model.fit`.
+        resume: If true, training continues after the last epoch recorded in
+            `directory`; if false, it begins anew and replaces the record.
+        verbose: verbosity of `model.fit`.
 
     Raises:
-        TypeError: if `projection` is none, or `train` a dataset without ids.
-        ValueError: as `trace_training`.
+        TypeError: if `projection` is not a projection, or `train` is a dataset
+            without ids.
+        ValueError: as for `trace_training`.
     """
     check_projection(projection)
     if keep_weights is not None and keep_weights < 1:
@@ -113,7 +118,7 @@ def sketch_training(
             "`keep_weights` should be a number of steps of 1 or more. "
             f"Received: {keep_weights!r}."
         )
-    check_can_be_watched(model)
+    check_observable(model)
     query = None
     if queries is not None:
         query = open_for_model(model, queries, "queries").first(_MOST_QUERIES)
@@ -127,14 +132,16 @@ def sketch_training(
         "query_content": None if query is None else content_digest([query]),
     }
     recording = Recording.open(Path(directory), model, settings, resume)
-    source = Source(train, batch_size, seed, recording.done, model)
-    gradients = StepGradients(model, source.watched_spec, class_weight)
+    batches = TrainingBatches(
+        train, batch_size, seed, recording.num_epochs, model
+    )
+    gradients = StepGradients(model, batches.step_spec, class_weight)
     observer = _Sketcher(model, query, gradients, projection)
     observer.position = recording.num_steps
     observer.keep_weights = keep_weights
-    watched_fit(
+    fit_with_observer(
         model,
-        source,
+        batches,
         observer,
         recording,
         epochs=epochs,
@@ -146,19 +153,19 @@ def sketch_training(
 
 
 class TrainingSketches:
-    """The sketches of a training, read from its directory.
+    """The sketches of a training, read from disk.
 
     Args:
-        directory: where `sketch_training` wrote.
-        projection: the one that made them, for queries that come later.
+        directory: the `directory` of `sketch_training`.
+        projection: the projection of the sketches, for later queries.
 
     Attributes:
-        run: the `TrainingRun` of the weights that were kept.
-        train_ids: `[num_train]` in ascending order.
+        run: the `TrainingRun` with the saved weights.
+        train_ids: ids of the training examples, `[num_train]`, ascending.
 
     Raises:
-        ValueError: if there are none, if a file is damaged, or if they were
-            made by another projection.
+        ValueError: if there are no sketches, if a file is damaged, or if the
+            sketches have another projection.
     """
 
     def __init__(
@@ -185,17 +192,17 @@ class TrainingSketches:
         """Scores of all training examples.
 
         Args:
-            test: the queries; those known while training by default.
-            model: the model that was trained, which `test` needs. It is given
-                the weights that were kept, and its own back.
+            test: the queries; by default those given while training.
+            model: the trained model, which `test` needs. Saved weights are
+                put into it; afterwards its own are restored.
 
         Returns:
-            An `Attribution` with `scores [m, num_train]`. Unlike TracIn's,
-            they count each step as it was: they estimate by how much training
-            on the example lowered the query's loss.
+            An `Attribution` with `scores [m, num_train]`. Unlike TracIn, they
+            use every step: a score estimates by how much training on the
+            example lowered the loss of the query.
 
         Raises:
-            ValueError: if no queries were known and none are given, or if
+            ValueError: if no queries were sketched and none are given, or if
                 model or projection is missing.
         """
         if test is None:
@@ -204,24 +211,28 @@ class TrainingSketches:
                     "No queries were sketched while training. Received "
                     "test=None; pass queries as `test`, and the model."
                 )
-            found = (
+            sketches_by_step = (
                 sketches
                 for segment in self._segments
                 for sketches in segment["query_sketches"]
             )
-            return self._scores(self._segments[0]["query_ids"], found)
+            return self._scores(
+                self._segments[0]["query_ids"], sketches_by_step
+            )
         if model is None or self._projection is None:
             raise ValueError(
-                "Queries that come later need the model and the projection. "
+                "Later queries need the model and the projection. "
                 f"Received model={model!r}, projection={self._projection!r}; "
                 "pass `model=` here, and `projection=` to TrainingSketches."
             )
         query = open_for_model(model, test, "test").first(_MOST_QUERIES)
         with run_weights(model) as load:
-            return self._scores(query.ids, self._later(model, query, load))
+            return self._scores(
+                query.ids, self._sketch_queries(model, query, load)
+            )
 
     def _scores(self, query_ids, queries: Iterator[np.ndarray]) -> Attribution:
-        """From each step's sketches of the queries, in order."""
+        """Scores from each step's sketches of the queries, in order."""
         scores = np.zeros((len(self.train_ids), len(query_ids)))
         for segment in self._segments:
             ends = np.cumsum(segment["batch_sizes"])
@@ -233,19 +244,21 @@ class TrainingSketches:
             scores.T.astype(np.float32), query_ids, self.train_ids
         )
 
-    def _later(self, model, query: Batch, load) -> Iterator[np.ndarray]:
-        """Sketches of queries at the weights kept last before each step."""
+    def _sketch_queries(
+        self, model, query: Batch, load
+    ) -> Iterator[np.ndarray]:
+        """Sketches of queries at the last saved weights before each step."""
         assert self.run.initial is not None
         assert self._projection is not None
         functions = GradientFunctions(
             model, per_example_loss(model), query.data
         )
-        sketch = functions.sketches(self._projection)
-        kept: list[Any] = [self.run.initial, *self.run]
+        sketch = sketches(functions, self._projection)
+        weights_at: list[Any] = [self.run.initial, *self.run]
         steps = [0, *(checkpoint.step or 0 for checkpoint in self.run)]
         num_steps = sum(len(s["batch_sizes"]) for s in self._segments)
         for weights, first, last in zip(
-            kept, steps, [*steps[1:], num_steps], strict=True
+            weights_at, steps, [*steps[1:], num_steps], strict=True
         ):
             if first < last:
                 load(weights)
@@ -254,7 +267,7 @@ class TrainingSketches:
 
 
 class _Sketcher:
-    """Makes a step's sketches, of its batch and of the queries."""
+    """Observer that sketches gradients of each batch and of the queries."""
 
     def __init__(
         self,
@@ -277,12 +290,12 @@ class _Sketcher:
             )
 
     def saves_after(self, step: int) -> bool:
-        """Whether the weights after this step are kept."""
+        """Whether to save the weights after this step."""
         every = self.keep_weights
         return every is not None and step % every == 0
 
     def is_full(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether the rows should be written before they take more memory."""
+        """Whether to write the rows now, to limit memory."""
         names = ("sketches", "query_sketches")
         size = sum(rows[-1][name].nbytes for name in names if name in rows[-1])
         return len(rows) * size > _SEGMENT
@@ -292,11 +305,13 @@ class _Sketcher:
         if kind not in self._compiled:
             specs = [batch_spec(data), tf.TensorSpec([], tf.int32)]
             batch = tf.function(
-                self._of_batch, autograph=False, input_signature=specs
+                self._sketch_batch, autograph=False, input_signature=specs
             )
             specs[0] = () if self._query is None else batch_spec(self._data)
             queries = tf.function(
-                self._of_queries, autograph=False, input_signature=specs
+                self._sketch_known_queries,
+                autograph=False,
+                input_signature=specs,
             )
             self._compiled[kind] = batch, queries
         batch, queries = self._compiled[kind]
@@ -309,10 +324,10 @@ class _Sketcher:
         check_finite(row["sketches"], ids)
         return row
 
-    def after(self, seen: dict[str, Any], stepped: bool) -> dict[str, Any]:
+    def after(self, row: dict[str, Any], stepped: bool) -> dict[str, Any]:
         if not stepped:
-            seen["sketches"] = np.zeros_like(seen["sketches"])
-        return seen
+            row["sketches"] = np.zeros_like(row["sketches"])
+        return row
 
     def pack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         arrays = {
@@ -329,9 +344,12 @@ class _Sketcher:
             )
         return arrays
 
-    def _of_batch(self, data, position):
-        return self._projection.sketch(self._gradients.of(data), position)
+    def _sketch_batch(self, data, position):
+        captured = self._gradients.capture(data)
+        return self._projection.sketch(captured.factors, position)
 
-    def _of_queries(self, data, position):
-        found = capture(self._model, self._loss, triple(data), self._placement)
-        return self._projection.sketch(found.factors, position)
+    def _sketch_known_queries(self, data, position):
+        captured = capture(
+            self._model, self._loss, triple(data), self._placement
+        )
+        return self._projection.sketch(captured.factors, position)

@@ -1,8 +1,8 @@
-"""TracInIdeal: how each training step really moved the loss of queries.
+"""TracInIdeal: how each training step changed the loss of queries.
 
-At every step of a `model.fit`, the loss of each query is taken before and
+At every step of `model.fit`, the loss of each query is measured before and
 after. With `b_i` the weight of example i in its batch's loss (1/b for a mean,
-1 for a sum), the first-order estimate of what it did to query z' is
+1 for a sum), the first-order estimate of its effect on query z' is
 
     F_i = η_t b_i ∇ℓ(w_t, z_i) · ∇ℓ(w_t, z'),    positive: the loss went down,
 
@@ -10,23 +10,24 @@ as in the derivation of TracIn. A step's real change is
 
     D = ℓ(w_t, z') - ℓ(w_{t+1}, z') = A + U.
 
-`A` is what the plain gradient step w̃ = w_t - η_t Σ_i b_i ∇ℓ(w_t, z_i) would
-have changed. It is split over the batch: each example has its F_i and an equal
-share of the remainder A - Σ_i F_i, the second-order part. `U = D - A` is what
-no example of this step caused: momentum carried over, an adaptive optimizer's
-scaling, clipping, weight decay and regularisers, BatchNormalization's
-statistics. For plain SGD without these, w̃ is w_{t+1} and U is zero. So
+`A` is the change by the plain gradient step
+w̃ = w_t - η_t Σ_i b_i ∇ℓ(w_t, z_i). It is divided among the batch: each example
+gets its F_i and an equal share of the remainder A - Σ_i F_i, the second-order
+part. `U = D - A` is the change that no example of this step caused: by momentum
+from earlier steps, an adaptive optimizer's scaling, clipping, weight decay,
+regularisers and BatchNormalization's statistics. For plain SGD without these,
+w̃ is w_{t+1} and U is zero. So
 
     Σ_z score(z, z') + unattributed(z') = the query's total loss drop.
 
-The b_i are the batch's own: with masks they count positions, sample and class
-weights are part of the losses. Gradients of training examples are those of
-training mode, with Dropout's seeds replayed: Dropout drops what the real step
-drops. Layers that mix the examples of a batch in training, as
-BatchNormalization does, have no gradient of one example there; theirs are of
-inference mode, and what training did otherwise is part of U. So are those of
-recurrent layers with dropout inside, and of layers without a rule of their own.
-Queries are always in inference mode.
+The b_i depend on the batch: with masks they count positions; sample and class
+weights are part of the losses. Gradients of training examples are taken in
+training mode, with Dropout's seeds replayed, so that Dropout drops the same
+units as in the real step. Layers that mix the examples of a batch in training,
+such as BatchNormalization, have no per-example gradient there: they run in
+inference mode, and the difference is part of U. So do recurrent layers with
+inner dropout, and layers without a rule. Queries always run in inference
+mode.
 
 Synopsis:
 
@@ -34,7 +35,7 @@ Synopsis:
     trace.scores            # [num_queries, num_train]
     trace.unattributed      # [num_queries]
     trace.steps.real        # [num_steps, num_queries]
-    trace.correlation()     # of real and first-order change
+    trace.correlation()     # of real and first-order changes
 """
 
 from __future__ import annotations
@@ -48,22 +49,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.models.exclusive import exclusively
+from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
+from keras_tracin.trace.observing import (
+    check_finite,
+    check_observable,
+    fit_with_observer,
+)
 from keras_tracin.trace.recording import Recording, recorded_history
 from keras_tracin.trace.result import TrainingTrace, pack
-from keras_tracin.trace.source import Source
-from keras_tracin.trace.watching import (
-    check_can_be_watched,
-    check_finite,
-    watched_fit,
-)
 
 _MOST_QUERIES = 100_000
-_SEGMENT = 2**28  # bytes of shares that are held until they are written
+_SEGMENT = 2**28  # bytes of shares to collect before they are written
 
 
 @exclusively
@@ -81,11 +82,11 @@ def trace_training(
     resume: bool = True,
     verbose: str | int = 0,
 ) -> TrainingTrace:
-    """Trains with `model.fit` and traces what each step did to each query.
+    """Trains with `model.fit` and traces how steps change losses of queries.
 
-    The model's optimizer, schedules, `train_step` and callbacks do what they
-    do without it, and the same weights result. What a callback changes in the
-    weights between two steps counts to neither.
+    The optimizer, schedules, `train_step` and callbacks work as usual, and the
+    same weights result. A callback's changes of the weights between two steps
+    count towards neither step.
 
     Example:
     ```python
@@ -94,24 +95,25 @@ def trace_training(
     ```
 
     Args:
-        model: a built and compiled model; it is trained.
+        model: the built and compiled model to train.
         train: arrays `(x, y[, sample_weight])`, shuffled here each epoch; or
             a batched dataset with ids (`with_ids`), in its own order.
-        queries: a few examples, in either form, that fit memory.
-        epochs: how long to train.
-        batch_size: for arrays; a dataset has its own.
-        seed: of the order of arrays.
-        class_weight: as for `model.fit`. Queries are not weighed by it.
-        callbacks: as for `model.fit`. Their own state (a patience, say) is
-            not recorded.
-        directory: where the table of steps is written at the end of each
-            epoch, with the weights and the optimizer's state; nowhere by
-            default. It is a `TrainingRun` as well, for `TracIn` and others.
-        resume: go on after the last epoch recorded in `directory`, with its
-            weights in place of the model's, and end with the same table as a
-            training that was not interrupted; False begins anew and replaces
-            what is there.
-        verbose: as for `model.fit`.
+        queries: a few examples, in either form, that fit in memory.
+        epochs: number of epochs at the end of which training stops.
+        batch_size: batch size for arrays; a dataset has its own.
+        seed: seed of the order of arrays.
+        class_weight: class weights for `model.fit`. Queries are not weighted.
+        callbacks: callbacks for `model.fit`. Their state, such as a patience
+            counter, is not recorded.
+        directory: directory to write the table of steps to at the end of each
+            epoch, with the weights and the optimizer's state; None, the
+            default, keeps the table in memory. The directory also holds a
+            `TrainingRun`, for `TracIn` and other methods.
+        resume: If true, training continues after the last epoch recorded in
+            `directory`, from its weights, and ends with the same table as an
+            uninterrupted training; if false, it begins anew and replaces the
+            record.
+        verbose: verbosity of `model.fit`.
 
     Raises:
         TypeError: if `train` is a dataset without ids.
@@ -121,7 +123,7 @@ def trace_training(
             infinite, naming the ids, or if `directory` holds anything but a
             trace of this model, with these queries, seed and batch size.
     """
-    check_can_be_watched(model)
+    check_observable(model)
     query = open_for_model(model, queries, "queries").first(_MOST_QUERIES)
     recording = Recording.open(
         None if directory is None else Path(directory),
@@ -135,12 +137,14 @@ def trace_training(
         },
         resume,
     )
-    source = Source(train, batch_size, seed, recording.done, model)
-    gradients = StepGradients(model, source.watched_spec, class_weight)
+    batches = TrainingBatches(
+        train, batch_size, seed, recording.num_epochs, model
+    )
+    gradients = StepGradients(model, batches.step_spec, class_weight)
     observer = _Tracer(query, Measures(model, query.data, gradients))
-    history = watched_fit(
+    history = fit_with_observer(
         model,
-        source,
+        batches,
         observer,
         recording,
         epochs=epochs,
@@ -148,26 +152,26 @@ def trace_training(
         callbacks=callbacks,
         verbose=verbose,
     )
-    if recording.done:
+    if recording.num_epochs:
         history = recorded_history(Path(str(directory)))
     return TrainingTrace.from_segments(recording.segments(), history)
 
 
 class _Tracer:
-    """Makes a step's row of the table, and its examples' shares."""
+    """Observer that measures a step's row of the table and its shares."""
 
     def __init__(self, query: Batch, measures: Measures):
         self._query, self._measures = query, measures
 
     def before(self, ids: np.ndarray, data: Any, rate: float) -> Before:
-        seen = self._measures.before(data, rate)
-        check_finite(seen.losses, self._query.ids, "the losses of queries")
-        check_finite(tf.transpose(seen.shares), ids)
-        return seen
+        before = self._measures.before(data, rate)
+        check_finite(before.losses, self._query.ids, "the losses of queries")
+        check_finite(tf.transpose(before.shares), ids)
+        return before
 
-    def after(self, seen: Before, stepped: bool) -> dict[str, Any]:
-        losses, shares = _wide(seen.losses), _wide(seen.shares)
-        after, along = map(_wide, self._measures.after(seen))
+    def after(self, before: Before, stepped: bool) -> dict[str, Any]:
+        losses, shares = _as_float64(before.losses), _as_float64(before.shares)
+        after, along = map(_as_float64, self._measures.after(before))
         if not stepped:
             shares = np.zeros_like(shares)
         real, first_order = losses - after, shares.sum(axis=1)
@@ -175,8 +179,10 @@ class _Tracer:
         if self._measures.is_plain:
             along = first_order
         else:
-            plainly = _wide(seen.stepped) if stepped else losses
-            unattributed = plainly - after
+            after_plain_step = (
+                _as_float64(before.stepped) if stepped else losses
+            )
+            unattributed = after_plain_step - after
         remainder = real - unattributed - first_order
         return {
             "real": real,
@@ -190,12 +196,11 @@ class _Tracer:
         return False
 
     def is_full(self, rows: list[dict[str, Any]]) -> bool:
-        one = rows[-1]
-        return len(rows) * one["shares"].nbytes > _SEGMENT
+        return len(rows) * rows[-1]["shares"].nbytes > _SEGMENT
 
     def pack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         return pack(rows, self._query.ids)
 
 
-def _wide(values: tf.Tensor) -> np.ndarray:
+def _as_float64(values: tf.Tensor) -> np.ndarray:
     return np.asarray(values, np.float64)

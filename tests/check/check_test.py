@@ -231,7 +231,7 @@ def test_data_that_cannot_be_opened_are_an_error(trained):
 
 
 def test_the_checkpoints_are_counted(report):
-    one(report.notes, "run", "3 checkpoints", "of which 3 count")
+    one(report.notes, "run", "3 checkpoints", "of which scores use 3")
 
 
 def test_a_single_checkpoint_is_worth_a_note(trained):
@@ -246,7 +246,7 @@ def test_a_checkpoint_at_rate_zero_is_a_warning(trained):
     run = kt.TrainingRun.from_weights(paths, [0.1, 0.0, 0.1])
     found = kt.check(trained[0], TRAIN, run, verbose=0)
     one(found.warnings, "run", "Skipping", paths[1].name)
-    one(found.notes, "run", "of which 2 count")
+    one(found.notes, "run", "of which scores use 2")
     assert found.plan.num_checkpoints == 2
 
 
@@ -361,4 +361,4 @@ def test_a_report_orders_what_it_says():
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("error, run: error message")
     assert lines[-1] == "not ready: 1 error, 1 warning, 1 note"
-    assert str(CheckReport((), {}, (), None)) == "ready: nothing to say"
+    assert str(CheckReport((), {}, (), None)) == "ready: no findings"

@@ -38,8 +38,10 @@ def test_rankings_are_compared_and_findings_put_right(output, capsys):
         recalls = [float(recall) for recall in recalls]
         assert recalls == sorted(recalls)
         assert float(auc) > 0.75
-    # What is put right is what the ranking found in the top tenth.
-    (fixed,) = re.findall(r"with (\d+) labels put right that Loss", printed)
+    # Corrected labels are those that the ranking found in the top tenth.
+    (fixed,) = re.findall(
+        r"with (\d+) wrong labels corrected that Loss", printed
+    )
     assert int(fixed) == round(1.35 * float(rows[-1][2]))
     epochs = re.findall(r"^ +\d+ +[\d.]+ +[\d.]+ +(0\.\d+)$", printed, re.M)
     assert len(epochs) == 3

@@ -10,7 +10,7 @@ from tests.plots.helpers import top_of
 def test_one_query_after_the_other_by_each_method():
     one = top_of([[0], [1]], [[2], [3]], query_ids=["a", "b"])
     other = top_of([[4], [5]], [[6], [7]], query_ids=["a", "b"])
-    joined = _methods.side_by_side([one, other])
+    joined = _methods.interleave([one, other])
     assert joined.query_ids.tolist() == ["a", "a", "b", "b"]
     assert joined.proponents.ids.tolist() == [[0], [4], [1], [5]]
     assert joined.opponents.ids.tolist() == [[2], [6], [3], [7]]

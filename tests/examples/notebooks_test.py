@@ -77,7 +77,9 @@ def test_committed_outputs_are_small_and_show_pictures(text):
 def run_again(tmp_path_factory):
     """All notebooks, run from start to end, by their text."""
     directory = tmp_path_factory.mktemp("notebooks")
-    return dict(zip(TEXTS, make_notebooks.ran(TEXTS, directory), strict=True))
+    return dict(
+        zip(TEXTS, make_notebooks.run_notebooks(TEXTS, directory), strict=True)
+    )
 
 
 @each_notebook

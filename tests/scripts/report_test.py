@@ -62,7 +62,7 @@ def test_page_that_is_there_is_kept(work):
     kept = work.directory / "kept.html"
     kept.write_text("mine")
     line = work.refused(report, TASK, "--output=kept.html")
-    assert "is there already" in line
+    assert "exists: --overwrite replaces it" in line
     line = work.refused(report, TASK, "--output=page.csv")
     assert "should end in .html" in line
     assert kept.read_text() == "mine"

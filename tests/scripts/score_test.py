@@ -36,7 +36,7 @@ def test_scores_are_those_of_the_library(work):
     np.testing.assert_array_equal(found.train_ids, expected.train_ids)
 
     refused = work.refused(score, TASK, FEW, "--output=out/all.npz")
-    assert "is there already: --overwrite replaces it" in refused
+    assert "exists: --overwrite replaces it" in refused
     work.run(
         score, TASK, FEW, "--epochs=2,5", "--weights=sum",
         "--layers=logits", "--output=out/all.npz", "--overwrite", "--quiet",

@@ -23,9 +23,9 @@ def rows_and_total(model):
 
     @tf.function(autograph=False, input_signature=[batch_spec(BATCH)])
     def step(data):
-        factors = gradients.of(data)
-        total = [part for _, part in gradients.total(factors)]
-        return flat.rows(factors), tf.concat(total, axis=0)
+        captured = gradients.capture(data)
+        total = [part for _, part in gradients.total(captured)]
+        return flat.rows(captured.factors), tf.concat(total, axis=0)
 
     rows, total = step(BATCH)
     return gradients, rows.numpy(), total.numpy()
@@ -48,7 +48,7 @@ def test_what_is_drawn_in_training_is_replayed_and_the_seeds_put_back(layer):
     model = make_model("sgd", layer)
     expected = oracle(model, training=True)
     gradients, rows, total = rows_and_total(model)
-    assert not gradients.kept_out
+    assert not gradients.inference_layers
     assert np.abs(expected - oracle(model, training=False)).max() > 1e-3
     for _ in range(2):
         np.testing.assert_allclose(rows, expected, atol=1e-6)
@@ -61,7 +61,7 @@ def test_layers_that_mix_examples_stay_in_inference_mode():
     model.layers[1].moving_mean.assign(np.linspace(-1, 1, 6))
     statistics = model.layers[1].moving_mean.numpy()
     gradients, rows, _ = rows_and_total(model)
-    assert gradients.kept_out == [model.layers[1]]
+    assert gradients.inference_layers == [model.layers[1]]
     np.testing.assert_allclose(rows, oracle(model, False), atol=1e-6)
     np.testing.assert_array_equal(
         model.layers[1].moving_mean.numpy(), statistics
@@ -83,7 +83,7 @@ class Block(keras.layers.Layer):
 def test_layers_without_a_rule_stay_in_inference_mode_with_all_inside():
     model = make_model("sgd", Block(name="block"))
     gradients, rows, _ = rows_and_total(model)
-    assert gradients.kept_out == [model.layers[1]]
+    assert gradients.inference_layers == [model.layers[1]]
     expected = oracle(model, training=False)
     assert np.abs(expected - oracle(model, training=True)).max() > 1e-3
     np.testing.assert_allclose(rows, expected, atol=1e-6)
@@ -96,4 +96,4 @@ def test_recurrent_layers_stay_in_inference_mode_only_if_they_drop(dropout):
     )
     model.compile("sgd", LOSS)
     spec = batch_spec((np.zeros((2, 3, 4), "float32"), np.zeros(2, "int64")))
-    assert bool(StepGradients(model, spec).kept_out) == bool(dropout)
+    assert bool(StepGradients(model, spec).inference_layers) == bool(dropout)

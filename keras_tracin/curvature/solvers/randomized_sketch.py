@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import math
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from keras_tracin.curvature.solvers.cg import CG
 from keras_tracin.curvature.solvers.solution import Solution, solve
 from keras_tracin.curvature.spectrum import extreme_eigenvalues
 from keras_tracin.engine.execution import default_memory_limit
-from keras_tracin.storage.files import save_arrays
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 _BLOCK = 64  # rows of G from one state of the generator
 _COPIES = 6  # arrays of S's size that the descent holds at the same time
@@ -276,11 +275,13 @@ class InverseSketch:
         """Writes an `.npz` file, which appears whole or not at all."""
         save_arrays(
             Path(path),
-            rows=self.rows.numpy(),
-            seed=self.seed,
-            history=self.history,
-            tol=self.tol,
-            negative_curvature=self.negative_curvature,
+            {
+                "rows": self.rows.numpy(),
+                "seed": self.seed,
+                "history": self.history,
+                "tol": self.tol,
+                "negative_curvature": self.negative_curvature,
+            },
         )
 
     @classmethod
@@ -290,18 +291,12 @@ class InverseSketch:
         Raises:
             ValueError: if the file holds something else.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        with open(path, "rb") as file:
-            known = zipfile.is_zipfile(file)
-        if known:
-            with np.load(path, allow_pickle=False) as stored:
-                known = names == set(stored.files)
-                held = {name: stored[name] for name in names if known}
-        if not known:
-            raise ValueError(
-                f"'{os.fspath(path)}' is no sketch of an inverse, expected a "
-                "file that `InverseSketch.save` wrote."
-            )
+        held = load_arrays(
+            path,
+            "Expected a file that `InverseSketch.save` wrote.",
+            names=[field.name for field in dataclasses.fields(cls)],
+            what="sketch of an inverse",
+        )
         return cls(
             rows=tf.constant(held["rows"]),
             seed=int(held["seed"]),

@@ -1,15 +1,15 @@
-"""Per-example gradients kept as the factors they are made of.
+"""Per-example gradients in the form of factors.
 
-The gradient of one example with respect to a dense kernel is a sum over
-positions of outer products, `Σ_t x_t δ_tᵀ` (section F). Inner products of such
-gradients need only the `x` and the `δ`, so the gradients themselves are made
-only where that is cheaper.
+The gradient of one example with respect to a dense kernel is a sum of outer
+products over positions, `Σ_t x_t δ_tᵀ` (Pruthi et al. 2020, section F). Inner
+products of such gradients need only the `x` and the `δ`, so the gradients
+themselves are materialized only where that is cheaper.
 
-Four kinds cover every layer (`kinds`); a module for each of them says how the
-operations of `operations` are done on it.
+Four kinds of factors cover every layer (`kinds`); a module for each kind
+implements the functions of `operations`.
 
-Nothing here knows about Keras: these are the algebra's own objects. They
-travel through `tf.function` as arguments and results.
+Nothing here depends on Keras. Factors can be arguments and results of a
+`tf.function`.
 
 Synopsis:
 

@@ -1,4 +1,4 @@
-"""Gradients that are there in full, whatever they are of."""
+"""Operations on materialized gradients."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from keras_tracin.gradients.factors.operations import (
 
 
 def one_by_one(left: Factors, right: DenseGradients) -> tf.Tensor:
-    """Contracts with a direction at a time; makes nothing of a kernel's size.
+    """Inner products with one direction at a time.
 
-    This multiplies `t` times as much as a product of gradients does.
+    Nothing of a kernel's size is allocated for each example, at `t` times the
+    multiplications of a product of materialized gradients.
     """
     dtype = right.parts[0].dtype
     columns = tf.map_fn(

@@ -1,4 +1,4 @@
-"""Several factors as one: uses of one variable, batches of one layer."""
+"""Merges factors of several uses of a variable, or of several batches."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from keras_tracin.gradients.factors.operations import materialize
 
 
 def merge(uses: list[Factors]) -> Factors:
-    """One set of factors for variables that were used several times.
+    """Merges the factors of variables that were used several times.
 
-    The gradient of a variable is the sum over its uses: positions of one use
-    are set beside those of the next. Where one use's gradients are
-    materialised, all are.
+    The gradient of a variable is the sum over its uses: positions of all uses
+    are concatenated. If one use is materialized, all are.
     """
     if len(uses) == 1:
         return uses[0]
     outer = [use for use in uses if isinstance(use, OuterFactors)]
     looked_up = [use for use in uses if isinstance(use, LookupFactors)]
     if len(outer) == len(uses):
-        return _side_by_side(outer, "inputs")
+        return _concat_positions(outer, "inputs")
     if len(looked_up) == len(uses):
-        return _side_by_side(looked_up, "ids")
+        return _concat_positions(looked_up, "ids")
     if len(outer) + len(looked_up) == len(uses):
         return TableFactors(
-            _side_by_side(looked_up, "ids"), _side_by_side(outer, "inputs")
+            _concat_positions(looked_up, "ids"),
+            _concat_positions(outer, "inputs"),
         )
     full = [materialize(use) for use in uses]
     columns = zip(*(use.parts for use in full), strict=True)
@@ -41,17 +41,17 @@ def merge(uses: list[Factors]) -> Factors:
     return dataclasses.replace(full[0], parts=summed)
 
 
-def _side_by_side(uses: list[Any], side: str) -> Any:
-    """The positions of several uses of one kind as those of one."""
-    joined = {
+def _concat_positions(uses: list[Any], side: str) -> Any:
+    """Concatenates the positions of several uses of one kind."""
+    arrays = {
         name: tf.concat([getattr(use, name) for use in uses], axis=1)
         for name in (side, "grads")
     }
-    return dataclasses.replace(uses[0], **joined)
+    return dataclasses.replace(uses[0], **arrays)
 
 
 def concat(blocks: list[Any]) -> Any:
-    """Puts the examples of several batches' factors one after another."""
+    """Concatenates the examples of several batches' factors."""
     if len(blocks) == 1:
         return blocks[0]
     return tf.nest.map_structure(

@@ -2,7 +2,7 @@
 
 * `OuterFactors`: inputs `x [n, t, i]` and output gradients `δ [n, t, o]`;
 * `LookupFactors`: token ids `[n, t]` and output gradients `[n, t, o]`;
-* `TableFactors`: both, of a table that is looked up and multiplied by;
+* `TableFactors`: both, for a table that is looked up and used as a kernel;
 * `DenseGradients`: the gradients themselves, one `[n, p]` per variable.
 """
 
@@ -22,9 +22,9 @@ class OuterFactors(Nest):
     """Gradients `Σ_t x_t δ_tᵀ` of a kernel `[i, o]`, and `Σ_t δ_t` of a bias.
 
     Attributes:
-        inputs: `x [n, t, i]`.
-        grads: `δ [n, t, o]`, the loss's gradient at the layer's output.
-        bias: whether a bias `[o]` stands beside the kernel.
+        inputs: inputs `x [n, t, i]` of the layer.
+        grads: gradients `δ [n, t, o]` of the loss at the layer's output.
+        bias: True if the gradients of a bias `[o]` are included.
     """
 
     inputs: tf.Tensor
@@ -35,7 +35,7 @@ class OuterFactors(Nest):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """The static `(t, i, o)`."""
+        """Static sizes `(t, i, o)`."""
         _, t, i = self.inputs.shape
         return t, i, self.grads.shape[-1]
 
@@ -45,9 +45,9 @@ class LookupFactors(Nest):
     """Gradients of a table `[vocabulary, o]` whose rows were looked up.
 
     Attributes:
-        ids: `[n, t]`, the rows each position took.
-        grads: `[n, t, o]`, the loss's gradient at what was taken.
-        vocabulary: the number of rows.
+        ids: rows `[n, t]` that each position looked up.
+        grads: gradients `[n, t, o]` of the loss at these rows.
+        vocabulary: number of rows of the table.
     """
 
     ids: tf.Tensor
@@ -59,14 +59,14 @@ class LookupFactors(Nest):
 
 @dataclasses.dataclass(frozen=True)
 class TableFactors(Nest):
-    """Gradients of a table whose rows were looked up and multiplied by.
+    """Gradients of a table that is both looked up and used as a kernel.
 
-    A language model whose output projection is its embedding has such a
-    table: the gradient is the sum of the two uses'.
+    A language model whose output projection is its embedding has such a table.
+    The gradient is the sum over both uses.
 
     Attributes:
-        looked_up: the rows that were taken.
-        outer: the product's factors, its inputs `[n, t, vocabulary]`.
+        looked_up: factors of the look-ups.
+        outer: factors of the product, with inputs `[n, t, vocabulary]`.
     """
 
     looked_up: LookupFactors
@@ -75,11 +75,11 @@ class TableFactors(Nest):
 
 @dataclasses.dataclass(frozen=True)
 class DenseGradients(Nest):
-    """Materialised gradients, `[n, p]` for each variable.
+    """Materialized gradients.
 
     Attributes:
-        parts: one for each variable.
-        outputs: `o` if the first of them is a kernel's, `[n, i·o]`.
+        parts: gradients `[n, p]` of each variable.
+        outputs: `o` if the first variable is a kernel `[i, o]`.
     """
 
     parts: tuple[tf.Tensor, ...]

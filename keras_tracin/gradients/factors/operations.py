@@ -1,4 +1,4 @@
-"""What can be done with factors; each kind's module says how.
+"""Operations on factors, implemented in a module for each kind.
 
 Synopsis:
 
@@ -24,7 +24,7 @@ from keras_tracin.gradients.factors.kinds import (
 def materialize(factors: Factors) -> DenseGradients:
     """The gradients themselves: `[n, i·o]`, and `[n, o]` for a bias.
 
-    Of a table, these have all its rows.
+    Gradients of a table have all its rows.
     """
     raise TypeError(
         f"Expected factors of gradients, received: {type(factors)}."
@@ -35,27 +35,27 @@ def materialize(factors: Factors) -> DenseGradients:
 def compact(factors: Factors, sparing: bool = False) -> Factors:
     """The form in which inner products with many others are cheapest.
 
-    Position pairs cost `t² (i + o)` a pair of examples, materialised gradients
-    `i·o` a pair (and `t·i·o` once an example); a table's lookups add pairs of
-    `s` positions with the `t` of its product. The choice depends on static
-    shapes alone, so both sides of a product make the same one.
+    Products of all pairs of positions cost `t² (i + o)` for a pair of examples,
+    products of materialized gradients `i·o` (and `t·i·o` once per example);
+    look-ups of a table add pairs of `s` with `t` positions. The choice depends
+    on static shapes alone, so both sides of a product make the same one.
 
     Args:
-        factors: those of any number of examples.
-        sparing: take the form with the fewest numbers instead, `t (i + o)` of
-            an example against `i·o`.
+        factors: factors of any number of examples.
+        sparing: If true, the form that needs the least memory is chosen
+            instead: `t (i + o)` or `i·o` entries per example.
     """
     return factors
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an example's gradient in its `compact` form takes.
+    """Cost of one example's gradient in its `compact` form.
 
     Attributes:
-        held: bytes.
-        making: multiplications in the backward pass that makes it.
-        pairing: multiplications in a product with one other.
+        held: bytes of memory.
+        making: multiplications of the backward pass that computes it.
+        pairing: multiplications of an inner product with another gradient.
     """
 
     held: int
@@ -72,11 +72,11 @@ class Work:
 
 @functools.singledispatch
 def work(factors: Factors, sparing: bool = False) -> Work:
-    """What an example takes, as far as its two forms differ in it.
+    """Cost of one example, as far as it depends on the form of its gradient.
 
     Args:
-        factors: those of any number of examples, or their shapes.
-        sparing: as in `compact`.
+        factors: factors of any number of examples, or their shapes.
+        sparing: same argument as of `compact`.
     """
     leaves = tf.nest.flatten(factors)
     return Work(sum(x.shape[1:].num_elements() * x.dtype.size for x in leaves))
@@ -89,7 +89,7 @@ def inner(left: Factors, right: Factors) -> tf.Tensor:
     Args:
         left: factors of `n` examples.
         right: factors of `m` examples for the same variables, in the same
-            form or materialised: `m` directions of any kind.
+            form or materialized: `m` directions of any kind.
 
     Returns:
         `[n, m]`.
@@ -131,7 +131,7 @@ def contract(factors: Factors, direction: Direction) -> tf.Tensor:
 
 @functools.singledispatch
 def weighted_norm(factors: Factors, weights: Direction) -> tf.Tensor:
-    """Each gradient's squared length with a weight for every entry, `[n]`.
+    """Squared length of each gradient, with a weight for every entry, `[n]`.
 
     Args:
         factors: factors of `n` examples.
@@ -144,5 +144,5 @@ def weighted_norm(factors: Factors, weights: Direction) -> tf.Tensor:
 
 @functools.singledispatch
 def split(factors: Factors) -> list[Factors]:
-    """The same gradients with each variable's factors on their own."""
+    """Splits factors into separate factors for each variable."""
     return [factors]

@@ -1,4 +1,7 @@
-"""Outer products, `Σ_t x_t δ_tᵀ`: kernels, with a bias or without."""
+"""Operations on outer products `Σ_t x_t δ_tᵀ`: kernels, with or without bias.
+
+Sections are those of Pruthi et al. (2020).
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from keras_tracin.gradients.factors.operations import (
     work,
 )
 
-# Numbers in a kernel up to which an example's gradient is made to be
-# multiplied by dense directions: for 1,024 examples these are 256 MB.
+# Number of entries of a kernel up to which gradients are materialized for
+# products with dense directions: for 1,024 examples these are 256 MB.
 _LARGE_KERNEL = 2**16
 
 
 def with_ones(factors: OuterFactors) -> OuterFactors:
-    """The same with the bias as the weight of one more input, always 1."""
+    """The factors with the bias as the weight of one more input, always 1."""
     if not factors.bias:
         return factors
     ones = tf.ones_like(factors.inputs[:, :, :1])
@@ -51,7 +54,7 @@ def _(factors: OuterFactors) -> DenseGradients:
     return DenseGradients(tuple(parts), outputs=o)
 
 
-def _stays(factors: OuterFactors, sparing: bool) -> bool:
+def _is_compact(factors: OuterFactors, sparing: bool) -> bool:
     """Whether the compact form is that of factors."""
     t, i, o = factors.sizes
     if t is None or t == 1:
@@ -61,14 +64,14 @@ def _stays(factors: OuterFactors, sparing: bool) -> bool:
 
 @compact.register
 def _(factors: OuterFactors, sparing: bool = False) -> Factors:
-    return factors if _stays(factors, sparing) else materialize(factors)
+    return factors if _is_compact(factors, sparing) else materialize(factors)
 
 
 @work.register
 def _(factors: OuterFactors, sparing: bool = False) -> Work:
     t, i, o = factors.sizes
     size, bias = factors.grads.dtype.size, o * factors.bias
-    if _stays(factors, sparing):
+    if _is_compact(factors, sparing):
         # Forward, and backward to the inputs.
         return Work(size * t * (i + o), 2 * t * i * o, t * t * (i + o))
     return Work(size * (i * o + bias), 3 * (t or 1) * i * o, i * o)

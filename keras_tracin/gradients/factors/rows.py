@@ -1,4 +1,4 @@
-"""Rows of a table that were looked up."""
+"""Operations on rows of a table that were looked up."""
 
 from __future__ import annotations
 

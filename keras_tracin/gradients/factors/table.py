@@ -1,4 +1,4 @@
-"""Tables that are looked up and multiplied by: sums of two kinds."""
+"""Operations on tables that are looked up and used as a kernel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _(factors: TableFactors) -> DenseGradients:
     return DenseGradients((rows + outer,))
 
 
-def _stays(factors: TableFactors, sparing: bool) -> bool:
+def _is_compact(factors: TableFactors, sparing: bool) -> bool:
     """Whether the compact form is that of factors."""
     t, i, o = factors.outer.sizes
     s = factors.looked_up.ids.shape[1]
@@ -47,17 +47,17 @@ def _stays(factors: TableFactors, sparing: bool) -> bool:
 
 @compact.register
 def _(factors: TableFactors, sparing: bool = False) -> Factors:
-    return factors if _stays(factors, sparing) else materialize(factors)
+    return factors if _is_compact(factors, sparing) else materialize(factors)
 
 
 @work.register
 def _(factors: TableFactors, sparing: bool = False) -> Work:
     t, i, o = factors.outer.sizes
     s, size = factors.looked_up.ids.shape[1], factors.outer.grads.dtype.size
-    if _stays(factors, sparing):
+    if _is_compact(factors, sparing):
         pairing = t * t * (i + o) + 2 * s * t * (o + 1)
-        held = size * (t * (i + o) + s * (o + 1))
-        return Work(held, 2 * t * i * o, pairing)
+        nbytes = size * (t * (i + o) + s * (o + 1))
+        return Work(nbytes, 2 * t * i * o, pairing)
     return Work(size * i * o, 3 * (t or 1) * i * o, i * o)
 
 
@@ -68,12 +68,12 @@ def _(left: TableFactors, right: Any) -> tf.Tensor:
     return (
         inner(left.looked_up, right.looked_up)
         + inner(left.outer, right.outer)
-        + _inner_crossed(left.looked_up, right.outer)
-        + tf.transpose(_inner_crossed(right.looked_up, left.outer))
+        + _cross_products(left.looked_up, right.outer)
+        + tf.transpose(_cross_products(right.looked_up, left.outer))
     )
 
 
-def _inner_crossed(left: LookupFactors, right: OuterFactors) -> tf.Tensor:
+def _cross_products(left: LookupFactors, right: OuterFactors) -> tf.Tensor:
     return lookup.crossed_products(
         left.ids, left.grads, right.inputs, right.grads
     )

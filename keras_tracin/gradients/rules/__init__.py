@@ -1,7 +1,7 @@
-"""How each family of layers gives its per-example gradients.
+"""Rules by which families of layers give their per-example gradients.
 
-Importing this package registers every rule; `rule_for` then finds the one for
-a layer. A layer without a rule of its own is covered by `fallback`.
+Importing this package registers every rule; `rule_for` then finds the rule of a
+layer. A layer without a rule is covered by `fallback`.
 """
 
 from keras_tracin.gradients.rules import (

@@ -1,4 +1,4 @@
-"""Convolutions, and transposed ones: Dense layers applied to patches."""
+"""Convolutions and transposed convolutions: Dense layers applied to patches."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def convolution(layer, use: LayerUse) -> list[Part]:
 def transposed_convolution(layer, use: LayerUse) -> list[Part]:
     """The rule of `Conv1DTranspose`, `Conv2DTranspose`, `Conv3DTranspose`.
 
-    The layer is a convolution run backwards: each position of its input is
-    what that convolution would make of a patch of the output. So the two sides
-    change places: patches of the output's gradient, `[n, 36, 9·filters]`,
-    beside the inputs `[n, 36, channels]`; and the kernel has filters first.
+    The layer is a convolution run backwards, from its output to its input. So
+    the two sides change places: patches of the output's gradient,
+    `[n, 36, 9·filters]`, with inputs `[n, 36, channels]`; and the kernel has
+    filters first.
     """
     inputs, grads = sides(layer, use)
     parts: list[Part] = [
@@ -64,7 +64,7 @@ def transposed_convolution(layer, use: LayerUse) -> list[Part]:
 
 
 def sides(layer, use: LayerUse) -> tuple[tf.Tensor, tf.Tensor]:
-    """Inputs and output gradients, both with their channels last."""
+    """Inputs and output gradients, both with channels last."""
     inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
     if layer.data_format == "channels_first":
         return channels_last(inputs), channels_last(grads)
@@ -72,5 +72,5 @@ def sides(layer, use: LayerUse) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def bias_gradients(grads: tf.Tensor) -> tf.Tensor:
-    """`[n, o]` from `[n, *positions, o]`."""
+    """Gradients of a bias, `[n, o]`, from `[n, *positions, o]`."""
     return tf.reduce_sum(by_position(grads), axis=1)

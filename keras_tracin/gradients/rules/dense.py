@@ -1,4 +1,7 @@
-"""Dense layers: the gradient of `W` is `Σ_t x_t δ_tᵀ` (section F)."""
+"""Dense layers: the gradient of `W` is `Σ_t x_t δ_tᵀ`.
+
+See Pruthi et al. (2020), section F.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ def dense(layer: keras.layers.Dense, use: LayerUse) -> list[Part]:
     `[2, 3, i]` and grads `[2, 3, units]`; a batch of two vectors, `x [2, i]`,
     is the same with one position: `[2, 1, i]` and `[2, 1, units]`.
     """
-    inputs = by_position(tf.cast(use.inputs, use.grad.dtype))  # may be whole
+    inputs = by_position(
+        tf.cast(use.inputs, use.grad.dtype)
+    )  # inputs may be integers
     factors = OuterFactors(inputs, by_position(use.grad), layer.use_bias)
     return low_rank.of_kernel(layer, factors)
 

@@ -1,7 +1,7 @@
-"""Depthwise convolutions, one kernel a channel; separable ones hold two.
+"""Depthwise convolutions, and separable ones, which have two kernels.
 
-A depthwise kernel has few numbers, so its gradients are made: for each tap,
-the input as that tap sees it times the output's gradient, summed over the
+A depthwise kernel has few entries, so its gradients are materialized: for each
+tap, the input as seen by the tap times the output's gradient, summed over
 positions.
 """
 
@@ -48,8 +48,8 @@ def depthwise_convolution(layer, use: LayerUse) -> list[Part]:
 def separable_convolution(layer, use: LayerUse) -> list[Part]:
     """The rule of `SeparableConv1D` and `SeparableConv2D`.
 
-    What the depthwise kernel makes of the input is computed anew: it is what
-    the pointwise kernel, a Dense layer, had for inputs.
+    The output of the depthwise kernel is computed again: it is the input of the
+    pointwise kernel, which is a Dense layer.
     """
     inputs, grads = sides(layer, use)
     depthwise, pointwise = (

@@ -1,6 +1,6 @@
-"""EinsumDense, and with it the projections inside attention layers.
+"""EinsumDense, including the projections inside attention layers.
 
-The letters of the equation tell which axes are which. In `abc,cde->abde`, `a`
+The letters of the equation identify the axes. In `abc,cde->abde`, `a`
 is the batch, `b` is a position, `c` is contracted (the `i` of `OuterFactors`)
 and `de` are the outputs (its `o`).
 """
@@ -49,15 +49,15 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         kernel = OuterFactors(x, delta, bias_joins)
     parts = low_rank.of_kernel(layer, kernel)
     if layer.bias is not None and not bias_joins:
-        kept = [c for c in of_y if c in _bias_letters(layer, of_y)]
-        summed = [k for k, c in enumerate(of_y) if k > 0 and c not in kept]
+        bias_axes = [c for c in of_y if c in _bias_letters(layer, of_y)]
+        summed = [k for k, c in enumerate(of_y) if k > 0 and c not in bias_axes]
         bias = _flat(tf.reduce_sum(grads, axis=summed))
         parts.append(((layer.bias,), DenseGradients((bias,))))
     return parts
 
 
 def _letters(equation: str, rank: int) -> tuple[str, str, str]:
-    """The letters of input, kernel and output, with any `...` spelled out."""
+    """The letters of input, kernel and output, with `...` expanded."""
     left, of_y = equation.replace(" ", "").split("->")
     of_x, of_w = left.split(",")
     if "..." in of_x:
@@ -70,8 +70,8 @@ def _letters(equation: str, rank: int) -> tuple[str, str, str]:
 def _sum_unused(inputs, of_x: str, used: str) -> tuple[tf.Tensor, str]:
     """Sums the input over axes that neither kernel nor output has."""
     unused = [axis for axis, c in enumerate(of_x) if c not in used]
-    kept = "".join(c for c in of_x if c in used)
-    return (tf.reduce_sum(inputs, axis=unused) if unused else inputs), kept
+    remaining = "".join(c for c in of_x if c in used)
+    return (tf.reduce_sum(inputs, axis=unused) if unused else inputs), remaining
 
 
 def _bias_letters(layer, of_y: str) -> set[str]:
@@ -88,26 +88,27 @@ def _as_rows(tensor, letters, positions, columns) -> tf.Tensor:
     """Moves the axes to `[n, t, columns]`."""
     order = [letters.index(c) for c in positions + columns]
     width = math.prod(tensor.shape[letters.index(c)] for c in columns)
-    moved = tensor
+    transposed = tensor
     if order != sorted(order):
-        moved = tf.transpose(tensor, order)
+        transposed = tf.transpose(tensor, order)
     return tf.reshape(
-        moved, [tf.shape(moved)[0], _count(moved, columns), width]
+        transposed,
+        [tf.shape(transposed)[0], _count(transposed, columns), width],
     )
 
 
-def _count(moved, columns) -> int:
-    rank = moved.shape.rank
-    sizes = moved.shape[1 : rank - len(columns)]
+def _count(transposed, columns) -> int:
+    rank = transposed.shape.rank
+    sizes = transposed.shape[1 : rank - len(columns)]
     count = sizes.num_elements()
     return -1 if count is None else count
 
 
 def _kernel_gradients(inputs, grads, of_x, of_w, of_y) -> DenseGradients:
-    """Materialised, in the kernel's own order.
+    """Materialized gradients, in the kernel's order of axes.
 
-    Needed where an axis belongs to input, kernel and output alike, or where
-    the kernel does not have all its inputs before its outputs.
+    They are needed if an axis belongs to input, kernel and output, or if the
+    kernel does not have all its inputs before its outputs.
     """
     batch = of_x[0]
     kernel = tf.einsum(f"{of_x},{of_y}->{batch}{of_w}", inputs, grads)

@@ -1,7 +1,7 @@
 """Embeddings: the gradient of the table is `δ` at the rows looked up.
 
-An embedding that also projects back, by its table transposed, has the outer
-products of that use beside the rows of the other.
+An embedding that also projects back, by its transposed table, has outer
+products for that use.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ from keras_tracin.gradients.rules.registry import (
 
 
 def _projects_back(layer: keras.layers.Embedding) -> bool:
-    """Whether a stranger's embedding computes what the rule below describes.
+    """Whether a custom embedding computes what the rule below assumes.
 
-    Found out by trying a small twin of it, with weights of its own: once for
-    each layer.
+    A small twin of it is tried, once for each layer.
     """
     if layer not in _VERDICTS:
-        # This may be the middle of a trace, of which another thread knows
-        # nothing: there, TensorFlow is eager and takes gradients.
+        # In another thread, TensorFlow is eager even while this one traces.
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
             tried = executor.submit(_twin_agrees, layer)
-        # What goes wrong in code that is not ours says that it is no match.
+        # If custom code fails on the twin, the rule does not fit.
         _VERDICTS[layer] = tried.exception() is None and tried.result()
     return _VERDICTS[layer]
 
@@ -56,16 +54,16 @@ _VERDICTS: weakref.WeakKeyDictionary[keras.Layer, bool] = (
 def embedding(layer: keras.layers.Embedding, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.Embedding` and `ReversibleEmbedding`.
 
-    Ids of any rank: `[n]`, `[n, t]`, `[n, a, b]` become `[n, t]`. A masked
-    position has a zero `δ` already where the model heeds the mask.
+    Ids of any rank, `[n]`, `[n, t]` or `[n, a, b]`, become `[n, t]`. A masked
+    position has a zero `δ` if the model uses the mask.
     """
     if is_reverse(use.args, use.kwargs):
         return _projection(layer, use)
     grads = by_position(use.grad)
     ids = tf.cast(use.inputs, tf.int32)
     ids = tf.reshape(ids, tf.shape(grads)[:2])
-    found = LookupFactors(ids, grads, layer.input_dim)
-    return low_rank.of_table(layer, found)
+    factors = LookupFactors(ids, grads, layer.input_dim)
+    return low_rank.of_table(layer, factors)
 
 
 def is_reverse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -83,7 +81,7 @@ def _projection(layer, use: LayerUse) -> list[Part]:
     gradients at the logits are the table's inputs.
     """
     if layer.quantization_mode is not None:
-        return []  # all that this way round multiplies by is held fixed
+        return []  # the quantized table is not trained
     inputs, grads = tf.convert_to_tensor(use.inputs), use.grad
     soft_cap = getattr(layer, "logit_soft_cap", None)
     if soft_cap is not None:
@@ -108,7 +106,7 @@ def _twin_agrees(layer: keras.layers.Embedding) -> bool:
     small = {"input_dim": 5, "output_dim": 3, "dtype": "float32"}
     if "reverse_dtype" in config:
         small["reverse_dtype"] = None
-    # The default draws from the user's random numbers.
+    # The default initializer would use the user's random generator.
     small["embeddings_initializer"] = "zeros"
     twin = type(layer).from_config(config | small)
     twin.build((None, None))
@@ -133,15 +131,15 @@ def _twin_agrees(layer: keras.layers.Embedding) -> bool:
         return twin(ids), twin(x, reverse=True)
 
     values = [variable.value for variable in twin.trainable_variables]
-    found = [_with_gradients(f, values) for f in (expected, actual)]
+    results = [_with_gradients(f, values) for f in (expected, actual)]
     return all(
         np.allclose(a, b, rtol=1e-4, atol=1e-5)
-        for a, b in zip(*found, strict=True)
+        for a, b in zip(*results, strict=True)
     )
 
 
 def _with_gradients(function, values) -> list[tf.Tensor]:
-    """What a function returns, and the gradients of its squared length."""
+    """Outputs of a function, and the gradients of their squared length."""
     with tf.GradientTape() as tape:
         outputs = function()
         length = tf.add_n([tf.reduce_sum(tf.square(y)) for y in outputs])

@@ -1,9 +1,9 @@
-"""Any other layer: its own vector-Jacobian product, one example at a time.
+"""Any other layer: its vector-Jacobian product, one example at a time.
 
-A layer's gradient for one example needs only what went into the layer and the
-loss's gradient at what came out. That small computation is repeated over the
-batch; the rest of the model is not touched. Exact for
-LSTM, GRU, a user's own layer, and whatever else treats examples one by one.
+A layer's gradient for one example needs only the layer's inputs and the loss's
+gradient at its outputs. This small computation is repeated over the batch; the
+rest of the model is not involved. It is exact for custom layers and all others
+that treat examples one by one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def layer_local(
     Args:
         layer: any layer whose output for an example depends on that example
             alone.
-        use: what it was called with, and the gradients at what it returned.
-        variables: those to differentiate by; the layer's, or of layers in it.
-        nested: whether it loops, branches or calls functions.
+        use: arguments of its call, and gradients at its outputs.
+        variables: variables of the layer, or of layers in it, to
+            differentiate by.
+        nested: True if it has control flow or calls functions.
 
     Raises:
         ValueError: if the layer cannot be repeated for one example, or no
@@ -73,9 +74,9 @@ def layer_local(
                 for place, leaf in enumerate(leaves)
             ],
         )
-        # Layers in this one take the `training` of the layer around them.
+        # Sublayers inherit `training` from the layer around them.
         outputs = layer(*args, **{"training": False, **kwargs})
-        outputs = list(outputs_of(outputs))
+        outputs = list(differentiable_outputs(outputs))
         return [outputs[k] for k in used]
 
     grads = [tf.expand_dims(use.grads[k], 1) for k in used]
@@ -97,13 +98,14 @@ def gradients_by_example(
     """Gradients `[n, p]` of `variables` from a function of one example.
 
     Args:
-        layer: named where the function cannot be repeated.
+        layer: the layer, for errors.
         function: computes one example's outputs from its inputs.
-        inputs: a nest of tensors of `n` examples, `[n, ...]` each.
-        grads: the gradients at the function's outputs, `[n, ...]` each.
-        variables: those to differentiate by.
-        nested: whether the function loops, branches or calls functions.
-        subject: what the function is, in words; by default the layer.
+        inputs: a nest of tensors `[n, ...]` of `n` examples.
+        grads: gradients at the function's outputs, `[n, ...]` each.
+        variables: variables to differentiate by.
+        nested: True if the function has control flow or calls functions.
+        subject: description of the function, for errors; by default the
+            layer.
 
     Raises:
         ValueError: if the function cannot be repeated for one example.
@@ -117,8 +119,8 @@ def gradients_by_example(
             tape.watch(values)
             outputs = tf.nest.flatten(function(example[0]))
             outputs = [t for t in outputs if is_differentiable(t)]
-        _check_alike(outputs, example[1])
-        found = tape.gradient(
+        _check_shapes(outputs, example[1])
+        gradients = tape.gradient(
             outputs,
             values,
             output_gradients=[
@@ -127,10 +129,10 @@ def gradients_by_example(
             ],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        return [tf.convert_to_tensor(grad) for grad in found]
+        return [tf.convert_to_tensor(grad) for grad in gradients]
 
     try:
-        found = repeat(
+        rows = repeat(
             gradient,
             (inputs, list(grads)),
             [tf.TensorSpec(v.shape, v.dtype) for v in values],
@@ -147,15 +149,15 @@ def gradients_by_example(
     return DenseGradients(
         tuple(
             tf.reshape(part, [-1, part.shape[1:].num_elements()])
-            for part in found
+            for part in rows
         )
     )
 
 
 def _has_attention(layer: keras.Layer) -> bool:
-    """Whether examples must be taken in turn.
+    """Whether a layer has attention, whose examples must be taken in turn.
 
-    Vectorized, attention's products in float32 corrupt memory in oneDNN's
+    Vectorized products of attention in float32 corrupt memory in oneDNN's
     kernels (TensorFlow 2.21).
     """
     attention = (
@@ -165,12 +167,12 @@ def _has_attention(layer: keras.Layer) -> bool:
     return any(isinstance(x, attention) for x in layer._flatten_layers())
 
 
-def _check_alike(
+def _check_shapes(
     outputs: Sequence[tf.Tensor], grads: Sequence[tf.Tensor]
 ) -> None:
-    """Refuses outputs of one example that are not of its gradients' shapes.
+    """Refuses outputs of one example whose shapes differ from its gradients.
 
-    TensorFlow would broadcast the one to the other.
+    TensorFlow would broadcast them.
     """
     for output, grad in zip(outputs, grads, strict=True):
         if not output.shape.is_compatible_with(grad.shape):
@@ -180,11 +182,11 @@ def _check_alike(
             )
 
 
-def outputs_of(outputs: Any) -> Iterator[tf.Tensor]:
-    """What a loss can have a gradient at, of what a layer returned.
+def differentiable_outputs(outputs: Any) -> Iterator[tf.Tensor]:
+    """Differentiable tensors among a layer's outputs.
 
-    The logits that Keras notes on what a softmax or sigmoid returns are among
-    it: Keras's losses start from them and leave out what they are noted on.
+    They include logits that Keras attaches to outputs of a softmax or sigmoid,
+    because Keras's losses use these in place of the outputs.
     """
     for leaf in tf.nest.flatten(outputs):
         if is_differentiable(leaf):
@@ -195,9 +197,9 @@ def outputs_of(outputs: Any) -> Iterator[tf.Tensor]:
 
 
 def with_probes(outputs: Any, watch: Callable[[tf.Tensor], tf.Tensor]) -> Any:
-    """The same, once each of `outputs_of(outputs)` went through `watch`."""
+    """Passes each of `differentiable_outputs(outputs)` through `watch`."""
 
-    def probed(leaf):
+    def probe_leaf(leaf):
         if not is_differentiable(leaf):
             return leaf
         probe = precision.copy_notes(leaf, watch(leaf))
@@ -206,11 +208,11 @@ def with_probes(outputs: Any, watch: Callable[[tf.Tensor], tf.Tensor]) -> Any:
             probe._keras_logits = watch(logits)
         return probe
 
-    return tf.nest.map_structure(probed, outputs)
+    return tf.nest.map_structure(probe_leaf, outputs)
 
 
 def is_differentiable(tensor: Any) -> bool:
-    """Whether a loss can have a gradient at it."""
+    """Whether a loss can have a gradient at this tensor."""
     return (
         tf.is_tensor(tensor)
         and not isinstance(tensor, tf.__internal__.CompositeTensor)
@@ -219,7 +221,7 @@ def is_differentiable(tensor: Any) -> bool:
 
 
 def has_examples(leaf) -> bool:
-    """Whether the first axis is the batch: the one size a trace leaves open."""
+    """Whether the first axis is the batch, whose size a trace leaves open."""
     return (
         tf.is_tensor(leaf)
         and leaf.shape.rank is not None
@@ -237,6 +239,6 @@ def _with_mask(leaf, mask) -> tuple[tf.Tensor, ...]:
 def _batch_of_one(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     tensor, *mask = (tf.expand_dims(t, 0) for t in tensors)
     if mask:
-        # The layers in this one find the mask where Keras put it.
+        # Sublayers read the mask from this attribute.
         (tensor._keras_mask,) = mask
     return tensor

@@ -1,12 +1,14 @@
-"""Kernels with low-rank adapters (LoRA): `W = W0 + s A B`, `W0` held fixed.
+"""Kernels with low-rank adapters (LoRA): `W = W0 + s A B` with `W0` fixed.
 
-What is known of the gradient of `W` says all about those of `A` and `B`: they
-are `s G Bᵀ` and `s Aᵀ G`. Where `G = Σ_t x_t δ_tᵀ`, these are
-`Σ_t x_t (s B δ_t)ᵀ` and `Σ_t (s Aᵀ x_t) δ_tᵀ`: outer products again, now with
-as few columns, or rows, as the adapter has ranks.
+The gradients of `A` and `B` follow from the gradient `G` of `W`: they are
+`s G Bᵀ` and `s Aᵀ G`. For `G = Σ_t x_t δ_tᵀ`, these are `Σ_t x_t (s B δ_t)ᵀ`
+and `Σ_t (s Aᵀ x_t) δ_tᵀ`: outer products again, with as few columns, or rows,
+as
+    the
+rank of the adapter.
 
-Layers with a quantized kernel hold it fixed too and train the adapters alone,
-by the same formulas.
+Layers with a quantized kernel also train the adapters alone, by the same
+formulas.
 """
 
 from __future__ import annotations
@@ -26,24 +28,24 @@ from keras_tracin.gradients.factors import (
 )
 from keras_tracin.gradients.rules.registry import Part
 
-# Where layers keep them; for `register(variables=...)`.
+# Attributes of layers; for `register(variables=...)`.
 KERNEL = ("_kernel", "lora_kernel_a", "lora_kernel_b", "bias")
 EMBEDDINGS = ("_embeddings", "lora_embeddings_a", "lora_embeddings_b")
 
 
 def of_kernel(layer: keras.Layer, factors: Factors) -> list[Part]:
-    """The parts of a layer's kernel, and of a bias that `factors` include."""
+    """Factors of a layer's kernel, and of its bias if `factors` include it."""
     if not layer.lora_enabled:
         variables = (getattr(layer, "_kernel", None), layer.bias)
         count = 2 if _has_bias(factors) else 1
         return [(variables[:count], factors)]
     kernel, *bias = algebra.split(factors)
     parts = _adapters(layer, kernel, layer.lora_kernel_a, layer.lora_kernel_b)
-    return parts + [((layer.bias,), found) for found in bias]
+    return parts + [((layer.bias,), gradients) for gradients in bias]
 
 
 def of_table(layer: keras.layers.Embedding, factors: Factors) -> list[Part]:
-    """The parts of an embedding's table."""
+    """Factors of an embedding's table."""
     if not layer.lora_enabled:
         return [((layer._embeddings,), factors)]
     return _adapters(
@@ -65,8 +67,8 @@ def _adapters(layer, factors, a, b) -> list[Part]:
         tf.cast(tf.convert_to_tensor(matrix), dtype) for matrix in (a, b)
     )
     left = tf.reshape(left, [-1, rank])
-    found = adapt(factors, left, right, scale)
-    return [((a,), found[0]), ((b,), found[1])]
+    of_a, of_b = adapt(factors, left, right, scale)
+    return [((a,), of_a), ((b,), of_b)]
 
 
 @functools.singledispatch
@@ -76,12 +78,12 @@ def adapt(
     """Factors of `a` and `b` from those of the matrix `scale · a b`.
 
     Args:
-        factors: of the matrix, `[rows, columns]`. Outer factors may split it
-            otherwise: the last axis of their inputs may be shorter than
-            `rows` by a whole number, and that of their grads as much longer.
-        a: `[rows, rank]`.
-        b: `[rank, columns]`.
-        scale: what their product is multiplied by.
+        factors: factors of the matrix `[rows, columns]`. Outer factors may
+            divide it differently: their inputs may be shorter than `rows` by
+            an integer factor, and their grads longer by the same factor.
+        a: matrix `[rows, rank]`.
+        b: matrix `[rank, columns]`.
+        scale: factor of the product.
     """
     raise TypeError(
         f"Expected factors of gradients, received: {type(factors)}."
@@ -107,13 +109,13 @@ def _(factors: OuterFactors, a, b, scale):
         return adapt(algebra.materialize(factors), a, b, scale)
     between = rows // i  # axes of the kernel that A and the grads share
     n = tf.shape(factors.grads)[0]
-    t, each = (-1, -1) if t is None else (t, t * between)
-    grads = tf.reshape(factors.grads, [n, each, columns])
+    t, positions = (-1, -1) if t is None else (t, t * between)
+    grads = tf.reshape(factors.grads, [n, positions, columns])
     reduced = tf.einsum("nto,ro->ntr", grads, scale * b)
     reduced = tf.reshape(reduced, [n, t, between * rank])
     left = tf.reshape(scale * a, [i, between * rank])
     hidden = tf.einsum("nti,ir->ntr", factors.inputs, left)
-    hidden = tf.reshape(hidden, [n, each, rank])
+    hidden = tf.reshape(hidden, [n, positions, rank])
     return OuterFactors(factors.inputs, reduced), OuterFactors(hidden, grads)
 
 

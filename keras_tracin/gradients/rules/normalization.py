@@ -1,7 +1,7 @@
 """Normalisations: `y = γ x̂ + β`, so γ has `Σ_t δ_t x̂_t` and β has `Σ_t δ_t`.
 
-The sums run over the axes that γ and β are shared along. Few numbers per
-example remain, so the gradients themselves are made.
+The sums are over the axes along which γ and β are shared. Few entries per
+example remain, so the gradients are materialized.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def layer_normalization(layer, use: LayerUse) -> list[Part]:
 def batch_normalization(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.BatchNormalization` in inference mode.
 
-    `x̂` uses the saved statistics, which are the checkpoint's, so the examples
-    of a batch do not interact.
+    `x̂` uses the statistics of the checkpoint, so the examples of a batch do not
+    interact.
     """
     inputs = tf.convert_to_tensor(use.inputs)
     shared = _shared_axes(inputs, _axes(layer.axis))
@@ -46,9 +46,9 @@ def batch_normalization(layer, use: LayerUse) -> list[Part]:
             tf.cast(tf.convert_to_tensor(statistic), inputs.dtype)
             for statistic in (layer.moving_mean, layer.moving_variance)
         )
-        # Σ_t δ_t (x_t - μ)/σ, with the statistics taken out of the sum: what
-        # passes over all positions is a product and nothing more. The
-        # network's own output has the same rounding error where |μ| » σ.
+        # Σ_t δ_t (x_t - μ)/σ, with the statistics taken out of the sum, so
+        # that only a product is computed at every position. For |μ| » σ, the
+        # network's output has the same rounding error.
         products = _sum_to_rows(use.grad * inputs, shared)
         scale = tf.math.rsqrt(variance + layer.epsilon)
         variables.append(layer.gamma)
@@ -69,8 +69,8 @@ def group_normalization(layer, use: LayerUse) -> list[Part]:
     grouped = tf.reshape(
         inputs, tf.concat([sizes[:axis], split, sizes[axis + 1 :]], axis=0)
     )
-    each = [k for k in range(1, 1 + inputs.shape.rank) if k != axis]
-    mean, variance = tf.nn.moments(grouped, each, keepdims=True)
+    reduced = [k for k in range(1, 1 + inputs.shape.rank) if k != axis]
+    mean, variance = tf.nn.moments(grouped, reduced, keepdims=True)
     scale = tf.math.rsqrt(variance + layer.epsilon)
     normalized = tf.reshape((grouped - mean) * scale, sizes)
     normalized = tf.ensure_shape(normalized, inputs.shape)
@@ -81,7 +81,7 @@ def group_normalization(layer, use: LayerUse) -> list[Part]:
 def rms_normalization(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.RMSNormalization`.
 
-    Its scale is laid along the last axes, whichever it normalizes over.
+    Its scale belongs to the last axes, whichever axes it normalizes over.
     """
     inputs = tf.convert_to_tensor(use.inputs)
     square = tf.reduce_mean(
@@ -93,8 +93,8 @@ def rms_normalization(layer, use: LayerUse) -> list[Part]:
         rank - len(sizes) + k for k, size in enumerate(sizes) if size == 1
     ]
     shared = [*range(1, rank - len(sizes)), *stretched]
-    found = _sum_to_rows(use.grad * normalized, shared)
-    return [((layer.scale,), DenseGradients((found,)))]
+    gradients = _sum_to_rows(use.grad * normalized, shared)
+    return [((layer.scale,), DenseGradients((gradients,)))]
 
 
 def _axes(axis) -> list[int]:
@@ -102,10 +102,10 @@ def _axes(axis) -> list[int]:
 
 
 def _shared_axes(tensor: tf.Tensor, axes: list[int]) -> list[int]:
-    """The axes, but for the batch's, that are not among `axes`."""
+    """All axes except that of the batch and `axes`."""
     rank = tensor.shape.rank
-    kept = {axis % rank for axis in axes}
-    return [axis for axis in range(1, rank) if axis not in kept]
+    excluded = {axis % rank for axis in axes}
+    return [axis for axis in range(1, rank) if axis not in excluded]
 
 
 def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
@@ -123,7 +123,7 @@ def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
 
 
 def _sum_to_rows(values: tf.Tensor, axes: list[int]) -> tf.Tensor:
-    """Sums over `axes` and flattens what is left of each example."""
+    """Sums over `axes` and flattens the rest, `[n, p]`."""
     summed = tf.reduce_sum(values, axis=axes) if axes else values
     width = summed.shape[1:].num_elements()
     return tf.reshape(summed, [-1, width])

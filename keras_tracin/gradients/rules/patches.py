@@ -1,13 +1,13 @@
-"""The patches of its input that a kernel moves over, and its gradients.
+"""Patches of a convolution's input, and gradients of its kernel.
 
 A convolution is a Dense layer applied to every patch. The patches are unfolded
-once, `x [n, positions, kernel·channels]`, with the columns in the order of the
-flattened kernel. One `tf.gather` of whole channel vectors does it for one, two
-and three dimensions, strides and dilation alike; on a CPU it takes half the
-time of slicing and concatenating.
+once, `x [n, positions, kernel·channels]`, with columns in the order of the
+flattened kernel. One `tf.gather` of whole channel vectors handles one, two and
+three dimensions, strides and dilation; on a CPU it takes half the time of
+slicing and concatenating.
 
-What is written to memory decides the time where channels are few. The kernel's
-gradients can then be had for less: see `_two_sided`.
+With few channels, the time depends on the amount of memory written. There are
+cheaper ways to the kernel's gradients then: see `_two_sided_gradients`.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ from keras_tracin.gradients.rules.dense import by_position
 def kernel_factors(
     inputs: tf.Tensor, grads: tf.Tensor, layer, groups: int = 1
 ) -> OuterFactors | DenseGradients:
-    """Factors of the kernel that makes `grads`' positions from `inputs`.
+    """Factors of a convolution's kernel.
 
     Images `[n, 8, 8, 3]` under a 3×3 kernel with `padding="valid"` give
-    patches `[n, 36, 27]` beside grads `[n, 36, filters]`.
+    patches `[n, 36, 27]` and grads `[n, 36, filters]`.
 
     Args:
-        inputs: `[n, *spatial, channels]`, as the layer takes them.
-        grads: `[n, *positions, outputs]`.
-        layer: gives kernel size, strides, dilation and padding.
-        groups: into how many groups channels and outputs are split.
+        inputs: inputs `[n, *spatial, channels]` of the layer.
+        grads: gradients `[n, *positions, outputs]` at its outputs.
+        layer: the layer, for kernel size, strides, dilation and padding.
+        groups: number of groups of channels and outputs.
     """
     pads = padding_of(inputs, layer)
-    if groups == 1 and _moves_less_two_sided(inputs, grads, layer):
+    if groups == 1 and _writes_less_two_sided(inputs, grads, layer):
         return DenseGradients(
-            (_two_sided(inputs, grads, layer, pads),), grads.shape[-1]
+            (_two_sided_gradients(inputs, grads, layer, pads),), grads.shape[-1]
         )
     grads = by_position(grads)
     inputs = pad(inputs, pads)
     if groups > 1:
         patches = _unfold(inputs, layer)
         return DenseGradients(
-            (_grouped(patches, grads, groups),), grads.shape[-1]
+            (_grouped_gradients(patches, grads, groups),), grads.shape[-1]
         )
-    if _is_narrow(inputs, grads, layer):
-        return DenseGradients((_narrow(inputs, grads, layer),), grads.shape[-1])
+    if _prefers_taps(inputs, grads, layer):
+        return DenseGradients(
+            (_gradients_by_tap(inputs, grads, layer),), grads.shape[-1]
+        )
     patches = _unfold(inputs, layer)
     columns = math.prod(patches.shape[2:])
     patches = tf.reshape(patches, [-1, patches.shape[1], columns])
@@ -63,14 +65,14 @@ def channels_last(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def pad(inputs: tf.Tensor, pads: list[tuple[int, int]]) -> tf.Tensor:
-    """`[n, *spatial, c]` with zeros at the ends of its spatial axes."""
+    """Pads the spatial axes of `[n, *spatial, c]` with zeros."""
     if not any(low or high for low, high in pads):
         return inputs
     return tf.pad(inputs, [(0, 0), *pads, (0, 0)])
 
 
 def tap_slices(sizes, layer) -> Iterator[tuple[slice, ...]]:
-    """Where each tap of the kernel reads padded spatial axes of `sizes`."""
+    """Slices of padded spatial axes that each tap of the kernel reads."""
     for offset in itertools.product(*map(range, layer.kernel_size)):
         yield tuple(
             slice(at * step, at * step + size - (kernel - 1) * step, stride)
@@ -85,8 +87,10 @@ def tap_slices(sizes, layer) -> Iterator[tuple[slice, ...]]:
         )
 
 
-def _grouped(patches: tf.Tensor, grads: tf.Tensor, groups: int) -> tf.Tensor:
-    """Kernel gradients `[n, p]` where group g of filters sees group g of x."""
+def _grouped_gradients(
+    patches: tf.Tensor, grads: tf.Tensor, groups: int
+) -> tf.Tensor:
+    """Kernel gradients `[n, p]` of a convolution with groups of channels."""
     _, t, taps, channels = patches.shape
     x = tf.reshape(patches, [-1, t, taps, groups, channels // groups])
     delta = tf.reshape(grads, [-1, t, groups, grads.shape[-1] // groups])
@@ -95,34 +99,34 @@ def _grouped(patches: tf.Tensor, grads: tf.Tensor, groups: int) -> tf.Tensor:
 
 
 def _unfold(inputs: tf.Tensor, layer) -> tf.Tensor:
-    """The patches a convolution sees, `[n, positions, taps, channels]`.
+    """The patches of a convolution, `[n, positions, taps, channels]`.
 
     Args:
-        inputs: padded, `[n, *spatial, channels]`.
-        layer: gives kernel size, strides and dilation.
+        inputs: padded inputs `[n, *spatial, channels]`.
+        layer: the layer, for kernel size, strides and dilation.
     """
-    taken = _taken_positions(
+    indices = _flat_positions(
         inputs.shape[1:-1],
         layer.kernel_size,
         layer.strides,
         layer.dilation_rate,
     )
-    return _take(inputs, taken)
+    return _gather(inputs, indices)
 
 
-def _take(tensor: tf.Tensor, taken: np.ndarray) -> tf.Tensor:
-    """`[n, *spatial, c]` at flat positions `[t, taps]`: `[n, t, taps, c]`."""
+def _gather(tensor: tf.Tensor, indices: np.ndarray) -> tf.Tensor:
+    """Gathers `[n, *spatial, c]` at flat positions: `[n, t, taps, c]`."""
     *spatial, channels = tensor.shape[1:]
     flat = tf.reshape(tensor, [-1, math.prod(spatial), channels])
-    rows = tf.gather(flat, taken.reshape(-1), axis=1)
-    return tf.reshape(rows, [-1, *taken.shape, channels])
+    rows = tf.gather(flat, indices.reshape(-1), axis=1)
+    return tf.reshape(rows, [-1, *indices.shape, channels])
 
 
-def _moves_less_two_sided(inputs, grads, layer) -> bool:
-    """Whether `_two_sided` writes fewer numbers than unfolding patches does.
+def _writes_less_two_sided(inputs, grads, layer) -> bool:
+    """Whether `_two_sided_gradients` writes less than unfolding patches.
 
-    Only where the gradients themselves are wanted, that is, are smaller than
-    pairs of positions.
+    False if gradients should not be materialized, because products of pairs of
+    positions are cheaper.
     """
     first, *rest = layer.kernel_size
     if first == 1 or layer.strides[0] != 1:
@@ -134,38 +138,38 @@ def _moves_less_two_sided(inputs, grads, layer) -> bool:
     if positions * (columns + outputs) < columns * outputs:
         return False
     both = math.prod(rest) * channels + first * outputs
-    # The gradients are put in the kernel's order at the end: read and written.
+    # At the end, gradients are transposed to the kernel's order: read, written.
     moved = rows * beside * both + 2 * columns * outputs
     return moved < positions * columns
 
 
-def _two_sided(inputs, grads, layer, pads) -> tf.Tensor:
+def _two_sided_gradients(inputs, grads, layer, pads) -> tf.Tensor:
     """Kernel gradients `[n, p]` with each side unfolded along its own axes.
 
     A kernel of 3×3 taps `(a, b)` has `Σ_{y,x} x[y+a, x+b] δ[y, x]ᵀ`. With
     rows counted on the input's side, `r = y + a`, this is
     `Σ_{r,x} x[r, x+b] δ[r-a, x]ᵀ`: the input is unfolded along `b` alone and
-    the gradient along `a` alone. Three times each is written instead of nine
-    times one, and the product is of two sides of like width.
+    the gradient along `a` alone. This writes three copies of each instead of
+    nine copies of one, and both sides of the product have similar widths.
     """
     (first, *rest), (step, *_) = layer.kernel_size, layer.dilation_rate
     (low, high), *side_pads = pads
     ones = [1] * len(rest)
     inputs = tf.pad(inputs, [(0, 0), (0, 0), *side_pads, (0, 0)])
-    x = _take(
+    x = _gather(
         inputs,
-        _taken_positions(
+        _flat_positions(
             inputs.shape[1:-1], (1, *rest), layer.strides, layer.dilation_rate
         ),
     )
     reach = (first - 1) * step
     rows_around = (reach - low, reach - high)
-    nothing = [(0, 0)] * (1 + len(rest))
-    grads = tf.pad(grads, [(0, 0), rows_around, *nothing])
-    taken = _taken_positions(
+    unpadded = [(0, 0)] * (1 + len(rest))
+    grads = tf.pad(grads, [(0, 0), rows_around, *unpadded])
+    indices = _flat_positions(
         grads.shape[1:-1], (first, *ones), (1, *ones), (step, *ones)
     )
-    delta = _take(grads, taken[:, ::-1])  # row r - a for a = 0, 1, …
+    delta = _gather(grads, indices[:, ::-1])  # row r - a for a = 0, 1, …
 
     t, taps, channels = x.shape[1:]
     outputs = delta.shape[-1]
@@ -179,12 +183,11 @@ def _two_sided(inputs, grads, layer, pads) -> tf.Tensor:
     return tf.reshape(kernel, [-1, first * taps * channels * outputs])
 
 
-def _is_narrow(inputs, grads, layer) -> bool:
-    """Whether to go straight to the kernel's gradients, tap by tap.
+def _prefers_taps(inputs, grads, layer) -> bool:
+    """Whether to compute the kernel's gradients from one view per tap.
 
-    Worth it for few channels (images), whose vectors are too short for
-    `unfold` to move them fast, and right where gradients are smaller than
-    pairs of positions.
+    This pays for few channels (images), whose vectors are too short for a fast
+    gather, if gradients should be materialized.
     """
     t, outputs = grads.shape[1:]
     channels = inputs.shape[-1]
@@ -192,7 +195,7 @@ def _is_narrow(inputs, grads, layer) -> bool:
     return channels <= 4 and t * (columns + outputs) >= columns * outputs
 
 
-def _narrow(inputs: tf.Tensor, grads: tf.Tensor, layer) -> tf.Tensor:
+def _gradients_by_tap(inputs: tf.Tensor, grads: tf.Tensor, layer) -> tf.Tensor:
     """Kernel gradients `[n, p]` from one strided view of the input per tap."""
     rank = inputs.shape.rank
     planes = tf.transpose(inputs, [0, rank - 1, *range(1, rank - 1)])
@@ -207,7 +210,7 @@ def _narrow(inputs: tf.Tensor, grads: tf.Tensor, layer) -> tf.Tensor:
 
 
 def padding_of(inputs: tf.Tensor, layer) -> list[tuple[int, int]]:
-    """The zeros that the layer's `padding` puts at each spatial axis's ends."""
+    """Numbers of zeros that the layer pads each spatial axis with."""
     spatial = inputs.shape[1:-1].as_list()
     if None in spatial:
         raise ValueError(
@@ -240,8 +243,8 @@ def _padding(size, kernel, stride, dilation, *, padding) -> tuple[int, int]:
     return needed // 2, needed - needed // 2
 
 
-def _taken_positions(sizes, kernel_size, strides, dilation) -> np.ndarray:
-    """Flat input positions `[positions, taps]` that each output looks at."""
+def _flat_positions(sizes, kernel_size, strides, dilation) -> np.ndarray:
+    """Flat input positions `[positions, taps]` that each output reads."""
     starts, offsets = [], []
     for size, kernel, stride, step in zip(
         sizes, kernel_size, strides, dilation, strict=True

@@ -1,15 +1,15 @@
-"""Recurrent layers: one cell, applied step after step.
+"""Recurrent layers: a cell that is applied step after step.
 
-The gradient of a cell's weights is the sum of what each step adds, and a step
-needs only what went into the cell then and the loss's gradient at what came
-out. So the layer's loop runs as it always does, but for two additions: it gives
-out the states each step began with, and to whatever the cell returns it adds a
-probe, zeros whose gradient is the loss's at that place. All steps of an example
-are then independent of one another, and the cell's gradient is taken of them
-together, without a loop.
+The gradient of a cell's weights is a sum over steps. The term of a step needs
+only the inputs of the cell at that step and the loss's gradient at its outputs.
+So the layer's loop runs as usual, with two additions: it returns the states
+before each step, and adds a probe to the outputs of the cell: zeros, whose
+gradient is that of the loss there. Given these, the steps of an example are
+independent, and the cell's gradient is taken for all of them together, without
+a loop.
 
-No cell is known by name here: LSTM, GRU, stacked cells and a user's own are all
-the same.
+This does not depend on the kind of cell: LSTM, GRU, stacked and custom cells
+are treated alike.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from keras_tracin.gradients.rules.registry import (
 
 @contextlib.contextmanager
 def _watch_each_step(layer: keras.layers.RNN, watch: Watch):
-    """Watches what the cell returns at each step, and the states before."""
-    loop = functools.partial(_watched_loop, layer, watch)
+    """For a `with` block, watches the cell's outputs and states."""
+    loop = functools.partial(_loop_with_probes, layer, watch)
     with attributes(layer, {"inner_loop": loop}), _without_dropout(layer):
         yield
 
@@ -52,9 +52,9 @@ def _watch_each_step(layer: keras.layers.RNN, watch: Watch):
 def recurrence(layer: keras.layers.RNN, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.RNN`, `LSTM`, `GRU`, … with any cell.
 
-    Beside sequences `[n, t, i]` come the states `[n, t, u]` before each step,
-    and gradients `[n, t, u]` of what the cell returned. The `t` steps of one
-    example are a batch to the cell.
+    It uses sequences `[n, t, i]`, states `[n, t, u]` before each step, and
+    gradients `[n, t, u]` at the cell's outputs. The `t` steps of an example are
+    a batch for the cell.
     """
     count = len(use.outputs) // 2  # states; the cell returns one more
     variables = tuple(layer.trainable_variables)
@@ -65,43 +65,47 @@ def recurrence(layer: keras.layers.RNN, use: LayerUse) -> list[Part]:
         return layer.cell(sequence, tf.nest.pack_sequence_as(structure, states))
 
     with _without_dropout(layer):
-        found = gradients_by_example(
+        gradients = gradients_by_example(
             layer,
             steps,
             [tf.convert_to_tensor(use.inputs), *use.outputs[-count:]],
             use.grads[:-count],
             variables,
         )
-    return [(variables, found)]
+    return [(variables, gradients)]
 
 
-def _watched_loop(layer, watch, sequences, initial_state, mask, training=False):
-    """Stands in for the layer's `inner_loop`, and returns the same."""
+def _loop_with_probes(
+    layer, watch, sequences, initial_state, mask, training=False
+):
+    """Replaces the layer's `inner_loop`; returns the same."""
     cell = layer.cell
     if isinstance(mask, list | tuple):
         mask = mask[0]
-    # Called for the shapes, as Keras's own loop does before it starts.
+    # Called for the shapes, as Keras's own loop does first.
     returned = tf.nest.flatten(cell(sequences[:, 0], initial_state))
     shapes = [tensor.shape[1:] for tensor in returned]
     probes = [watch(_zeros_beside(sequences, shape)) for shape in shapes]
 
-    def probed(inputs, states):
-        x, *zeros = _parted(inputs, [sequences.shape[2:], *shapes])
+    def cell_with_probes(inputs, states):
+        x, *zeros = _split(inputs, [sequences.shape[2:], *shapes])
         result = cell(x, states)
-        output, *new = _added(tf.nest.flatten(result), zeros)
+        output, *new = _add_probes(tf.nest.flatten(result), zeros)
         _, structure = result
-        joined = _joined([output, *tf.nest.flatten(states)], 1)
-        return joined, tf.nest.pack_sequence_as(structure, new)
+        concatenated = _join([output, *tf.nest.flatten(states)], 1)
+        return concatenated, tf.nest.pack_sequence_as(structure, new)
 
-    with attributes(layer, {"cell": probed, "return_sequences": True}):
+    with attributes(
+        layer, {"cell": cell_with_probes, "return_sequences": True}
+    ):
         last, outputs, states = keras.layers.RNN.inner_loop(
             layer,
-            _joined([sequences, *probes], 2),
+            _join([sequences, *probes], 2),
             initial_state,
             mask,
             training,
         )
-    outputs, *before = _parted(outputs, shapes)
+    outputs, *before = _split(outputs, shapes)
     for states_before in before:
         # In the order of the input, as the probes are.
         watch(
@@ -109,7 +113,7 @@ def _watched_loop(layer, watch, sequences, initial_state, mask, training=False):
             if layer.go_backwards
             else states_before
         )
-    return _parted(last, shapes)[0], outputs, states
+    return _split(last, shapes)[0], outputs, states
 
 
 def _zeros_beside(sequences: tf.Tensor, shape) -> tf.Tensor:
@@ -119,11 +123,11 @@ def _zeros_beside(sequences: tf.Tensor, shape) -> tf.Tensor:
     return tf.ensure_shape(zeros, [*sequences.shape[:2], *shape])
 
 
-def _added(returned: list, zeros: list) -> list:
-    """What a cell returned with the probes added to it.
+def _add_probes(returned: list, zeros: list) -> list:
+    """Adds probes to the outputs of a cell.
 
-    A cell that returns one tensor as output and as state gets one probe for
-    both: the gradients at the two places add up in it.
+    If a cell returns one tensor as output and as state, it gets a single probe,
+    whose gradient is the sum of both.
     """
     distinct = {}
     for tensor, zero in zip(returned, zeros, strict=True):
@@ -132,8 +136,8 @@ def _added(returned: list, zeros: list) -> list:
     return [distinct[id(tensor)] for tensor in returned]
 
 
-def _joined(tensors: list, leading: int) -> tf.Tensor:
-    """Tensors alike in their leading axes side by side in one last axis."""
+def _join(tensors: list, leading: int) -> tf.Tensor:
+    """Flattens trailing axes of tensors and concatenates them."""
     flat = []
     for tensor in tensors:
         width = tensor.shape[leading:].num_elements()
@@ -143,22 +147,22 @@ def _joined(tensors: list, leading: int) -> tf.Tensor:
     return tf.concat(flat, axis=-1)
 
 
-def _parted(joined: tf.Tensor, shapes: list) -> list[tf.Tensor]:
-    """Undoes `_joined`: tensors that end in these shapes."""
-    parts = tf.split(joined, [s.num_elements() for s in shapes], axis=-1)
+def _split(concatenated: tf.Tensor, shapes: list) -> list[tf.Tensor]:
+    """Undoes `_join`: splits a tensor into tensors of these shapes."""
+    parts = tf.split(concatenated, [s.num_elements() for s in shapes], axis=-1)
     result = []
     for part, shape in zip(parts, shapes, strict=True):
         sizes = tf.concat([tf.shape(part)[:-1], shape], axis=0)
-        whole = tf.reshape(part, sizes)
-        result.append(tf.ensure_shape(whole, [*part.shape[:-1], *shape]))
+        tensor = tf.reshape(part, sizes)
+        result.append(tf.ensure_shape(tensor, [*part.shape[:-1], *shape]))
     return result
 
 
 @contextlib.contextmanager
 def _without_dropout(layer: keras.layers.RNN):
-    """Keeps cells from drawing masks that inference never uses.
+    """For a `with` block, cells draw no dropout masks.
 
-    Drawing them moves the layer's random numbers on.
+    Inference does not use them, and drawing advances the layer's random seed.
     """
     rates = "dropout", "recurrent_dropout"
     with contextlib.ExitStack() as stack:

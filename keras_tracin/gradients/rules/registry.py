@@ -31,14 +31,13 @@ class LayerUse:
     """One call of a layer during a forward pass.
 
     Attributes:
-        args: the positional arguments of `call`.
-        kwargs: its keyword arguments.
-        grads: the gradients of the summed per-example losses at the watched
-            tensors: those the rule's `watching` chose, else every tensor the
-            layer returned.
+        args: positional arguments of `call`.
+        kwargs: keyword arguments of `call`.
+        grads: gradients of the summed per-example losses at the watched
+            tensors: those of the rule's `watching`, or by default every
+            tensor that the layer returned.
         outputs: the watched tensors, in the same order.
-        masks: the Keras masks of the flattened arguments, None where there
-            is none.
+        masks: Keras masks of the flattened arguments; None without a mask.
     """
 
     args: tuple[Any, ...]
@@ -61,16 +60,16 @@ class LayerUse:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How one layer class splits its gradients into examples.
+    """A rule by which a layer class splits its gradients into examples.
 
     Attributes:
         factors: `(layer, use) -> [(variables, factors), ...]`.
-        variables: the attributes that hold the variables it answers for.
-        watching: `(layer, watch)`, a context in which one call of the layer
-            passes through `watch` what the rule wants gradients at; None for
-            the layer's outputs.
-        fits: whether the rule serves a subclass that computes its outputs by
-            code of its own; None if it never does.
+        variables: names of the attributes that hold the variables it covers.
+        watching: `(layer, watch)`, a context manager in which a call of the
+            layer passes the tensors whose gradients the rule needs through
+            `watch`; None to use the layer's outputs.
+        fits: function that decides whether the rule fits a subclass with its
+            own code; None if it never does.
     """
 
     factors: Callable[[keras.Layer, LayerUse], list[Part]]
@@ -81,8 +80,8 @@ class Rule:
 
 _RULES: dict[Any, Rule] = {}
 
-# What a layer may define anew without computing other outputs.
-_BESIDE_CALL = frozenset(
+# Methods that a subclass may redefine without changing outputs.
+_NOT_COMPUTATION = frozenset(
     {
         "build",
         "build_from_config",
@@ -101,9 +100,9 @@ _BESIDE_CALL = frozenset(
 
 
 def present(*names: str) -> tuple[type[keras.Layer], ...]:
-    """Those of `keras.layers` that this release of Keras has."""
-    found = (getattr(keras.layers, name, None) for name in names)
-    return tuple(layer_class for layer_class in found if layer_class)
+    """The classes of these names that this release of Keras has."""
+    classes = (getattr(keras.layers, name, None) for name in names)
+    return tuple(layer_class for layer_class in classes if layer_class)
 
 
 def register(
@@ -124,7 +123,7 @@ def register(
 
 @contextlib.contextmanager
 def attributes(layer: keras.Layer, values: dict[str, Any]):
-    """Sets attributes of this one layer object, and takes them off again."""
+    """For a `with` block, sets attributes of one layer object."""
     own = vars(layer)
     before = {name: own[name] for name in values if name in own}
     try:
@@ -138,7 +137,7 @@ def attributes(layer: keras.Layer, values: dict[str, Any]):
 
 @contextlib.contextmanager
 def watch_before_activation(layer: keras.Layer, watch: Watch):
-    """Watches what goes into the layer's activation during one call."""
+    """For a `with` block, watches the input of the layer's activation."""
     activation = layer.activation or (lambda value: value)
     watched = {"activation": lambda value: activation(watch(value))}
     with attributes(layer, watched):
@@ -146,11 +145,11 @@ def watch_before_activation(layer: keras.Layer, watch: Watch):
 
 
 def rule_for(layer: keras.Layer) -> Rule | None:
-    """The rule that fits `layer`, or None where the fallback must serve.
+    """The rule that fits `layer`, or None if the fallback is needed.
 
-    A rule describes what one class computes. It does not fit a subclass (or an
-    instance) that redefines any part of that, nor a layer that owns variables
-    the rule does not know.
+    A rule describes the computation of one class. It does not fit a subclass
+    (or an instance) that redefines any part of it, nor a layer that owns
+    variables that the rule does not cover.
     """
     layer_class: Any
     for layer_class in type(layer).__mro__:
@@ -162,19 +161,19 @@ def rule_for(layer: keras.Layer) -> Rule | None:
         ):
             return None
         own = {id(v) for v in own_variables(layer)}
-        known = {id(getattr(layer, name, None)) for name in rule.variables}
-        return rule if own <= known else None
+        covered = {id(getattr(layer, name, None)) for name in rule.variables}
+        return rule if own <= covered else None
     return None
 
 
 def _computes_otherwise(layer: keras.Layer, layer_class: type) -> bool:
-    """Whether `layer` redefines anything that `layer_class` computes with."""
+    """Whether `layer` redefines code of `layer_class` that affects outputs."""
     position = type(layer).__mro__.index(layer_class)
     scopes = [vars(c) for c in type(layer).__mro__[:position]] + [vars(layer)]
     return any(
         (callable(value) or isinstance(value, property))
         and not name.startswith("__")
-        and name not in _BESIDE_CALL
+        and name not in _NOT_COMPUTATION
         and _is_computed(getattr(layer_class, name, None))
         for scope in scopes
         for name, value in scope.items()
@@ -188,7 +187,7 @@ def _is_computed(attribute: Any) -> bool:
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
     """The trainable variables that the layer itself created.
 
-    Those of the layers inside it are theirs.
+    Variables of its sublayers are not included.
     """
     if not layer.trainable:
         return []

@@ -1,7 +1,7 @@
-"""The same computation for every example of a batch.
+"""Repeats a computation for every example of a batch.
 
-`tf.vectorized_map` turns it into operations on whole batches, where it can.
-What it cannot turn, some loops above all, is repeated for one example after
+If possible, `tf.vectorized_map` converts it to operations on whole batches.
+What it cannot convert, mainly some loops, is repeated for one example after
 another, with a warning, since that is slow.
 
 Synopsis:
@@ -23,8 +23,8 @@ import tensorflow as tf
 
 from keras_tracin.models.loops import unfinished_loops
 
-# Operations of control flow and calls, which may turn out not to be
-# convertible when half of the work is in the graph already.
+# Operations of control flow and calls. That they cannot be converted may show
+# only when half of the operations are in the graph already.
 NESTED = frozenset(
     {
         "Case",
@@ -60,24 +60,25 @@ def repeat(
     nested: bool = False,
     in_turn: bool = False,
 ) -> list[tf.Tensor]:
-    """`function` of each example, `[n, ...]`, at the same time if possible.
+    """Applies `function` to each example, vectorized if possible, `[n, ...]`.
 
     Args:
-        function: of one example.
+        function: function of one example.
         examples: a nest of tensors `[n, ...]`.
-        specs: what the function returns.
-        subject: what warnings call the computation.
-        nested: whether it has control flow or calls in it; see `NESTED`.
-        in_turn: take one example after another, without a warning.
+        specs: types of the function's results.
+        subject: description of the computation, for warnings.
+        nested: True if it has control flow or calls; see `NESTED`.
+        in_turn: If true, examples are taken one after another, without a
+            warning.
 
     Raises:
         ValueError: or whatever else the function raises.
     """
     with unfinished_loops():
-        return _repeated(function, examples, specs, subject, nested, in_turn)
+        return _repeat(function, examples, specs, subject, nested, in_turn)
 
 
-def _repeated(
+def _repeat(
     function, examples, specs, subject, nested, in_turn
 ) -> list[tf.Tensor]:
     if in_turn:
@@ -86,7 +87,7 @@ def _repeated(
     with _quiet() as messages:
         try:
             if nested:
-                # What fails half-way would leave operations behind that run.
+                # A failure half-way would leave operations in the graph.
                 graph = tf.__internal__.FuncGraph("rehearsal")
                 with graph.as_default():
                     tf.vectorized_map(function, examples)
@@ -95,7 +96,8 @@ def _repeated(
         except _FAILURES as error:
             failure = error
             results = _in_turn(function, examples, specs)
-    by_loop = [found[1] for found in map(_BY_LOOP.match, messages) if found]
+    matches = map(_BY_LOOP.match, messages)
+    by_loop = [match[1] for match in matches if match]
     if failure is not None:
         _warn(f"{subject} is")
     elif by_loop:
@@ -111,15 +113,15 @@ def _in_turn(function, examples, specs) -> list[tf.Tensor]:
 def _warn(what: str) -> None:
     warnings.warn(
         f"{what[0].upper()}{what[1:]} computed for one example after another, "
-        "which is slow: `tf.vectorized_map` cannot make one operation on all "
-        "examples of it. The results are right.",
+        "which is slow: `tf.vectorized_map` cannot convert it to operations on "
+        "all examples. The results are right.",
         stacklevel=2,
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Keeps what TensorFlow logs in this thread to itself; yields that."""
+    """For a `with` block, catches TensorFlow's log messages of this thread."""
     messages: list[str] = []
     thread = threading.get_ident()
 

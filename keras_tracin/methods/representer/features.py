@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.distribution import Strategy, spread

@@ -30,7 +30,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine import collecting
 from keras_tracin.engine.chunks import Chunk, Sink
@@ -52,7 +52,7 @@ from keras_tracin.methods.representer.retune import retune
 from keras_tracin.methods.representer.targets import Target
 from keras_tracin.models.descriptions import describe_loss
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
 
 _QUERY_BLOCK = 1024  # queries that are scored together, at most
@@ -384,7 +384,7 @@ class RepresenterPoints:
         }
         parts = Parts.open(directory, job, worker_of(self._strategy))
         # Retuning ends where its gradient is small, on each machine elsewhere.
-        parts.made_of(self._numbers(), max(1e-3, tolerance(self._model)))
+        parts.compare(self._numbers(), max(1e-3, tolerance(self._model)))
         return parts
 
     def _numbers(self) -> Numbers:
@@ -423,7 +423,7 @@ class RepresenterPoints:
         # A power of two, so that batches of whatever size fill it.
         size = 2 ** int(math.log2(size))
         if parts is not None:
-            size = parts.agreed("block", size)
+            size = parts.agree("block", size)
         return self._problem.blocks(test, size, verbose)
 
     def _stream(

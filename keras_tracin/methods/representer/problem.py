@@ -18,14 +18,15 @@ from typing import Any
 
 import keras
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.distribution import Strategy, check_built_under
 from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.placement import check_loss_of_outputs
-from keras_tracin.losses.output_kinds import check_consistent, outputs_of
+from keras_tracin.losses.output_kinds import outputs_of
+from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.representer.features import (
     FeatureReader,

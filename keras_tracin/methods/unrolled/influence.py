@@ -1,16 +1,16 @@
-"""Unrolled influence: training's end, differentiated by each example's weight.
+"""Unrolled influence: the end of training, differentiated by example weights.
 
     score(z, z') = Σ_{t: z ∈ B_t} η_t b_z ∇ℓ(w_t, z) · λ_{t+1},
     λ_T = ∇ℓ(w_T, z'),  λ_t = (I - η_t H_t) λ_{t+1},
 
 for plain SGD (Hara et al. 2019; Ilyas & Engstrom 2025); with momentum or
-Adam, the optimizer's state has an adjoint as well. It is minus the derivative
-of the query's loss after the last step by what z counts in the loss of its
-batches: to first order, by how much that loss would rise had z counted nothing,
-all batches, their divisors and all randomness as they were.
+Adam, the optimizer's state has an adjoint as well. The score is minus the
+derivative of the query's loss after the last step by the weight of z in the
+losses of its batches. To first order that loss would rise by the score if the
+weight were 0, with all batches, their divisors and all randomness unchanged.
 
-TracIn has ∇ℓ(w_t, z') in place of λ_{t+1}: what a step does to the query at
-once, not what is left of it when training ends.
+TracIn has ∇ℓ(w_t, z') in place of λ_{t+1}: the immediate effect of a step on
+the query, not what remains of it when training ends.
 
 Synopsis:
 
@@ -18,13 +18,14 @@ Synopsis:
     unrolled = kt.UnrolledInfluence(model, train, "runs/digits")
     unrolled.influence(test)                       # Attribution
     unrolled.influence(test, aggregate=True)       # one row for their sum
-    unrolled.retrain(test, counts)                 # what really happens
+    unrolled.retrain(test, np.ones(len(x)))        # the queries' real losses
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -33,51 +34,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine import collecting
-from keras_tracin.engine.chunks import Sink
+from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.diagnosis import check_fits
-from keras_tracin.engine.execution import default_memory_limit
+from keras_tracin.engine.distribution import check_alone, worker_of
+from keras_tracin.engine.fingerprint import tolerance as fingerprint_tolerance
+from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.progress import Progress
-from keras_tracin.engine.steps import batch_spec
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.methods.unrolled.batches import Held, training_steps
-from keras_tracin.methods.unrolled.replay import Replay
-from keras_tracin.methods.unrolled.training import (
-    Adjoint,
-    State,
-    Training,
-    check_can_be_unrolled,
+from keras_tracin.methods.unrolled.queries import (
+    Backward,
+    UnrolledPlan,
+    sum_queries,
 )
-from keras_tracin.methods.unrolled.updates import Update
+from keras_tracin.methods.unrolled.recorded import RecordedTraining
+from keras_tracin.methods.unrolled.training import Adjoint
+from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
-from keras_tracin.runs import (
-    TrainingRun,
-    check_checkpoint,
-    initial_optimizer,
-    run_weights,
-)
-from keras_tracin.runs import manifest as run_manifest
-from keras_tracin.runs.seeds import seed_variables
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.top_k import TopK
+from keras_tracin.runs import TrainingRun
 
 _MOST_QUERIES = 128  # carried back together
-_COPIES = 6  # of a query's adjoint while a step is differentiated
-# Examples × variables of a batch up to which queries are taken side by side.
-_SIDE_BY_SIDE = 2**23
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is announced of long work."""
-
-    steps: int
-    num_queries: int
-
-    def __str__(self) -> str:
-        return f"{self.steps:,} steps back for {self.num_queries:,} queries"
+_COPIES = 6  # of a query's adjoint, while a step is differentiated
 
 
 class UnrolledInfluence:
@@ -90,33 +73,35 @@ class UnrolledInfluence:
     unrolled.top_k(test, k=10).proponents.ids
     ```
 
-    The training is made again from the weights it began with, batch by batch,
-    and compared with the checkpoints on the way; scores are of its last
-    checkpoint. Each block of queries is then carried back through all steps.
-    Gradients are of training mode, with Dropout's seeds replayed; regularisers
-    and weight decay count; queries are in inference mode. The derivative is
-    exact, but of float32, and of a training without kinks: where ReLU or
-    max-pooling decide otherwise once an example is left out, or steps are so
-    long that small changes grow, it says less about such a change.
+    The first call replays the training from its initial weights, batch by
+    batch, and compares the weights with each checkpoint; scores are those of
+    the last checkpoint. Each block of queries is then carried back through all
+    steps. Training steps are in training mode, with Dropout's seeds replayed,
+    and include regularisers and weight decay; queries are in inference mode.
+    The derivative is exact up to float32. It describes small changes: where
+    ReLU or max-pooling switch once an example is left out, or steps are so long
+    that small changes grow, it says less about leaving the example out.
 
-    The training examples are held in memory. The model is not changed.
+    The training examples are held in memory. The model is not changed, and
+    scores do not depend on the weights it has at the time.
 
     Args:
         model: the model that was trained, compiled as it was then: with SGD
             (momentum, Nesterov), Adam, AdamW, RMSprop or Adagrad, clipping and
             weight decay included.
-        train: what it was trained on.
+        train: the data it was trained on.
         run: the `TrainingRun`, or its directory; a slice ends at its last
             checkpoint. Runs of `record_training`, `trace_training` and
             `sketch_training` hold all that is needed.
-        batches: for other runs, which examples were in which batch: a number,
-            where batches of that size were read in order, as
-            `fit(..., shuffle=False)` does; or the ids of each step's batch. It
-            need not be given for a dataset that is always read in one order.
+        batches: for other runs, the examples of each batch: the batch size,
+            where batches were read in order, as `fit(..., shuffle=False)`
+            does; or the ids of each step's batch. Not needed for a dataset
+            that is always read in one order.
         query_loss: as in `TracIn`.
-        class_weight: the one that `fit` was given.
-        tolerance: how far replayed weights may be from the recorded ones, as a
-            part of the way from one checkpoint to the next.
+        class_weight: the `class_weight` given to `fit`.
+        tolerance: largest allowed distance of replayed weights from the
+            recorded ones, as a share of the distance from one checkpoint to
+            the next.
         memory_limit: bytes for the states of the training and the queries'
             adjoints; half of what is free by default.
 
@@ -124,8 +109,8 @@ class UnrolledInfluence:
         ValueError: if the optimizer is another, or averages weights or
             accumulates gradients; if the model has BatchNormalization in
             training mode, computes in half precision or was built under
-            several replicas; if the run does not tell what is needed, or data,
-            run and model do not fit one another.
+            several replicas; if the run does not record what is needed; or if
+            data, run and model do not fit one another.
     """
 
     @exclusively
@@ -141,33 +126,38 @@ class UnrolledInfluence:
         tolerance: float = 1e-3,
         memory_limit: int | None = None,
     ):
-        check_can_be_unrolled(model)
-        self._update = Update(model.optimizer, model.trainable_variables)
-        self._run = run if isinstance(run, TrainingRun) else TrainingRun(run)
-        _check_run(self._run)
-        check_checkpoint(model, self._run[-1])
-        self._model = model
-        examples = open_for_model(model, train, "train")
-        self._examples = examples
-        self._held = Held.of(examples)
-        self._steps = training_steps(self._run, train, self._held, batches)
-        check_fits(model, self._held.first(4), "train")
+        self._recorded = RecordedTraining(
+            model,
+            train,
+            run,
+            batches=batches,
+            class_weight=class_weight,
+            tolerance=tolerance,
+            memory_limit=memory_limit,
+        )
+        self._model, self._held = model, self._recorded.held
         x = self._held.first(SAMPLE).x
-        self._value = query_value(model, query_loss or "loss", x=x)
-        self._class_weight = class_weight
-        self._tolerance = tolerance
-        self._memory_limit = memory_limit
+        self._query_loss = query_loss or "loss"
+        self._value = query_value(model, self._query_loss, x=x)
 
     @exclusively
     def influence(
-        self, test: Any, *, aggregate: bool = False, verbose: int = 1
+        self,
+        test: Any,
+        *,
+        aggregate: bool = False,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
     ) -> Attribution:
         """The score of every training example for every query.
 
         Args:
             test: the queries, in the same form as `train`.
-            aggregate: score the sum of the queries' losses, in one row: one
-                way back for all of them.
+            aggregate: score the sum of the queries' losses, in one row: it is
+                carried back once for all of them.
+            directory: where finished blocks of queries are kept, as in
+                `TracIn`. Processes that share it wait for the first, which
+                does all the work.
             verbose: 0 for silence; else long work has a progress bar.
 
         Returns:
@@ -176,68 +166,113 @@ class UnrolledInfluence:
 
         Raises:
             ValueError: if the replayed training does not lead to the recorded
-                weights, saying where; or if adjoints overflow.
+                weights, saying where; if adjoints overflow; or if `directory`
+                holds parts of another call.
         """
-        stream = self._stream(verbose)
-        if not aggregate:
-            return collecting.influence(self._blocks(test), stream)
-        total = None
-        for batch in self._blocks(test):
-            _, adjoint = self._adjoint(batch)
-            summed = tf.nest.map_structure(
-                lambda one: tf.reduce_sum(one, axis=0, keepdims=True), adjoint
-            )
-            total = summed if total is None else _sum(total, summed)
-        assert total is not None
-        ids = np.array(["sum"])
-        scores = self._carried_back(ids, total, verbose)
-        return Attribution(scores, ids, self._held.ids)
+        if aggregate:
+            if directory is not None:
+                raise ValueError(
+                    "`aggregate=True` makes a single row, in the time of one "
+                    "query, and keeps no parts of it. Leave out `directory=`."
+                )
+            return self._influence_on_sum(test, verbose)
+        parts = self._open_parts(directory, "influence", test)
+        return collecting.influence(
+            self._blocks(test, parts), self._stream(verbose), parts
+        )
 
     @exclusively
-    def top_k(self, test: Any, k: int = 10, *, verbose: int = 1) -> TopK:
+    def top_k(
+        self,
+        test: Any,
+        k: int = 10,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> TopK:
         """The `k` strongest proponents and opponents of every query.
 
         Args:
             test: the queries, in the same form as `train`.
-            k: how many on each side.
+            k: number of training examples on each side.
+            directory: as in `influence`.
             verbose: 0 for silence.
 
         Raises:
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
+        parts = self._open_parts(directory, "top_k", test, k=k)
         return collecting.top_k(
-            self._blocks(test), self._stream(verbose), k, len(self._held)
+            self._blocks(test, parts),
+            self._stream(verbose),
+            k,
+            len(self._held),
+            parts,
         )
 
-    def self_influence(self) -> NoReturn:
-        """Refused: it would take one way back for every training example.
+    def self_influence(
+        self,
+        *,
+        directory: str | os.PathLike | None = None,
+        verbose: int = 1,
+    ) -> NoReturn:
+        """Refused: every training example would be carried back as a query.
+
+        Args:
+            directory: plays no part.
+            verbose: plays no part.
 
         Raises:
             NotImplementedError: always; it says what to do.
         """
         raise NotImplementedError(
-            "Unrolled self-influence takes a way back through the training for "
-            f"each of the {len(self._held)} examples. Use TracIn for it, or "
-            "take `influence(some)` of the examples in question."
+            "Unrolled self-influence carries each of the "
+            f"{len(self._held)} examples back through the whole training. Use "
+            "`TracIn` for self-influence, or `influence(some)` for the "
+            "examples in question."
+        )
+
+    @exclusively
+    def plan(self, test: Any = None) -> UnrolledPlan:
+        """What scoring `test` will take: steps, memory and time.
+
+        To estimate the time, one step is made forwards and backwards.
+
+        Args:
+            test: the queries.
+
+        Raises:
+            NotImplementedError: without `test`, as `self_influence`.
+            ValueError: if `test` does not fit the model.
+        """
+        if test is None:
+            self.self_influence()
+        block = next(self._blocks(test))
+        total = open_for_model(self._model, test, "test").size or len(block)
+        blocks = math.ceil(total / len(block))
+        plan = self._plan(len(block))
+        seconds = self._backward.seconds(block, blocks)
+        return dataclasses.replace(
+            plan, num_queries=total, num_blocks=blocks, seconds=seconds
         )
 
     @exclusively
     def retrain(self, test: Any, counts: Any) -> np.ndarray:
-        """The queries' losses, had the examples counted otherwise in training.
+        """The queries' losses after a training with other example weights.
 
-        Batches, their divisors, rates and randomness stay as they were: what
-        the scores predict to first order,
+        Batches, their divisors, rates and randomness stay as they were, so
+        that scores predict the losses to first order:
 
             retrain(test, counts) ≈ retrain(test, ones) + scores · (1 - counts).
 
         Args:
             test: the queries.
-            counts: `[n]`, or `[s, n]` for `s` trainings: what the loss of each
-                example, in reading order, is multiplied by; 0 leaves it out.
+            counts: `[n]`, or `[s, n]` for `s` trainings: the factor of each
+                example's loss, in reading order; 0 leaves an example out.
 
         Returns:
-            `[m]`, or `[s, m]`; what `query_loss` says of each query.
+            `[m]`, or `[s, m]`: each query's `query_loss`.
 
         Raises:
             ValueError: if `counts` has another shape.
@@ -251,177 +286,150 @@ class UnrolledInfluence:
             )
         opened = open_for_model(self._model, test, "test")
         queries = list(opened.batches(_MOST_QUERIES))
-        found = []
+        values = []
         for row in rows:
-            state = self._replay.end(row)
-            values = [
-                np.asarray(self._compiled_values(state, batch.data))
-                for batch in queries
-            ]
-            found.append(np.concatenate(values))
-        return np.stack(found) if np.ndim(counts) == 2 else found[0]
+            state = self._recorded.replay.end(row)
+            values.append(
+                np.concatenate(
+                    [self._backward.values(state, block) for block in queries]
+                )
+            )
+        return np.stack(values) if np.ndim(counts) == 2 else values[0]
 
     @property
     @exclusively
     def replay_error(self) -> float:
-        """How far the replay is from the record, at its worst checkpoint.
+        """The largest distance of replayed from recorded weights.
 
-        Of the way that training went since the checkpoint before; 0 if it is
-        the same to the bit.
+        As a share of the distance that training covered since the checkpoint
+        before; 0 if the replay is the same to the bit.
 
         Raises:
             ValueError: if it is above `tolerance`.
         """
-        return self._replay_error
+        return self._recorded.replay_error
+
+    def describe(self) -> dict[str, Any]:
+        """The options on which scores depend, as JSON."""
+        return {
+            "method": "UnrolledInfluence",
+            "query_loss": describe(self._query_loss),
+            **self._recorded.describe(),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"UnrolledInfluence({self._model.name!r}, {len(self._held):,} "
+            f"training examples, {len(self._recorded.steps):,} steps)"
+        )
+
+    def _influence_on_sum(self, test: Any, verbose: int) -> Attribution:
+        """One row: the sum of the queries' adjoints is carried back."""
+        total: Any = None
+        for block in self._blocks(test):
+            summed = sum_queries(self._adjoint(block))
+            total = (
+                summed
+                if total is None
+                else tf.nest.map_structure(tf.add, total, summed)
+            )
+        ids = np.array(["sum"])
+        scores = self._carry_back(ids, total, verbose)
+        return Attribution(scores, ids, self._held.ids)
+
+    def _open_parts(
+        self,
+        directory: str | os.PathLike | None,
+        call: str,
+        test: Any,
+        **options: Any,
+    ) -> Parts | None:
+        """The parts of a call on disk, None without a directory."""
+        if directory is None:
+            check_alone(None)
+            return None
+        job = {
+            **self.describe(),
+            "call": call,
+            "training": self._recorded.digest,
+            "test": content_digest(
+                open_for_model(self._model, test, "test").batches(_MOST_QUERIES)
+            ),
+            **options,
+        }
+        parts = Parts.open(directory, job, worker_of(None))
+        parts.compare(self._numbers(), fingerprint_tolerance(self._model))
+        return parts
+
+    def _numbers(self) -> Numbers:
+        """Numbers that the losses, the model and the optimizer compute."""
+        replay, first = self._recorded.replay, self._held.first(32)
+        moved = replay.advance(0, replay.start)
+        pairs = zip(moved.weights, replay.start.weights, strict=True)
+        return {
+            "ids": first.ids,
+            "query losses": self._backward.values(replay.start, first),
+            "steps": np.array([float(tf.norm(a - b)) for a, b in pairs]),
+        }
 
     @functools.cached_property
-    def _replay_error(self) -> float:
-        return self._replay.check(self._model, self._run, self._tolerance)
+    def _backward(self) -> Backward:
+        recorded = self._recorded
+        return Backward(recorded.replay, recorded.steps, self._value)
 
-    @property
-    def _limit(self) -> int:
-        return self._memory_limit or default_memory_limit()
-
-    @property
-    def _state_bytes(self) -> int:
-        """Of weights and slots."""
-        return sum(
-            int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size
-            for v in self._model.trainable_variables
-        ) * (1 + len(self._update.slots))
-
-    @functools.cached_property
-    def _replay(self) -> Replay:
-        model = self._model
-        optimizer: Any = initial_optimizer(model, self._run)
-        assert self._run.initial is not None
-        with run_weights(model) as load:
-            load(self._run.initial)
-            weights, constants = (
-                tuple(tf.identity(v.value) for v in variables)
-                for variables in (
-                    model.trainable_variables,
-                    model.non_trainable_weights,
-                )
-            )
-        state = State(weights, self._update.slots_of(optimizer), self._seeds())
-        size = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-        largest = max(map(len, self._steps.rows))
-        training = Training(
-            model,
-            self._update,
-            batch_spec(self._held.first(1).data),
-            state,
-            constants,
-            self._class_weight,
-            side_by_side=largest * size <= _SIDE_BY_SIDE,
-        )
-        return Replay(
-            training,
-            self._steps,
-            self._held,
-            state,
-            first=int(keras.ops.convert_to_numpy(optimizer.iterations)),
-            room=self._limit // (2 * self._state_bytes),
-        )
-
-    def _seeds(self) -> tuple[tf.Tensor, ...]:
-        """The states of random numbers before the first step."""
-        variables = seed_variables(self._model)
-        assert self._run.directory is not None
-        recorded = run_manifest.read(self._run.directory)["initial"]
-        seeds = recorded.get("seeds", [])
-        if len(seeds) != len(variables):
-            raise ValueError(
-                "The model draws random numbers in training, and the run in "
-                f"{self._run.directory} does not say in which state they "
-                f"began: received {len(seeds)} states, expected "
-                f"{len(variables)}. Record the training with this version."
-            )
-        return tuple(
-            tf.constant(seed, v.dtype, shape=v.shape)
-            for seed, v in zip(seeds, variables, strict=True)
-        )
-
-    def _blocks(self, test: Any) -> Iterator[Batch]:
+    def _blocks(self, test: Any, parts: Parts | None = None) -> Iterator[Batch]:
         """Queries in blocks that are carried back together."""
-        room = self._limit // (2 * _COPIES * self._state_bytes)
+        recorded = self._recorded
+        per_query = _COPIES * recorded.bytes_of_state
+        room = recorded.memory_limit // (2 * per_query)
+        size = min(max(1, room), _MOST_QUERIES)
+        if parts is not None:
+            size = parts.agree("block", size)
         queries = open_for_model(self._model, test, "test")
         check_fits(self._model, queries.first(1), "test")
-        return queries.batches(min(max(1, room), _MOST_QUERIES))
+        return queries.batches(size)
 
-    def _adjoint(self, batch: Batch) -> tuple[tf.Tensor, Adjoint]:
-        """Values `[m]` and derivatives of queries at the end of training."""
-        assert self._replay_error >= 0  # so that the last state is there
-        return self._compiled_adjoint(self._replay.last, batch.data)
+    def _adjoint(self, block: Batch) -> Adjoint:
+        """The derivatives of queries at the end of the checked replay."""
+        recorded = self._recorded
+        assert recorded.replay_error >= 0  # makes the last state
+        return self._backward.adjoint(recorded.replay.last, block)
 
-    @functools.cached_property
-    def _compiled_adjoint(self):
-        return self._of_queries(self._replay.training.adjoint)
+    def _stream(self, verbose: int) -> collecting.Stream[Batch]:
+        """Streams the scores of one block of queries, as a single chunk."""
+        ids = self._held.ids
+        chunk = Chunk(0, 0, (Batch(ids, None),))
 
-    @functools.cached_property
-    def _compiled_values(self):
-        return self._of_queries(self._replay.training.values)
-
-    def _of_queries(self, function):
-        """`(state, data)`, compiled."""
-        return tf.function(
-            functools.partial(function, self._value),
-            autograph=False,
-            reduce_retracing=True,
-        )
-
-    def _stream(self, verbose: int):
-        def stream(batch: Batch, sink: Sink) -> None:
-            _, adjoint = self._adjoint(batch)
-            scores = self._carried_back(batch.ids, adjoint, verbose)
-            sink.add(self._held.ids, scores)
+        def stream(block: Batch, sink: Sink) -> None:
+            if sink.wants(chunk):
+                adjoint = self._adjoint(block)
+                sink.add(ids, self._carry_back(block.ids, adjoint, verbose))
 
         return stream
 
-    def _carried_back(
+    def _carry_back(
         self, ids: np.ndarray, adjoint: Adjoint, verbose: int
     ) -> np.ndarray:
         """The scores `[m, n]` of queries with this adjoint of the end."""
-        plan = _Plan(len(self._steps), len(ids))
         if verbose:
-            announce(self._model, self._examples)
-        progress = Progress(plan, verbose, "Unrolled influence")
-        columns = np.zeros((len(self._held), len(ids)))
-        for number, state in self._replay.backwards():
-            adjoint, found = self._replay.training.backward(
-                state, *self._replay.inputs(number), adjoint
-            )
-            np.add.at(columns, self._steps.rows[number], found.numpy().T)
-            progress.advance()
-        scores = columns.T
-        broken = ~np.isfinite(scores).all(axis=1)
-        if broken.any():
-            raise ValueError(
-                "The derivatives of queries with ids "
-                f"{ids[broken][:5].tolist()} overflow on their way back "
-                f"through {len(self._steps)} steps: training is so unstable "
-                "that a small change of the beginning is beyond any bound at "
-                "the end. Lower the learning rate, or use a slice of the run "
-                "that ends earlier."
-            )
+            announce(self._model, self._recorded.examples)
+        progress = Progress(self._plan(len(ids)), verbose, "Unrolled influence")
+        scores = self._backward.scores(ids, adjoint, len(self._held), progress)
         dtype = self._model.trainable_variables[0].dtype
         wide = np.float64 if dtype == "float64" else np.float32
         return np.ascontiguousarray(scores, wide)
 
-
-def _check_run(run: TrainingRun) -> None:
-    if run.initial is None or run.learning_rates is None:
-        raise ValueError(
-            "Unrolling needs the initial weights and the rate of every step. "
-            "Received a run of adopted weight files; record the training with "
-            "`kt.record_training` or `kt.TracInCheckpoint`."
+    def _plan(self, num_queries: int) -> UnrolledPlan:
+        """The plan of one block of queries."""
+        recorded = self._recorded
+        steps, size = len(recorded.steps), len(recorded.held)
+        held = min(steps, recorded.states_held)
+        states = held + _COPIES * num_queries
+        return UnrolledPlan(
+            num_train=size,
+            num_queries=num_queries,
+            num_checkpoints=steps,
+            batch_size=size,
+            chunk=size,
+            memory=states * recorded.bytes_of_state,
         )
-    if not len(run):
-        raise ValueError(
-            f"Unrolling ends at a run's last checkpoint. Received {run!r}."
-        )
-
-
-def _sum(one: Any, other: Any) -> Any:
-    return tf.nest.map_structure(tf.add, one, other)

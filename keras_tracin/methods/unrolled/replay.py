@@ -1,6 +1,6 @@
-"""A recorded training made again: forwards, checked, and then backwards.
+"""The replay of a recorded training: forwards, checked, and then backwards.
 
-The states on the way back are needed in reverse. Some are kept, and those
+On the way back the states are needed in reverse order. Some are kept, and those
 between two of them are computed again, in the same manner if they are too many
 to be held: with room for √T states, T steps are made twice (Griewank 1992).
 
@@ -22,10 +22,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.methods.unrolled.batches import Held, Steps
+from keras_tracin.data.held import HeldExamples
+from keras_tracin.methods.unrolled.batches import Steps
 from keras_tracin.methods.unrolled.training import State, Training
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
+# States that are kept, each with the number of the step that follows it.
 _Kept = list[tuple[int, State]]
 
 
@@ -33,36 +35,42 @@ class Replay:
     """The states of a training, from its first step to its last.
 
     Args:
-        training: one step of it.
-        steps: its rates and batches.
-        held: its examples.
+        training: makes one step of it.
+        steps: its learning rates and batches.
+        held: the training examples.
         start: the state before the first step.
-        first: how many updates the optimizer had made before.
-        room: how many states may be held at a time, two or more.
+        first: number of updates that the optimizer had made before.
+        room: number of states that may be held at a time, at least two.
 
     Attributes:
-        training: one step of it.
-        last: the state after the last step; once `check` has been there.
+        training: makes one step of it.
+        start: the state before the first step.
+        last: the state after the last step, once `check` has reached it.
     """
 
     def __init__(
         self,
         training: Training,
         steps: Steps,
-        held: Held,
+        held: HeldExamples,
         start: State,
         first: int,
         room: int,
     ):
         self.training, self._steps, self._held = training, steps, held
-        self._start, self._first, self._room = start, first, max(2, room)
+        self._first, self._room = first, max(2, room)
         self._kept: _Kept = [(0, start)]
-        self.last: State = start
+        self.start = self.last = start
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether all states are held, so that no step is made twice."""
+        return len(self._steps) <= self._room
 
     def inputs(self, number: int) -> tuple[Any, tf.Tensor, tf.Tensor]:
-        """What step `number`, from 0, is made of: data, rate, number."""
+        """The data, rate and update number of step `number`, from 0."""
         return (
-            self._held.data(self._steps.rows[number]),
+            self._held.take(self._steps.rows[number]).data,
             tf.constant(self._steps.rates[number], tf.float64),
             tf.constant(self._first + number, tf.int64),
         )
@@ -70,24 +78,25 @@ class Replay:
     def check(
         self, model: keras.Model, run: TrainingRun, tolerance: float
     ) -> float:
-        """Makes all steps, and compares with the weights recorded on the way.
+        """Makes all steps, and compares the weights with the recorded ones.
 
         Args:
             model: it is lent the recorded weights, and gets its own back.
             run: the checkpoints to compare with.
-            tolerance: what is allowed of the difference's length, beside that
-                of the way from one checkpoint to the next.
+            tolerance: largest allowed length of the difference at a
+                checkpoint, as a share of the distance that training covered
+                since the checkpoint before.
 
         Returns:
-            The largest of these ratios.
+            The largest of these shares.
 
         Raises:
-            ValueError: at the first checkpoint where it is exceeded.
+            ValueError: at the first checkpoint that exceeds `tolerance`.
         """
         recorded = {checkpoint.step: checkpoint for checkpoint in run}
-        worst, before = 0.0, _arrays(self._start.weights)
+        worst, before = 0.0, _arrays(self.start.weights)
 
-        def look(number: int, state: State) -> None:
+        def compare(number: int, state: State) -> None:
             nonlocal worst, before
             if number not in recorded:
                 return
@@ -99,20 +108,24 @@ class Replay:
                 )
             worst, before = max(worst, error), expected
 
-        self._kept = self._forwards(0, self._start, len(self._steps), look)
+        self._kept = self._forwards(0, self.start, len(self._steps), compare)
         return worst
 
     def end(self, counts: np.ndarray) -> State:
-        """The last state, were the examples to count `counts [n]`."""
-        state = self._start
+        """The last state, had each example's loss been multiplied by its count.
+
+        Args:
+            counts: `[n]`, in reading order.
+        """
+        state = self.start
         for number in range(len(self._steps)):
-            state = self._step(number, state, counts)
+            state = self.advance(number, state, counts)
         return state
 
     def backwards(self) -> Iterator[tuple[int, State]]:
         """Each step's number and the state before it, the last step first."""
         ends = [start for start, _ in self._kept[1:]] + [len(self._steps)]
-        # Its own copy: what is done with is let go of.
+        # A copy of the list: states that are done with are let go of.
         kept = list(zip(self._kept, ends, strict=True))
         for (start, state), end in reversed(kept):
             yield from self._back(start, state, end, self._room - len(kept))
@@ -126,8 +139,8 @@ class Replay:
         kept = self._forwards(start, state, end, room=max(2, room))
         ends = [begin for begin, _ in kept[1:]] + [end]
         while kept:
-            begin, found = kept.pop()
-            yield from self._back(begin, found, ends.pop(), room - len(kept))
+            begin, before = kept.pop()
+            yield from self._back(begin, before, ends.pop(), room - len(kept))
 
     def _forwards(
         self,
@@ -142,10 +155,11 @@ class Replay:
         Args:
             start: the number of the first step.
             state: the state before it.
-            end: the number of the first step not to be made.
-            look: is shown each state after a step; without it, steps after
-                the last state that is kept are not made.
-            room: how many states to keep, at most; by default this replay's.
+            end: one more than the number of the last step.
+            look: called with each step's number, from 1, and the state after
+                it; without it, steps after the last state that is kept are not
+                made.
+            room: largest number of states to keep; by default this replay's.
         """
         every = _spacing(end - start, room or self._room)
         kept = []
@@ -154,25 +168,34 @@ class Replay:
                 kept.append((number, state))
                 if look is None and number + every >= end:
                     return kept
-            state = self._step(number, state)
+            state = self.advance(number, state)
             if look is not None:
                 look(number + 1, state)
         self.last = state
         return kept
 
-    def _step(self, number: int, state: State, counts=None) -> State:
-        data, rate, at = self.inputs(number)
+    def advance(
+        self, number: int, state: State, counts: np.ndarray | None = None
+    ) -> State:
+        """The state after step `number`, from the state before it.
+
+        Args:
+            number: the step's number, from 0.
+            state: the state before it.
+            counts: `[n]`, as in `end`; all 1 by default.
+        """
+        data, rate, update = self.inputs(number)
         rows = self._steps.rows[number]
-        known = np.ones(len(rows)) if counts is None else counts[rows]
-        known = tf.constant(known, state.weights[0].dtype)
-        return self.training.forward(state, data, known, rate, at)
+        own = np.ones(len(rows)) if counts is None else counts[rows]
+        own = tf.constant(own, state.weights[0].dtype)
+        return self.training.forward(state, data, own, rate, update)
 
 
 def _spacing(count: int, room: int) -> int:
-    """How many steps lie between two states that are kept.
+    """The number of steps from one state that is kept to the next.
 
-    All are kept where there is room; else √T of them, or fewer, so that there
-    is room for those between two of them as well.
+    All states are kept where there is room; else √T of them, or fewer, so that
+    there is room for those between two of them as well.
     """
     if count <= room:
         return 1
@@ -191,21 +214,23 @@ def _recorded_weights(
         return _arrays([v.value for v in model.trainable_variables])
 
 
-def _ratio(found, expected, before) -> float:
-    """How long `found - expected` is, beside `expected - before`."""
-    gap = sum(float(np.sum((a - b) ** 2)) for a, b in _pairs(found, expected))
-    way = sum(float(np.sum((a - b) ** 2)) for a, b in _pairs(expected, before))
+def _ratio(received, expected, before) -> float:
+    """‖received − expected‖ / ‖expected − before‖."""
+    gap = _squared_distance(received, expected)
+    way = _squared_distance(expected, before)
     if gap == 0.0:
         return 0.0
     return math.sqrt(gap / way) if way else math.inf
 
 
-def _pairs(one, other):
-    return zip(one, other, strict=True)
+def _squared_distance(first, second) -> float:
+    pairs = zip(first, second, strict=True)
+    return sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
 
 
 def _mismatch(model, checkpoint, error, state: State, expected) -> str:
-    gaps = [np.abs(a - b).max() for a, b in _pairs(state.weights, expected)]
+    pairs = zip(state.weights, expected, strict=True)
+    gaps = [np.abs(a - b).max() for a, b in pairs]
     worst = int(np.argmax(gaps))
     name = model.trainable_variables[worst].path
     return (

@@ -58,7 +58,7 @@ def test_scores_are_the_derivative_of_training(name, tmp_path):
     scores = unrolled.influence(QUERIES, verbose=0)
     assert scores.scores.dtype == np.float64
     np.testing.assert_array_equal(scores.train_ids, np.arange(30))
-    oracle = Retrained(make, unrolled._steps.rows)
+    oracle = Retrained(make, unrolled._recorded.steps.rows)
     for direction in DIRECTIONS:
         np.testing.assert_allclose(
             -scores.scores @ direction,

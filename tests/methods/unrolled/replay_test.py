@@ -47,7 +47,7 @@ def test_dropout_drops_what_it_dropped(tmp_path):
     seeds = [v.numpy() for v in trained.non_trainable_variables]
     found = scores(unrolled)
     assert unrolled.replay_error < 1e-5
-    oracle = Retrained(make, unrolled._steps.rows)
+    oracle = Retrained(make, unrolled._recorded.steps.rows)
     for direction in np.random.default_rng(6).normal(size=(2, 30)):
         np.testing.assert_allclose(
             -found @ direction,
@@ -94,7 +94,7 @@ def test_queries_alone_together_and_summed_agree(whole):
 def test_one_after_another_is_the_same_as_side_by_side(whole, monkeypatch):
     directory, trained, _, found = whole
     monkeypatch.setattr(
-        "keras_tracin.methods.unrolled.influence._SIDE_BY_SIDE", 1
+        "keras_tracin.methods.unrolled.recorded._SIDE_BY_SIDE", 1
     )
     other = scores(kt.UnrolledInfluence(trained, (X, Y), directory))
     np.testing.assert_allclose(other, found, atol=1e-6)
@@ -125,7 +125,7 @@ def test_states_come_backwards_and_few_are_held(count, room, monkeypatch):
         made.append(number)
         return state + 1
 
-    monkeypatch.setattr(found, "_step", step)
+    monkeypatch.setattr(found, "advance", step)
     found._kept = found._forwards(0, 0, count, lambda number, state: None)
     assert found.last == count
     assert len(found._kept) <= max(2, room)
@@ -148,7 +148,7 @@ def test_scores_are_of_the_last_checkpoint_of_a_slice(whole):
     directory, trained, unrolled, found = whole
     first = kt.TrainingRun(directory)[:1]
     one = kt.UnrolledInfluence(trained, (X, Y), first)
-    assert len(one._steps) == 4
+    assert len(one._recorded.steps) == 4
     assert np.abs(scores(one) - found).max() > 1e-3
     ones = np.ones(30)
     assert not np.allclose(
@@ -218,7 +218,7 @@ def test_datasets_with_ids_are_scored_by_them(tmp_path):
     by_position[:, order] = found.scores
     batches = [
         [int(name.removeprefix("no ")) for name in unrolled._held.ids[rows]]
-        for rows in unrolled._steps.rows
+        for rows in unrolled._recorded.steps.rows
     ]
     plain = kt.UnrolledInfluence(
         unrolled._model, (X, Y), tmp_path, batches=batches

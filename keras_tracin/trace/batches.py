@@ -1,12 +1,12 @@
-"""The batches of a training: `fit` reads them, and a watcher sees them first.
+"""The batches of a training, which an observer sees before `fit` does.
 
 Synopsis:
 
-    source = Source(train, batch_size=32, seed=0)
-    source.begin(epoch)          # before `fit` starts to read it
-    source.peek()                # (ids, data) of the next batch, or None;
-                                 # preprocessed where the model's fit does it
-    source.advance()             # once `fit` has trained on it
+    batches = TrainingBatches(train, batch_size=32, seed=0)
+    batches.start_epoch(0)       # before `fit` starts to read it
+    batches.peek()               # (ids, data) of the next batch, or None;
+                                 # preprocessed if the model's `fit` does so
+    batches.advance()            # once `fit` has trained on it
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from keras_tracin.data.preprocessing import (
 IdsAndData = tuple[np.ndarray, Any]
 
 
-class Source:
+class TrainingBatches:
     """Training batches with their ids, in an order that can be resumed.
 
     Args:
         train: arrays, shuffled here, in each epoch by its number and `seed`;
             or a batched dataset with ids, in its own order.
-        batch_size: for arrays.
-        seed: for arrays.
-        done: how many epochs of the training lie behind.
-        model: the one that is trained, whose `fit` may preprocess data.
+        batch_size: batch size for arrays.
+        seed: seed of the order of arrays.
+        epochs_read: number of epochs that were read before, in a training
+            that is continued.
+        model: the model to train, whose `fit` may preprocess data.
 
     Attributes:
-        spec: the type of a batch as `fit` is given it.
-        watched_spec: its type as the model's step sees it.
+        spec: type of a batch that `fit` is given.
+        step_spec: type of a batch that the training step is given, after
+            preprocessing.
 
     Raises:
         TypeError: if `train` is a dataset without ids.
@@ -54,19 +56,20 @@ class Source:
         train: Any,
         batch_size: int,
         seed: int,
-        done: int = 0,
+        epochs_read: int = 0,
         model: keras.Model | None = None,
     ):
         self._seed, self._batch_size = seed, batch_size
         self._arrays: Any = None
         self._pipeline: Pipeline | None = None
-        self._watched: tuple[IdsAndData, IdsAndData] | None = None
+        self._preprocessed: tuple[IdsAndData, IdsAndData] | None = None
         preprocesses = model is not None and preprocessor_of(model) is not None
         if isinstance(train, DatasetWithIds):
             open_for_model(model, train)  # for its checks
             self._dataset, self.spec = train.paired, train.element_spec
-            # Each reading of a shuffle is another; these were read before.
-            for _ in range(done):
+            # A shuffled dataset has another order at each reading: skip the
+            # orders of the epochs before.
+            for _ in range(epochs_read):
                 iter(self._dataset)
         elif isinstance(train, tf.data.Dataset):
             raise TypeError(
@@ -84,16 +87,16 @@ class Source:
                 else examples.first(self._size).data,
             )
             self.spec = tf.nest.map_structure(_open_spec, self._arrays)
-        self.watched_spec = self.spec
+        self.step_spec = self.spec
         if model is not None and preprocesses:
             self._pipeline = Pipeline(model, self.spec)
-            self.watched_spec = self._pipeline.output_spec
-        self._reading = _Reading(iter(()))
+            self.step_spec = self._pipeline.output_spec
+        self._reader = _EpochReader(iter(()))
 
     def dataset(self) -> tf.data.Dataset:
-        """The batches of the epoch that was begun last, for `fit`."""
+        """The batches of the current epoch, for `fit`."""
         dataset = tf.data.Dataset.from_generator(
-            lambda: self._reading.elements(), output_signature=self.spec
+            lambda: self._reader.elements(), output_signature=self.spec
         )
         if self._arrays is None:
             count = int(self._dataset.cardinality())
@@ -103,24 +106,24 @@ class Source:
             return dataset
         return dataset.apply(tf.data.experimental.assert_cardinality(count))
 
-    def begin(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int) -> None:
         """Starts an epoch, counted from 0."""
-        self._reading = _Reading(self._batches(epoch))
+        self._reader = _EpochReader(self._batches(epoch))
 
     def peek(self) -> IdsAndData | None:
-        """Ids and data of the batch that comes next; None after the last."""
-        batch = self._reading.next
+        """Ids and data of the next batch; None after the last."""
+        batch = self._reader.next
         if batch is None or self._pipeline is None:
             return batch
-        if self._watched is None or self._watched[0] is not batch:
+        if self._preprocessed is None or self._preprocessed[0] is not batch:
             ids, element = batch
-            watched = ids, self._pipeline.of(element)
-            self._watched = batch, watched
-        return self._watched[1]
+            preprocessed = ids, self._pipeline.of(element)
+            self._preprocessed = batch, preprocessed
+        return self._preprocessed[1]
 
     def advance(self) -> None:
-        """Goes on to the batch after it."""
-        self._reading.advance()
+        """Moves on to the batch after the next."""
+        self._reader.advance()
 
     def _batches(self, epoch: int) -> Iterator[IdsAndData]:
         if self._arrays is None:
@@ -141,42 +144,42 @@ class Source:
             )
 
 
-class _Reading:
-    """One epoch's batches, kept until both readers are through with them.
+class _EpochReader:
+    """Batches of an epoch, kept until `fit` and the observer have read them.
 
-    `fit` reads on a thread of `tf.data`'s.
+    `fit` reads on a thread of `tf.data`.
     """
 
     def __init__(self, batches: Iterator[IdsAndData]):
         self._batches, self._lock = batches, threading.Lock()
-        self._read: dict[int, IdsAndData | None] = {}
-        self._place = 0
+        self._cache: dict[int, IdsAndData | None] = {}
+        self._position = 0
 
     def elements(self) -> Iterator[Any]:
-        """The data alone, from the first batch on."""
-        place = 0
-        while (batch := self._get(place)) is not None:
+        """Data of all batches, without ids."""
+        position = 0
+        while (batch := self._get(position)) is not None:
             yield batch[1]
-            place += 1
+            position += 1
 
     @property
     def next(self) -> IdsAndData | None:
-        return self._get(self._place)
+        return self._get(self._position)
 
     def advance(self) -> None:
         with self._lock:
-            self._read.pop(self._place, None)
-            self._place += 1
+            self._cache.pop(self._position, None)
+            self._position += 1
 
-    def _get(self, place: int) -> IdsAndData | None:
+    def _get(self, position: int) -> IdsAndData | None:
         with self._lock:
-            while place not in self._read:
-                self._read[self._num_read] = next(self._batches, None)
-            return self._read[place]
+            while position not in self._cache:
+                self._cache[self._num_read] = next(self._batches, None)
+            return self._cache[position]
 
     @property
     def _num_read(self) -> int:
-        return max(self._read, default=self._place - 1) + 1
+        return max(self._cache, default=self._position - 1) + 1
 
 
 def _open_spec(array: np.ndarray) -> tf.TensorSpec:

@@ -1,11 +1,12 @@
-"""`model.fit` with somebody looking on at every step.
+"""Runs `model.fit` with an observer of every step.
 
 Synopsis:
 
-    history = watched_fit(model, source, observer, recording, epochs=3)
+    history = fit_with_observer(
+        model, batches, observer, recording, epochs=3)
 
-An observer is told of each batch before the step, at w_t, and again after it;
-what it returns then is the step's row. It packs the rows of an epoch.
+The observer is called with each batch before the step, at w_t, and again after
+it; it then returns the row of the step. It packs the rows of an epoch.
 """
 
 from __future__ import annotations
@@ -16,33 +17,39 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_tracin.runs.steps import num_batches, rate_at
+from keras_tracin.runs.present_rate import num_batches, rate_at
+from keras_tracin.runs.save_options import scalar_metrics
+from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.recording import Recording
-from keras_tracin.trace.source import Source
 
 
 class Observer(Protocol):
-    """Who looks on."""
+    """Measures steps of a training."""
 
     def before(self, ids: np.ndarray, data: Any, rate: float) -> Any:
-        """At w_t, before the step; the model is to be left as it is."""
+        """Measures at w_t, before the step, and leaves the model unchanged."""
 
-    def after(self, seen: Any, stepped: bool) -> dict[str, Any]:
-        """At w_{t+1}; `stepped` is False where loss scaling left it out."""
+    def after(self, measurements: Any, stepped: bool) -> dict[str, Any]:
+        """Measures at w_{t+1}; returns the row of the step.
+
+        Args:
+            measurements: result of `before`.
+            stepped: False if loss scaling skipped the step.
+        """
 
     def saves_after(self, step: int) -> bool:
-        """Whether the weights after this step of the training are kept."""
+        """Whether to save the weights after this step of the training."""
 
     def is_full(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether the rows should be written before they take more memory."""
+        """Whether to write the rows now, to limit memory."""
 
     def pack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """The arrays to record of an epoch, `learning_rate` among them."""
+        """Packs rows into arrays, one of which is `learning_rate`."""
 
 
-def watched_fit(
+def fit_with_observer(
     model: keras.Model,
-    source: Source,
+    batches: TrainingBatches,
     observer: Observer,
     recording: Recording,
     *,
@@ -51,24 +58,24 @@ def watched_fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = 0,
 ) -> keras.callbacks.History:
-    """Trains from the last recorded epoch on, and returns what `fit` does."""
-    watcher = _Watcher(source, observer, recording)
+    """Trains on from the last recorded epoch; returns the history of `fit`."""
+    callback = _ObserverCallback(batches, observer, recording)
     try:
         return model.fit(
-            source.dataset(),
+            batches.dataset(),
             epochs=epochs,
-            initial_epoch=recording.done,
+            initial_epoch=recording.num_epochs,
             class_weight=class_weight,
-            callbacks=[watcher, *callbacks],
+            callbacks=[callback, *callbacks],
             verbose=verbose,
-            shuffle=False,  # It is already.
+            shuffle=False,  # the batches are shuffled
         )
     finally:
-        model.train_function = None  # Keras makes it anew.
+        model.train_function = None  # Keras creates it anew.
 
 
-def check_can_be_watched(model: keras.Model) -> None:
-    """Raises ValueError unless each batch will be one update."""
+def check_observable(model: keras.Model) -> None:
+    """Raises ValueError unless each batch makes one update."""
     if not model.built or model.optimizer is None:
         raise ValueError(
             "Tracing needs the weights before the first step. Received "
@@ -77,7 +84,7 @@ def check_can_be_watched(model: keras.Model) -> None:
         )
     if model.steps_per_execution != 1:
         raise ValueError(
-            "Tracing looks at each step. Received a model compiled "
+            "Tracing measures every step. Received a model compiled "
             f"with steps_per_execution={model.steps_per_execution}; compile "
             "it with steps_per_execution=1."
         )
@@ -100,12 +107,12 @@ def check_can_be_watched(model: keras.Model) -> None:
 def check_finite(
     values: Any, ids: np.ndarray, what: str = "the gradients of examples"
 ) -> None:
-    """Raises ValueError naming the ids whose rows are not all numbers.
+    """Raises ValueError naming the ids whose values are NaN or infinite.
 
     Args:
-        values: `[n, ...]`.
-        ids: `[n]`.
-        what: what the values are.
+        values: values `[n, ...]`.
+        ids: ids `[n]`.
+        what: description of the values, for the error.
     """
     rows = np.isfinite(np.asarray(values)).reshape(len(ids), -1).all(axis=1)
     if not rows.all():
@@ -117,12 +124,12 @@ def check_finite(
         )
 
 
-class _Watcher(keras.callbacks.Callback):
-    """Stands around the train function and tells the observer."""
+class _ObserverCallback(keras.callbacks.Callback):
+    """Calls the observer around every call of the train function."""
 
-    def __init__(self, source: Source, observer: Observer, recording):
+    def __init__(self, batches: TrainingBatches, observer: Observer, recording):
         super().__init__()
-        self._source, self._observer = source, observer
+        self._batches, self._observer = batches, observer
         self._recording = recording
         self._rows: list[dict[str, Any]] = []
         self._epoch = 0
@@ -137,33 +144,33 @@ class _Watcher(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._rows, self._epoch = [], epoch
-        self._source.begin(epoch)
+        self._batches.start_epoch(epoch)
 
     def on_epoch_end(self, epoch, logs=None):
         if self._rows:
-            self._write(_scalars(logs or {}), save_weights=True)
+            self._write(scalar_metrics(logs or {}), save_weights=True)
 
     def _step(self, inner, iterator):
-        batch = self._source.peek()
+        batch = self._batches.peek()
         if batch is None:
-            return inner(iterator)  # It ends the epoch.
-        # Each batch is one update: `check_can_be_watched`.
+            return inner(iterator)  # raises the end of the epoch
+        # Each batch is one update: `check_observable`.
         count = num_batches(self.model)
         rate = rate_at(self.model, count)
-        seen = self._observer.before(*batch, rate)
+        measurements = self._observer.before(*batch, rate)
         result = inner(iterator)
-        self._source.advance()
+        self._batches.advance()
         stepped = num_batches(self.model) > count
         self._check_rate(rate, rate_at(self.model, count), stepped)
-        row = self._observer.after(seen, stepped)
+        row = self._observer.after(measurements, stepped)
         row["learning_rate"] = rate if stepped else 0.0
         row["ids"] = batch[0]
         self._rows.append(row)
         step = self._recording.num_steps + len(self._rows)
         saves = self._observer.saves_after(step)
-        # After the last batch the end of the epoch does it.
-        more = self._source.peek() is not None
-        if more and (saves or self._observer.is_full(self._rows)):
+        # After the last batch, `on_epoch_end` writes.
+        has_more = self._batches.peek() is not None
+        if has_more and (saves or self._observer.is_full(self._rows)):
             self._write(None, saves)
         return result
 
@@ -171,9 +178,9 @@ class _Watcher(keras.callbacks.Callback):
         """Raises ValueError if the step itself has changed its rate."""
         if stepped and before != after:
             raise ValueError(
-                f"The learning rate went from {before} to {after} while the "
-                "train function ran, so what was expected of the step was "
-                "computed with another rate than it had. Set it with a "
+                f"The learning rate changed from {before} to {after} while the "
+                "train function ran, so the estimate for the step used "
+                "another rate than the step. Set it with a "
                 "LearningRateSchedule or from a callback, not in train_step."
             )
 
@@ -181,8 +188,3 @@ class _Watcher(keras.callbacks.Callback):
         arrays = self._observer.pack(self._rows)
         self._recording.append(arrays, self._epoch + 1, logs, save_weights)
         self._rows = []
-
-
-def _scalars(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are single numbers."""
-    return {k: float(v) for k, v in logs.items() if np.ndim(v) == 0}

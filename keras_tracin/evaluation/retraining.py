@@ -1,4 +1,4 @@
-"""What every comparison with real trainings needs: data, and queries' values.
+"""Data in memory and values of queries, for comparisons with retraining.
 
 Synopsis:
 
@@ -16,7 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import content_digest, open_examples
+from keras_tracin.data.batches import content_digest
+from keras_tracin.data.examples import open_examples
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
@@ -27,33 +28,33 @@ _BATCH = 1024  # examples read or evaluated at a time
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """All examples of some data, in memory.
+    """A data set in memory.
 
     Attributes:
-        ids: `[n]`.
+        ids: ids `[n]`.
         arrays: `(x, y[, sample_weight])`, with leaves `[n, ...]`.
-        digest: of ids and arrays.
+        digest: digest of ids and arrays.
     """
 
     ids: np.ndarray
     arrays: Any
     digest: str
 
-    def rows(self, chosen: np.ndarray | slice) -> Any:
-        """`(x, y[, sample_weight])` of some examples."""
-        return tf.nest.map_structure(lambda leaf: leaf[chosen], self.arrays)
+    def rows(self, index: np.ndarray | slice) -> Any:
+        """`(x, y[, sample_weight])` of a subset of the examples."""
+        return tf.nest.map_structure(lambda leaf: leaf[index], self.arrays)
 
 
 def read_whole(data: Any, name: str, model: keras.Model | None = None) -> Data:
     """Reads data into memory.
 
     Args:
-        data: what `model.fit` takes.
-        name: what errors call it.
-        model: to read them as its `fit` sees them; by default as they are,
-            also without labels.
+        data: data in a form that `model.fit` takes.
+        name: name of the data in errors.
+        model: model whose preprocessing is applied; by default data is read
+            as it is, and may have no labels.
     """
-    if model is None:  # to be given to `fit`, perhaps without labels
+    if model is None:  # for `fit`; there may be no labels
         examples = open_examples(data, name, labels=False)
     else:
         examples = open_for_model(model, data, name)
@@ -73,32 +74,34 @@ def query_values(
     loss: Any,
     sample: Any = None,
 ) -> np.ndarray:
-    """What is measured of each query, `[m]` in float64; lower is better.
+    """Values of queries, float64 `[m]`; lower is better.
 
     Args:
         model: a built model.
         test: the queries.
-        query_loss: what is measured of them.
-        loss: used in place of the compiled loss.
-        sample: more queries, to tell what the model's outputs are; `test`
-            by default.
+        query_loss: quantity to measure, as in `TracIn`.
+        loss: loss to use in place of the compiled one.
+        sample: examples by which to determine whether outputs are logits or
+            probabilities; `test` by default.
     """
     queries = open_for_model(model, test, "test")
-    more = queries if sample is None else open_for_model(model, sample, "test")
+    examples = (
+        queries if sample is None else open_for_model(model, sample, "test")
+    )
     with preserved(model):
-        measure = query_value(model, query_loss, loss, more.first(SAMPLE).x)
-        found = [
+        measure = query_value(model, query_loss, loss, examples.first(SAMPLE).x)
+        values = [
             measure(b.y, model(b.x, training=False), b.sample_weight)
             for b in queries.batches(_BATCH)
         ]
-    return np.concatenate(found).astype(np.float64)
+    return np.concatenate(values).astype(np.float64)
 
 
-def check_same(what: str, scored: np.ndarray, given: np.ndarray) -> None:
-    """Raises ValueError unless scores are of the examples that are given."""
-    if not np.array_equal(scored, given):
+def check_same(what: str, scored: np.ndarray, ids: np.ndarray) -> None:
+    """Raises ValueError unless the ids of scores and of data are equal."""
+    if not np.array_equal(scored, ids):
         raise ValueError(
             f"`scores` should be of these {what}, in the same order. Received "
-            f"scores of {len(scored)} and data of {len(given)}, whose ids "
+            f"scores of {len(scored)} and data of {len(ids)}, whose ids "
             "differ. Score the data that is given here."
         )
