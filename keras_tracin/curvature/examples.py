@@ -113,14 +113,14 @@ class Minibatches:
         )
         rng = np.random.default_rng(0)
         kept = np.sort(rng.choice(count, keep, replace=False))
-        held, start = [], 0
+        parts, start = [], 0
         for batch in self._examples.batches(_READ):
             inside = (kept >= start) & (kept < start + len(batch))
             rows = kept[inside] - start
             if len(rows):
-                held.append(batch.take(rows))
+                parts.append(batch.take(rows))
             start += len(batch)
-        return _tensors(join(held).data)
+        return _tensors(join(parts).data)
 
 
 def _tensors(data: Any) -> Any:

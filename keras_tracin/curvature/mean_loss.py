@@ -83,12 +83,12 @@ class MeanLossCurvature(Operator):
     @property
     def size(self) -> int:
         """Number of entries of all variables, p."""
-        return self._layout.size
+        return self.layout.size
 
     @property
     def dtype(self) -> tf.DType:
         """The type of the vectors: the widest of the variables'."""
-        return self._layout.dtype
+        return self.layout.dtype
 
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         """The product with each row of `vectors [m, p]`.
@@ -100,9 +100,9 @@ class MeanLossCurvature(Operator):
         total = tf.zeros_like(vectors)
         count = 0
         for data in self.held.batches(self._batch_size):
-            total += self._sums(data, vectors)
+            total += self.products.sums(data, vectors)
             count += len(tf.nest.flatten(data)[0])
-        return total / count + self._penalty.products(vectors)
+        return total / count + self.regularizers.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         """The same over `batch_size` random examples instead of all."""
@@ -113,9 +113,9 @@ class MeanLossCurvature(Operator):
         total = tf.zeros([self.size], self.dtype)
         count = 0
         for data in self.held.batches(self._batch_size):
-            total += self._gradient(data)
+            total += self.batch_gradient(data)
             count += len(tf.nest.flatten(data)[0])
-        return total / count + self._penalty.gradient()
+        return total / count + self.regularizers.gradient()
 
     def penalty_diagonal(self) -> tf.Tensor:
         """The regularisers' second derivatives `[p]`, if these are diagonal.
@@ -123,76 +123,26 @@ class MeanLossCurvature(Operator):
         They are for every penalty that is a sum over weights, as L2.
         """
         ones = tf.ones([1, self.size], self.dtype)
-        return tf.reshape(self._penalty.products(ones) * ones, [-1])
+        return tf.reshape(self.regularizers.products(ones) * ones, [-1])
 
     def linearize(self, data, real) -> Callable[[Parts], Parts]:
         """Runs the model once; returns the product with a vector, in parts."""
         raise NotImplementedError
 
-    def _sums(self, data: Any, vectors: tf.Tensor) -> tf.Tensor:
-        """The products `[m, p]` summed over the examples of a batch."""
-        rows, examples = len(vectors), len(tf.nest.flatten(data)[0])
-        if rows == 1:
-            return self._alone(data, vectors)
-        width = examples * self.size
-        if width > _SIDE_BY_SIDE or self._has_loops:
-            return self._in_turn(data, vectors)
-        block = max(1, _SIDE_BY_SIDE_AT_ONCE // width)
-        products = [
-            self._side_by_side(data, vectors[start : start + block])
-            for start in range(0, rows, block)
-        ]
-        return products[0] if len(products) == 1 else tf.concat(products, 0)
+    @functools.cached_property
+    def products(self) -> BatchProducts:
+        """Products summed over the examples of a batch."""
+        return BatchProducts(self)
 
     @functools.cached_property
-    def _has_loops(self) -> bool:
-        """Whether something in the model loops, as recurrent layers do.
+    def batch_gradient(self):
+        """`data -> [p]`, the gradient summed over a batch, compiled."""
 
-        `tf.vectorized_map` cannot take second derivatives of a loop.
-        """
-        graph = self._gradient.get_concrete_function().graph
-        return any(op.type.endswith("While") for op in graph.get_operations())
-
-    @functools.cached_property
-    def _alone(self):
-        return self._traced(lambda f, vectors: f(vectors[0])[tf.newaxis])
-
-    @functools.cached_property
-    def _in_turn(self):
-        return self._traced(tf.map_fn)
-
-    @functools.cached_property
-    def _side_by_side(self):
-        return self._traced(tf.vectorized_map)
-
-    def _traced(self, over: Callable):
-        """`(data, vectors [m, p]) -> [m, p]`, compiled.
-
-        Args:
-            over: `(function, vectors)`, calls the function on each vector.
-        """
-
-        def step(data, real, vectors):
-            product, layout = self.linearize(data, real), self._layout
-            return over(
-                lambda vector: layout.join(product(layout.split(vector))),
-                vectors,
-            )
-
-        spec = tf.TensorSpec([None, self.size], self.dtype)
-        return compile_step(
-            spread_sum(step, self.strategy),
-            self.jit_compile,
-            (self.spec, spec),
-        )
-
-    @functools.cached_property
-    def _gradient(self):
         def step(data, real):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self.values)
                 total = self.total_loss(data, real)[0]
-            return self._layout.join(self.gradients(tape, total))
+            return self.layout.join(self.gradients(tape, total))
 
         return compile_step(
             spread_sum(step, self.strategy), self.jit_compile, (self.spec,)
@@ -200,15 +150,18 @@ class MeanLossCurvature(Operator):
 
     @property
     def values(self) -> list[tf.Variable]:
-        return self._layout.values
+        """The variables as TensorFlow knows them."""
+        return self.layout.values
 
     @functools.cached_property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """The places of the variables in a vector."""
         return Layout(tuple(self.variables))
 
     @functools.cached_property
-    def _penalty(self) -> Penalty:
-        return Penalty(self._layout, self.penalty)
+    def regularizers(self) -> Penalty:
+        """The weight regularisers, as a function of all variables."""
+        return Penalty(self.layout, self.penalty)
 
     @functools.cached_property
     def spec(self):
@@ -218,15 +171,11 @@ class MeanLossCurvature(Operator):
     @functools.cached_property
     def held(self) -> Minibatches:
         """The training data, in memory as far as it fits."""
-        return Minibatches(self.examples, self._limit // 4)
+        return Minibatches(self.examples, self._execution.memory // 4)
 
     @property
     def _execution(self) -> Execution:
         return Execution(self.strategy, self.jit_compile, self.memory_limit)
-
-    @property
-    def _limit(self) -> int:
-        return self._execution.memory
 
     @functools.cached_property
     def _batch_size(self) -> int:
@@ -234,7 +183,7 @@ class MeanLossCurvature(Operator):
             self.examples,
             num_queries=0,
             num_checkpoints=1,
-            footprint=footprint(self._alone),
+            footprint=footprint(self.products.with_one),
             bytes_per_query=0,
             execution=self._execution,
         )
@@ -265,6 +214,76 @@ class MeanLossCurvature(Operator):
                 "`layers=`."
             )
         return [tf.convert_to_tensor(grad) for grad in grads]
+
+
+class BatchProducts:
+    """Products with many vectors, summed over a batch's examples.
+
+    Args:
+        curvature: the matrix that vectors are multiplied with.
+    """
+
+    def __init__(self, curvature: MeanLossCurvature):
+        self._curvature = curvature
+
+    def sums(self, data: Any, vectors: tf.Tensor) -> tf.Tensor:
+        """The products `[m, p]` summed over the examples of a batch."""
+        rows, examples = len(vectors), len(tf.nest.flatten(data)[0])
+        if rows == 1:
+            return self.with_one(data, vectors)
+        width = examples * self._curvature.size
+        if width > _SIDE_BY_SIDE or self._has_loops:
+            return self._in_turn(data, vectors)
+        block = max(1, _SIDE_BY_SIDE_AT_ONCE // width)
+        products = [
+            self._side_by_side(data, vectors[start : start + block])
+            for start in range(0, rows, block)
+        ]
+        return products[0] if len(products) == 1 else tf.concat(products, 0)
+
+    @functools.cached_property
+    def _has_loops(self) -> bool:
+        """Whether something in the model loops, as recurrent layers do.
+
+        `tf.vectorized_map` cannot take second derivatives of a loop.
+        """
+        graph = self._curvature.batch_gradient.get_concrete_function().graph
+        return any(op.type.endswith("While") for op in graph.get_operations())
+
+    @functools.cached_property
+    def with_one(self):
+        """`(data, vectors [1, p]) -> [1, p]`, compiled."""
+        return self._compile(lambda f, vectors: f(vectors[0])[tf.newaxis])
+
+    @functools.cached_property
+    def _in_turn(self):
+        return self._compile(tf.map_fn)
+
+    @functools.cached_property
+    def _side_by_side(self):
+        return self._compile(tf.vectorized_map)
+
+    def _compile(self, over: Callable):
+        """Compiles `(data, vectors [m, p]) -> [m, p]`.
+
+        Args:
+            over: `(function, vectors)`, calls the function on each vector.
+        """
+        curvature, layout = self._curvature, self._curvature.layout
+
+        def step(data, real, vectors):
+            product = curvature.linearize(data, real)
+            return over(
+                lambda vector: layout.join(product(layout.split(vector))),
+                vectors,
+            )
+
+        spec = tf.TensorSpec([None, layout.size], layout.dtype)
+        return compile_step(
+            spread_sum(step, curvature.strategy),
+            curvature.jit_compile,
+            (curvature.spec, spec),
+        )
 
 
 def _check_precision(model: keras.Model, variables) -> None:
@@ -300,8 +319,8 @@ class _OverBatch(Operator):
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         vectors = tf.convert_to_tensor(vectors, self.dtype)
         count = len(tf.nest.flatten(self.data)[0])
-        sums = self.whole._sums(self.data, vectors)
-        return sums / count + self.whole._penalty.products(vectors)
+        sums = self.whole.products.sums(self.data, vectors)
+        return sums / count + self.whole.regularizers.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         return self.whole.sample(rng, batch_size)
