@@ -64,7 +64,9 @@ class Execution:
         Raises:
             ValueError: if `jit_compile` is anything else.
         """
-        return cls(strategy, compiling.wanted(jit_compile), memory_limit)
+        return cls(
+            strategy, compiling.should_compile(jit_compile), memory_limit
+        )
 
     @property
     def memory(self) -> int:

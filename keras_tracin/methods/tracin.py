@@ -54,7 +54,7 @@ from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 

@@ -91,16 +91,16 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path} is damaged, it is not valid JSON: {error}. Copy the run "
             "directory again, or train again into a new one."
         ) from error
-    found = manifest.get("format_version") if type(manifest) is dict else None
-    if type(found) is int and found > FORMAT_VERSION:
+    version = manifest.get("format_version") if type(manifest) is dict else None
+    if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {found}, but this version of "
+            f"{path} has format version {version}, but this version of "
             f"keras_tracin reads up to {FORMAT_VERSION}. Update keras_tracin."
         )
     bad = [
         name
         for name, kind in {"format_version": int, **_PARTS}.items()
-        if found is None or not isinstance(manifest.get(name), kind)
+        if version is None or not isinstance(manifest.get(name), kind)
     ]
     if not bad and not all(map(_lists_a_file, listed_files(manifest))):
         bad = ["the size or checksum of a file"]

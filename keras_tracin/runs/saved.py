@@ -1,4 +1,4 @@
-"""A snapshot's files, and what is known of the weights in them."""
+"""The files of a snapshot, and reading them into a model."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ RECORD_AGAIN = (
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A weights file and what belongs to it.
+    """A weights file, and what is known of the weights in it.
 
     Attributes:
         path: The file that Keras wrote.
         sha256: Its digest, if it was recorded.
         exact: The file with the weights that Keras's does not hold as they
-            are, None where there are none.
+            are, or None.
         exact_sha256: The digest of that file, if it was recorded.
         digests: Digests of the model's weights at that moment, as
-            `manifest.weights_digest` makes them. Any one will do; none if
-            they were not recorded.
+            `manifest.weights_digest` makes them, any of which may be the
+            right one; empty if they were not recorded.
         weights: Path, shape and dtype of each of the model's weights, if that
             was recorded.
     """
@@ -53,10 +53,10 @@ class SavedWeights:
     weights: tuple = ()
 
 
-def listed(
+def listed_weights(
     directory: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> SavedWeights:
-    """What a manifest says of one of its snapshots."""
+    """The saved weights of a snapshot that a manifest lists."""
     beside = entry.get("exact")
     return SavedWeights(
         path=directory / entry["file"],
@@ -86,10 +86,10 @@ def _digests(
 
 
 def saved_at(path: Path) -> SavedWeights:
-    """The same for a path: of a run's snapshot, or of a file of its own."""
+    """The saved weights in a file, of a run's snapshot or a file of its own."""
     entry = run_manifest.entry_of(path)
     if entry is not None:
-        return listed(path.parent.parent, *entry)
+        return listed_weights(path.parent.parent, *entry)
     beside = exact.path_beside(path)
     return SavedWeights(path, exact=beside if beside.is_file() else None)
 
