@@ -20,7 +20,7 @@ OUTPUT = "Output"
 
 METHODS = ("tracin", "influence", "trak", "representer")
 PROJECTIONS = ("tensor_sketch", "gaussian", "factored")
-SOLVERS = ("cg", "exact", "lissa", "arnoldi", "sketch")
+SOLVERS = ("cg", "ekfac", "exact", "lissa", "arnoldi", "sketch")
 
 # Methods whose scores an index can hold.
 INDEXED_METHODS = ("tracin", "influence")
@@ -232,16 +232,17 @@ def define_influence(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_enum(
         "curvature",
-        "hessian",
+        None,
         ("hessian", "gauss_newton", "ekfac"),
-        "Curvature matrix to invert.",
+        "Curvature matrix to invert; ekfac is short for --solver=ekfac. "
+        "Default: hessian, or gauss_newton with --solver=ekfac.",
         **options,
     )
     flags.DEFINE_enum(
         "solver",
         "cg",
         SOLVERS,
-        "Solver that inverts it. --curvature=ekfac takes none.",
+        "Solver that inverts the curvature. Not with --curvature=ekfac.",
         **options,
     )
     flags.DEFINE_enum(
