@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 
@@ -78,15 +77,11 @@ def restrict(sink: Sink, ids: np.ndarray) -> Sink:
         rows = np.flatnonzero(np.isin(chunk.ids, ids))
         if not len(rows):
             return False
-        batches: list[Batch] = []
-        for batch in chunk.batches:
-            inside = np.flatnonzero(np.isin(batch.ids, ids))
-            data = tf.nest.map_structure(
-                lambda leaf, inside=inside: np.asarray(leaf)[inside],
-                batch.data if batch.x is not None else (),
-            )
-            batches.append(Batch(batch.ids[inside], *(data or (None,))))
-        part = Chunk(number, start, tuple(batches))
+        batches = tuple(
+            batch.take(np.flatnonzero(np.isin(batch.ids, ids)))
+            for batch in chunk.batches
+        )
+        part = Chunk(number, start, batches)
         number, start = number + 1, start + len(rows)
         return sink.wants(part)
 

@@ -26,6 +26,7 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import announce
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
+from keras_tracin.engine.diagnosis import explaining
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.looking import look
@@ -200,13 +201,14 @@ class _Runner:
         """
         engine, work = self._engine, self._work
         data = self._fill(batch.data)
-        with engine.explaining(batch, work.queries):
+        suspects = engine.suspects(batch, work.queries)
+        with explaining(suspects):
             raw = work.step(data, *arguments)
             values = _first(work.finish(raw), len(batch))
         if not all(np.isfinite(array).all() for array in _arrays(values)):
             raise engine.not_finite(batch, work.queries, visit.checkpoint)
         if work.scores:
-            with engine.explaining(batch, work.queries):
+            with explaining(suspects):
                 self._watch.look(values, batch, float(visit.rate))
         if visit.position == 0 and self._spots.wants(number):
             compare = work.compared or work.finish

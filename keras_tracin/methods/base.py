@@ -273,7 +273,11 @@ class Method:
         return {}
 
     def query_pass(self, queries: Any) -> Pass:
-        """The pass that scores a block of queries."""
+        """The pass that scores a block of queries.
+
+        Args:
+            queries: the queries.
+        """
         raise NotImplementedError
 
     def self_pass(self) -> Pass:
@@ -281,7 +285,11 @@ class Method:
         raise NotImplementedError
 
     def trial_pass(self, queries: Any) -> Pass:
-        """A pass that takes as long as `query_pass`, but needs no fit."""
+        """A pass that takes as long as `query_pass`, but needs no fit.
+
+        Args:
+            queries: the queries.
+        """
         return self.query_pass(queries)
 
     def fitting_pass(self) -> Pass | None:
@@ -289,7 +297,11 @@ class Method:
         return None
 
     def fit(self, call: Call) -> None:
-        """Computes what all scores need, unless that has been done."""
+        """Computes what all scores need, unless that has been done.
+
+        Args:
+            call: the call that needs it.
+        """
 
     @property
     def no_self_influence(self) -> str | None:
@@ -328,23 +340,47 @@ class Method:
         return self.engine.train.size
 
     def blocks(self, test: Any, call: Call) -> Iterator[Any]:
-        """The queries in blocks that are scored together."""
+        """The queries in blocks that are scored together.
+
+        Args:
+            test: the queries.
+            call: the call that they are for.
+        """
         return blocks(self.engine, test, call, self.bytes_per_query)
 
     def stream(self, queries: Any, sink: Sink, call: Call) -> None:
-        """Streams the scores of one block of queries into a sink."""
+        """Streams the scores of one block of queries into a sink.
+
+        Args:
+            queries: the queries.
+            sink: takes the scores.
+            call: the call that they are for.
+        """
         sweep(self.engine, self.query_pass(queries), sink, call)
 
     def stream_self(self, sink: Sink, call: Call) -> None:
-        """Streams the scores of training examples for themselves."""
+        """Streams the scores of training examples for themselves.
+
+        Args:
+            sink: takes the scores.
+            call: the call that they are for.
+        """
         sweep(self.engine, self.self_pass(), sink, call)
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """What scores depend on, as JSON, for the parts on disk.
+
+        Args:
+            test: the queries, if there are any.
+        """
         return {**identity(self.engine), **self.describe()}
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
-        """What scores are made of as numbers, and by what they may differ."""
+        """What scores are made of as numbers, and by what they may differ.
+
+        Args:
+            test: the queries, if there are any.
+        """
         seen = numbers(self.engine, self.checkpoints, test, self.more_numbers)
         return seen, tolerance(self.model)
 

@@ -73,6 +73,8 @@ class TRAK(Method):
 
     Scores rank; their size is that of f in a linear model. A training
     example's sample weight multiplies its part in ΦᵀΦ and its Q.
+    `self_influence` is the leverage φᵀ(ΦᵀΦ + λI)⁻¹φ times Q: large for an
+    example that is unlike the others and not fitted well.
 
     Args:
         model: the trained model, compiled with its loss.
@@ -158,13 +160,21 @@ class TRAK(Method):
         }
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """What scores depend on, as JSON, for the parts on disk.
+
+        Args:
+            test: the queries, if there are any.
+        """
         # All training examples have a part in the kernels.
         train = self._kernels.engine.train.batches(_DIGESTED)
         return {**super().job(test), "train": content_digest(train)}
 
     def fit(self, call: Call) -> None:
-        """Makes the kernels, unless that has been done."""
+        """Makes the kernels, unless that has been done.
+
+        Args:
+            call: the call that needs them.
+        """
         self._kernels.fit(call)
 
     def fitting_pass(self) -> Pass | None:
@@ -172,11 +182,19 @@ class TRAK(Method):
         return None if self._kernels.fitted else self._kernels.fitting_pass()
 
     def trial_pass(self, queries: Queries) -> Pass:
-        """A pass that takes as long as `query_pass`, but needs no kernels."""
+        """A pass that takes as long as `query_pass`, but needs no kernels.
+
+        Args:
+            queries: the queries.
+        """
         return products_pass(self.title, queries, self.checkpoints)
 
     def query_pass(self, queries: Queries) -> Pass:
-        """The pass that scores a block of queries."""
+        """The pass that scores a block of queries.
+
+        Args:
+            queries: the queries.
+        """
         return Pass(
             self.title,
             queries.steps.train.products,
