@@ -172,12 +172,6 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
     return join([known[name] for name in names])
 
 
-def first_examples(examples: Examples, count: int = COUNT) -> Batch:
-    """The first examples of some data, no more than `count`."""
-    batch = examples.first(count)
-    return batch.take(np.arange(min(count, len(batch))))
-
-
 def identify(batch: Batch) -> Numbers:
     """Which examples these are: their "ids" and a digest of their "content"."""
     return {"ids": batch.ids, "content": np.array(content_digest([batch]))}

@@ -62,6 +62,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._done)
 
+    def finish(self) -> None:
+        """Ends the bar of work whose number of steps was not known."""
+        if self._bar is not None and self._plan.steps is None:
+            self._bar.update(self._done, finalize=True)
+
     def _is_long(self) -> bool:
         """Whether all the work will have taken longer than `_PATIENCE`."""
         now = time.monotonic()

@@ -27,7 +27,7 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.engine.rounding import NOISE, is_learnt, tolerance_of
 from keras_tracin.gradients.capture import PerExampleLoss
 from keras_tracin.gradients.interaction import find_interaction
-from keras_tracin.gradients.plain import nudged
+from keras_tracin.gradients.plain import perturb_weights
 from keras_tracin.models.state import preserved
 
 
@@ -106,7 +106,7 @@ class SpotChecks:
             return True
         if not np.isfinite(gap).all():
             return not np.isfinite(alone).all()  # which another error names
-        with nudged(self._model):
+        with perturb_weights(self._model):
             noise = np.abs(again(data)[..., 0] - alone)
         return bool(
             np.all(gap <= self._tolerance * scale + NOISE * noise.max())

@@ -51,9 +51,7 @@ from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, digest_of
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution
-from keras_tracin.results.self_influence import SelfInfluence
-from keras_tracin.results.top_k import TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import keras_tracin as kt
-from keras_tracin.data.examples import Batch, open_examples
+from keras_tracin.data.batches import Batch
+from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.passes import norms_pass, products_pass
