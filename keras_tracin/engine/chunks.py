@@ -1,4 +1,4 @@
-"""Training examples in chunks, and what scores flow into.
+"""Training examples in chunks, and sinks that take their scores.
 
 Synopsis:
 
@@ -50,7 +50,7 @@ def _want_all(chunk: Chunk) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sink:
-    """What scores flow into, chunk by chunk.
+    """A receiver of scores, chunk by chunk.
 
     Attributes:
         add: takes ids `[c]` and their scores `[..., c]`.

@@ -37,12 +37,12 @@ class Gathering(Protocol):
             visit: the checkpoint that they were computed at.
             batch: the examples.
             rows: their places in the chunk.
-            values: what `Pass.finish` returned, without the examples that
+            values: the results of `Pass.finish`, without the examples that
                 filled the batch up.
         """
 
     def result(self) -> Any:
-        """What goes into the sink, `[..., c]`."""
+        """The gathered results for the sink, `[..., c]`."""
 
 
 class Sums:

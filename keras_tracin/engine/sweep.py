@@ -164,7 +164,7 @@ class _Runner:
     Args:
         engine: the model and its training examples.
         work: the pass.
-        plan: its sizes.
+        plan: the sizes of batches and chunks.
         call: the call that it is part of.
     """
 
@@ -197,7 +197,7 @@ class _Runner:
             visit: the checkpoint whose weights the model has.
             number: the batch's place in its chunk.
             batch: the examples.
-            arguments: what `arrive` returned.
+            arguments: the step's arguments, as `arrive` makes them.
         """
         engine, work = self._engine, self._work
         data = self._fill(batch.data)

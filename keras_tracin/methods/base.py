@@ -194,13 +194,14 @@ class Method:
 
     @exclusively
     def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence.
+        """The work, memory and time that scoring will take.
 
         Print it: examples, checkpoints, and the memory and time it will take
         here. To estimate the time, one batch is scored.
 
         Args:
-            test: the queries, in the same form as `train`.
+            test: the queries, in the same form as `train`; without them, the
+                plan is that of `self_influence`.
 
         Raises:
             NotImplementedError: without `test`, as `self_influence`.
@@ -366,7 +367,7 @@ class Method:
         sweep(self.engine, self.self_pass(), sink, call)
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk.
+        """All that scores depend on, as JSON, for the parts on disk.
 
         Args:
             test: the queries, if there are any.
@@ -374,7 +375,7 @@ class Method:
         return {**identity(self.engine), **self.describe()}
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
-        """What scores are made of as numbers, and by what they may differ.
+        """Numbers that scores are computed from, and their largest difference.
 
         Args:
             test: the queries, if there are any.
@@ -456,7 +457,7 @@ class Method:
         """A call, which may keep what is finished of it.
 
         Args:
-            name: of the call.
+            name: the call's name.
             test: the queries, if there are any.
             directory: where finished parts are kept; None for nowhere.
             verbose: 0 for silence.

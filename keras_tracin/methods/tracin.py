@@ -82,8 +82,9 @@ class TracIn(Method):
 
     Args:
         model: the trained model, compiled with its loss.
-        train: what `model.fit` took: a batched `tf.data.Dataset` or a tuple
-            of arrays, `(x, y)` or `(x, y, sample_weight)`.
+        train: the training examples as `model.fit` took them: a batched
+            `tf.data.Dataset` or a tuple of arrays, `(x, y)` or
+            `(x, y, sample_weight)`.
         run: a `TrainingRun`, or its directory.
         weights: how checkpoints are weighted: `"mean"`, by the mean learning
             rate applied since the one before, or `"sum"`, by the sum of those
@@ -101,9 +102,9 @@ class TracIn(Method):
             variables that training updated, or all trainable ones where the
             run does not know.
         projection: scores sketches of the gradients in place of these
-            (sections E and F): `kt.TensorSketch(dim=1024)` and the others.
-            Scores are then unbiased estimates; the sketch of a query takes
-            `dim` numbers, whatever the size of the model.
+            (the same paper, sections E and F): `kt.TensorSketch(dim=1024)`
+            and the others. Scores are then unbiased estimates; the sketch of
+            a query takes `dim` numbers, whatever the size of the model.
         optimizer_aware: score what the optimizer makes of a gradient,
 
                 Σ_k η_k ∇ℓ(w_k, z)ᵀ D_k ∇ℓ(w_k, z'),

@@ -78,11 +78,12 @@ class TRAK(Method):
 
     Args:
         model: the trained model, compiled with its loss.
-        train: what `model.fit` took, as in `TracIn`.
+        train: the training examples as `model.fit` took them, as in `TracIn`.
         run: a `TrainingRun` or its directory, or a list of several: trainings
             of the same architecture, from other seeds or on other subsets.
-        projection: what makes φ. The larger its `dim`, the better, up to a
-            part of the number of examples; `kt.TensorSketch(2048)` by default.
+        projection: the projection that makes φ. The larger its `dim`, the
+            better, up to a part of the number of examples;
+            `kt.TensorSketch(2048)` by default.
         damping: λ, as a multiple of the mean squared length of φ, so that
             it means the same whatever the model, its data and `dim`: 1 was
             best, or nearly, wherever it was measured (benchmarks). 0 is
@@ -160,7 +161,7 @@ class TRAK(Method):
         }
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk.
+        """All that scores depend on, as JSON, for the parts on disk.
 
         Args:
             test: the queries, if there are any.
