@@ -237,11 +237,8 @@ class UnrolledInfluence(Method):
         values = []
         for row in rows:
             state = self._recorded.replay.end(row)
-            values.append(
-                np.concatenate(
-                    [self._backward.values(state, block) for block in queries]
-                )
-            )
+            parts = [self._backward.values(state, block) for block in queries]
+            values.append(np.concatenate(parts))
         return np.stack(values) if np.ndim(counts) == 2 else values[0]
 
     @property
@@ -321,12 +318,9 @@ class UnrolledInfluence(Method):
             return
         backward = self._backward
         if isinstance(queries, _Sum):
-            adjoints = (
-                sum_queries(backward.adjoint(batch))
-                for batch in queries.batches
-            )
+            sums = (sum_queries(backward.adjoint(b)) for b in queries.batches)
             add = functools.partial(tf.nest.map_structure, tf.add)
-            adjoint = functools.reduce(add, adjoints)
+            adjoint = functools.reduce(add, sums)
         else:
             adjoint = backward.adjoint(queries)
         if call.verbose:
