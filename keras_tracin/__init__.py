@@ -26,9 +26,13 @@ from keras_tracin import evaluation, plots, report, tensorboard
 from keras_tracin._version import __version__
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.check import CheckReport, Finding, check
-from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
-from keras_tracin.curvature.solvers.randomized_sketch import (
+from keras_tracin.curvature.solvers import (
+    CG,
+    EKFAC,
+    Arnoldi,
+    Exact,
     InverseSketch,
+    LiSSA,
     RandomizedSketch,
 )
 from keras_tracin.data.with_ids import with_ids
@@ -80,6 +84,7 @@ for _package in (representer, unrolled):
 
 __all__ = [
     "CG",
+    "EKFAC",
     "TRAK",
     "Arnoldi",
     "Attribution",

@@ -1,8 +1,8 @@
 """Training examples that are read many times, and drawn at random.
 
-Solving for a curvature reads the data hundreds of times. What fits is kept in
-memory; what does not is read anew, and random minibatches come from a uniform
-sample of it.
+Solving for a curvature reads the data hundreds of times. Data that fits is
+kept in memory; other data is read anew each time, and random minibatches come
+from a uniform sample of it.
 
 Synopsis:
 
@@ -13,10 +13,11 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,16 @@ from keras_tracin.data.batches import Examples, join
 from keras_tracin.data.held import HeldExamples
 
 _READ = 1024  # examples read at a time
+
+
+class Watcher(Protocol):
+    """Something that counts batches, such as a progress bar."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts batches that were read."""
+
+    def finish(self) -> None:
+        """Says that no more will be read."""
 
 
 class Minibatches:
@@ -38,9 +49,25 @@ class Minibatches:
     def __init__(self, examples: Examples, memory: int):
         self._examples = examples
         self._memory = memory
+        self._watchers: list[Watcher] = []
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Within it, a watcher is told of every batch that was used."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+            watcher.finish()
 
     def batches(self, batch_size: int) -> Iterator[Any]:
         """Yields `(x, y[, sample_weight])` of all examples, as tensors."""
+        for batch in self._batches(batch_size):
+            yield batch
+            self._advance()
+
+    def _batches(self, batch_size: int) -> Iterator[Any]:
         if self._whole is None:
             for batch in self._examples.batches(batch_size):
                 yield _tensors(batch.data)
@@ -50,8 +77,13 @@ class Minibatches:
                 lambda leaf, at=start: leaf[at : at + batch_size], self._whole
             )
 
+    def _advance(self) -> None:
+        if self._watchers:
+            self._watchers[-1].advance()
+
     def draw(self, rng: np.random.Generator, batch_size: int) -> Any:
         """`batch_size` different examples (or all, if there are fewer)."""
+        self._advance()
         source = self._sample if self._whole is None else self._whole
         count = _length(source)
         if batch_size >= count:
@@ -80,15 +112,15 @@ class Minibatches:
             stacklevel=4,
         )
         rng = np.random.default_rng(0)
-        chosen = np.sort(rng.choice(count, keep, replace=False))
-        held, start = [], 0
+        kept = np.sort(rng.choice(count, keep, replace=False))
+        parts, start = [], 0
         for batch in self._examples.batches(_READ):
-            inside = (chosen >= start) & (chosen < start + len(batch))
-            rows = chosen[inside] - start
+            inside = (kept >= start) & (kept < start + len(batch))
+            rows = kept[inside] - start
             if len(rows):
-                held.append(batch.take(rows))
+                parts.append(batch.take(rows))
             start += len(batch)
-        return _tensors(join(held).data)
+        return _tensors(join(parts).data)
 
 
 def _tensors(data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Batches of examples with ids, and what reads them.
+"""Batches of examples with ids, and the interface of what yields them.
 
 Synopsis:
 
@@ -61,12 +61,12 @@ class Examples:
     """A source of batches; see `open_examples`.
 
     Attributes:
-        name: what errors call it.
+        name: name of the data, for errors.
         size: the number of examples, or None where it is not known.
         carries_ids: whether ids were attached; else they are positions.
-        bytes_read_per_example: what holding an example takes, beside what
+        bytes_read_per_example: memory for holding an example, beside what
             the caller holds already.
-        note: what was done to the data, if anything.
+        note: a sentence on what was done to the data, if anything.
     """
 
     name: str
@@ -89,11 +89,21 @@ class Examples:
         raise NotImplementedError
 
     def first(self, count: int) -> Batch:
-        """The first `count` examples, or as many as there are."""
-        return next(self.batches(count))
+        """The first `count` examples, or as many as there are.
+
+        Data that leaves the shape of an example open may have fewer of them in
+        its first batch, which is all that is read.
+        """
+        batch = next(self.batches(count))
+        if len(batch) <= count:
+            return batch
+        data = tf.nest.map_structure(
+            lambda leaf: None if leaf is None else leaf[:count], batch.data
+        )
+        return Batch(batch.ids[:count], *data)
 
     def sample(self, count: int) -> Batch:
-        """`count` examples to look at: the first, of data that is read."""
+        """`count` examples to look at: of streamed data, the first."""
         return self.first(count)
 
 
@@ -127,7 +137,7 @@ def content_digest(batches: Iterable[Batch], start: str = "") -> str:
 
     Args:
         batches: the examples.
-        start: what the digest depends on beside them.
+        start: anything else that the digest is to depend on.
     """
     digests: list[_LeafDigest] = []
     for batch in batches:

@@ -35,8 +35,8 @@ class DatasetExamples(Examples):
 
     Args:
         data: the dataset.
-        name: what errors call it.
-        labels: whether there have to be labels.
+        name: name of the data, for errors.
+        labels: whether labels are required.
 
     Raises:
         ValueError: if it has lost its ids, is not batched, never ends, or gives
@@ -55,7 +55,7 @@ class DatasetExamples(Examples):
             )
         if not self.carries_ids:
             _check_batched(((), data.element_spec), False, name)
-        self._dataset = data.paired if self.carries_ids else data.map(_paired)
+        self._dataset = data.paired if self.carries_ids else data.map(_pair)
         spec = self._dataset.element_spec
         _check_batched(spec, self.carries_ids, name)
         sizes = [
@@ -129,8 +129,8 @@ class DatasetExamples(Examples):
             )
 
 
-def _paired(*element):
-    """`(id, element)` with an empty id, for datasets that carry none."""
+def _pair(*element):
+    """`(id, element)` with an empty id, for a dataset without ids."""
     return tf.zeros([tf.shape(tf.nest.flatten(element)[0])[0], 0]), (
         element if len(element) > 1 else element[0]
     )
@@ -138,10 +138,10 @@ def _paired(*element):
 
 def _same_values(a: tf.Tensor, b: tf.Tensor) -> bool:
     """Whether two tensors are alike to the bit; NaN is equal to itself."""
-    one, other = np.asarray(a), np.asarray(b)
-    if one.dtype == object:  # strings
-        return one.tolist() == other.tolist()
-    return one.shape == other.shape and one.tobytes() == other.tobytes()
+    first, second = np.asarray(a), np.asarray(b)
+    if first.dtype == object:  # strings
+        return first.tolist() == second.tolist()
+    return first.shape == second.shape and first.tobytes() == second.tobytes()
 
 
 def _readable(ids: np.ndarray) -> np.ndarray:
@@ -178,7 +178,10 @@ def _check_alike(
     ids: np.ndarray,
     name: str,
 ) -> None:
-    """Refuses a batch that the steps compiled for the first cannot take."""
+    """Raises ValueError for a batch of other shapes than the first batch's.
+
+    Steps are compiled for those.
+    """
     if received != expected:
         raise ValueError(
             f"All examples of `{name}` should have the same shapes. Received "

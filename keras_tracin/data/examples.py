@@ -36,8 +36,8 @@ def open_examples(
         data: a batched `tf.data.Dataset` of `(x, y[, sample_weight])`, or a
             tuple of arrays `(x, y[, sample_weight])`; `x` and `y` may be
             dicts, tuples or lists of arrays.
-        name: what errors call the data.
-        labels: whether there have to be labels; without, `x` alone is taken
+        name: name of the data, for errors.
+        labels: whether labels are required; otherwise `x` alone is accepted
             as well.
 
     Raises:

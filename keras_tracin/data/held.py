@@ -29,7 +29,7 @@ class HeldExamples(Examples):
     Args:
         data: `(x, y)` or `(x, y, sample_weight)`, whose leaves are arrays or
             tensors `[n, ...]`. They are not copied.
-        name: what errors call the data.
+        name: name of the data, for errors.
         ids: `[n]`; by default positions.
         carries_ids: whether the ids were attached by the user.
 

@@ -24,7 +24,7 @@ def check_unique(ids: np.ndarray, name: str) -> None:
 
     Args:
         ids: `[n]`.
-        name: what errors call the data.
+        name: name of the data, for errors.
     """
     twice = find_repeated(ids)
     if twice:
@@ -36,7 +36,10 @@ def check_unique(ids: np.ndarray, name: str) -> None:
 
 
 def check_text(value: Any, where: str) -> None:
-    """Refuses bytes that are no text: results and files hold ids as text."""
+    """Raises ValueError for bytes that are no text.
+
+    Results and files hold ids as text.
+    """
     try:
         if isinstance(value, bytes):
             value.decode("utf-8")

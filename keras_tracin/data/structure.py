@@ -43,7 +43,7 @@ def unpack(
 
 
 def as_array(leaf: Any) -> Any:
-    """Arrays as they are, with Python floats as Keras would make them."""
+    """Returns arrays as they are, but float64 in the precision of Keras."""
     if leaf is None or tf.is_tensor(leaf):
         return leaf
     array = np.asarray(leaf)

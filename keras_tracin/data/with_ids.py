@@ -95,11 +95,11 @@ def _keyed(dataset: tf.data.Dataset, key: str) -> tf.data.Dataset:
             "an array of ids or a function of the element."
         )
 
-    def taken_out(element):
+    def take_out(element):
         rest = {k: v for k, v in element.items() if k != key}
         return element[key], rest
 
-    return dataset.map(taken_out)
+    return dataset.map(take_out)
 
 
 def _checked_ids(ids: Any) -> np.ndarray:
@@ -118,6 +118,6 @@ def _checked_ids(ids: Any) -> np.ndarray:
 
 
 def _as_text(part: Any) -> Any:
-    """A list of texts as the array that it stands for, anything else as is."""
+    """Returns a list of texts as an array, anything else as it is."""
     is_text = isinstance(part, list) and all(isinstance(t, str) for t in part)
     return np.asarray(part) if is_text and part else part

@@ -69,7 +69,7 @@ def _cheapest(
     def multiplications(sparing: bool) -> int:
         """For each training example, over all queries."""
         work = steps.query.work(sparing)
-        block = max(1, _room(engine, work.held))
+        block = max(1, _room(engine, work.nbytes))
         return count * work.pairing - (-count // block) * work.making
 
     sparing = multiplications(True) < multiplications(False)

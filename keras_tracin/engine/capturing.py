@@ -93,7 +93,7 @@ class Capturing:
             captured = capture(self._model, self._loss, batch, self._placement)
         if self._strict:
             check_no_activation_losses(self._model)
-        return self._updated.apart(captured, self.variables)
+        return self._updated.split(captured, self.variables)
 
     def capture_equal(self, data: Any) -> Captured:
         """The gradients of a batch, where all variables have the share one.
@@ -102,8 +102,8 @@ class Capturing:
             ValueError: if one has another.
         """
         captured = self.capture(data)
-        counts = self._updated.counts(captured, self.variables)
-        if any(count is not None for count in counts):
+        shares = self._updated.shares_of(captured, self.variables)
+        if any(share is not None for share in shares):
             raise ValueError(unequal_shares("This way to score"))
         return captured
 
@@ -148,7 +148,7 @@ class Capturing:
     ) -> tuple[tuple, tuple, list[tf.Tensor | None]]:
         """The gradients' factors, these times their shares, the shares."""
         captured = self.capture(data)
-        shares = self._updated.counts(captured, self.variables)
+        shares = self._updated.shares_of(captured, self.variables)
         pairs = zip(captured.factors, shares, strict=True)
         weighted = tuple(scale(factors, share) for factors, share in pairs)
         return captured.factors, weighted, shares

@@ -27,10 +27,13 @@ from keras_tracin.data.ids import find_repeated
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.grouping import Groups, GroupSums
 from keras_tracin.engine.parts import Parts
-from keras_tracin.results.attribution import Attribution
-from keras_tracin.results.self_influence import SelfInfluence
-from keras_tracin.results.streaming import ScoreColumns, TopKMerger
-from keras_tracin.results.top_k import TopK
+from keras_tracin.results import (
+    Attribution,
+    ScoreColumns,
+    SelfInfluence,
+    TopK,
+    TopKMerger,
+)
 
 
 class Block(Protocol):

@@ -1,4 +1,4 @@
-"""Why a computation on some examples failed, told by their ids.
+"""Explains why a computation on some examples failed, by their ids.
 
 The compiled steps are not slowed down by looking for trouble. When a score
 turns out to be NaN, or TensorFlow stops, the batches in question are computed
@@ -42,14 +42,14 @@ class Suspect:
     Attributes:
         role: "training" or "query".
         batch: the examples.
-        functions: the steps that take them.
+        functions: the compiled steps for them.
     """
 
     role: str
     batch: Batch
     functions: GradientFunctions
 
-    def named(self, rows: Iterable[int]) -> str:
+    def name(self, rows: Iterable[int]) -> str:
         """Some of the examples in words."""
         ids = [self.batch.ids[row].item() for row in rows]
         more = len(ids) - _MOST_SHOWN
@@ -140,7 +140,7 @@ def _of_text(x: Any) -> str:
 
 @contextlib.contextmanager
 def explaining(suspects: Sequence[Suspect]) -> Iterator[None]:
-    """Says which examples TensorFlow or the loss complain of.
+    """Names the examples that TensorFlow or the loss complain of.
 
     Raises:
         ValueError: in place of the error, with the examples that cause it, or
@@ -197,7 +197,7 @@ def _unfit_labels(suspect: Suspect) -> str | None:
     try:
         losses_of(suspect.functions, suspect.batch.data)
     except LabelsOutsideClasses as error:
-        return error.explain(suspect.named(error.rows))
+        return error.explain(suspect.name(error.rows))
     except tf.errors.InvalidArgumentError:
         pass
     return None
@@ -221,7 +221,7 @@ def broken_rows(batch: Batch) -> dict[str, list[int]]:
 def _broken_data(suspect: Suspect) -> str | None:
     for part, rows in broken_rows(suspect.batch).items():
         return (
-            f"The data of {suspect.named(rows)} is NaN or infinite: look at "
+            f"The data of {suspect.name(rows)} is NaN or infinite: look at "
             f"`{part}`. Expected finite numbers; correct these examples, or "
             "leave them out."
         )
@@ -234,7 +234,7 @@ def _broken_gradient(suspect: Suspect, where: str) -> str | None:
         return None
     layer, rows = broken
     return (
-        f"The gradients of {suspect.named(rows)} are NaN or infinite in layer "
+        f"The gradients of {suspect.name(rows)} are NaN or infinite in layer "
         f"'{layer}' at {where}, although weights and data are finite. Look "
         "for a division by zero or an overflow in it, or choose weights from "
         "before the loss diverged."
@@ -292,14 +292,14 @@ def _refused_by_tensorflow(suspect: Suspect) -> str | None:
     if not rows:
         return None
     return (
-        f"TensorFlow cannot compute {suspect.named(rows)}: {reason}\n"
+        f"TensorFlow cannot compute {suspect.name(rows)}: {reason}\n"
         "Correct these examples, or leave them out."
     )
 
 
 def _stopped(suspects: Sequence[Suspect], error: Exception) -> str:
     """What TensorFlow says of examples whose losses it can compute."""
-    named = [suspect.named(range(len(suspect.batch))) for suspect in suspects]
+    named = [suspect.name(range(len(suspect.batch))) for suspect in suspects]
     return (
         "TensorFlow cannot compute gradients of "
         f"{' and '.join(dict.fromkeys(named))}: {brief(error)}"

@@ -37,7 +37,7 @@ from keras_tracin.engine.seen import (
 )
 from keras_tracin.engine.steps import GradientFunctions, batch_spec
 from keras_tracin.gradients.interaction import find_interaction
-from keras_tracin.gradients.plain import PlainGradient, nudged
+from keras_tracin.gradients.plain import PlainGradient, perturb_weights
 from keras_tracin.gradients.reasons import likely_reason
 from keras_tracin.models.state import preserved, value_of
 
@@ -140,7 +140,7 @@ class FirstLook:
 
     def _noise_of_marks(self, row: int) -> np.ndarray:
         before = self._step([row])
-        with nudged(self._functions.model):
+        with perturb_weights(self._functions.model):
             after = self._step([row])
         marks = before.marks([before, after])
         return np.abs(marks[0] - marks[1])
@@ -212,7 +212,7 @@ class FirstLook:
             error = abs(float(seen.lengths[0]) - length)
         if error <= self._tolerance * scale:
             return None
-        with nudged(self._functions.model):
+        with perturb_weights(self._functions.model):
             noise = length_of(differences(again(), truth))
         if error <= NOISE * noise or self._is_learnt(rows):
             return None

@@ -26,7 +26,7 @@ from keras_tracin.engine.updated import UpdatedVariables
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.capture import PerExampleLoss
-from keras_tracin.gradients.compiling import compiled
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.projection import Projection
 
 
@@ -119,7 +119,7 @@ class GradientFunctions:
             step = spread(step, self._strategy, axis)
         # The signature keeps one trace, with the batch size open, for all.
         signature = (self.spec, *more_specs)
-        return compiled(step, self._jit_compile, signature)
+        return compile_step(step, self._jit_compile, signature)
 
     @functools.cached_property
     def captured(self):

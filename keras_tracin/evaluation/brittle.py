@@ -54,7 +54,7 @@ class Brittleness:
 
     @property
     def flipped(self) -> np.ndarray:
-        """Whether the margin fell from above zero to below, `[m, r]`."""
+        """Flips, margins that fell from above zero to below: `[m, r]`."""
         return _flips(self.margins, self.margins_without)
 
     @property

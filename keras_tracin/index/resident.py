@@ -1,9 +1,9 @@
-"""All checkpoints' weights at hand, to sketch queries in milliseconds.
+"""Queries' vectors in milliseconds, by weights that are held in memory.
 
 The weights of all checkpoints are held as tensors, and one traced call makes a
-query's sketch at each of them ("in parallel", section C): no file is read and
-no weight of the model is changed. Weights that do not differ from one
-checkpoint to the next are held once.
+query's sketch at each of them ("in parallel", Pruthi et al. 2020, section C):
+no file is read and no weight of the model is changed. Weights that do not
+differ from one checkpoint to the next are held once.
 
 Synopsis:
 
@@ -36,6 +36,11 @@ from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
 from keras_tracin.storage import files
 
+_REMEDY = (
+    "Copy the run directory again, or build an index of a run without this "
+    "checkpoint."
+)
+
 
 class Resident:
     """Makes the vectors of queries, with all weights held in memory.
@@ -46,8 +51,9 @@ class Resident:
         projection: makes a query's sketch at one checkpoint.
         files: the weights files and their SHA-256; none for the weights that
             the model has.
-        rates: what each counts.
-        functions_like: gives the compiled steps for queries of a kind.
+        rates: learning rate of each checkpoint.
+        functions_like: returns the compiled steps for queries of the same
+            form as a batch.
     """
 
     def __init__(
@@ -72,17 +78,17 @@ class Resident:
         """For each checkpoint, the values of `model.weights`."""
         if not self._files:
             return [[tf.identity(v.value) for v in self._model.weights]]
-        found: list[list[tf.Tensor]] = []
+        weights: list[list[tf.Tensor]] = []
         with run_weights(self._model) as load:
             for path, sha256 in self._files:
-                files.check_digest(path, sha256)
+                files.check_digest(path, sha256, _REMEDY)
                 load(path)
                 # No copies: the next ones are loaded into other memory.
                 values = [tf.identity(v.value) for v in self._model.weights]
-                if found:
-                    values = list(map(_once, values, found[-1]))
-                found.append(values)
-        return found
+                if weights:
+                    values = list(map(_share_equal, values, weights[-1]))
+                weights.append(values)
+        return weights
 
     @property
     def model(self) -> keras.Model:
@@ -90,15 +96,15 @@ class Resident:
         return self._model
 
     def vectors(self, batch: Batch) -> np.ndarray:
-        """Vectors `[n, checkpoints · dim]` of some queries.
+        """The vectors `[n, checkpoints · dim]` of some queries.
 
         Raises:
             ValueError: if the model does not take them, or if a gradient is
                 NaN or infinite, naming ids.
         """
-        found = self._scales * self._sketches(batch)  # [c, n, dim]
-        found = np.ascontiguousarray(found.transpose(1, 0, 2))
-        vectors = found.reshape(len(batch), -1)
+        sketches = self._scales * self._sketches(batch)  # [c, n, dim]
+        sketches = np.ascontiguousarray(sketches.transpose(1, 0, 2))
+        vectors = sketches.reshape(len(batch), -1)
         if not np.isfinite(vectors).all():
             raise _not_finite(batch, vectors)
         return vectors
@@ -131,10 +137,10 @@ class Resident:
         return sketches
 
 
-def _once(value: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+def _share_equal(value: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
     """The tensor of the checkpoint before, where nothing has changed."""
-    same = bool(tf.reduce_all(tf.equal(value, before)))
-    return before if same else value
+    equal = bool(tf.reduce_all(tf.equal(value, before)))
+    return before if equal else value
 
 
 def _not_finite(batch: Batch, vectors: np.ndarray) -> ValueError:

@@ -1,11 +1,11 @@
-"""What a loss expects of the outputs that it takes.
+"""The kind of outputs that a loss expects.
 
 A cross-entropy over classes takes one output for each class, of which one is
 right. A binary cross-entropy takes outputs that are each right or wrong, by
-themselves. A squared error takes numbers. Whoever needs to know which of these
-a model was trained for asks here: the logit or margin that a query measures,
+themselves. A squared error takes numbers. All that depends on which of these a
+model was trained for asks here: the logit or margin that a query measures,
 TRAK's model output, the targets of representer points, and the Gauss-Newton
-matrix, which needs to know of what a probability was made.
+matrix.
 
 Synopsis:
 
@@ -49,7 +49,7 @@ _CHOICES: dict[Callable, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedOutputs:
-    """What a loss says of the outputs that it takes.
+    """The kind of outputs that a loss expects.
 
     Attributes:
         name: the name of the loss, for errors.
@@ -71,7 +71,7 @@ class ExpectedOutputs:
 
     @classmethod
     def of(cls, model: keras.Model, loss: Any = None) -> ExpectedOutputs:
-        """What `loss` says, or by default the compiled loss of a model."""
+        """What `loss`, or by default the compiled loss of a model, expects."""
         losses = losses_of(model, loss)
         if len(losses) != 1:
             return cls()
@@ -111,14 +111,14 @@ def unwrap(loss: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def choice_of(activation: str | None, expected: ExpectedOutputs) -> str | None:
-    """What the outputs of a model choose between.
+    """The choice that the outputs of a model make.
 
     The outputs of a softmax exclude each other, whatever the loss makes of
     them, and so do those that a loss over classes compares with each other.
 
     Args:
         activation: the function that the outputs come from, if it is known.
-        expected: what the loss says.
+        expected: the outputs that the loss expects.
 
     Returns:
         "classes", "sides", "numbers" or None, as in `ExpectedOutputs.choice`.

@@ -1,4 +1,4 @@
-"""One number that a model says of an example, and what the loss makes of it.
+"""The output f of a model in which TRAK linearises it, and the loss of f.
 
 TRAK linearises a model in an output f of its own, not in the loss, and lets the
 loss come in through its derivative there: f is the margin log(p / (1 - p)) of
@@ -33,12 +33,12 @@ class ModelOutput:
 
     Attributes:
         kind: "margin" or "prediction".
-        value: f, `(y, y_pred, sample_weight) -> [n]`; weights play no part.
-        pull: `(y, f, sample_weight) -> [n]`, how hard training pulls f up:
-            the negative derivative of the example's weighted loss.
-        help: `(y, f, sample_weight) -> [n]`, by how much a query is helped
-            where its f rises by one: its weight, as margins should rise, or
-            the same pull in a regression.
+        value: f, `(y, y_pred, sample_weight) -> [n]`; weights are ignored.
+        pull: `(y, f, sample_weight) -> [n]`, the negative derivative of the
+            example's weighted loss by f: training pulls f up by it.
+        help: `(y, f, sample_weight) -> [n]`, the benefit for a query of a unit
+            rise of its f: its weight for a margin, which should rise, or the
+            pull in a regression.
     """
 
     kind: str
@@ -57,15 +57,15 @@ def model_output(
 
     Args:
         model: a Keras model.
-        loss: in place of the compiled loss.
-        kind: "margin" or "prediction"; by default what the loss says.
-        x: inputs of some examples, from whose outputs margins are told, as in
-            `query_value`.
+        loss: a loss in place of the compiled one.
+        kind: "margin" or "prediction"; by default the loss decides.
+        x: inputs of some examples, whose outputs show whether they are logits
+            or probabilities, as in `query_value`.
 
     Raises:
-        ValueError: if the loss does not say, for an unknown `kind`, if the
-            model's outputs do not tell margins, or (when called) if the model
-            does not say one thing of each example.
+        ValueError: if the loss does not decide, for an unknown `kind`, if
+            margins do not follow from the model's outputs, or (when called)
+            if the model does not predict one thing for each example.
     """
     expected = ExpectedOutputs.of(model, loss)
     if kind is None:

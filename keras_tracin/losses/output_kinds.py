@@ -1,4 +1,4 @@
-"""What a model's outputs are: logits, or probabilities made of them.
+"""Determines whether a model's outputs are logits or probabilities.
 
 A loss can be computed from either, but a label's logit or margin cannot: taken
 for logits, probabilities give numbers that look like scores and are none. What
@@ -40,12 +40,12 @@ _FORMALITIES = ("Identity", "Cast", "Reshape", "Squeeze", "ExpandDims")
 
 
 def outputs_of(model: keras.Model, loss: Any, x: Any) -> Outputs:
-    """What the outputs of a model are, at its present weights.
+    """The kind of a model's outputs at its present weights.
 
     Args:
         model: a built model. It is called on `x` in inference mode, and left
             as it was.
-        loss: used in place of the compiled loss.
+        loss: a loss in place of the compiled one.
         x: inputs of some examples; `SAMPLE` are enough.
     """
     y_pred = _outputs(model, x)
@@ -68,11 +68,11 @@ def kind_of(
     compute_dtype: str = "float32",
     last_operation: Callable[[], str] = str,
 ) -> Outputs:
-    """What outputs are, from their values and what the loss says.
+    """The kind of outputs, from their values and what the loss expects.
 
     Args:
         y_pred: the outputs `[n, ..., k]` of some examples, not traced.
-        expected: what the loss says.
+        expected: the outputs that the loss expects.
         compute_dtype: the dtype that they were computed in.
         last_operation: returns the name of the TensorFlow operation that made
             them; called where nothing else tells.
@@ -185,7 +185,7 @@ def _softmax(expected: ExpectedOutputs) -> Outputs:
 def _from_probabilities(
     expected: ExpectedOutputs, classes: int, positive: bool, shares: bool
 ) -> Outputs:
-    """What a loss takes that computes logarithms of the outputs."""
+    """The kind of outputs under a loss that takes their logarithms."""
     if expected.choice == "sides" and shares:
         return Outputs(
             "sigmoids",

@@ -1,6 +1,6 @@
-"""What the outputs of a model are, and what follows from them.
+"""The kind of a model's outputs, and the logits that follow from them.
 
-`keras_tracin.losses.output_kinds` finds it out.
+`keras_tracin.losses.output_kinds` determines the kind.
 
 Synopsis:
 
@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.losses.expected_outputs import ExpectedOutputs, choice_of
+from keras_tracin.losses.loss_terms import to_wide
 
 REMEDY = (
     "Let Keras make the probabilities (`activation='softmax'` or 'sigmoid' of "
@@ -27,7 +28,7 @@ REMEDY = (
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What the outputs of a model are.
+    """The kind of a model's outputs.
 
     Attributes:
         kind: "noted", an activation whose logits Keras notes on its output;
@@ -36,11 +37,11 @@ class Outputs:
             "log-probabilities", up to rounding the logarithm of a softmax;
             "values", neither, of which larger ones speak for their class;
             or "unclear".
-        reason: how that is known, a sentence.
+        reason: a sentence on how that is known.
         contradicts: whether the loss says one thing and the outputs another.
         activation: "softmax" or "sigmoid" where the outputs, or what their
             exponentials are, come from one; else None.
-        expected: what the loss says of the outputs.
+        expected: the outputs that the loss expects.
     """
 
     kind: str
@@ -53,7 +54,7 @@ class Outputs:
 
     @property
     def choice(self) -> str | None:
-        """What the outputs choose between; see `choice_of`."""
+        """The choice that the outputs make; see `choice_of`."""
         return choice_of(self.activation, self.expected)
 
     @property
@@ -94,7 +95,7 @@ class Outputs:
         return y_pred
 
     def with_logits(self, y_pred: Any) -> Any:
-        """The same outputs, computed from logits that Keras can see.
+        """Recomputes outputs from logits that Keras can see.
 
         Probabilities are those of a softmax of their logarithms, or of a
         sigmoid of their log-odds. Whatever is made of an output otherwise, as
@@ -128,9 +129,3 @@ def check_consistent(outputs: Outputs) -> None:
             f"The loss does not fit the model's outputs. {outputs.reason} "
             f"{REMEDY}"
         )
-
-
-def to_wide(values: Any) -> tf.Tensor:
-    """Numbers in float32 where they were of lower precision."""
-    values = tf.convert_to_tensor(values)
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values

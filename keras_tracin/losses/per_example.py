@@ -59,7 +59,7 @@ def per_example_loss(
             one value per example.
         class_weight: as in `model.fit`: a weight for each class index by
             which the losses of its examples are scaled.
-        dtype: what to compute in; by default the loss's own dtype.
+        dtype: the dtype to compute in; by default the loss's own.
 
     Returns:
         A function `(y, y_pred, sample_weight) -> [n]`, in float32 or wider.
@@ -72,8 +72,10 @@ def per_example_loss(
     evaluate_terms = terms_of_outputs(model, loss, class_weight, dtype)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = evaluate_terms(y, y_pred, sample_weight)
-        return _sum((loss_terms.per_example(t), count) for t, count in found)
+        outputs = evaluate_terms(y, y_pred, sample_weight)
+        return _sum(
+            (loss_terms.per_example(t), weight) for t, weight in outputs
+        )
 
     return evaluate
 
@@ -83,7 +85,7 @@ def batch_shares(
     loss: Any = None,
     class_weight: Mapping[int, float] | None = None,
 ) -> PerExampleLoss:
-    """What each example contributes to the loss that Keras trains on.
+    """The contribution of each example to the loss that Keras trains on.
 
     The shares of a batch add up to its loss, weight regularisers aside, with
     `"none"` as reduction to the sum of its values: Keras differentiates that.
@@ -105,10 +107,10 @@ def batch_shares(
     evaluate_terms = terms_of_outputs(model, loss, class_weight)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = evaluate_terms(y, y_pred, sample_weight)
+        outputs = evaluate_terms(y, y_pred, sample_weight)
         return _sum(
-            (loss_terms.batch_weights(t) * loss_terms.per_example(t), count)
-            for t, count in found
+            (loss_terms.batch_weights(t) * loss_terms.per_example(t), weight)
+            for t, weight in outputs
         )
 
     return evaluate
@@ -119,7 +121,7 @@ def batch_weights(
     loss: Any = None,
     class_weight: Mapping[int, float] | None = None,
 ) -> PerExampleLoss:
-    """What the loss that Keras trains on multiplies each `ℓ_i` with.
+    """The weight `b_i` of each example in the loss that Keras trains on.
 
     Args:
         model: a Keras model.
@@ -139,32 +141,32 @@ def batch_weights(
     evaluate_terms = terms_of_outputs(model, loss, class_weight)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = [t for t, _ in evaluate_terms(y, y_pred, sample_weight)]
-        kinds = {_kind_of_weights(terms) for terms in found}
-        if len(found) > 1 and (len(kinds) > 1 or None in kinds):
+        outputs = [t for t, _ in evaluate_terms(y, y_pred, sample_weight)]
+        kinds = {_kind_of_weights(terms) for terms in outputs}
+        if len(outputs) > 1 and (len(kinds) > 1 or None in kinds):
             raise ValueError(
                 "The batch's loss weighs the outputs of an example "
                 "differently. Received reductions "
-                f"{[terms.reduction for terms in found]} and masks "
-                f"{[terms.seen is not None for terms in found]}; expected "
+                f"{[terms.reduction for terms in outputs]} and masks "
+                f"{[terms.seen is not None for terms in outputs]}; expected "
                 "means or sums without masks, which have one weight for an "
                 "example. Use `batch_shares`."
             )
-        return loss_terms.batch_weights(found[0])
+        return loss_terms.batch_weights(outputs[0])
 
     return evaluate
 
 
 def _kind_of_weights(terms: Terms) -> str | None:
-    """What the weights of a batch are, if they are that for any values."""
+    """The reduction that fixes the weights of a batch, if one alone does."""
     if terms.reduction in ("mean", "sum") and terms.seen is None:
         return terms.reduction
     return None
 
 
 def _sum(parts) -> tf.Tensor:
-    """`Σ count · values`, in the widest of the values' types."""
-    scaled = [values * count for values, count in parts]
+    """`Σ weight · values`, in the widest of the values' types."""
+    scaled = [values * weight for values, weight in parts]
     dtype = max((t.dtype for t in scaled), key=lambda dtype: dtype.size)
     return tf.add_n([tf.cast(values, dtype) for values in scaled])
 
@@ -172,17 +174,17 @@ def _sum(parts) -> tf.Tensor:
 def penalty_weight(
     model: keras.Model, loss: Any = None, batch_size: int | None = None
 ) -> float:
-    """What weight regularisers count beside the mean of the `ℓ_i`.
+    """The weight of weight regularisers beside the mean of the `ℓ_i`.
 
     Keras adds them to each batch's loss as they are. Beside a loss that is a
-    mean over the batch they count 1; beside a sum over `batch_size` examples
-    they count `1 / batch_size` of the mean. Decoupled weight decay, an
-    optimizer's own, is not part of the objective and counts nothing.
+    mean over the batch their weight is 1; beside a sum over `batch_size`
+    examples it is `1 / batch_size`. Decoupled weight decay, an optimizer's own,
+    is not part of the objective.
 
     Args:
         model: a Keras model.
-        loss: used in place of the compiled loss.
-        batch_size: that of training, which only a sum needs to know.
+        loss: a loss in place of the compiled one.
+        batch_size: the batch size of training, needed where losses are summed.
 
     Raises:
         ValueError: if the model is regularised and its losses are summed, and

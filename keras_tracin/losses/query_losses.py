@@ -1,4 +1,4 @@
-"""What a query measures: its loss, or its label's logit or margin.
+"""The value of a query: its loss, or its label's logit or margin.
 
 The sign is always turned so that lower is better: an example that lowers the
 value is a proponent. Where the outputs are sequences, a query's value is the
@@ -24,8 +24,9 @@ from keras_tracin.losses.invalid_labels import (
     ProbabilitiesSaturated,
     inside,
 )
+from keras_tracin.losses.loss_terms import to_wide
 from keras_tracin.losses.output_kinds import kind_of, outputs_of
-from keras_tracin.losses.outputs import REMEDY, Outputs, to_wide
+from keras_tracin.losses.outputs import REMEDY, Outputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
 
@@ -35,7 +36,7 @@ def query_value(
     loss: Any = None,
     x: Any = None,
 ) -> PerExampleLoss:
-    """The function of a query whose decrease counts as help.
+    """The function of a query that its proponents decrease.
 
     Args:
         model: a Keras model.
@@ -46,7 +47,7 @@ def query_value(
             prediction is better. A logit is what went into the last softmax
             or sigmoid. Outputs `[n, ..., classes]` have labels `[n, ...]`, or
             one-hot ones; a single output is the second of two classes.
-        loss: what `"loss"` stands for; the compiled loss by default.
+        loss: the loss that `"loss"` stands for; the compiled one by default.
         x: inputs of some examples, whose outputs tell whether a built model
             returns logits or probabilities. Without them the loss does, or
             else the first outputs that the function is given.
@@ -111,7 +112,7 @@ def _negated(
 
 
 def _first_seen(y_pred, expected: ExpectedOutputs) -> Outputs:
-    """What outputs are, where no examples were looked at before."""
+    """The kind of outputs, where no examples were looked at before."""
     if hasattr(y_pred, "_keras_logits"):
         return Outputs("noted", "Keras notes its logits.", expected=expected)
     if expected.from_logits:
@@ -219,10 +220,10 @@ def _margin_of_shares(labels: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
 
 def _shares(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The label's probability, and what all others have together."""
-    chosen, zero = _chosen(labels, p), tf.zeros_like(p)
+    is_label, zero = _is_label(labels, p), tf.zeros_like(p)
     return (
-        tf.reduce_sum(tf.where(chosen, p, zero), axis=-1),
-        tf.reduce_sum(tf.where(chosen, zero, p), axis=-1),
+        tf.reduce_sum(tf.where(is_label, p, zero), axis=-1),
+        tf.reduce_sum(tf.where(is_label, zero, p), axis=-1),
     )
 
 
@@ -240,12 +241,12 @@ def _label_logit(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def _label_margin(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    others = tf.where(_chosen(labels, logits), logits.dtype.min, logits)
+    others = tf.where(_is_label(labels, logits), logits.dtype.min, logits)
     return _label_logit(labels, logits) - tf.reduce_logsumexp(others, axis=-1)
 
 
-def _chosen(labels: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Whether a class is the label, of the shape of `like`."""
+def _is_label(labels: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Booleans of the shape of `like`, True for the class of the label."""
     return tf.one_hot(
         labels, like.shape[-1], dtype=tf.bool, on_value=True, off_value=False
     )

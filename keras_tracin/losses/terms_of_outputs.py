@@ -30,7 +30,23 @@ def terms_of_outputs(
     class_weight: Mapping[int, float] | None = None,
     dtype: str | None = None,
 ) -> Callable[..., list[tuple[Terms, float]]]:
-    """`(y, y_pred, sample_weight) -> [(terms, loss weight), ...]`."""
+    """A function that evaluates the losses of all outputs.
+
+    Args:
+        model: a Keras model.
+        loss: a loss in place of the compiled one.
+        class_weight: as in `model.fit`.
+        dtype: the dtype to compute in; by default the loss's own.
+
+    Returns:
+        `(y, y_pred, sample_weight) -> [(terms, loss weight), ...]`, an entry
+        for each output that has a loss.
+
+    Raises:
+        ValueError: if no `loss` is given and the model is not compiled, or
+            computes its loss by a `compute_loss` of its own; or (when called)
+            as `loss_terms.terms_of`.
+    """
     weights = None
     if loss is None:
         compiled = _compiled_loss(model)
@@ -44,7 +60,7 @@ def terms_of_outputs(
                 "expected `(x, y)` or `(x, y, sample_weight)`."
             )
         if class_weight:
-            sample_weight = _class_weighted(y, sample_weight, class_weight)
+            sample_weight = _apply_class_weights(y, sample_weight, class_weight)
         outputs = _TermsOfOutputs(
             loss, loss_weights=weights, output_names=names, dtype=dtype
         )
@@ -54,13 +70,13 @@ def terms_of_outputs(
 
 
 class _TermsOfOutputs(CompileLoss):
-    """The compiled loss, as the terms of each output and what they count."""
+    """The compiled loss, as the terms of each output and their weights."""
 
     _flat_losses: Any
 
     def __init__(self, *args, dtype: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self._wanted_dtype = dtype
+        self._terms_dtype = dtype
         if dtype is not None:
             self._dtype = dtype
 
@@ -70,28 +86,28 @@ class _TermsOfOutputs(CompileLoss):
         with tf.Graph().as_default():
             super().build(y_true, y_pred)
         self._flat_losses = [
-            entry._replace(loss=self._noting(entry))
+            entry._replace(loss=self._collector(entry))
             for entry in self._flat_losses
         ]
         self._metrics = [None] * len(self._flat_losses)
 
-    def _noting(self, entry):
-        count = 1.0 if entry.loss_weights is None else entry.loss_weights
+    def _collector(self, entry):
+        weight = 1.0 if entry.loss_weights is None else entry.loss_weights
 
-        def note(y_true, y_pred, sample_weight):
+        def collect(y_true, y_pred, sample_weight):
             terms = loss_terms.terms_of(
-                entry.loss, y_true, y_pred, sample_weight, self._wanted_dtype
+                entry.loss, y_true, y_pred, sample_weight, self._terms_dtype
             )
-            self._found.append((terms, count))
+            self._collected.append((terms, weight))
             return 0.0
 
-        return note
+        return collect
 
     def terms(self, y_true, y_pred, sample_weight) -> list[tuple[Terms, float]]:
         """The terms of each output that has a loss, and its loss weight."""
-        self._found: list[tuple[Terms, float]] = []
+        self._collected: list[tuple[Terms, float]] = []
         self.call(y_true, y_pred, sample_weight)
-        return self._found
+        return self._collected
 
 
 def _compiled_loss(model: keras.Model) -> CompiledLoss:
@@ -122,8 +138,8 @@ def _redefines(model: keras.Model, method: str) -> bool:
     return own or method in vars(model)
 
 
-def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
-    """Sample weights times those of the labels' classes, as `fit` reads them.
+def _apply_class_weights(y, sample_weight, class_weight) -> tf.Tensor:
+    """Multiplies sample weights by those of the labels' classes, as `fit` does.
 
     Labels with a last axis longer than one are one-hot, all others indices.
     """

@@ -16,9 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, Self
 
 from keras_tracin.engine.planning import Plan
-from keras_tracin.results.attribution import Attribution
-from keras_tracin.results.self_influence import SelfInfluence
-from keras_tracin.results.top_k import TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 
 Directory = str | os.PathLike
 GroupsOfIds = Iterable[Any] | Mapping[str, Iterable[Any]]

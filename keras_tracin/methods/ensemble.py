@@ -49,8 +49,8 @@ from keras_tracin.methods.averaging import (
 )
 from keras_tracin.methods.base import Method
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution
-from keras_tracin.results.streaming import TopKMerger
+from keras_tracin.results import Attribution, TopKMerger
+
 
 _BYTES = 12  # of each score: the member's, their sum, and what ranking takes
 _READ = 16  # queries, while the number of training examples is not known

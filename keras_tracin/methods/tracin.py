@@ -37,6 +37,8 @@ from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.base import Method
+from keras_tracin.methods.index_rows import checkpoint_rows
+from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.rates import (
     checkpoint_rates,
     moving,
@@ -52,7 +54,7 @@ from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 
@@ -262,6 +264,18 @@ class TracIn(Method):
         if self._preconditioner is None:
             return products_pass(*given)
         return aware_products_pass(*given, self._preconditioner)
+
+    def index_rows(
+        self, projection: Projection | None, keep: Keep
+    ) -> RowRecipe:
+        """How an index makes rows and vectors; see `Indexable`."""
+        return checkpoint_rows(
+            self.engine,
+            self.checkpoints,
+            projection,
+            optimizer_aware=self.optimizer_aware,
+            exact=lambda ids, test: self.among(ids).influence(test, verbose=0),
+        )
 
     def self_pass(self) -> Pass:
         """The pass that scores Σ_k η_k ‖∇ℓ(w_k, z)‖²."""

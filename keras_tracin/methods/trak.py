@@ -40,11 +40,11 @@ from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.passes import Pass, products_pass
 from keras_tracin.engine.queries import Queries
-from keras_tracin.engine.visits import Visit, Weights
+from keras_tracin.engine.visits import Visit, Weights, digest_of
 from keras_tracin.gradients.factors import DenseGradients
 from keras_tracin.losses.model_outputs import model_output
 from keras_tracin.losses.output_kinds import SAMPLE
-from keras_tracin.methods.base import Method, digest_of
+from keras_tracin.methods.base import Method
 from keras_tracin.methods.trak_kernels import Kernels, features_pass
 from keras_tracin.models.descriptions import describe
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch

@@ -27,7 +27,7 @@ from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.losses.model_outputs import ModelOutput, sample_weights
-from keras_tracin.results.streaming import ScoreColumns
+from keras_tracin.results import ScoreColumns
 
 # `(visit, batch, features [b, dim], outputs [b]) -> [b]`
 Measure = Callable[[Visit, Batch, np.ndarray, tf.Tensor], np.ndarray]

@@ -59,12 +59,11 @@ class Attribution:
     def mean(cls, attributions: Sequence[Attribution]) -> Attribution:
         """The mean of scores by several trainings of a model.
 
-        What is due to chance in one training, initial weights and order,
-        averages out; of all one can do for the quality of scores, this helps
-        most.
+        What is due to chance in one training, by its initial weights and its
+        order, averages out. Nothing else improves scores as much.
 
         Args:
-            attributions: of the same queries and training examples.
+            attributions: scores of the same queries and training examples.
 
         Raises:
             ValueError: if there are none, or if they differ in ids.
@@ -84,7 +83,9 @@ class Attribution:
                         "training examples, in the same order. Received "
                         f"{first!r} and {other!r}, which differ in `{side}`."
                     )
-        scores = np.mean([each.scores for each in attributions], axis=0)
+        scores = np.mean(
+            [attribution.scores for attribution in attributions], axis=0
+        )
         return cls(scores, first.query_ids, first.train_ids)
 
     def top_k(self, k: int) -> TopK:

@@ -37,7 +37,7 @@ class SelfInfluence:
         return len(self.ids)
 
     def ranking(self) -> SelfInfluence:
-        """The same with the largest score first."""
+        """The same scores, sorted with the largest first."""
         order = np.argsort(-self.scores, kind="stable")
         return SelfInfluence(self.scores[order], self.ids[order])
 

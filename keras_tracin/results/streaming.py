@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_tracin.results.top_k import Ranking, TopK
 
-# What scores are multiplied by to put the best first, in ascending order.
+# Factors of scores that put the best first in ascending order.
 _SIDES = (-1, 1)  # proponents, opponents
 
 Best = tuple[np.ndarray, np.ndarray]  # scores [m, k], ids [m, k]
@@ -49,9 +49,9 @@ class TopKMerger:
 
     Args:
         query_ids: `[m]`.
-        k: how many to keep on each side.
-        available: how many training examples there will be, where known; a
-            larger `k` is then refused before any work is done.
+        k: the number of examples to keep on each side.
+        available: the number of training examples, where known; a larger `k`
+            is then refused before any work is done.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TopKMerger:
     def best_of(
         self, ids: np.ndarray, scores: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What counts of the next training examples, for `add_best`."""
+        """The best of the next training examples, to pass to `add_best`."""
         best = [_select(scores, ids, self._k, side) for side in _SIDES]
         (up, up_ids), (down, down_ids) = best
         return {
@@ -128,7 +128,7 @@ def _select(scores: np.ndarray, ids: np.ndarray, k: int, side: int) -> Best:
 
 
 def _smallest(keys: np.ndarray, k: int) -> np.ndarray:
-    """Where the `k` smallest keys are, sorted, equal ones in given order."""
+    """Positions of the `k` smallest keys, sorted, equal ones in given order."""
     if len(keys) <= 4 * k:
         return np.argsort(keys, kind="stable")[:k]
     # Whatever ties with the k-th smallest stays in, so that the stable sort

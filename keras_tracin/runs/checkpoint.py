@@ -19,11 +19,11 @@ class Checkpoint:
     `TrainingRun`, or since the beginning.
 
     Attributes:
-        step: How many optimizer updates led to it, counted from the beginning
+        step: Number of optimizer updates that led to it, from the beginning
             of the run. None if unknown (`TrainingRun.from_weights`).
         epoch: The epoch in which it was taken, counted from 1.
-        learning_rate: Mean of the rates applied in its interval: η_k. Of a
-            step that updated several sets of variables at several rates, the
+        learning_rate: Mean of the rates applied in its interval: η_k. Where a
+            step updated several sets of variables at several rates, the
             largest counts.
         learning_rate_sum: Their sum, or None if unknown.
         num_steps: Updates in its interval, or None if unknown.
@@ -35,7 +35,7 @@ class Checkpoint:
         exact: The file with the weights that Keras's does not hold as they
             were (LoRA, which it merges), None where it holds all.
         exact_sha256: The digest of that file, if it was recorded.
-        digests: What identifies the model's weights at that moment, if it was
+        digests: Digests of the model's weights at that moment, if they were
             recorded.
         updated: The variables that steps of its interval updated, by their
             positions in `model.weights`, and the mean rate of each: over all

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Onlooker:
-    """In place of a `RunWriter`, where another process writes the run.
+    """Replaces a `RunWriter` where another process writes the run.
 
     It counts along from where training began in this process, so that a
     callback goes the same way in all processes.

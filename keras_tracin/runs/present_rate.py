@@ -1,4 +1,4 @@
-"""The learning rate and the step at which an optimizer is.
+"""The present learning rate and step of a model's optimizer.
 
 Synopsis:
 
@@ -23,7 +23,7 @@ def rate_at(model: keras.Model, count: int) -> float:
 
 
 def num_batches(model: keras.Model) -> int:
-    """How many batches the model's optimizer has seen."""
+    """Number of batches that the model's optimizer has seen."""
     # Under a distribution strategy a variable does not convert by int().
     count = _updating_optimizer(model)._iterations
     return int(keras.ops.convert_to_numpy(count))

@@ -1,4 +1,11 @@
-"""Reading and checking what a training run consists of."""
+"""Reading and checking the parts of a training run.
+
+Synopsis:
+
+    manifest = run_manifest.read(directory)
+    segments = read_segments(directory, manifest)
+    mean_rates(segments, 0, 100)             # {position in weights: rate}
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,15 @@ from keras_tracin.runs.saved import SavedWeights
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Saved weights and how many entries of `_rates` led to them."""
+    """Saved weights, and the state of the run that they are of.
+
+    Attributes:
+        end: Number of entries of the run's rates that led to them.
+        step: Number of steps that led to them, or None if unknown.
+        epoch: The epoch, counted from 1.
+        logs: The metrics at that moment.
+        saved: The files.
+    """
 
     end: int
     step: int | None
@@ -29,12 +44,12 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps in a row, and what they updated.
+    """Consecutive steps, and the variables that they updated.
 
     Attributes:
-        start: The number of steps before it.
-        rates: float64 `[n, k]`, those of each set of variables.
-        updated: `k` sets of positions; None if unknown.
+        start: Number of steps before it.
+        rates: float64 `[n, k]`, the rates of each set of variables.
+        updated: `k` sets of positions in `model.weights`; None if unknown.
     """
 
     start: int
@@ -43,7 +58,7 @@ class Segment:
 
 
 def read_segments(directory: Path, manifest: dict) -> list[Segment]:
-    """The rates of all segments, in order. Checks each segment's file."""
+    """Reads the rates of all segments, in order, and checks their files."""
     segments = []
     for entry in manifest["segments"]:
         path = directory / entry["file"]
@@ -76,7 +91,7 @@ def mean_rates(
     """The mean rate of each variable that steps updated, by position.
 
     Args:
-        segments: those of the run.
+        segments: the segments of the run.
         start: the number of steps before the first.
         stop: the number of steps up to the last.
 

@@ -26,7 +26,7 @@ from keras_tracin.runs.reading import (
     read_segments,
     read_weighted,
 )
-from keras_tracin.runs.saved import listed, restore, saved_at
+from keras_tracin.runs.saved import listed_weights, restore, saved_at
 from keras_tracin.storage import files
 
 
@@ -47,7 +47,7 @@ class TrainingRun(Sequence[Checkpoint]):
     ```
 
     Args:
-        directory: Where `TracInCheckpoint` recorded the run.
+        directory: The directory in which `TracInCheckpoint` recorded the run.
 
     Attributes:
         directory: That directory; None for a run made by `from_weights`.
@@ -56,13 +56,13 @@ class TrainingRun(Sequence[Checkpoint]):
             None for a run made by `from_weights`.
         history: Lists of metric values by name, one value per epoch that
             reported it, as in `keras.callbacks.History`. Slicing keeps all.
-        epochs: The epochs that `history` tells of.
+        epochs: The epochs of the values in `history`.
         weighted: Whether batches of the training had weights of their
             examples, by `sample_weight` or `class_weight`; None if unknown.
         added_losses: The layers that added losses from their inputs.
         beside: The variables that are not among the model's weights (a
-            layer's plain `tf.Variable`, what the loss refers to): where each
-            is, and what identifies the values that it had.
+            layer's plain `tf.Variable`, what the loss refers to): the place
+            of each, and digests of the values that it had.
 
     Raises:
         ValueError: There is no run, a file of it is missing or damaged, or a
@@ -93,7 +93,7 @@ class TrainingRun(Sequence[Checkpoint]):
                 step=entry["step"],
                 epoch=entry["epoch"],
                 logs=entry["logs"],
-                saved=listed(self.directory, manifest, entry),
+                saved=listed_weights(self.directory, manifest, entry),
             )
             for entry in manifest["checkpoints"]
         ]
@@ -253,7 +253,7 @@ class TrainingRun(Sequence[Checkpoint]):
             ValueError: A file, which is named, is missing or damaged.
         """
         for path, sha256 in self._listed:
-            files.check_digest(path, sha256)
+            files.check_digest(path, sha256, run_manifest.REMEDY)
         if self.directory is None:
             check_weight_files(
                 snapshot.saved.path for snapshot in self._snapshots

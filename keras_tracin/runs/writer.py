@@ -39,7 +39,7 @@ class RunWriter:
         A run that is already there is lost.
 
         Args:
-            directory: Where to write.
+            directory: The directory to write to.
             model: A built model.
             fit: See `RunLock`.
 
@@ -117,7 +117,7 @@ class RunWriter:
 
     @property
     def last_step(self) -> int:
-        """How many steps the run has recorded."""
+        """Number of steps that the run has recorded."""
         segments = self._manifest["segments"]
         return segments[-1]["last_step"] if segments else 0
 
@@ -165,7 +165,8 @@ class RunWriter:
             updated: The sets of variables that the steps updated, as positions
                 in `model.weights`; None if that is unknown. For more than one
                 set, `arrays` has `rates` `[num_steps, sets]`.
-            notes: What else is known of the steps, as JSON; see the manifest.
+            notes: Anything else that is known of the steps, as JSON; see the
+                manifest.
 
         Returns:
             The file with the weights, or None if none was written.
@@ -255,7 +256,7 @@ class RunWriter:
         # At the initial weights of a run with checkpoints, a script with a
         # seed was started again rather than training resumed at step 0.
         if kept is None or (kept == 0 and self._manifest["checkpoints"]):
-            raise ValueError(self._not_this_state())
+            raise ValueError(_not_this_state(self))
         step = segments[kept - 1]["last_step"] if kept else 0
         last_step = self.last_step
         self._commit(
@@ -270,20 +271,21 @@ class RunWriter:
             stacklevel=2,
         )
 
-    def _not_this_state(self) -> str:
-        return (
-            f"{self.directory} holds a run whose last state is step "
-            f"{self.last_step} (epoch {self.last_epoch} is its last full "
-            "one), which is not the state of this model. Pass overwrite=True "
-            "to replace the run; or choose another directory; or continue it "
-            f"after compiling the model and calling {self.restoring}. If "
-            "BackupAndRestore has put the weights of a later step into the "
-            "model, the learning rates up to it are lost: delete its backup "
-            "directory, restore the model as above, and list TracInCheckpoint "
-            "before BackupAndRestore, so that the run is never behind. It and "
-            "model.load_weights cannot bring back a model with LoRA, which "
-            "Keras merges as it saves."
-        )
+
+def _not_this_state(writer: RunWriter) -> str:
+    return (
+        f"{writer.directory} holds a run whose last state is step "
+        f"{writer.last_step} (epoch {writer.last_epoch} is its last full "
+        "one), which is not the state of this model. Pass overwrite=True "
+        "to replace the run; or choose another directory; or continue it "
+        f"after compiling the model and calling {writer.restoring}. If "
+        "BackupAndRestore has put the weights of a later step into the "
+        "model, the learning rates up to it are lost: delete its backup "
+        "directory, restore the model as above, and list TracInCheckpoint "
+        "before BackupAndRestore, so that the run is never behind. It and "
+        "model.load_weights cannot bring back a model with LoRA, which "
+        "Keras merges as it saves."
+    )
 
 
 @contextlib.contextmanager

@@ -50,12 +50,12 @@ def _define(values: flags.FlagValues) -> None:
     _flags.define_method(values)
     _flags.define_target(values)
     _flags.define_output(values, ".html file for the page.", required=True)
-    here: dict[str, Any] = {
+    options: dict[str, Any] = {
         "flag_values": values,
         "module_name": _flags.OUTPUT,
     }
     flags.DEFINE_string(
-        "title", "Training data attribution", "Title of the page.", **here
+        "title", "Training data attribution", "Title of the page.", **options
     )
     flags.DEFINE_integer(
         "max_suspects",
@@ -63,7 +63,7 @@ def _define(values: flags.FlagValues) -> None:
         "Number of examples of highest self-influence to list; 0 for none, "
         "which also saves computing self-influence.",
         lower_bound=0,
-        **here,
+        **options,
     )
     _flags.define_directory(values)
 

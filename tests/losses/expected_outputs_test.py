@@ -154,5 +154,5 @@ def test_representer_points_take_numbers_for_numbers():
 
 def test_labels_outside_of_a_partial_loss_are_named():
     loss = per_example_loss(model_of(None, SPARSE))
-    with pytest.raises(LabelsOutsideClasses, match=r"\[7\] in rows \[1\]"):
+    with pytest.raises(LabelsOutsideClasses, match=r"\[7.0\] in rows \[1\]"):
         loss(np.array([0, 7]), tf.zeros([2, WIDTH]), None)

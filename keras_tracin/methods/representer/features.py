@@ -31,7 +31,7 @@ from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import batch_spec, kind_of
-from keras_tracin.gradients.sites import intercepted, without_rematerialization
+from keras_tracin.gradients.sites import intercept, without_rematerialization
 from keras_tracin.losses.per_example import check_no_activation_losses
 from keras_tracin.methods.representer.head import (
     Head,
@@ -181,7 +181,7 @@ class FeatureReader:
 
         with (
             without_rematerialization(self._model),
-            intercepted(self._head.layer, record),
+            intercept(self._head.layer, record),
         ):
             y_pred = self._model(x, training=False)
         if self._strict:

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.gradients.sites import intercepted, named_layers
+from keras_tracin.gradients.sites import intercept, named_layers
 from keras_tracin.models.exclusive import exclusively
 
 # Functions of the logits that are recognised, in the order they are tried.
@@ -187,7 +187,7 @@ def _run(model, x, layers: Sequence[keras.Layer]):
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(intercepted(layer, recorder(layer)))
+            stack.enter_context(intercept(layer, recorder(layer)))
         y_pred = model(
             tf.nest.map_structure(tf.convert_to_tensor, x), training=False
         )
@@ -277,5 +277,5 @@ class RetunedModel(keras.Model):
             logits = tf.matmul(inputs, kernel) + bias
             return layer.activation(logits) if layer.activation else logits
 
-        with exclusively, intercepted(layer, instead):
+        with exclusively, intercept(layer, instead):
             return self._model(x, training=False)

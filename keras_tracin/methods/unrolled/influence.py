@@ -54,7 +54,7 @@ from keras_tracin.methods.unrolled.queries import (
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun
 
 _READ = 128  # queries at a time
