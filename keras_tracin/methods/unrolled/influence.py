@@ -134,6 +134,11 @@ class UnrolledInfluence(Method):
             tolerance=tolerance,
             memory_limit=memory_limit,
         )
+        self._options = {
+            "class_weight": describe(class_weight or {}),
+            "steps": len(self._recorded.steps),
+            "tolerance": tolerance,
+        }
         x = self._recorded.held.first(SAMPLE).x
         self._query_loss = query_loss or "loss"
         value = query_value(model, self._query_loss, x=x)
@@ -272,10 +277,7 @@ class UnrolledInfluence(Method):
     @property
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
-        return {
-            "query_loss": describe(self._query_loss),
-            **self._recorded.describe(),
-        }
+        return {"query_loss": describe(self._query_loss), **self._options}
 
     @property
     def no_self_influence(self) -> str:
@@ -296,7 +298,7 @@ class UnrolledInfluence(Method):
         queries = open_for_model(self.model, test, "test")
         return {
             **self.describe(),
-            "training": self._recorded.digest,
+            **self._recorded.describe(),
             "test": content_digest(queries.batches(_READ)),
         }
 
