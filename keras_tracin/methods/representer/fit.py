@@ -160,20 +160,20 @@ class LastLayerMethod(Method):
     @property
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
-        layers = self.model._flatten_layers()
-        return {
-            "l2": self._l2,
-            "kind": self._kind,
-            **self._losses,
-            "layer": layers.index(self._problem.head.layer),
-        }
+        return {"l2": self._l2, "kind": self._kind}
 
     def job(self, test: Any) -> dict[str, Any]:
         """What scores depend on, as JSON, for the parts on disk."""
         if "train" not in self._state:
             batches = self._problem.examples.batches(LARGEST_BLOCK)
             self._state["train"] = content_digest(batches)
-        job = {**self.describe(), "train": self._state["train"]}
+        layers = self.model._flatten_layers()
+        job = {
+            **self.describe(),
+            **self._losses,
+            "layer": layers.index(self._problem.head.layer),
+            "train": self._state["train"],
+        }
         if test is not None:
             queries = open_for_model(self.model, test, "test")
             job["test"] = content_digest(queries.batches(LARGEST_BLOCK))
@@ -249,8 +249,8 @@ class LastLayerMethod(Method):
         queries, blocks = 0, 1
         if test is not None:
             size = block_size(self._problem.execution.memory, weights)
-            known = open_for_model(self.model, test, "test").size
-            queries = size if known is None else known
+            examples = open_for_model(self.model, test, "test")
+            queries = examples.size or len(examples.first(size))
             blocks = math.ceil(queries / size)
         columns = max(1, math.ceil(queries / blocks))
         plan = self._plan(columns)
