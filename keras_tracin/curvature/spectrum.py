@@ -2,7 +2,8 @@
 
 Synopsis:
 
-    basis, values = lanczos(operator, steps=200)
+    pairs = lanczos(operator, steps=200)
+    pairs.values, pairs.vectors         # [k], [k, p]
     smallest, largest = extreme_eigenvalues(operator)
 """
 

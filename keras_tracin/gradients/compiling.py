@@ -6,7 +6,7 @@ each batch size, and must have no operations whose results vary in size.
 Synopsis:
 
     if wanted("auto"):
-        step = compiled(step)           # traced for XLA
+        step = compiled(step, jit_compile=True, signature=signature)
     if shapes_are_static():             # called while tracing
         ...
 """

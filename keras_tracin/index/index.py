@@ -11,9 +11,9 @@ Synopsis:
     index = kt.InfluenceIndex.build(
         tracin, "index/digits", projection=kt.TensorSketch(1024)
     )
-    index = kt.InfluenceIndex("index/digits", model)
+    index = kt.InfluenceIndex("index/digits", model, method=tracin)
     top = index.query((x, y), k=10)                 # TopK
-    index.append((more_x, more_y))
+    index.append((more_x, more_y))                  # needs `method=`
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ cells built on such points find less (see docs/projections.md).
 
 Synopsis:
 
-    search, files = Search.make(store, kind=None, vectors=queries)
-    search = Search.load(store)
+    search, files = make(store, kind=None, vectors=queries)
+    search = load(store)
     positions, scores = search.best(vectors, k=10)     # [m, k] both
 """
 
