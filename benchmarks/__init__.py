@@ -1,1 +1,1 @@
-"""Speed and memory of the library, measured beside what it should cost."""
+"""Speed and memory of the library, measured compared with reference costs."""

@@ -1,7 +1,7 @@
-"""The same by captum's classes, on a PyTorch twin of the network.
+"""Scores by captum's classes, on a PyTorch copy of the network.
 
-Needs `pip install torch captum`, and annoy for nearest neighbours, which
-nothing else here does.
+Only this module needs `pip install torch captum`, and annoy for nearest
+neighbours.
 """
 
 import copy
@@ -25,8 +25,8 @@ def influence(
 ) -> Callable[[], np.ndarray]:
     """A call for captum's scores [num_test, num_train], learning rate 1.
 
-    captum takes the gradients of a whole batch at once, which is the fastest
-    of its exact ways and wants a loss that is summed over the batch.
+    captum computes the gradients of a whole batch at once, which is its fastest
+    exact mode and needs a loss that is summed over the batch.
 
     Args:
         model: Keras model whose layers and weights are copied.
@@ -80,8 +80,8 @@ def fast_random_projection(
     )
 
     def proponents(examples: _models.Arrays, k: int) -> np.ndarray:
-        found = tracin.influence(_torch.tensors(examples), k=k)
-        return found.indices.numpy()
+        neighbours = tracin.influence(_torch.tensors(examples), k=k)
+        return neighbours.indices.numpy()
 
     return proponents
 
@@ -106,7 +106,7 @@ def over_checkpoints(
 
 
 def _with_rates(model: keras.Model, run: kt.TrainingRun) -> list[tuple]:
-    """The weights and the learning rate of each checkpoint."""
+    """Yields weights and learning rate of each checkpoint."""
     rates = [checkpoint.learning_rate for checkpoint in run]
     return list(zip(_torch.states(model, run), rates, strict=True))
 

@@ -1,4 +1,4 @@
-"""What is timed, and what is weighed in a process of its own."""
+"""Calls to time, and calls whose memory is measured in new processes."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ def tracin(
 def fit_epoch(
     model: keras.Model, train: _models.Arrays, batch_size: int
 ) -> Callable[[], object]:
-    """One epoch of `model.fit`; the weights change, so share them with none."""
+    """One epoch of `model.fit`, which changes the weights."""
     x, y = train
     return lambda: model.fit(x, y, batch_size=batch_size, verbose=0)
 
@@ -38,7 +38,7 @@ def fit_epoch(
 def jacobian(
     model: keras.Model, train: _models.Arrays, num_examples: int
 ) -> Callable[[], object]:
-    """Gradients of each example of a slice, by `tape.jacobian`."""
+    """Per-example gradients of a slice, by `tape.jacobian`."""
     x, y = (tf.constant(values[:num_examples]) for values in train)
 
     @tf.function
@@ -54,11 +54,11 @@ def jacobian(
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Resident bytes of one case, the input arrays left out.
+    """Resident memory of one case in bytes, without the input arrays.
 
     Attributes:
-        peak: At most, from the start of the process to its end.
-        before: When the model and the input were made and nothing had run.
+        peak: Peak over the whole process.
+        before: Memory after creating model and input, before any work.
     """
 
     peak: int
@@ -66,7 +66,7 @@ class Memory:
 
 
 def memory(case: str, name: str, num_train: int) -> Memory:
-    """Runs a case in this process, which must be new, and weighs it."""
+    """Runs a case in this new process, and measures its memory."""
     workload = _models.WORKLOADS[name]
     model = workload.compiled()
     num_queries = MEMORY_QUERIES if case == "top_k" else workload.num_queries
@@ -83,7 +83,7 @@ def memory(case: str, name: str, num_train: int) -> Memory:
 
 
 def representer_memory(num_train: int, num_queries: int) -> Memory:
-    """Weighs `top_k` of representer points, in this process, which is new."""
+    """Measures memory of `top_k` of representer points, in a new process."""
     workload = _models.WORKLOADS["cnn"]
     model = workload.compiled()
     train = _models.random_examples(workload, num_train, seed=0)
@@ -96,7 +96,7 @@ def representer_memory(num_train: int, num_queries: int) -> Memory:
 
 
 def index_memory(num_train: int, dim: int) -> Memory:
-    """Weighs the build of an index, in this process, which is new."""
+    """Measures the memory of building an index, in a new process."""
     workload = _models.WORKLOADS["cnn"]
     model = workload.compiled()
     train = _models.random_examples(workload, num_train, seed=0)

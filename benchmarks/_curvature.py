@@ -1,4 +1,4 @@
-"""Networks that curvature is measured on, and how scores are compared."""
+"""Networks for measurements of curvature, and comparisons of scores."""
 
 import time
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def operator_of(kind, model, train):
 
 
 def fit_epoch(model, train) -> float:
-    """Seconds of an epoch of `fit`, after one of warming up."""
+    """Seconds of an epoch of `fit`, after a warm-up epoch."""
     twin = keras.models.clone_model(model)
     twin.compile("sgd", model.loss)
     twin.fit(*train, batch_size=32, verbose=0)
@@ -71,7 +71,7 @@ def fit_epoch(model, train) -> float:
 
 
 def timed(call: Callable):
-    """What a call returns, and its seconds."""
+    """The result of a call, and its seconds."""
     start = time.perf_counter()
     return call(), time.perf_counter() - start
 

@@ -1,6 +1,6 @@
-"""Scores of influence functions beside those of another library.
+"""Compares scores of influence functions with those of another library.
 
-Needs PyTorch and the library, which nothing else here does.
+Only this module needs PyTorch and the library.
 """
 
 import functools
@@ -15,14 +15,14 @@ _BATCH_SIZE = 512  # of kronfluence
 def compare(
     peer: str, name: str, problem: tuple, damping: float, repeats: int
 ) -> None:
-    """Prints how alike scores are, and what each side took, in turns.
+    """Prints the agreement of scores, and times, taken in turns.
 
     Args:
         peer: "dattri", by conjugate gradients, or "kronfluence", by EK-FAC.
-        name: what to call the problem.
+        name: name of the problem.
         problem: the model, its training examples and queries.
-        damping: λ.
-        repeats: runs of which the median is taken.
+        damping: damping λ.
+        repeats: number of runs, of which the median is taken.
     """
     _torch.hide_triton()
     sides = {"dattri": _by_gradients, "kronfluence": _by_ekfac}[peer]
@@ -30,17 +30,17 @@ def compare(
     reference = _ours(
         problem, damping=damping, solver=kt.CG(1e-4), curvature=curvature
     )
-    found: dict = {}
+    results: dict = {}
     calls = {
-        side: functools.partial(_keep, call, side, found)
+        side: functools.partial(_keep, call, side, results)
         for side, call in sides(problem, damping).items()
     }
     seconds = _measure.medians(calls, repeats)
-    for side, scores in found.items():
+    for side, scores in results.items():
         print(
             f"{name}, {side}: {seconds[side]:.2f} s, "
             f"{seconds[side] / seconds['ours']:.1f} of ours; with ours "
-            f"{_alike(scores, found['ours'])}; with the exact inverse "
+            f"{_alike(scores, results['ours'])}; with the exact inverse "
             f"{_alike(scores, reference)}",
             flush=True,
         )
@@ -53,7 +53,7 @@ def _ours(problem, **options):
 
 
 def _by_gradients(problem, damping: float) -> dict:
-    """CG of both; of ours also with nothing left to compile."""
+    """CG of both libraries; ours also after compilation."""
     from benchmarks import _dattri
 
     model, train, test = problem
@@ -71,7 +71,7 @@ def _by_gradients(problem, damping: float) -> dict:
 
 
 def _by_ekfac(problem, damping: float) -> dict:
-    """EK-FAC of both, factors and scores."""
+    """EK-FAC of both libraries: factors and scores."""
     from benchmarks import _kronfluence
 
     return {
@@ -80,8 +80,8 @@ def _by_ekfac(problem, damping: float) -> dict:
     }
 
 
-def _keep(call, side, found) -> None:
-    found[side] = call()
+def _keep(call, side, results) -> None:
+    results[side] = call()
 
 
 def _alike(scores, others) -> str:

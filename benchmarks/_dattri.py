@@ -1,6 +1,6 @@
-"""The same scores by dattri, on PyTorch twins of the networks.
+"""Scores by dattri, on PyTorch copies of the networks.
 
-Needs `pip install torch dattri`, which nothing else here does.
+Only this module needs `pip install torch dattri`.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,9 @@ class Representer:
     Its labels are the network's own probabilities before retuning.
 
     Args:
-        weights: of the last layer before it is retuned, `[f, k]`.
-        features: `[n, f]`, of the training examples.
-        l2: λ.
+        weights: weights `[f, k]` of the last layer before retuning.
+        features: features `[n, f]` of the training examples.
+        l2: L2 regularisation λ.
     """
 
     def __init__(self, weights: np.ndarray, features: np.ndarray, l2: float):
@@ -51,17 +51,17 @@ class Representer:
 
     @property
     def weights(self) -> np.ndarray:
-        """The retuned layer's, `[f, k]`."""
+        """Weights of the retuned layer, `[f, k]`."""
         return self._attributor.finetuned_theta.numpy().T
 
     def retuned(self) -> "Representer":
-        """Itself, retuned from the first weights."""
+        """Retunes from the initial weights; returns itself."""
         self._attributor = self._new()
         self._attributor.cache(self._loader)
         return self
 
     def with_weights(self, weights: np.ndarray) -> "Representer":
-        """Itself, with weights that something else has retuned."""
+        """Uses weights that were retuned elsewhere; returns itself."""
         self._attributor.finetuned_theta = torch.tensor(
             weights.T, dtype=torch.float32
         )
@@ -86,8 +86,8 @@ def conjugate_gradients(
         model: Keras model whose layers and weights are copied.
         train: Training examples.
         test: Queries.
-        damping: λ.
-        steps: of each query's conjugate gradients; there is no tolerance.
+        damping: damping λ.
+        steps: number of CG steps of each query; there is no tolerance.
     """
     network = _torch.twin(model).eval()
 

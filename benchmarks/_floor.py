@@ -1,16 +1,17 @@
-"""The yardstick for exact scores: one pass, and bare products.
+"""A reference for exact scores: one pass, and matrix products.
 
 The pass is one forward and one backward over the training examples. The
-products are what the scores of each layer need, on random numbers of the right
-shapes: a Dense layer that reads one vector per example as its two factors
-(section F of the paper), every other layer as gradients [n, p] by [p, m].
-Token embeddings count as free: their products touch only the few token ids
-that two examples share.
+products are those of the scores of each layer, on random numbers of the same
+shapes: for a Dense layer with one vector per example, its two factors (Pruthi
+    et
+al. 2020, section F); for every other layer, gradients [n, p] by [p, m]. Token
+embeddings count as free: their products involve only the few token ids that two
+examples share.
 
-It is called the floor, but it is no lower bound. An ordinary backward pass
-makes the gradients of the weights, which scores of layers that factor never
-need: a network of such layers can be scored in less. Nor are the sizes tried
-here all there are. The pass over the queries is left out.
+This floor is not a strict lower bound. An ordinary backward pass computes
+gradients of the weights, which scores of layers that factor do not need: such a
+network can be scored faster. Also, only several batch sizes are tried. The pass
+over the queries is not included.
 """
 
 import dataclasses
@@ -31,14 +32,14 @@ LARGEST_BLOCK = 2**29  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """A call, and the size that made it the fastest of those tried."""
+    """A call with the fastest of several sizes."""
 
     run: Callable[[], None]
     size: int
 
 
 def one_pass(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Tuned:
-    """Takes `x`, `y` forward and backward once, in the best batch size."""
+    """One forward and backward pass over `x`, `y`, in the best batch size."""
     gradient = _batch_gradient(model)
     tensors = tf.constant(x), tf.constant(y)
 
@@ -71,7 +72,7 @@ def _batch_gradient(model: keras.Model) -> Callable:
 def products(
     model: keras.Model, num_train: int, num_queries: int
 ) -> Callable[[], None]:
-    """Multiplies what each layer needs, each in its own best block size."""
+    """The products of each layer, each in its best block size."""
     runs = [
         product(widths, num_train, num_queries).run
         for widths in layer_widths(model).values()
@@ -82,8 +83,8 @@ def products(
 def product(widths: tuple[int, ...], num_train: int, num_queries: int) -> Tuned:
     """Multiplies operands of these widths, for all examples by all queries.
 
-    One block of examples is multiplied over and over until `num_train` rows
-    are done, so that memory stays small whatever the size of the layer.
+    One block of examples is multiplied repeatedly until `num_train` rows are
+    done, so that memory stays small for any layer.
     """
     largest = max(LARGEST_BLOCK // (4 * sum(widths)), BLOCK_SIZES[0])
     largest = min(largest, num_train)

@@ -1,6 +1,6 @@
-"""The same scores by kronfluence's EK-FAC, on a PyTorch twin of the network.
+"""Scores by kronfluence's EK-FAC, on a PyTorch copy of the network.
 
-Needs `pip install torch kronfluence`, which nothing else here does.
+Only this module needs `pip install torch kronfluence`.
 """
 
 import logging
@@ -49,7 +49,7 @@ def ekfac(
         model: Keras model whose layers and weights are copied.
         train: Training examples.
         test: Queries, taken in one batch.
-        damping: λ.
+        damping: damping λ.
         batch_size: Number of training examples that it takes at a time.
     """
     task = _Classification()
@@ -82,7 +82,7 @@ def ekfac(
                 per_device_train_batch_size=batch_size,
                 score_args=ScoreArguments(damping_factor=damping),
             )
-            found = analyzer.load_pairwise_scores("scores")
-            return found["all_modules"].numpy()
+            scores = analyzer.load_pairwise_scores("scores")
+            return scores["all_modules"].numpy()
 
     return scores

@@ -15,8 +15,8 @@ def medians(
 ) -> dict[Key, float]:
     """Median seconds of each call, after one warm-up of each.
 
-    The calls take turns, so that a machine that slows down for a while slows
-    all of them and the ratios stay right.
+    The calls take turns, so that a temporary slowdown of the machine affects
+    all of them and ratios stay right.
     """
     for call in calls.values():
         call()
@@ -36,7 +36,7 @@ def fastest(calls: Mapping[Key, Callable[[], object]]) -> Key:
 
 
 def in_new_process(function: Callable, *args):
-    """Calls `function` in a process of its own and returns what it returns."""
+    """Calls `function` in a new process and returns its result."""
     # Spawned, not forked: TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as executor:
@@ -44,16 +44,16 @@ def in_new_process(function: Callable, *args):
 
 
 def reset_peak() -> None:
-    """Has the peak of this process start anew from what is in use now."""
+    """Resets the peak memory of this process to its present memory."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as marks:
         marks.write("5")
 
 
 def resident_bytes(peak: bool = False) -> int:
-    """Memory of this process that is in use now, or at most so far.
+    """Present or peak memory of this process.
 
-    Read from Linux's table of the process: `ru_maxrss` starts at the size of
-    the *parent*, which here holds far more than the case to be measured.
+    It is read from Linux's process table: `ru_maxrss` starts at the size of the
+    *parent*, which has far more memory than the case to be measured.
     """
     field = "VmHWM:" if peak else "VmRSS:"
     with open("/proc/self/status", encoding="ascii") as lines:

@@ -1,4 +1,4 @@
-"""The four networks that are measured, and the data that they are fed."""
+"""The four networks that are measured, and their data."""
 
 import dataclasses
 import pathlib
@@ -21,15 +21,15 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A network, the input it reads, and how much of it is measured.
+    """A network, its input, and the size of the measurement.
 
     Attributes:
-        build: Makes the network, not compiled; it answers with logits.
-        input_shape: Shape of one example, the batch axis left out.
-        num_queries: Number of queries that are scored.
-        jacobian_examples: Size of the slice that `tape.jacobian` is run on.
-        reads_digits: Whether MNIST can be its input.
-        reads_tokens: Whether its input is token ids.
+        build: Function that builds the network, which returns logits.
+        input_shape: Shape of one example, without the batch axis.
+        num_queries: Number of queries to score.
+        jacobian_examples: Number of examples for `tape.jacobian`.
+        reads_digits: True if its input can be MNIST.
+        reads_tokens: True if its input is token ids.
     """
 
     build: Callable[[], keras.Model]
@@ -40,7 +40,7 @@ class Workload:
     reads_tokens: bool = False
 
     def compiled(self) -> keras.Model:
-        """The network, ready for `fit` with plain SGD; always the same one."""
+        """The network, compiled with plain SGD, with reproducible weights."""
         keras.utils.set_random_seed(0)
         model = self.build()
         model.compile(
@@ -139,7 +139,7 @@ WORKLOADS = {
 
 
 def mnist_in(data_dir: str) -> str | None:
-    """The TFDS folder that holds MNIST, or None where there is none."""
+    """The TFDS folder of MNIST, or None."""
     folder = pathlib.Path(data_dir, "tfds")
     return str(folder) if (folder / "mnist").is_dir() else None
 
@@ -147,7 +147,7 @@ def mnist_in(data_dir: str) -> str | None:
 def load_examples(
     workload: Workload, num_train: int, data_dir: str | None
 ) -> tuple[Arrays, Arrays]:
-    """Training examples and queries: MNIST where it is there, else random."""
+    """Training examples and queries: MNIST if available, else random."""
     if workload.reads_digits and data_dir and num_train <= 60_000:
         return (
             _digits(workload, "train", num_train, data_dir),
@@ -178,7 +178,7 @@ def _digits(
 
 
 def random_examples(workload: Workload, count: int, seed: int) -> Arrays:
-    """Examples of the right shape and type, drawn at random."""
+    """Random examples of the right shape and type."""
     rng = np.random.default_rng(seed)
     y = rng.integers(NUM_CLASSES, size=count, dtype=np.int32)
     shape = (count, *workload.input_shape)

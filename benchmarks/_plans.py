@@ -1,4 +1,4 @@
-"""What `plan()` announces beside what is measured; see `scale.py`."""
+"""Estimates of `plan()` and measurements; see `scale.py`."""
 
 import dataclasses
 import statistics
@@ -11,13 +11,13 @@ MB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call, and the limit it is given.
+    """One call, and its memory limit.
 
     Attributes:
-        name: of the workload.
-        num_train: training examples.
-        num_queries: queries of `top_k`; 0 for `self_influence`.
-        memory_limit: in bytes, None for half of what is free.
+        name: name of the workload.
+        num_train: number of training examples.
+        num_queries: number of queries of `top_k`; 0 for `self_influence`.
+        memory_limit: limit in bytes; None for half of the free memory.
     """
 
     name: str
@@ -44,7 +44,7 @@ CASES = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Announced and measured, in bytes and seconds, and the plan in words."""
+    """Estimated and measured bytes and seconds, and the plan as text."""
 
     announced: tuple[float, float]
     measured: tuple[float, float]
@@ -52,9 +52,9 @@ class Outcome:
 
 
 def outcome(case: Case, repeats: int = 3) -> Outcome:
-    """Plans and calls in this process, which must be new.
+    """Plans and measures a call in this new process.
 
-    The time is the median of several calls, the memory that of the first.
+    The time is the median of several calls, the memory is that of the first.
     """
     workload = _models.WORKLOADS[case.name]
     model = workload.compiled()
@@ -83,10 +83,10 @@ def outcome(case: Case, repeats: int = 3) -> Outcome:
     )
 
 
-def row(case: Case, found: Outcome) -> str:
+def row(case: Case, outcome: Outcome) -> str:
     """The outcome as a row of Markdown."""
     limit = f"{case.memory_limit // MB} MB" if case.memory_limit else ""
-    (memory, seconds), (peak, took) = found.announced, found.measured
+    (memory, seconds), (peak, took) = outcome.announced, outcome.measured
     work = f"{case.num_train:,} × {case.num_queries:,}"
     if not case.num_queries:
         work = f"{case.num_train:,}, self-influence"

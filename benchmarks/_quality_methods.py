@@ -20,13 +20,13 @@ Scores = kt.Attribution
 
 
 class Problem:
-    """What scores are made from.
+    """A network, its data and its recorded trainings.
 
     Args:
         setting: the network and its training.
         train: training examples.
         test: queries.
-        folder: where recorded trainings are.
+        folder: folder of recorded trainings.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Problem:
         self._trained: dict[int, Trained] = {}
 
     def trained(self, seed: int = 0) -> Trained:
-        """One of the trainings on everything."""
+        """One of the trainings on all examples."""
         if seed not in self._trained:
             self._trained[seed] = recorded(
                 self.setting, self.train, seed, self.folder
@@ -53,13 +53,13 @@ Method = Callable[[Problem, int], Scores]
 
 
 def evenly(run: kt.TrainingRun, count: int) -> kt.TrainingRun:
-    """The last checkpoint and others as far apart as can be."""
+    """Checkpoints at equal distances, including the last."""
     places = np.linspace(-1, len(run) - 1, count + 1).round()[1:]
     return run.select(places.astype(int).tolist())
 
 
 def tracin(choose: Callable = lambda run: run, **options) -> Method:
-    """TracIn at chosen checkpoints."""
+    """TracIn at selected checkpoints."""
 
     def scores(problem: Problem, seed: int) -> Scores:
         model, run = _opened(problem, seed)
@@ -78,13 +78,13 @@ def last_layer(problem: Problem, seed: int) -> Scores:
 def cosine(problem: Problem, seed: int) -> Scores:
     """Cosines of the gradients at the end of training."""
     model, run = _opened(problem, seed)
-    found = tracin(last)(problem, seed)
+    attribution = tracin(last)(problem, seed)
     own = [
         kt.TracIn(model, data, run[-1:]).self_influence(verbose=0).scores
         for data in (problem.test, problem.train)
     ]
     lengths = np.sqrt(np.maximum(np.outer(*own), 1e-30))
-    return dataclasses.replace(found, scores=found.scores / lengths)
+    return dataclasses.replace(attribution, scores=attribution.scores / lengths)
 
 
 def influence(
@@ -96,16 +96,16 @@ def influence(
     """Influence functions at the end of training, or the mean at several.
 
     Args:
-        damping: λ, or what finds it once scores are wanted.
-        solver: as in `InfluenceFunctions`.
-        curvature: as in `InfluenceFunctions`.
-        choose: the checkpoints.
+        damping: damping λ, or a function that chooses it.
+        solver: `solver` of `InfluenceFunctions`.
+        curvature: `curvature` of `InfluenceFunctions`.
+        choose: selects the checkpoints.
     """
 
     def scores(problem: Problem, seed: int) -> Scores:
         chosen = damping() if callable(damping) else damping
         trained = problem.trained(seed)
-        found = []
+        all_scores = []
         with run_weights(trained.model) as load:
             for checkpoint in choose(trained.run):
                 load(checkpoint)
@@ -116,16 +116,16 @@ def influence(
                     solver=solver,
                     curvature=curvature,
                 )
-                found.append(method.influence(problem.test, verbose=0))
-        return Scores.mean(found)
+                all_scores.append(method.influence(problem.test, verbose=0))
+        return Scores.mean(all_scores)
 
     return scores
 
 
 def unrolled(problem: Problem, seed: int) -> Scores:
-    """The derivative of a training's end by its examples' weights.
+    """Unrolled influence.
 
-    Of a training of its own, whose batches are known.
+    It uses a separate training, whose batches are recorded.
     """
     setting = problem.setting
     model = setting.compiled(seed)
@@ -143,21 +143,21 @@ def unrolled(problem: Problem, seed: int) -> Scores:
 
 
 def representer(l2: float, method: str) -> Method:
-    """Representer points; in a regression turned towards the label."""
+    """Representer points; for a regression, signed towards the label."""
 
     def scores(problem: Problem, seed: int) -> Scores:
         model = problem.trained(seed).model
         points = kt.RepresenterPoints(
             model, problem.train, l2=l2, method=method, verbose=0
         )
-        found = points.influence(problem.test, verbose=0)
+        scores = points.influence(problem.test, verbose=0)
         if isinstance(problem.setting.loss, keras.losses.MeanSquaredError):
             # Positive raises the output, which helps if it is too low.
             missing = problem.test[1] - model.predict(
                 problem.test[0], verbose=0
             )
-            return dataclasses.replace(found, scores=found.scores * missing)
-        return found
+            return dataclasses.replace(scores, scores=scores.scores * missing)
+        return scores
 
     return scores
 
@@ -168,7 +168,7 @@ def trak(
     dim: int = 2048,
     trainings: int = 1,
 ) -> Method:
-    """TRAK at chosen checkpoints of one or several trainings."""
+    """TRAK at selected checkpoints of one or several trainings."""
 
     def scores(problem: Problem, seed: int) -> Scores:
         runs = [
@@ -188,9 +188,9 @@ def trak(
 
 
 def similarity(problem: Problem, seed: int, by_label: bool = False) -> Scores:
-    """Cosines of what the last layer reads; no attribution at all.
+    """Cosine similarities of the last layer's inputs, as a baseline.
 
-    With `by_label`, negative for examples of another class.
+    With `by_label`, they are negative for examples of another class.
     """
     model = problem.trained(seed).model
     sides = []
@@ -198,16 +198,16 @@ def similarity(problem: Problem, seed: int, by_label: bool = False) -> Scores:
     for x, _ in (problem.test, problem.train):
         features = reader.predict(x, verbose=0).reshape(len(x), -1)
         sides.append(features / np.linalg.norm(features, axis=1)[:, None])
-    found = sides[0] @ sides[1].T
+    scores = sides[0] @ sides[1].T
     if by_label:
         labels = problem.test[1], problem.train[1]
-        found = np.where(np.equal.outer(*labels), found, -found)
-    m, n = found.shape
-    return Scores(found, np.arange(m), np.arange(n))
+        scores = np.where(np.equal.outer(*labels), scores, -scores)
+    m, n = scores.shape
+    return Scores(scores, np.arange(m), np.arange(n))
 
 
 def several(method: Method) -> Method:
-    """The mean over trainings of scores."""
+    """Mean of scores over trainings."""
     return lambda problem, seed: Scores.mean(
         [method(problem, seed + more) for more in range(ENSEMBLE)]
     )
@@ -233,12 +233,12 @@ CHECKPOINTS = {"last": last, "five": five}
 
 def _opened(problem: Problem, seed: int):
     warnings.filterwarnings("ignore", "TracIn was given the final")
-    found = problem.trained(seed)
-    return found.model, found.run
+    trained = problem.trained(seed)
+    return trained.model, trained.run
 
 
 def described(solver) -> str:
-    """A solver's class, and what was chosen of it."""
+    """A solver's class and its options."""
     first, *others = dataclasses.fields(solver)
     others = [f for f in others if getattr(solver, f.name) != f.default]
     fields = (f"{f.name}={getattr(solver, f.name)}" for f in [first, *others])
@@ -252,7 +252,8 @@ def methods(
 
     Args:
         setting: the network and its training.
-        damping: finds λ for a curvature and the `CHECKPOINTS` of a name.
+        damping: function that chooses λ for a curvature and a name of
+            `CHECKPOINTS`.
     """
 
     def find(curvature: str, checkpoints: str) -> Callable[[], float]:
@@ -262,7 +263,7 @@ def methods(
     ekfac_of_five = influence(
         find("ekfac", "five"), curvature="ekfac", choose=five
     )
-    found: dict[str, Method] = {
+    methods_by_name: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
         "TracIn, 5": tracin(five),
         "TracIn, 10": tracin(ten),
@@ -274,17 +275,19 @@ def methods(
         ),
     }
     if isinstance(setting.optimizer(), keras.optimizers.Adam):
-        found["TracIn, 10, optimizer-aware"] = tracin(ten, optimizer_aware=True)
-    found |= {
+        methods_by_name["TracIn, 10, optimizer-aware"] = tracin(
+            ten, optimizer_aware=True
+        )
+    methods_by_name |= {
         "TracIn, 10, last layer": last_layer,
         "gradient cosine": cosine,
     }
     if len(setting.build().layers) == 1:
-        del found["TracIn, 10, last layer"]  # it is the only one
+        del methods_by_name["TracIn, 10, last layer"]  # it is the only one
     for solver in setting.solvers:
         name = f"influence, {described(solver)}"
-        found[name] = influence(find("gauss_newton", "last"), solver)
-    found |= {
+        methods_by_name[name] = influence(find("gauss_newton", "last"), solver)
+    methods_by_name |= {
         "influence, EK-FAC": ekfac,
         "UnrolledInfluence": unrolled,
         "representer points, L2": representer(1e-2, "l2"),
@@ -294,15 +297,15 @@ def methods(
         "embedding similarity": similarity,
     }
     if not isinstance(setting.loss, keras.losses.MeanSquaredError):
-        found["embedding similarity, by label"] = functools.partial(
+        methods_by_name["embedding similarity, by label"] = functools.partial(
             similarity, by_label=True
         )
     if isinstance(setting.build().layers[0], keras.layers.Dense):
         # Not of convolutions and tables: there it would take hours.
-        found["influence, CG of 10 steps, 5 checkpoints"] = influence(
+        methods_by_name["influence, CG of 10 steps, 5 checkpoints"] = influence(
             find("gauss_newton", "five"), FEW_STEPS, choose=five
         )
-    found |= {
+    methods_by_name |= {
         "influence, EK-FAC, 5 checkpoints": ekfac_of_five,
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
@@ -313,4 +316,4 @@ def methods(
         f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),
         f"TRAK, 10, {ENSEMBLE} trainings": trak(ten, trainings=ENSEMBLE),
     }
-    return found
+    return methods_by_name

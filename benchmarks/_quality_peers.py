@@ -1,6 +1,6 @@
-"""The same methods by other libraries, on the same weights and data.
+"""Methods of other libraries, on the same weights and data.
 
-Needs PyTorch and the library, which nothing else here does.
+Only this module needs PyTorch and the library.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ _DAMPING = 0.01
 
 
 def pairs(peer: str, convex: bool) -> dict[str, tuple[Method, Method]]:
-    """By name, a method of ours and the other library's.
+    """Pairs of a method of ours and of the other library, by name.
 
     Args:
         peer: "captum" or "dattri".
-        convex: also what takes too long on anything but a small network.
+        convex: If true, methods are included that are too slow for networks.
     """
     _torch.hide_triton()
     if peer == "captum":
@@ -43,7 +43,7 @@ def pairs(peer: str, convex: bool) -> dict[str, tuple[Method, Method]]:
         }
     from benchmarks import _dattri
 
-    found = {
+    trained = {
         "dattri, TracIn, 10": (tracin(ten), _theirs(_dattri.tracin, ten)),
         "dattri, TRAK, 1 checkpoint": (
             trak(last, damping=0, dim=_DIM),
@@ -51,20 +51,20 @@ def pairs(peer: str, convex: bool) -> dict[str, tuple[Method, Method]]:
         ),
     }
     if convex:
-        found["dattri, influence, CG"] = (
+        trained["dattri, influence, CG"] = (
             influence(_DAMPING, kt.CG(), "hessian"),
             _conjugate_gradients,
         )
-    return found
+    return trained
 
 
 def _theirs(call: Callable, choose: Callable, *options) -> Method:
     def scores(problem: Problem, seed: int) -> Scores:
-        found = problem.trained(seed)
+        trained = problem.trained(seed)
         return _with_ids(
             call(
-                found.model,
-                choose(found.run),
+                trained.model,
+                choose(trained.run),
                 problem.train,
                 problem.test,
                 *options,

@@ -1,4 +1,4 @@
-"""Data, networks and trainings whose attribution is held against reality."""
+"""Data, networks and trainings for comparisons with retraining."""
 
 import csv
 import dataclasses
@@ -42,20 +42,20 @@ _CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Data, a network and how it is trained.
+    """Data, a network and its training.
 
     Attributes:
-        load: `data_dir -> (train, test)`, the queries first.
-        build: makes the network.
-        optimizer: makes the optimizer.
-        loss: of training.
-        epochs: passes over the training examples.
-        seeds: how many trainings there are of each subset.
-        dampings: of influence functions, to choose from.
-        solvers: of influence functions; first that by which λ is chosen.
-        brittle: how many proponents to leave out of 30 queries' training
-            each; 0 for none.
-        batch_size: of training.
+        load: `data_dir -> (train, test)`, with the queries first.
+        build: builds the network.
+        optimizer: creates the optimizer.
+        loss: loss of training.
+        epochs: number of epochs.
+        seeds: number of trainings on each subset.
+        dampings: dampings of influence functions to choose from.
+        solvers: solvers of influence functions; λ is chosen with the first.
+        brittle: number of proponents to leave out for each of 30 queries; 0
+            for none.
+        batch_size: batch size of training.
     """
 
     load: Callable[[str], tuple[Arrays, Arrays]]
@@ -77,7 +77,7 @@ class Setting:
         return model
 
     def describe(self) -> dict:
-        """What outcomes depend on, in JSON's types."""
+        """JSON-compatible description of what outcomes depend on."""
         optimizer = self.optimizer().get_config()
         return {
             "network": [
@@ -121,7 +121,7 @@ def _cifar(data_dir: str) -> tuple[Arrays, Arrays]:
 
 
 def _dbpedia(data_dir: str) -> tuple[Arrays, Arrays]:
-    """Word numbers `[n, 48]`, 0 where there is none or an unknown one."""
+    """Word ids `[n, 48]`; 0 for padding and unknown words."""
 
     def rows(split, count):
         path = pathlib.Path(data_dir, "dbpedia", f"{split}.csv.gz")
@@ -140,11 +140,11 @@ def _dbpedia(data_dir: str) -> tuple[Arrays, Arrays]:
     }
 
     def numbered(texts):
-        found = np.zeros([len(texts), _WORDS], np.int32)
-        for row, text in zip(found, texts, strict=True):
+        ids = np.zeros([len(texts), _WORDS], np.int32)
+        for row, text in zip(ids, texts, strict=True):
             known = [number.get(word, 0) for word in text[:_WORDS]]
             row[: len(known)] = known
-        return found
+        return ids
 
     return (numbered(train), y), (numbered(test), labels)
 

@@ -1,4 +1,4 @@
-"""Many trainings of one network, and the recorded ones scores are made from."""
+"""Many trainings of one network, and recorded trainings to score."""
 
 import dataclasses
 import functools
@@ -14,10 +14,10 @@ from keras_tracin.runs import run_weights
 
 
 class Trainer:
-    """Trains the same network again and again, in one compiled loop.
+    """Trains the same network repeatedly, in one compiled loop.
 
-    What `fit` does, but that epochs follow on one another without an
-    incomplete batch between them.
+    It is like `fit`, except that epochs follow each other without an incomplete
+    batch between them.
 
     Args:
         setting: the network and its training.
@@ -33,7 +33,7 @@ class Trainer:
         ]
 
     def __call__(self, train: tuple, seed: int = 0) -> keras.Model:
-        """The model, trained from the start; the same object each time."""
+        """Trains the model from the start; always returns the same object."""
         start = self._setting.compiled(seed)
         for variable, other in zip(
             self._model.variables, start.variables, strict=True
@@ -46,7 +46,7 @@ class Trainer:
         return self._model
 
     def _order(self, count: int, seed: int) -> np.ndarray:
-        """Which examples are in which batch, `[steps, batch_size]`."""
+        """Indices of the examples in each batch, `[steps, batch_size]`."""
         rng = np.random.default_rng(seed)
         epochs, size = self._setting.epochs, self._setting.batch_size
         order = np.concatenate([rng.permutation(count) for _ in range(epochs)])
@@ -62,8 +62,8 @@ class Trainer:
             with tf.GradientTape() as tape:
                 y_pred = model(tf.gather(x, rows), training=True)
                 value = loss(tf.gather(y, rows), y_pred)
-            found = tape.gradient(value, [v.value for v in weights])
-            model.optimizer.apply(found, weights)
+            grads = tape.gradient(value, [v.value for v in weights])
+            model.optimizer.apply(grads, weights)
 
         @tf.function(reduce_retracing=True)
         def run(x, y, order):
@@ -75,14 +75,14 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model with a checkpoint of each epoch."""
+    """A model, and its run with a checkpoint of each epoch."""
 
     model: keras.Model
     run: kt.TrainingRun
 
 
 def recorded(setting: Setting, train, seed: int, folder: pathlib.Path):
-    """A training on everything, by `fit`, or the one that is there."""
+    """Trains on all examples by `fit`, or loads the training from disk."""
     model = setting.compiled(seed)
     directory = folder / f"run-{seed}"
     done = directory / "done"

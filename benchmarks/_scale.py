@@ -1,4 +1,4 @@
-"""Times of scores as everything about them grows; see `scale.py`."""
+"""Times of scores as sizes grow; see `scale.py`."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,8 @@ class Line:
     """T = c0 + c1·N + c2·M + c3·N·M, in seconds.
 
     Attributes:
-        constants: c0 to c3, none below zero.
-        r_squared: the share of the times' variance that the line explains.
+        constants: c0 to c3, not negative.
+        r_squared: share of the times' variance that the line explains.
     """
 
     constants: np.ndarray
@@ -38,8 +38,8 @@ class Line:
         """The line with the least relative error.
 
         Args:
-            sizes: `[k, 2]`, N and M of each measurement.
-            seconds: `[k]`.
+            sizes: N and M of each measurement, `[k, 2]`.
+            seconds: seconds of each measurement, `[k]`.
         """
         terms = _terms(sizes)
         constants, _ = nnls(terms / seconds[:, None], np.ones(len(seconds)))
@@ -48,7 +48,7 @@ class Line:
         return cls(constants, float(1 - left @ left / (spread @ spread)))
 
     def at(self, sizes: np.ndarray) -> np.ndarray:
-        """The line's times for sizes `[k, 2]`."""
+        """Times of the line at sizes `[k, 2]`."""
         return _terms(sizes) @ self.constants
 
 
@@ -58,7 +58,7 @@ def _terms(sizes: np.ndarray) -> np.ndarray:
 
 
 def line(name: str, sizes: np.ndarray, repeats: int) -> tuple[np.ndarray, Line]:
-    """Seconds of scores of N × M `sizes [k, 2]`, and the line."""
+    """Measures seconds of scores for N × M `sizes [k, 2]`; fits the line."""
     workload = _models.WORKLOADS[name]
     model = workload.compiled()
     largest = int(sizes[:, 0].max()), int(sizes[:, 1].max())
@@ -88,7 +88,7 @@ def _influence(
 def _with_checkpoints(
     model: keras.Model, train: _models.Arrays, count: int
 ) -> Iterator[kt.TracIn]:
-    """TracIn over so many checkpoints, all with the same weights."""
+    """TracIn over `count` checkpoints, all with the same weights."""
     with tempfile.TemporaryDirectory() as directory:
         files = []
         for at in range(count):
@@ -158,7 +158,7 @@ def transformer_on(length: int) -> keras.Model:
 def grown(
     build: Callable[[int], keras.Model], size: int, count: int, repeats: int
 ) -> str:
-    """A row: parameters, and scores beside an epoch of `fit`."""
+    """A row: number of parameters, seconds of scores and of a `fit` epoch."""
     model = build(size)
     workload = _models.Workload(
         lambda: model,
@@ -184,7 +184,7 @@ def grown(
 
 
 def shares(name: str, repeats: int) -> dict[str, float]:
-    """Of one batch's time: forward, backward, products, reading."""
+    """Shares of a batch's time: forward, backward, products, reading."""
     workload = _models.WORKLOADS[name]
     model = workload.compiled()
     train = _models.random_examples(workload, 4_000, seed=0)
@@ -224,19 +224,19 @@ def shares(name: str, repeats: int) -> dict[str, float]:
 
 
 def workers(name: str, repeats: int, count: int = 8_000) -> dict[int, float]:
-    """Seconds of one call by one process on a core, and by two on two."""
+    """Seconds of a call by one process on one core, and by two on two."""
     workload = _models.WORKLOADS[name]
     with tempfile.TemporaryDirectory() as directory:
         weights = pathlib.Path(directory, "model.weights.h5")
         workload.compiled().save_weights(weights)
-        found = {}
+        seconds_by_processes = {}
         for many in (1, 2):
             runs = []
             for run in range(repeats):
                 parts = pathlib.Path(directory, f"{many}-{run}")
                 runs.append(_shared_call(name, count, weights, parts, many))
-            found[many] = float(np.median(runs))
-        return found
+            seconds_by_processes[many] = float(np.median(runs))
+        return seconds_by_processes
 
 
 def _shared_call(

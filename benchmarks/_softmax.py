@@ -53,14 +53,12 @@ def at_minimum(
 ) -> keras.Model:
     """A model that minimises the summed loss / `count` + L2 ‖W‖².
 
-    The retuning of representer points goes there, the last layer being all
-    there is.
+    It is the retuning of representer points, with a model of a single layer.
 
     Args:
         train: the examples.
         start: a model to begin from.
-        count: what the sum of losses is divided by; that of the examples, by
-            default.
+        count: divisor of the sum of losses; by default the number of examples.
     """
     share = len(train[0]) / (count or len(train[0]))
     start = start or _model()

@@ -1,6 +1,6 @@
-"""PyTorch twins of networks and of data, for the libraries compared with.
+"""PyTorch copies of networks and of data, for other libraries.
 
-Needs `pip install torch`, which nothing but the comparisons does.
+Only these comparisons need `pip install torch`.
 """
 
 import copy
@@ -24,10 +24,10 @@ _ACTIVATIONS = {
 
 
 def hide_triton() -> None:
-    """Keeps PyTorch from loading triton, to be called before peers are.
+    """Keeps PyTorch from loading triton; call it before importing peers.
 
-    Its LLVM and that of TensorFlow, already loaded, end in a crash. On a CPU
-    nothing needs it.
+    Its LLVM conflicts with that of TensorFlow and crashes. On a CPU, triton is
+    not needed.
     """
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
@@ -35,8 +35,8 @@ def hide_triton() -> None:
 def twin(model: keras.Model) -> nn.Sequential:
     """A PyTorch network with the layers and the weights of a Sequential one.
 
-    It reads channels first, as PyTorch does. The input of the layer after
-    Flatten is put in that order too.
+    It has channels first, as usual in PyTorch. The input of the layer after
+    Flatten is reordered accordingly.
     """
     modules: list[nn.Module] = []
     flattened: tuple[int, ...] | None = None
@@ -68,12 +68,14 @@ def states(
     model: keras.Model, run: kt.TrainingRun
 ) -> list[dict[str, torch.Tensor]]:
     """The weights of a run's checkpoints, for the model's twin."""
-    found = []
+    weights_by_checkpoint = []
     with run_weights(model) as load:
         for checkpoint in run:
             load(checkpoint)
-            found.append(copy.deepcopy(twin(model).state_dict()))
-    return found
+            weights_by_checkpoint.append(
+                copy.deepcopy(twin(model).state_dict())
+            )
+    return weights_by_checkpoint
 
 
 def _convolution(layer: keras.layers.Conv2D) -> nn.Conv2d:

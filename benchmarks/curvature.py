@@ -85,11 +85,11 @@ def digits() -> None:
         "Arnoldi(200)": kt.Arnoldi(200),
         "Arnoldi(200), nothing beside": kt.Arnoldi(200, complement=False),
     }.items():
-        found, seconds = scores(solver)
-        _say(name, found, exact, seconds, epoch)
+        estimate, seconds = scores(solver)
+        _say(name, estimate, exact, seconds, epoch)
     gauss, _ = scores(kt.Exact(), "gauss_newton")
-    found, seconds = scores(curvature="ekfac")
-    _say("EK-FAC against Gauss-Newton", found, gauss, seconds, epoch)
+    estimate, seconds = scores(curvature="ekfac")
+    _say("EK-FAC against Gauss-Newton", estimate, gauss, seconds, epoch)
     block, seconds = _block_diagonal(model, train, test, damping)
     _say("block-diagonal Gauss-Newton", block, gauss, seconds, epoch)
 
@@ -125,15 +125,15 @@ def sketch() -> None:
             f"sketch dim {dim} by {method}: {int(made.history[-1, 0])} steps, "
             f"{seconds:.1f} s ({seconds / epoch:.0f} epochs), S off by "
             f"{error:.3f}, residual {made.residual:.3f}; Spearman with the "
-            f"perfect S {_curvature.spearman(*pair):.3f}, with Exact "
-            f"{_curvature.spearman(pair[0], exact):.3f} (a perfect S "
+            f"exact S {_curvature.spearman(*pair):.3f}, with Exact "
+            f"{_curvature.spearman(pair[0], exact):.3f} (a exact S "
             f"{_curvature.spearman(pair[1], exact):.3f})",
             flush=True,
         )
 
 
 def dims() -> None:
-    """What random projections of each size lose, with a perfect S."""
+    """What random projections of each size lose, with a exact S."""
     model, train, test = _curvature.digits_network()
     operator = Damped(
         _curvature.operator_of(Hessian, model, train), _DAMPING.value
@@ -146,19 +146,21 @@ def dims() -> None:
     exact = queries @ solved.T
     print("| dim | error | predicted | Spearman | predicted |")
     for dim in _DIMS:
-        found, noisy = [], []
+        estimate, noisy = [], []
         for seed in range(_SEEDS):
             rows = gaussian_rows(dim, operator.size, seed, tf.float32)
             history = np.zeros((1, 2))
             made = kt.InverseSketch(inverse(rows).value, seed, history, 1.0)
-            found.append(made(queries).value.numpy() @ gradients.T)
+            estimate.append(made(queries).value.numpy() @ gradients.T)
             noise = _predicted_noise(queries, dim, seed)
             noisy.append(exact + noise @ solved.T)
         figures = (
-            _relative([scores - exact for scores in found], exact),
+            _relative([scores - exact for scores in estimate], exact),
             np.sqrt(_predicted_squares(queries, solved, dim).sum())
             / np.linalg.norm(exact),
-            np.mean([_curvature.spearman(scores, exact) for scores in found]),
+            np.mean(
+                [_curvature.spearman(scores, exact) for scores in estimate]
+            ),
             np.mean([_curvature.spearman(scores, exact) for scores in noisy]),
         )
         print(f"| {dim} | " + " | ".join(f"{f:.3f}" for f in figures) + " |")
@@ -215,9 +217,9 @@ def mnist() -> None:
         )
     )
     print(f"training again {_LEFT_OUT} times: {taken:.0f} s")
-    for name, found in scores.items():
+    for name, estimate in scores.items():
         each = dataclasses.replace(
-            report, predicted=found.scores[:, report.train_ids]
+            report, predicted=estimate.scores[:, report.train_ids]
         )
         print(
             f"{name}: Pearson {np.median(each.pearson):.4f} (least "
@@ -266,9 +268,9 @@ def _products(hessian, newton, model, train) -> None:
         print(f"{name}: {value / seconds['gradient']:.2f} gradients")
 
 
-def _say(name, found, exact, seconds, epoch) -> None:
+def _say(name, estimate, exact, seconds, epoch) -> None:
     print(
-        f"{name}: Spearman {_curvature.spearman(found, exact):.4f}, "
+        f"{name}: Spearman {_curvature.spearman(estimate, exact):.4f}, "
         f"{seconds:.1f} s ({seconds / epoch:.0f} epochs)",
         flush=True,
     )

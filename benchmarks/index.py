@@ -96,7 +96,7 @@ def _digits(count: int) -> tuple[_models.Arrays, _models.Arrays]:
 def trained(
     directory: pathlib.Path, train: _models.Arrays
 ) -> tuple[keras.Model, kt.TrainingRun]:
-    """A network, and the checkpoints that it has left after each epoch."""
+    """A trained network, and its run with a checkpoint after each epoch."""
     model = _models.WORKLOADS["cnn"].compiled()
     if (directory / "run").is_dir():
         run = kt.TrainingRun(directory / "run")
@@ -114,7 +114,7 @@ def trained(
 def build(
     directory: pathlib.Path, method: kt.TracIn, train: _models.Arrays
 ) -> None:
-    """Builds the index, and prints what it took beside what epochs take."""
+    """Builds the index, and prints its time and that of the epochs."""
     fit = 0.0
     if "build" in _SECTIONS.value:
         learner = _models.WORKLOADS["cnn"].compiled()
@@ -141,7 +141,7 @@ def _built(method: kt.TracIn, directory: pathlib.Path) -> kt.InfluenceIndex:
 def query(
     directory: pathlib.Path, method: kt.TracIn, test: _models.Arrays
 ) -> None:
-    """Prints latencies, and the share of the exact ten that is found."""
+    """Prints latencies and recall."""
     model = method.engine.model
     index = kt.InfluenceIndex(directory / "index", model, method=method)
     print(index, flush=True)
@@ -158,7 +158,7 @@ def query(
     search = searches.load(Store(directory / "index"))
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(len(index), len(ones), replace=False))
-    vectors = search.store.rows(rows)[:, np.newaxis]
+    vectors = search.shards.read(rows)[:, np.newaxis]
     _show_latency("search alone", lambda v: search.both(v, K), vectors)
     _show_latency(
         f"with re-ranking of {_RERANK.value}",
@@ -167,28 +167,28 @@ def query(
     )
     exact = method.top_k(test, K, verbose=0)
     for name, rerank in (("from sketches", 0), ("re-ranked", _RERANK.value)):
-        found = index.query(test, K, rerank=rerank)
-        _show(f"recall@{K}, {name}", _recalls(found, exact))
+        results = index.query(test, K, rerank=rerank)
+        _show(f"recall@{K}, {name}", _recalls(results, exact))
 
 
-def _recalls(found: kt.TopK, exact: kt.TopK) -> str:
+def _recalls(results: kt.TopK, exact: kt.TopK) -> str:
     return ", ".join(
-        f"{_recall(getattr(found, side).ids, getattr(exact, side).ids):.3f} "
+        f"{_recall(getattr(results, side).ids, getattr(exact, side).ids):.3f} "
         f"{side}"
         for side in ("proponents", "opponents")
     )
 
 
-def _recall(found: np.ndarray, exact: np.ndarray) -> float:
+def _recall(results: np.ndarray, exact: np.ndarray) -> float:
     shares = [
         np.isin(truth, row).mean()
-        for truth, row in zip(exact, found, strict=True)
+        for truth, row in zip(exact, results, strict=True)
     ]
     return float(np.mean(shares))
 
 
 def _show_latency(name: str, call: Callable, arguments) -> None:
-    """Prints the median and the slowest hundredth of one call after another."""
+    """Prints the median and the 99th percentile of latencies."""
     for argument in arguments[:_WARM_UP]:
         call(argument)
     times = [_seconds(lambda one=one: call(one)) * 1e3 for one in arguments]
@@ -203,7 +203,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def memory() -> None:
-    """Prints the peak of `build` in new processes, the input left out."""
+    """Prints the peak memory of `build` in new processes, without the input."""
     peaks = {}
     for size in (_SMALL.value, _NUM_TRAIN.value):
         weighed = _measure.in_new_process(_cases.index_memory, size, _DIM.value)
@@ -220,8 +220,8 @@ def memory() -> None:
 def large(directory: pathlib.Path) -> None:
     """Prints latency and recall of the search alone, on synthetic rows.
 
-    As in gradients, directions count less and less (the j-th by 1/j), and
-    lengths differ a thousandfold.
+    As for gradients, directions have decreasing weights (1/j for the j-th), and
+    lengths differ by a factor of a thousand.
     """
     count, width = _LARGE_ROWS.value, _LARGE_WIDTH.value
     rng = np.random.default_rng(0)
@@ -231,8 +231,8 @@ def large(directory: pathlib.Path) -> None:
         size = min(32_768, count - start)
         rows = _synthetic(rng, size, scales).astype(np.float16)
         ids = np.arange(start, start + size)
-        store.put(store.num_shards, {"rows": rows, "ids": ids}, "")
-        store.take(store.num_shards, "")
+        store.put(store.manifest.num_shards, {"rows": rows, "ids": ids}, "")
+        store.take(store.manifest.num_shards, "")
     queries = _synthetic(rng, _QUERIES.value, scales)
     sample = _synthetic(rng, 20, scales)
     made: list = []
@@ -249,7 +249,7 @@ def large(directory: pathlib.Path) -> None:
     _show_latency(
         "its latency", lambda v: search.both(v, K), queries[:, np.newaxis]
     )
-    truth = searches.scan(store, queries, K).proponents.ids
+    truth = searches.scan(store.shards, queries, K).proponents.ids
     share = _recall(search.best(queries, K)[0], truth)
     _show(f"its recall@{K} of the products with all rows", f"{share:.3f}")
 
@@ -265,7 +265,7 @@ def peer(
     train: _models.Arrays,
     test: _models.Arrays,
 ) -> None:
-    """Prints the same figures of captum's class, on the same weights."""
+    """Prints the same measurements for captum's class, on the same weights."""
     from benchmarks import _captum  # Needs PyTorch, which only this does.
 
     made: list = []
@@ -283,9 +283,9 @@ def peer(
     exact = kt.TracIn(model, train, run).top_k(test, K, verbose=0)
     last_layer = kt.TracIn(model, train, run, layers=[model.layers[-1]])
     last = last_layer.top_k(test, K, verbose=0)
-    found = nearest(test, K)
+    results = nearest(test, K)
     for name, truth in (("all layers", exact), ("the last layer", last)):
-        share = _recall(found, truth.proponents.ids)
+        share = _recall(results, truth.proponents.ids)
         _show(f"captum: recall@{K} of exact TracIn, {name}", f"{share:.3f}")
 
 

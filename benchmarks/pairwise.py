@@ -1,12 +1,12 @@
-"""Exact TracIn scores of all pairs, beside what they should cost.
+"""Measures exact TracIn scores of all pairs, and reference costs.
 
     python -m benchmarks.pairwise --models=mlp,cnn --output=pairwise.md
 
 For each network, in one process and in turns: an epoch of `model.fit`, the
 floor (see `_floor.py`), the scores, self-influence, and `tape.jacobian` on a
 slice. Peak memory is that of a new process per case. With `--peer=captum` the
-scores are compared with captum's, on the same weights. Ratios are what
-matters: seconds differ between machines, and between hours on one machine.
+scores are compared with captum's, on the same weights. Read the ratios: seconds
+differ between machines, and between hours on one machine.
 """
 
 import json
@@ -65,7 +65,7 @@ for _flag, _known in (("models", _models.WORKLOADS), ("sections", SECTIONS)):
 # Names of what is timed; their medians are in seconds.
 FIT = "fit epoch, s"
 PASS = "one pass, s"
-PRODUCTS = "bare products, s"
+PRODUCTS = "matrix products alone, s"
 SCORES = "scores, s"
 SELF_INFLUENCE = "self-influence, s"
 JACOBIAN = "tape.jacobian on its slice, s"
@@ -87,7 +87,7 @@ Results = dict[str, float]
 
 
 def measure(name: str) -> Results:
-    """All figures of one network, in the order of the table's rows."""
+    """All measurements of one network, in the order of the table's rows."""
     workload = _models.WORKLOADS[name]
     train, test = _models.load_examples(workload, _NUM_TRAIN.value, _digits())
     model = workload.compiled()
@@ -114,7 +114,7 @@ def _calls(
     test: _models.Arrays,
     results: Results,
 ) -> Calls:
-    """What is timed. Adds the sizes that were chosen to `results`."""
+    """The calls to time. Adds the selected sizes to `results`."""
     calls: Calls = {}
     sections = _SECTIONS.value
     if "fit" in sections:
@@ -147,7 +147,7 @@ def _peer_call(
     test: _models.Arrays,
     results: Results,
 ) -> Calls:
-    """The scores of captum. Adds how far they are from ours to `results`."""
+    """Calls captum. Adds the difference from our scores to `results`."""
     from benchmarks import _captum  # Needs PyTorch, which only this does.
 
     small = train[0][: max(PEER_BATCH_SIZES)], train[1][: max(PEER_BATCH_SIZES)]
@@ -178,7 +178,7 @@ def _peer_call(
 
 
 def _derived(seconds: dict[str, float], sizes: Results) -> Results:
-    """Sums, ratios and times scaled up, of what was measured."""
+    """Sums, ratios and extrapolated times of the measurements."""
     derived: Results = {}
     values = dict(seconds)
     if PASS in values:
@@ -195,7 +195,7 @@ def _derived(seconds: dict[str, float], sizes: Results) -> Results:
 
 
 def _memory(name: str) -> Results:
-    """Peak memory in MiB, each of a new process, the input arrays aside."""
+    """Peak memory in MiB of new processes, without the input arrays."""
     results: Results = {}
 
     def weigh(case: str, num_train: int, label: str) -> float:
@@ -219,7 +219,7 @@ def _memory(name: str) -> Results:
 
 
 def table(results: dict[str, Results]) -> str:
-    """The figures as Markdown: a row per figure, a column per network."""
+    """The measurements as Markdown, with a column per network."""
     rows = list(
         dict.fromkeys(row for figures in results.values() for row in figures)
     )

@@ -1,4 +1,4 @@
-"""Which method predicts what training really does, on networks like yours.
+"""Measures which method predicts retraining best.
 
     python -m benchmarks.quality --settings=mnist_logistic --cache_dir=quality
 
@@ -6,15 +6,17 @@ For each setting (see `_quality_settings`), on 100 queries, with 95% intervals:
 
 *LDS*: the linear datamodeling score, over 50 random halves of the training
 examples, each trained on with two or three seeds.
-*Tail patch*: what one step on a query's ten strongest proponents takes from its
-loss, less what a step on random examples does, as a share of the mean loss.
-*Brittleness* (logistic regression): how many right predictions turn once the
-strongest proponents are left out of training.
+*Tail patch*: the decrease of a query's loss by one step on its ten strongest
+proponents, minus that by a step on random examples, as a share of the mean
+loss. *Brittleness* (logistic regression): the share of right predictions that
+flip
+    when
+the strongest proponents are left out of training.
 
 The damping of influence functions is chosen by the LDS of 50 other queries.
-Outcomes, recorded trainings and scores are kept under `--cache_dir`, and a run
-that was stopped goes on. `--peer=captum` or `dattri` scores the same weights
-and data by another library, and says how alike its scores are.
+Outcomes, recorded trainings and scores are stored under `--cache_dir`, and an
+interrupted run continues. `--peer=captum` or `dattri` scores the same weights
+and data by another library, and compares the scores.
 """
 
 import json
@@ -38,14 +40,16 @@ _METHODS = flags.DEFINE_string(
     "methods", "", "Only methods with this in their names."
 )
 _CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", "quality", "Where everything that is made is kept."
+    "cache_dir", "quality", "Directory of all results."
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     os.environ.get("KERAS_TRACIN_DATA", "../shared/data"),
     "Folder that holds tfds/, dbpedia/ and california_housing/.",
 )
-_SUBSETS = flags.DEFINE_integer("subsets", 50, "Random halves.", lower_bound=2)
+_SUBSETS = flags.DEFINE_integer(
+    "subsets", 50, "Number of random halves.", lower_bound=2
+)
 _PEER = flags.DEFINE_enum(
     "peer", "none", ["none", "captum", "dattri"], "Library to compare with."
 )
@@ -55,7 +59,7 @@ _BRITTLE_QUERIES = 30
 
 
 class Bench:
-    """One setting, with all that is kept of it."""
+    """One setting, and its files."""
 
     def __init__(self, name: str):
         self.setting: Setting = SETTINGS[name]
@@ -74,7 +78,7 @@ class Bench:
         return _methods.Problem(self.setting, self._train, queries, self.folder)
 
     def retrain(self) -> None:
-        """Trains on the subsets, or finds that it has been done."""
+        """Trains on the subsets, unless results are on disk."""
         outcomes = kt.evaluation.retrain_on_subsets(
             self._trainer,
             self._train,
@@ -109,7 +113,7 @@ class Bench:
 
         Args:
             kind: the curvature.
-            checkpoints: at which, one of `CHECKPOINTS`.
+            checkpoints: a name of `CHECKPOINTS`.
         """
         solver = None if kind == "ekfac" else self.setting.solvers[0]
         choose, group = _methods.CHECKPOINTS[checkpoints], kind
@@ -119,7 +123,7 @@ class Bench:
         dampings = self.setting.dampings
         if kind == "ekfac":  # best where other solvers no longer converge
             dampings = (dampings[0] / 100, dampings[0] / 10, *dampings)
-        found = {}
+        results = {}
         for damping in dampings:
             name = f"tuning-{group}-{damping:.7g}"
             if name not in self.rows:
@@ -129,33 +133,33 @@ class Bench:
                     scores, self._chosen(slice(QUERIES, None)), resamples=1
                 ).mean
                 self._keep(name, {"lds": value})
-            found[damping] = self.rows[name]["lds"]
-        best = max(found, key=lambda damping: found[damping])
-        print(f"λ of {group}: {best}, LDS {found}", flush=True)
+            results[damping] = self.rows[name]["lds"]
+        best = max(results, key=lambda damping: results[damping])
+        print(f"λ of {group}: {best}, LDS {results}", flush=True)
         return best
 
     def scores(self, name: str, method: _methods.Method) -> kt.Attribution:
-        """The scores of a method, made now or before."""
+        """The scores of a method, from disk if they are there."""
         path = self.folder / "scores" / f"{_slug(name)}.npz"
         if not path.is_file():
             start = time.perf_counter()
-            found = method(self.problem, 0)
+            results = method(self.problem, 0)
             seconds = time.perf_counter() - start
             path.parent.mkdir(parents=True, exist_ok=True)
-            found.save(path)
+            results.save(path)
             self._keep(name, {"seconds": seconds})
         return kt.Attribution.load(path)
 
     def measure(self, name: str, method: _methods.Method) -> None:
-        """All figures of a method, but those that are there."""
+        """Measures a method, except for results on disk."""
         scores = self.scores(name, method)
         row = dict(self.rows.get(name, {}))
         if "lds" not in row:
             reported = self._chosen(slice(None, QUERIES))
-            found = kt.evaluation.lds(scores, reported)
+            results = kt.evaluation.lds(scores, reported)
             row["lds"], row["lds_interval"] = (
-                found.mean,
-                found.confidence_interval,
+                results.mean,
+                results.confidence_interval,
             )
         if "tail" not in row:
             row |= self._tail_patch(scores)
@@ -167,11 +171,11 @@ class Bench:
     def _tail_patch(self, scores: kt.Attribution) -> dict[str, Any]:
         model = self.problem.trained().model
         test = self.problem.test
-        found = kt.evaluation.tail_patch(
+        results = kt.evaluation.tail_patch(
             scores, model, self._train, test, k=_TAIL, learning_rate=0.01
         )
         mean = float(model.evaluate(*test, verbose=0))
-        each = (found.gain - found.random_gain) / mean
+        each = (results.gain - results.random_gain) / mean
         error = 1.96 * each.std() / np.sqrt(len(each))
         return {"tail": float(each.mean()), "tail_error": float(error)}
 
@@ -180,18 +184,18 @@ class Bench:
         few = kt.Attribution(
             scores.scores[rows], scores.query_ids[rows], scores.train_ids
         )
-        found = kt.evaluation.brittleness(
+        results = kt.evaluation.brittleness(
             few,
             self._train,
             tuple(part[rows] for part in self.problem.test),
             self._trainer,
             counts=(self.setting.brittle,),
         )
-        right = int((found.margins > 0).sum())
-        return [float(found.share[0]), float(found.random_share[0]), right]
+        right = int((results.margins > 0).sum())
+        return [float(results.share[0]), float(results.random_share[0]), right]
 
     def cells(self, name: str) -> str:
-        """A method's figures, as a row of the table."""
+        """A row of the table for a method."""
         row = self.rows[name]
         low, high = row["lds_interval"]
         cells = [
@@ -203,7 +207,7 @@ class Bench:
         return " | ".join([*cells, f"{row['seconds']:.1f}"])
 
     def table(self) -> str:
-        """The figures of all methods that are there, as Markdown."""
+        """The results of all methods on disk, as Markdown."""
         names = ["LDS", "tail patch"]
         if self.setting.brittle:
             names.append("flips")
@@ -249,7 +253,7 @@ def _slug(name: str) -> str:
 
 
 def _compare(bench: Bench) -> None:
-    """Scores of another library, and how alike ours are."""
+    """Compares our scores with those of another library."""
     from benchmarks import _quality_peers  # Needs PyTorch.
 
     convex = len(bench.problem.trained().model.layers) == 1
@@ -271,14 +275,14 @@ def _compare(bench: Bench) -> None:
 
 
 def _measure_ours(bench: Bench) -> None:
-    """All methods, or those that were asked for."""
+    """Measures all methods, or the selected ones."""
     for name, method in _methods.methods(bench.setting, bench.damping).items():
         if _METHODS.value in name:
             bench.measure(name, method)
 
 
 def main(_) -> None:
-    """Measures the settings that were asked for."""
+    """Measures the selected settings."""
     warnings.simplefilter("once")
     benches = []
     for name in _SETTINGS.value:

@@ -1,10 +1,10 @@
-"""Representer points: how exact they are, and what the retuning costs.
+"""Measures the accuracy of representer points, and the cost of retuning.
 
     python -m benchmarks.representer --sections=digits,mnist,memory
 
 `digits` and `mnist`: a network with convolutions is trained, its last layer is
-retuned for each λ, and the sums of scores are compared with the retuned
-logits, those with the model's own. `memory`: the peak of `top_k` in a new
+retuned for each λ, and the sums of scores are compared with the retuned logits,
+and these with the model's logits. `memory`: the peak memory of `top_k` in a new
 process, at two sizes. With `--peer=dattri` the scores are compared with those
 of dattri's `RPSAttributor` on the same representations.
 """
@@ -84,16 +84,12 @@ def measure(name: str) -> None:
     model.fit(*train, batch_size=_BATCH_SIZE, epochs=_EPOCHS[name], verbose=0)
     learner = keras.models.clone_model(model)
     learner.compile(keras.optimizers.Adam(1e-3), loss)
-    read = functools.partial(
-        Problem.read,
-        model,
-        train,
-        layer=None,
-        loss=None,
-        strategy=None,
-        memory_limit=None,
-        verbose=0,
-    )
+
+    def read() -> Problem:
+        problem = Problem(model, train)
+        problem.represent()
+        return problem
+
     problem = read()
     calls = {
         "epoch": _cases.fit_epoch(learner, train, _BATCH_SIZE),
@@ -128,8 +124,7 @@ def measure(name: str) -> None:
 def _sums_off(points: kt.RepresenterPoints, test: _models.Arrays) -> float:
     """max|Σ scores − logits| / max|logit|, over queries and classes.
 
-    The scores are the float32 ones that a caller gets, the logits those of
-    the retuned model.
+    Scores are float32, as returned; logits are those of the retuned model.
     """
     logits = points.retuned_model.predict(test[0], verbose=0)
     sums = np.concatenate(
@@ -206,20 +201,20 @@ def _beside_dattri(problem: Problem, test: _models.Arrays) -> None:
 def memory() -> None:
     """The peak of `top_k`, which never holds all the scores."""
     for num_train in (10_000, 60_000):
-        found = _measure.in_new_process(
+        usage = _measure.in_new_process(
             _cases.representer_memory, num_train, _MEMORY_QUERIES
         )
         print(
             f"top_k {num_train:,} × {_MEMORY_QUERIES:,}: peak "
-            f"{found.peak / 2**20:,.0f} MiB, above its start "
-            f"{(found.peak - found.before) / 2**20:,.0f} MiB; all scores would "
+            f"{usage.peak / 2**20:,.0f} MiB, above its start "
+            f"{(usage.peak - usage.before) / 2**20:,.0f} MiB; all scores would "
             f"be {4 * num_train * _MEMORY_QUERIES / 2**20:,.0f} MiB",
             flush=True,
         )
 
 
 def main(_) -> None:
-    """Runs the sections that were asked for."""
+    """Runs the selected sections."""
     for name in _SECTIONS.value:
         if name == "memory":
             memory()

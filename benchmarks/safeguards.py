@@ -1,16 +1,17 @@
-"""What being right or refused costs: looks, recording, copies of weights.
+"""Measures the cost of safeguards: checks, recording, copies of weights.
 
     python -m benchmarks.safeguards --parts=looks,recording,weights
 
 *looks*: for each network, the share of a first call over `--num_train` examples
-that goes into holding a few gradients against plain TensorFlow (its traces
-included) and into computing some examples of the pass once more, alone.
+that goes into comparing a few gradients with plain TensorFlow (including
+traces) and into computing several examples of the pass again, alone.
 
 *recording*: an epoch of `fit` of the network 784-128-10, in batches of 32, with
 `TracInCheckpoint` and without, in turns.
 
-*weights*: what a plan announces, and what the call then takes, for a network of
-576 MB of weights under a limit of 100 MB, each in a process of its own.
+*weights*: estimated and measured memory for a network with 576 MB of weights
+    under
+a limit of 100 MB, each in a new process.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ MB = 1e6
 
 @contextlib.contextmanager
 def timed(owner: type, name: str) -> Iterator[list[float]]:
-    """Within it, notes the seconds of each call of a method."""
+    """For a `with` block, records the seconds of calls of a method."""
     seconds: list[float] = []
     original = getattr(owner, name)
 
@@ -68,7 +69,7 @@ def timed(owner: type, name: str) -> Iterator[list[float]]:
 
 
 def looks(name: str, kind: str) -> str:
-    """A row: the first call of a kind, and what of it goes into looks."""
+    """A row: seconds of a first call, and the share of the checks."""
     workload = _models.WORKLOADS[name]
     train = _models.random_examples(workload, _NUM_TRAIN.value, seed=0)
     test = _models.random_examples(workload, workload.num_queries, seed=1)
@@ -136,7 +137,7 @@ def recording() -> None:
 
 
 def weights_of(run: str, kind: str, aware: bool) -> tuple[int, int]:
-    """Bytes that a plan announces, and those that the call takes."""
+    """Estimated and measured bytes."""
     model = _large()
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, WIDTH)).astype("float32")

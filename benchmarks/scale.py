@@ -1,4 +1,4 @@
-"""What scores cost as examples, queries, checkpoints and models grow.
+"""Measures scores as examples, queries, checkpoints and models grow.
 
     python -m benchmarks.scale --sections=line --output_dir=out/scale
 
@@ -7,12 +7,12 @@
 - checkpoints: the same N × M at 1 to 10 checkpoints;
 - parameters: the MLP and the CNN at widths from 10⁴ to 10⁷ parameters;
 - length: the transformer on 64 to 512 tokens;
-- shares: how a batch's time falls to reading, the forward pass, the backward
+- shares: shares of a batch's time for reading, the forward pass, the backward
   pass, and the products of the scores;
-- plans: the memory and time that `plan()` announces, beside what is measured;
+- plans: memory and time estimated by `plan()`, and measured;
 - memory: peaks at 20,000 and 60,000 training examples;
-- workers: two processes, pinned to a core each, that share one call, beside
-  one.
+- workers: two processes, each pinned to a core, that share one call, compared
+  with one process.
 
 With `--output_dir`, measured points and the line are drawn there.
 """
@@ -116,12 +116,12 @@ def _print_plans() -> None:
     print("\n| | work | limit | MB said | peak | ratio | s said | s | ratio |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for case in _plans.CASES:
-        found = _measure.in_new_process(_plans.outcome, case)
-        print(_plans.row(case, found), flush=True)
+        results = _measure.in_new_process(_plans.outcome, case)
+        print(_plans.row(case, results), flush=True)
 
 
 def _print_memory() -> None:
-    """Peaks of new processes, the input arrays left out."""
+    """Prints peaks of new processes, without the input arrays."""
     sizes = 20_000, 60_000
     calls = {
         "top_k": lambda n: (_cases.memory, "top_k", "cnn", n),
@@ -148,15 +148,15 @@ def main(_):
         if "checkpoints" in _SECTIONS.value:
             _print_checkpoints(name)
         if "shares" in _SECTIONS.value:
-            found = _scale.shares(name, _REPEATS.value)
-            whole = sum(found.values())
-            cells = [f"{k} {v / whole:.0%}" for k, v in found.items()]
+            results = _scale.shares(name, _REPEATS.value)
+            whole = sum(results.values())
+            cells = [f"{k} {v / whole:.0%}" for k, v in results.items()]
             print(f"{name}, shares of a batch: {', '.join(cells)}")
         if "workers" in _SECTIONS.value:
-            found = _scale.workers(name, _REPEATS.value)
+            results = _scale.workers(name, _REPEATS.value)
             print(
-                f"{name}, one process {found[1]:.2f} s, two {found[2]:.2f} s: "
-                f"{found[1] / found[2]:.2f} times as fast"
+                f"{name}, one process {results[1]:.2f} s, two {results[2]:.2f} "
+                f"s: {results[1] / results[2]:.2f} times as fast"
             )
     if "parameters" in _SECTIONS.value:
         print("\n| width | parameters | fit, s | scores, s | scores / fit |")

@@ -1,17 +1,17 @@
-"""Tracing a training: what it costs, and how true its estimates are.
+"""Measures the cost of tracing a training, and the accuracy of estimates.
 
     python -m benchmarks.trace --data_dir=$KERAS_TRACIN_DATA/tfds
 
 The MLP on MNIST (random examples without `--data_dir`), batches of 32, 100
 queries.
 
-`overhead`: an epoch of `trace_training` over one of `model.fit`, in turns,
-without what compiling takes.
+`overhead`: the ratio of an epoch of `trace_training` to one of `model.fit`, in
+turns, without compilation.
 `first_order`: Pearson's correlation of the real change of the queries' losses
-with its estimates, over all steps; and how the gap shrinks with the rate.
+with its estimates, over all steps; and the gap as a function of the rate.
 `optimizer`: `TracIn` and `TracIn(optimizer_aware=True)` at one checkpoint,
-beside what one more example in the next batch really does to the queries'
-losses, one step and five steps later.
+compared with the real effect of one more example in the next batch on the
+queries' losses, one step and five steps later.
 `checkpoints`: a tenth of the labels wrong; for checkpoints that
 `select_checkpoints` chose, for as many evenly spaced, and for the last, how
 well self-influence finds the wrong labels, and the rank correlation of TracIn's
@@ -66,7 +66,7 @@ def _model(optimizer) -> keras.Model:
 
 
 class _EpochTimes(keras.callbacks.Callback):
-    """Seconds of each epoch but the first, in which things are compiled."""
+    """Seconds of each epoch except the first, which compiles."""
 
     def __init__(self):
         super().__init__()
@@ -102,7 +102,7 @@ def overhead() -> None:
 
 
 def first_order() -> None:
-    """Real changes beside their estimates."""
+    """Correlation of real changes with their estimates."""
     train, queries = _data()
     print("| optimizer | rate | first order | along the real step |")
     for name in ("SGD", "momentum", "Adam", "RMSprop"):
@@ -132,7 +132,7 @@ def _gaps(train, queries) -> None:
 
 
 def optimizer() -> None:
-    """Plain and optimizer-aware TracIn beside what one more example does."""
+    """Compares plain and optimizer-aware TracIn with effects of one example."""
     (x, y), queries = _data()
     train = x[:_SHORT], y[:_SHORT]
     print("| optimizer | form | steps | Spearman | effect / predicted |")
@@ -153,12 +153,12 @@ def optimizer() -> None:
             }
         for steps in (1, 5):
             effects = _effects(model, few, train, queries, steps)
-            for form, found in scores.items():
+            for form, result in scores.items():
                 # In a batch of 33, an example weighs a 33rd.
-                slope = 33 * (effects * found).sum() / (found**2).sum()
+                slope = 33 * (effects * result).sum() / (result**2).sum()
                 print(
                     f"| {name} | {form} | {steps} | "
-                    f"{_spearman(found, effects):.3f} | {slope:.3g} |",
+                    f"{_spearman(result, effects):.3f} | {slope:.3g} |",
                     flush=True,
                 )
 
@@ -166,7 +166,7 @@ def optimizer() -> None:
 
 
 def _against_ideal(train, queries) -> None:
-    """Both forms, over all checkpoints of eight epochs, beside TracInIdeal."""
+    """Compares both forms with TracInIdeal, at all checkpoints."""
     print("| optimizer | form | Spearman with TracInIdeal |")
     for name in ("momentum", "Adam", "RMSprop"):
         model = _model(_OPTIMIZERS[name]())
@@ -185,10 +185,10 @@ def _against_ideal(train, queries) -> None:
 
 
 def _effects(model, few, train, queries, steps):
-    """By how much each example in a batch lowers losses some steps later.
+    """Decrease of losses, several steps later, by each example in a batch.
 
-    Everything else is the same: in the other training, the example is in the
-    batch with the weight 0. `[m, n]`.
+    Everything else is the same: in the other training, the example has weight 0
+    in the batch. Returns `[m, n]`.
     """
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction=None
@@ -261,21 +261,21 @@ def _choices(train, is_flipped, queries, rate, seed, directory) -> None:
         }
         for name, chosen in choices.items():
             tracin = kt.TracIn(model, train, chosen)
-            found = kt.evaluation.mislabel_detection(
+            result = kt.evaluation.mislabel_detection(
                 tracin.self_influence(verbose=0), is_flipped
             )
             scores = tracin.influence(queries, verbose=0).scores
             print(
                 f"| {rate} | {seed} | {count} | {name} | "
                 f"{[each.epoch for each in chosen]} | "
-                f"{found.auc:.4f} | "
+                f"{result.auc:.4f} | "
                 f"{_spearman(scores, trace.scores):.4f} |",
                 flush=True,
             )
 
 
 def _spearman(scores, ideal) -> float:
-    """The median over queries; those whose loss no example moves are none."""
+    """Median over queries, without those whose loss no example changes."""
     pairs = zip(scores, ideal, strict=True)
     return statistics.median(
         scipy.stats.spearmanr(one, other).statistic

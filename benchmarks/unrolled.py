@@ -1,18 +1,18 @@
-"""Unrolled influence beside what leaving examples out really does.
+"""Compares unrolled influence with real effects of leaving examples out.
 
     python -m benchmarks.unrolled --data_dir=$KERAS_TRACIN_DATA
 
 A network 784-128-64-10 (109,386 parameters) on 5,000 digits (random examples
 without `--data_dir`), batches of 50, and the first queries of the test set.
 
-`lds`: random subsets of the training set are left out (weight 0, with all else
-as it was: batches, divisors, order), and training is made again without each.
+`lds`: random subsets of the training set are left out (weight 0, with the same
+batches, divisors and order), and training is repeated without each.
 Spearman's correlation over the subsets of the queries' real losses with the
 sum of the scores, the mean over queries, with a 95% interval from bootstrapping
 them; `UnrolledInfluence` beside `TracIn` at the checkpoints of all epochs.
-`correct` is how much of its training set the network got right at the end.
-`costs`: times of the replay, and of the way back for one query and for many,
-beside `model.fit` of the same training, in turns.
+`correct` is the share of the training set that the network classifies right at
+the end. `costs`: times of the replay, of the backward pass for one query and
+for many, and of `model.fit` of the same training, in turns.
 """
 
 import pathlib
@@ -75,7 +75,7 @@ def _model(kind: str) -> keras.Model:
 
 
 def lds() -> None:
-    """How well scores rank subsets by what removing them does."""
+    """Measures how well scores rank subsets by the effect of removing them."""
     train, queries = _data()
     print(
         "| training | correct | removed | unrolled | TracIn | replay |\n"
@@ -103,8 +103,8 @@ def _correlations(kind, train, queries, directory) -> None:
         counts = _counts(len(train[0]), share)
         real = unrolled.retrain(queries, counts)  # [s, m]
         cells = [
-            _interval(found @ (1 - counts).T, real.T)
-            for found in scores.values()
+            _interval(values @ (1 - counts).T, real.T)
+            for values in scores.values()
         ]
         print(
             f"| {kind} | {correct:.1%} | {share:.0%} | {' | '.join(cells)} | "
@@ -114,7 +114,7 @@ def _correlations(kind, train, queries, directory) -> None:
 
 
 def _counts(size: int, share: float) -> np.ndarray:
-    """`[s, n]`, 0 for what is removed."""
+    """Weights `[s, n]`, 0 for removed examples."""
     random = np.random.default_rng([1, round(1000 * share)])
     counts = np.ones((_SUBSETS.value, size))
     for row in counts:
@@ -123,21 +123,21 @@ def _counts(size: int, share: float) -> np.ndarray:
 
 
 def _interval(predicted: np.ndarray, real: np.ndarray) -> str:
-    """Of `[m, s]` each: the mean correlation over queries, and its interval."""
-    found = np.array(
+    """Mean correlation over queries of two `[m, s]`, and its interval."""
+    correlations = np.array(
         [
             scipy.stats.spearmanr(*pair).statistic
             for pair in zip(predicted, real, strict=True)
         ]
     )
     random = np.random.default_rng(0)
-    drawn = random.choice(found, (2000, len(found))).mean(axis=1)
+    drawn = random.choice(correlations, (2000, len(correlations))).mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return f"{found.mean():.3f} ({low:.3f} to {high:.3f})"
+    return f"{correlations.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
 def costs() -> None:
-    """Seconds, once everything is compiled."""
+    """Prints seconds, after compilation."""
     train, queries = _data()
     print("| training | fit, s | replay | one query | many | per query |")
     for kind in _TRAININGS.value:

@@ -26,14 +26,19 @@ from keras_tracin import evaluation, plots, report, tensorboard
 from keras_tracin._version import __version__
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.check import CheckReport, Finding, check
-from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
-from keras_tracin.curvature.solvers.randomized_sketch import (
+from keras_tracin.curvature.solvers import (
+    CG,
+    EKFAC,
+    Arnoldi,
+    Exact,
     InverseSketch,
+    LiSSA,
     RandomizedSketch,
 )
-from keras_tracin.data.examples import with_ids
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.methods import representer, unrolled
+from keras_tracin.methods.ensemble import Ensemble
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import (
     Faithfulness,
@@ -49,7 +54,7 @@ from keras_tracin.projection import (
     GaussianProjection,
     TensorSketch,
 )
-from keras_tracin.results.attribution import (
+from keras_tracin.results import (
     Attribution,
     Ranking,
     SelfInfluence,
@@ -79,11 +84,13 @@ for _package in (representer, unrolled):
 
 __all__ = [
     "CG",
+    "EKFAC",
     "TRAK",
     "Arnoldi",
     "Attribution",
     "CheckReport",
     "Checkpoint",
+    "Ensemble",
     "Exact",
     "FactoredProjection",
     "Faithfulness",

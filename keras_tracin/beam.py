@@ -44,10 +44,10 @@ class BuildIndex(beam.PTransform):
     the index is.
 
     Args:
-        factory: "module:attribute" of a function that returns the method; and
-            so on, as in `keras_tracin.index.pieces.BuildPieces`.
-        directory: where the index goes.
-        **options: `projection`, `dtype`, `search`, `num_examples`, `read`.
+        factory: "module:attribute" of a function that returns the method.
+        directory: directory of the index.
+        **options: `projection`, `dtype`, `search`, `num_examples` and `read`,
+            as in `keras_tracin.index.pieces.BuildPieces`.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class _Step(beam.DoFn):
 
 class _Begin(_Step):
     def process(self, element: None) -> Iterator[int]:
-        """The numbers of shards."""
+        """Yields the numbers of the shards."""
         yield from self._pieces.begin()
 
 
 class _Write(_Step):
     def process(self, element: int) -> Iterator[tuple[int, str]]:
-        """The number of a shard, with the digest of its examples."""
+        """Yields the number of a shard, with the digest of its examples."""
         yield element, self._pieces.write(element)
 
 
 class _Finish(_Step):
     def process(self, element: dict[int, str]) -> None:
-        """Nothing; all shards are listed now."""
+        """Lists all shards and makes the search."""
         self._pieces.finish(element)

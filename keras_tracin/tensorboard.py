@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin import plots
-from keras_tracin.results.attribution import Ranking, SelfInfluence, TopK
+from keras_tracin.results import Ranking, SelfInfluence, TopK
 from keras_tracin.runs import Checkpoint
 
 if TYPE_CHECKING:

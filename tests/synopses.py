@@ -27,7 +27,7 @@ STANDARD = {
 # Names that mean the same in every synopsis; others may be anything.
 TYPES = {
     "engine": ("keras_tracin.engine.engine", "Engine"),
-    "examples": ("keras_tracin.data.examples", "Examples"),
+    "examples": ("keras_tracin.data.batches", "Examples"),
     "run": ("keras_tracin.runs", "TrainingRun"),
     "tracin": ("keras_tracin.methods.tracin", "TracIn"),
 }

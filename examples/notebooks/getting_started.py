@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Getting started: which training examples made the model say this?
 #
-# **Description:** Record one training, take a prediction that went wrong, and
-# see which training examples pushed the model towards it.
+# **Description:** Record one training, take a wrong prediction, and see which
+# training examples pushed the model towards it.
 #
 # A model's prediction comes from its training data, one gradient step at a
-# time. TracIn follows that trail: it keeps a few checkpoints of the training
-# and asks of every training example how much a step on it would have lowered
+# time. TracIn traces it back: it saves a few checkpoints of the training, and
+# computes for every training example how much a step on it would have lowered
 # or raised the loss of the prediction in question.
 #
 # The model here is a small convolutional network, and the data are
-# scikit-learn's handwritten digits, so that everything runs in seconds. Nothing
-# below depends on that: it is the same for your own Keras model.
+# scikit-learn's handwritten digits, so that everything runs in seconds. The
+# same code works for your own Keras model.
 
 # %%
 import keras
@@ -57,8 +57,8 @@ model.compile(
 # %% [markdown]
 # ## Train, and record it
 #
-# One callback is all that training needs. It saves the weights after every
-# epoch and writes down the learning rate of every step.
+# Training needs one callback. It saves the weights after every epoch and
+# records the learning rate of every step.
 
 # %%
 model.fit(
@@ -72,8 +72,8 @@ loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
 print(f"Accuracy on test digits: {accuracy:.1%}")
 
 # %% [markdown]
-# Any length of training will do, and any optimizer. What was recorded is a
-# sequence of checkpoints:
+# Any length of training works, and any optimizer. The record is a sequence of
+# checkpoints:
 
 # %%
 run = kt.TrainingRun("runs/digits")
@@ -85,10 +85,10 @@ for checkpoint in run[::4]:
     )
 
 # %% [markdown]
-# ## Three predictions that went wrong
+# ## Three wrong predictions
 #
-# We take the test digits with the highest loss. The network is sure of
-# something that the label denies.
+# We take the test digits with the highest loss, where the network is confident
+# of another class than the label.
 
 # %%
 logits = model.predict(x_test, verbose=0)
@@ -104,9 +104,9 @@ for label, other in zip(y_query, taken_for, strict=True):
     print(f"a {label}, taken for a {other}")
 
 # %% [markdown]
-# ## Ask
+# ## Explain
 #
-# `kt.TracIn` takes what `fit` took, and the recorded run. `top_k` returns each
+# `kt.TracIn` takes the data of `fit` and the recorded run. `top_k` returns each
 # query's strongest *proponents* and *opponents*.
 
 # %%
@@ -127,23 +127,23 @@ kt.plots.proponents_and_opponents(
 # %% [markdown]
 # On the left of each row is the test digit. Then come its proponents, with
 # **positive** scores: training on them *lowered* the loss of this test digit.
-# Most bear its label and are written like it. (The 4s in the first row do not:
-# they help by being no 1s, the class that the test digit was taken for.) The
+# Most have its label and are written like it. (The 4s in the first row do not:
+# they help because they are not 1s, the predicted class of the test digit.) The
 # opponents have **negative** scores: training on them *raised* the loss. They
-# look like the test digit too, but bear another label, mostly the one it was
-# taken for.
+# look like the test digit as well, but have another label, mostly the predicted
+# one.
 #
-# So the question "why did it say that?" has an answer that can be looked at:
-# because of these.
+# So the question "why did the model say this?" has an answer that one can look
+# at.
 
 # %% [markdown]
-# ## Does a score mean what it says?
+# ## Are scores right?
 #
-# It can be tried. From the weights of a checkpoint in the middle of training,
-# take one step of gradient descent on a single training digit and see what the
-# first query's loss does. Here is that for the proponents and opponents of this
-# one checkpoint, with a step a hundred times smaller than those of training, so
-# that a hundredth of the score should come off the loss.
+# This can be tested. From the weights of a checkpoint in the middle of
+# training, take one step of gradient descent on a single training digit and
+# measure the first query's loss. We do this for the proponents and opponents of
+# this one checkpoint, with a step a hundred times smaller than in training, so
+# that the loss should fall by a hundredth of the score.
 
 # %%
 middle = run.select([5])
@@ -152,7 +152,9 @@ scores = kt.TracIn(model, (x_train, y_train), middle).influence(
     (x_one, y_one), verbose=0
 )
 best = scores.top_k(4)
-chosen = np.concatenate([best.proponents.ids[0], best.opponents.ids[0][::-1]])
+strongest = np.concatenate(
+    [best.proponents.ids[0], best.opponents.ids[0][::-1]]
+)
 
 
 # %%
@@ -161,7 +163,7 @@ twin = keras.models.clone_model(model)
 
 
 def change_of_loss(example, rate=0.05 / 100):
-    """What one small step on this training digit does to the query's loss."""
+    """Change of the query's loss by a small step on this training digit."""
     twin.load_weights(middle[0].path)
     before = loss_of(y_one, twin(x_one))
     with tf.GradientTape() as tape:
@@ -174,7 +176,7 @@ def change_of_loss(example, rate=0.05 / 100):
     return float(loss_of(y_one, twin(x_one)) - before)
 
 
-for example in chosen:
+for example in strongest:
     print(
         f"digit {example:>4}, a {y_train[example]}: "
         f"the score says {-scores.scores[0, example] / 100:+.3f}, "
@@ -182,15 +184,14 @@ for example in chosen:
     )
 
 # %% [markdown]
-# A positive score, a loss that falls, and nearly by as much. With steps as
-# large as those of training the amounts differ more: a score is the straight
-# line through the first moment of a step, and the loss bends. So scores are for
-# ranking and comparing.
+# For a positive score the loss falls, and by nearly as much. With steps as
+# large as in training, the amounts differ more: a score is a linear
+# approximation, and the loss is curved. So use scores for ranking and
+# comparing.
 #
-# ## Before long work
+# ## Before long computations
 #
-# With large models and data, ask first what it will take and what would go
-# wrong:
+# With large models and data, first check for errors and estimate the time:
 
 # %%
 report = kt.check(
@@ -198,15 +199,15 @@ report = kt.check(
 )
 
 # %% [markdown]
-# ## From here
+# ## Next steps
 #
-# - `tracin.influence(test)` gives the scores of all training examples, an
-#   array `[num_test, num_train]` with the ids on both sides.
+# - `tracin.influence(test)` returns the scores of all training examples, an
+#   array `[num_test, num_train]` with the ids of both.
 # - `tracin.self_influence()` ranks training examples by how much the model had
-#   to learn them by heart: the way to wrong labels, which the notebook *Finding
-#   mislabelled data* goes.
+#   to memorize them, which finds wrong labels: see the notebook *Finding
+#   mislabelled data*.
 # - Datasets that shuffle need ids:
 #   `kt.with_ids((x, y)).shuffle(1000).batch(32)`.
-# - The notebook *Explaining a prediction three ways* sets influence functions
-#   and representer points beside TracIn, and *Low-latency lookup* answers a
-#   query in milliseconds.
+# - The notebook *Explaining a prediction three ways* compares TracIn with
+#   influence functions and representer points, and *Low-latency lookup* answers
+#   a query in milliseconds.

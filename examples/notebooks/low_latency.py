@@ -1,13 +1,12 @@
 # %% [markdown]
 # # Low-latency lookup
 #
-# **Description:** Sketch all training gradients once, keep them on disk, and
-# answer "which training examples does this prediction rest on?" in
-# milliseconds.
+# **Description:** Sketch all training gradients once, store them on disk, and
+# find the training examples that influence a prediction in milliseconds.
 #
-# `TracIn.top_k` goes through all training data for each call. That is right for
-# a study of a thousand queries, and too slow for a service that shows, beside
-# each prediction, what it rests on. `kt.InfluenceIndex` does the work
+# `TracIn.top_k` reads all training data in each call. That is right for a study
+# of a thousand queries, and too slow for a service that explains each of its
+# predictions. `kt.InfluenceIndex` does the work
 # beforehand: each training example's gradient at each checkpoint becomes a
 # short random *sketch*, whose inner products are unbiased estimates of those of
 # the gradients. A query is then sketched as well, and looked up among its
@@ -54,10 +53,9 @@ print(f"{model.count_params():,} weights, {len(x_train):,} training digits")
 # %% [markdown]
 # ## Build
 #
-# Four checkpoints were kept. `dim` is how many numbers stand for a gradient of
-# 18,954 at each. The larger, the better the estimates, and the larger the
-# index. A build that was interrupted goes on where it was when the same call is
-# made again.
+# There are four checkpoints. At each, a gradient of 18,954 numbers is replaced
+# by a sketch of `dim` numbers. The larger `dim`, the better the estimates, and
+# the larger the index. The same call continues a build that was interrupted.
 
 # %%
 tracin = kt.TracIn(model, (x_train, y_train), "runs/lookup")
@@ -78,12 +76,13 @@ index = kt.InfluenceIndex("index/digits", model)
 print(index)
 
 # %% [markdown]
-# An index says how good it is. While it was built, it took some training digits
-# as queries and compared what it finds with exact scores: that is the recall.
+# An index measures its quality. When it was built, it used several training
+# digits as queries and compared its results with exact scores: that is the
+# recall.
 #
-# ## Ask
+# ## Query
 #
-# The first query compiles a step. From then on:
+# The first query compiles a step. After that:
 
 # %%
 index.query((x_test[:1], y_test[:1]), k=10)
@@ -95,8 +94,8 @@ for i in range(1, 101):
 print(f"{np.median(times):.1f} ms for a query, in the median of {len(times)}")
 
 # %% [markdown]
-# A service has no label for what it is asked about. Then the question is what
-# supports the class that the model *predicts*: pass that as the label.
+# A service has no labels for its queries. To explain the class that the model
+# *predicts*, pass it as the label.
 
 # %%
 queries = x_test[[7, 42, 99]]
@@ -113,41 +112,41 @@ kt.plots.proponents_and_opponents(
 # %% [markdown]
 # ## How good are the answers?
 #
-# Exact TracIn is at hand here, so let us compare on all 500 test digits: what
-# share of the ten strongest proponents does the index name?
+# Exact TracIn is available here, so let us compare on all 500 test digits: what
+# share of the ten strongest proponents does the index find?
 
 # %%
 exact = tracin.top_k((x_test, y_test), k=10, verbose=0)
-found = index.query((x_test, y_test), k=10)
+approximate = index.query((x_test, y_test), k=10)
 
 
-def recall(found):
-    """The share of the exact ten that are among these."""
-    pairs = zip(exact.proponents.ids, found.proponents.ids, strict=True)
-    return np.mean([np.isin(best, some).mean() for best, some in pairs])
+def recall(top):
+    """Share of the ten strongest that are in `top`."""
+    pairs = zip(exact.proponents.ids, top.proponents.ids, strict=True)
+    return np.mean([np.isin(best, ids).mean() for best, ids in pairs])
 
 
-print(f"recall of the ten strongest proponents: {recall(found):.2f}")
+print(f"recall of the ten strongest proponents: {recall(approximate):.2f}")
 
 # %% [markdown]
-# Where that is not enough, let the index propose more candidates and score
-# those exactly. This reads the training examples that it names, so the index is
-# opened with the method it came from.
+# If that is not enough, let the index propose more candidates and score them
+# exactly. This reads the candidates from the training data, so the index is
+# opened with the method that it was built from.
 
 # %%
-exactly = kt.InfluenceIndex("index/digits", model, method=tracin)
-reranked = exactly.query((x_test[:50], y_test[:50]), k=10, rerank=50)
+exact_index = kt.InfluenceIndex("index/digits", model, method=tracin)
+reranked = exact_index.query((x_test[:50], y_test[:50]), k=10, rerank=50)
 best = exact.proponents.ids[:50]
 pairs = zip(best, reranked.proponents.ids, strict=True)
-share = np.mean([np.isin(one, other).mean() for one, other in pairs])
+share = np.mean([np.isin(left, right).mean() for left, right in pairs])
 print(f"recall after scoring 50 candidates exactly: {share:.2f}")
 
 # %% [markdown]
 # ## In your own work
 #
-# - New training examples join by `index.append((x, y))`.
+# - `index.append((x, y))` adds new training examples.
 # - With 60,000 MNIST digits and five checkpoints a query takes about ten
 #   milliseconds on two cores; `examples/low_latency.py` measures it.
-# - An index of influence functions is made the same way, from
+# - An index of influence functions is built the same way, from
 #   `kt.InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`.
 # - `keras_tracin-index` and `keras_tracin-query` do this from the command line.

@@ -1,17 +1,15 @@
 # %% [markdown]
 # # Finding mislabelled data
 #
-# **Description:** Rank training examples by self-influence, look at the first
-# few, correct them, and see what that is worth. With the training loss as the
-# baseline that it should be compared with.
+# **Description:** Rank training examples by self-influence, inspect the first,
+# correct them, and measure the benefit, with the training loss as the baseline.
 #
 # A training example whose label contradicts the rest of the data is hard to
-# learn: the network has to bend for it alone. Its influence on its *own* loss,
-# the self-influence, is then large. So the way to wrong labels is to sort by
-# self-influence and to look at the top.
+# learn: the network has to adapt to it alone. Its influence on its *own* loss,
+# the self-influence, is then large. So, to find wrong labels, sort by
+# self-influence and inspect the top.
 #
-# To be able to count what is found, we make a tenth of the labels wrong on
-# purpose.
+# To be able to count them, we make a tenth of the labels wrong on purpose.
 
 # %%
 import keras
@@ -43,7 +41,7 @@ print(f"{is_wrong.sum()} of {len(y_train)} labels are wrong now.")
 
 # %%
 def train(y, callbacks=()):
-    """A network, trained from the start on these labels."""
+    """Trains a new network on these labels."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -72,7 +70,8 @@ print(f"Accuracy: {model.evaluate(x_test, y_test, verbose=0)[1]:.1%}")
 # ## Rank
 #
 # Self-influence is a sum over checkpoints of the squared length of an example's
-# gradient. It is never negative, and one pass over the data is all it takes.
+# gradient. It is never negative, and takes a single pass over the data at each
+# checkpoint.
 
 # %%
 tracin = kt.TracIn(model, (x_train, y_train), "runs/noisy_digits")
@@ -80,9 +79,8 @@ self_influence = tracin.self_influence(verbose=0)
 first = self_influence.ranking().ids[:20]
 
 # %% [markdown]
-# These twenty come first, each with the label that it bears, in red where we
-# made it wrong: all of them. Without knowing that, one would see it at a
-# glance.
+# These twenty come first, with their labels, in red if we made them wrong: all
+# of them. It is visible at a glance.
 
 # %%
 figure, axes = plt.subplots(2, 10, figsize=(9, 2.4))
@@ -96,8 +94,8 @@ for axis, example in zip(axes.flat, first, strict=True):
 # %% [markdown]
 # ## Count, and compare with the loss
 #
-# How many of the wrong labels has one met after looking at so many digits? The
-# obvious baseline is to sort by the training loss itself.
+# How many of the wrong labels are found after inspecting a share of the digits?
+# The obvious baseline is to sort by the training loss.
 
 # %%
 logits = model.predict(x_train, verbose=0)
@@ -108,26 +106,27 @@ loss = np.asarray(
 )
 suspicion = {"self-influence": self_influence.scores, "loss": loss}
 for name, scores in suspicion.items():
-    found = kt.evaluation.mislabel_detection(scores, is_wrong)
+    detection = kt.evaluation.mislabel_detection(scores, is_wrong)
     print(
-        f"{name:>14}: {found.recall_at(0.1):.0%} of them in the first 10%, "
-        f"{found.recall_at(0.2):.0%} in the first 20%, AUC {found.auc:.3f}"
+        f"{name:>14}: {detection.recall_at(0.1):.0%} of them in the first 10%, "
+        f"{detection.recall_at(0.2):.0%} in the first 20%, "
+        f"AUC {detection.auc:.3f}"
     )
 
 # %%
 kt.plots.recall_curve(suspicion, is_wrong)
 
 # %% [markdown]
-# Both find nearly everything. Where labels are wrong **at random**, as here, a
-# wrong label is a surprise to the model, and the loss says so as well or
-# better, for less work. Look at it first.
+# Both find nearly everything. If labels are wrong **at random**, as here, a
+# wrong label surprises the model, and the loss shows this as well or better, at
+# less cost. Look at the loss first.
 #
-# What the loss cannot say is *why* an example is surprising, and where the
-# surprise goes. The next step can.
+# But the loss does not say *why* an example is surprising, nor which
+# predictions it affects. The next step does.
 #
-# ## What does a wrong label do?
+# ## Effects of wrong labels
 #
-# Take a test digit that the network gets wrong, and look for what hurt it.
+# Take test digits with wrong predictions, and find the examples that hurt them.
 
 # %%
 test_loss = np.asarray(
@@ -147,15 +146,14 @@ kt.plots.proponents_and_opponents(
 )
 
 # %% [markdown]
-# Of the opponents, on the right, most are mislabelled: look-alikes of the test
-# digit that say something else. And some proponents are too: digits of another
-# kind that bear the test digit's label. A model learns from its labels, right
-# or wrong.
+# Most of the opponents, on the right, are mislabelled: similar digits with
+# another label. So are some proponents: other digits with the test digit's
+# label. A model learns from its labels, right or wrong.
 #
-# ## Is it worth the work?
+# ## Does it help?
 #
-# Have someone look at the first 15% of the ranking and correct what is wrong
-# there. Then train again, from the same start.
+# Let a person inspect the first 15% of the ranking and correct wrong labels.
+# Then train again, from the same initial weights.
 
 # %%
 inspected = self_influence.ranking().ids[: int(0.15 * len(y_train))]
@@ -166,18 +164,17 @@ for name, labels in {
     "15% inspected": corrected,
     "all labels right": true_labels,
 }.items():
-    again = model if labels is y_train else train(labels)
-    accuracy = again.evaluate(x_test, y_test, verbose=0)[1]
-    left = (labels != true_labels).sum()
-    print(f"{name:>20}: {left:>3} wrong labels, accuracy {accuracy:.1%}")
+    retrained = model if labels is y_train else train(labels)
+    accuracy = retrained.evaluate(x_test, y_test, verbose=0)[1]
+    remaining = (labels != true_labels).sum()
+    print(f"{name:>20}: {remaining:>3} wrong labels, accuracy {accuracy:.1%}")
 
 # %% [markdown]
 # ## In your own work
 #
-# - Use checkpoints from where the loss falls; `kt.select_checkpoints` chooses
-#   them. Once a network has learned its wrong labels by heart, its last
-#   checkpoint no longer finds them hard.
-# - Rare examples come first too, rightly labelled or not. That is a list worth
-#   reading for its own sake.
-# - `python -m keras_tracin.scripts.self_influence --help` does this from the
-#   command line.
+# - Use checkpoints from the part of training in which the loss falls;
+# `kt.select_checkpoints` selects them. After a network has memorized its wrong
+# labels, they are no longer hard for its last checkpoint. - Rare examples also
+# come first, whether their labels are right or wrong. They   are worth
+# inspecting as well. - `python -m keras_tracin.scripts.self_influence --help`
+# does this from the   command line.

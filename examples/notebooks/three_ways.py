@@ -1,16 +1,16 @@
 # %% [markdown]
 # # Explaining a prediction three ways
 #
-# **Description:** TracIn, influence functions and representer points answer the
-# same call about the same prediction. They do not say the same, since they ask
-# different questions; removing what they name and training again shows what
-# each is worth.
+# **Description:** TracIn, influence functions and representer points explain
+# the same prediction by the same call. Their answers differ, since they measure
+# different things. Removing the examples that they name and training again
+# shows how good they are.
 #
-# | method | the question it answers |
+# | method | what a score measures |
 # |---|---|
-# | TracIn | What did training steps on it do to this loss? |
-# | Influence functions | How would the loss rise without it, at rest again? |
-# | Representer points | What does it add to the logit, in the last layer? |
+# | TracIn | decrease of the loss by training steps on the example |
+# | Influence functions | rise of the loss without it, after convergence |
+# | Representer points | contribution to the logit, in the last layer |
 
 # %%
 import keras
@@ -33,7 +33,7 @@ x_train, x_test, y_train, y_test = train_test_split(
 
 
 def build(seed=0, **options):
-    """A network with initial weights of this seed."""
+    """A compiled network with initial weights of this seed."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
@@ -63,8 +63,8 @@ print(
 # %% [markdown]
 # ## The prediction
 #
-# A test digit that the network finds hard: of those that it gets right, the one
-# with the highest loss.
+# A hard test digit: among those that the network classifies right, the one with
+# the highest loss.
 
 # %%
 logits = model.predict(x_test, verbose=0)
@@ -82,12 +82,11 @@ print(f"A {y_test[query]}, nearly taken for a {runner_up}.")
 # %% [markdown]
 # ## Three methods, one call
 #
-# Each takes the model and the training data. TracIn wants the recorded run as
-# well. Influence functions want a damping λ, which is added to the curvature of
-# the loss: a network's Hessian has directions along which it is flat or bends
-# downwards. The Gauss-Newton matrix has only the former, and EK-FAC inverts it
-# layer by layer. Representer points need a regularised last layer, and retune
-# it.
+# Each takes the model and the training data. TracIn also needs the recorded
+# run. Influence functions need a damping λ, which is added to the curvature of
+# the loss: the Hessian of a network has eigenvalues that are zero or negative.
+# Those of the Gauss-Newton matrix are not negative, and EK-FAC inverts it layer
+# by layer. Representer points need a regularised last layer, and retune it.
 
 # %%
 train_data = (x_train, y_train)
@@ -107,7 +106,7 @@ scores = {
 
 # %%
 kt.plots.proponents_and_opponents(
-    kt.TopK.concat([each.top_k(5) for each in scores.values()]),
+    kt.TopK.concat([attribution.top_k(5) for attribution in scores.values()]),
     x_test[[query] * 3],
     x_train,
     query_labels=list(scores),
@@ -115,28 +114,29 @@ kt.plots.proponents_and_opponents(
 )
 
 # %% [markdown]
-# The sizes of the scores mean different things and cannot be compared from row
-# to row. Their signs can: positive is always a proponent.
+# The sizes of scores have different meanings and cannot be compared from row to
+# row. Their signs can: positive is always a proponent.
 #
 # TracIn and influence functions name digits that look like the query, on both
-# sides. Representer points see a digit only as the last layer does, as 32
-# numbers. A score is the product of how alike these are to the query's and of
-# how badly the digit is still fitted, so that a few badly fitted digits come up
-# for many queries.
+# sides. Representer points use only the 32 inputs of the last layer. A score is
+# the product of their similarity to those of the query and of the misfit of the
+# training digit, so a few digits with a bad fit appear for many queries.
 #
-# Over all training digits, how alike are the rankings?
+# How similar are the rankings over all training digits?
 
 # %%
-table = pd.DataFrame({name: each.scores[0] for name, each in scores.items()})
+table = pd.DataFrame(
+    {name: values.scores[0] for name, values in scores.items()}
+)
 table.corr("spearman").round(2)
 
 # %% [markdown]
-# ## Who is right?
+# ## Which one is right?
 #
-# Training again tells. Leave out the 20 strongest proponents of each method,
-# train from the same start, and see how far the query's loss rises; beside it
-# what 20 digits of the same class do that were drawn at random. Every training
-# has its chances, so each is done with three seeds.
+# Retraining decides. Leave out the 20 strongest proponents of each method,
+# train from the same initial weights, and measure the rise of the query's loss;
+# for comparison, leave out 20 random digits of the same class. Since trainings
+# vary by chance, each is repeated with three seeds.
 
 # %%
 rng = np.random.default_rng(0)
@@ -145,12 +145,12 @@ left_out = {
     "none": np.array([], int),
     "20 at random, same class": rng.choice(same_class, 20, replace=False),
 }
-for name, each in scores.items():
-    left_out[f"20 by {name}"] = each.top_k(20).proponents.ids[0]
+for name, values in scores.items():
+    left_out[f"20 by {name}"] = values.top_k(20).proponents.ids[0]
 print(f"{len(same_class)} training digits are an {y_test[query]}.")
 
 # %%
-again = build(steps_per_execution=20)  # one call does 20 steps
+retrained = build(steps_per_execution=20)  # 20 steps in a call
 
 
 def loss_without(ids, seed):
@@ -158,9 +158,9 @@ def loss_without(ids, seed):
     keep = np.setdiff1d(np.arange(len(y_train)), ids)
     data = tf.data.Dataset.from_tensor_slices((x_train[keep], y_train[keep]))
     data = data.shuffle(600, seed=seed).repeat(40).batch(64)
-    again.set_weights(build(seed).get_weights())
-    again.fit(data, shuffle=False, verbose=0)
-    logits = again(question[0])
+    retrained.set_weights(build(seed).get_weights())
+    retrained.fit(data, shuffle=False, verbose=0)
+    logits = retrained(question[0])
     return float(
         keras.losses.sparse_categorical_crossentropy(
             question[1], logits, from_logits=True
@@ -169,29 +169,28 @@ def loss_without(ids, seed):
 
 
 seeds = range(3)
-found = pd.DataFrame(
+results = pd.DataFrame(
     [[loss_without(ids, seed) for seed in seeds] for ids in left_out.values()],
     index=list(left_out),
     columns=[f"loss, seed {seed}" for seed in seeds],
 )
-found["mean"] = found.mean(axis=1)
-found.round(2)
+results["mean"] = results.mean(axis=1)
+results.round(2)
 
 # %% [markdown]
-# With 20 of 50 digits of the class gone, the loss rises whichever they are. It
-# rises far more without those that TracIn and influence functions name: the
-# prediction rests on them. What representer points name is missed a little more
-# than digits drawn at random: below the last layer they see nothing, and there
-# the digits of a class look alike.
+# Without 20 of the 50 digits of the class, the loss rises in any case. It rises
+# far more without those that TracIn and influence functions name: the
+# prediction depends on them. Leaving out those of representer points has
+# slightly more effect than leaving out random digits: they use nothing below
+# the last layer, where the digits of a class look alike.
 #
-# ## Which one to take
+# ## Which one to use
 #
-# - **TracIn** asks least: no convergence, any layer, any loss. Begin with it.
-# - **Influence functions** speak of leaving an example out and of a minimum.
-#   The nearer training has come to one, the better; the library warns where it
-#   has not.
-# - **Representer points** explain the *prediction*, not its loss, through the
-#   last layer alone, and add up to the logit exactly:
+# - **TracIn** assumes least: no convergence, any layer, any loss. Begin with
+# it. - **Influence functions** describe leaving an example out at a minimum.
+# The   closer training is to one, the better; the library warns if it is not
+# close. - **Representer points** explain the *prediction*, not its loss,
+# through the   last layer alone, and add up to the logit exactly:
 
 # %%
 points = methods["representer points"]

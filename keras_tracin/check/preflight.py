@@ -32,6 +32,7 @@ from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.rates import checkpoint_rates
 from keras_tracin.methods.training_notes import check_training
+from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.models.errors import brief
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
@@ -197,7 +198,7 @@ class _Preflight:
     ) -> None:
         model, loss = self._model, self._options["loss"]
         self._findings += structure.model_findings(model)
-        if loss is not None or model._compile_loss is not None:
+        if loss is not None or compiled_loss(model) is not None:
             self._findings.append(structure.loss_finding(model, loss))
         if x is not None:
             self._findings += structure.output_findings(model, loss, x)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.check.report import Finding
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.diagnosis import broken_rows
 from keras_tracin.losses.invalid_labels import LabelsOutsideClasses
 from keras_tracin.losses.per_example import PerExampleLoss

@@ -11,7 +11,9 @@ import numpy as np
 from keras_tracin.check.report import Finding, LayerReport
 from keras_tracin.data.preprocessing import has_unknown_fit
 from keras_tracin.gradients.sites import Site, find_sites
-from keras_tracin.losses.output_kinds import REMEDY, outputs_of
+from keras_tracin.losses.output_kinds import outputs_of
+from keras_tracin.losses.outputs import REMEDY
+from keras_tracin.models.compiled import compiled_loss, losses_of
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")
@@ -150,15 +152,10 @@ def broken_weights(model: keras.Model) -> str | None:
 
 def loss_finding(model: keras.Model, loss: Any) -> Finding:
     """Names the loss in use and the reduction that is undone."""
-    weights = None
-    where = "given as `loss=`"
-    if loss is None:
-        where = "compiled"
-        compiled: Any = model._compile_loss
-        loss, weights = compiled._user_loss, compiled._user_loss_weights
-    described = [
-        _describe_loss(part) for part in keras.tree.flatten(loss) if part
-    ]
+    compiled = compiled_loss(model) if loss is None else None
+    where = "given as `loss=`" if compiled is None else "compiled"
+    weights = None if compiled is None else compiled.weights
+    described = [_describe_loss(part) for part in losses_of(model, loss)]
     weighted = f", weighted {weights}" if weights else ""
     return Finding(
         "note",
@@ -171,7 +168,7 @@ def loss_finding(model: keras.Model, loss: Any) -> Finding:
 
 def output_findings(model: keras.Model, loss: Any, x: Any) -> Iterator[Finding]:
     """Findings about outputs: their kind, and whether it fits the loss."""
-    if loss is None and model._compile_loss is None:
+    if loss is None and compiled_loss(model) is None:
         return
     outputs = outputs_of(model, loss, x)
     if outputs.contradicts:

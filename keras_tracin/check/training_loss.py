@@ -28,8 +28,9 @@ import tensorflow as tf
 
 from keras_tracin.check.loss_comparison import Comparison, loss_findings
 from keras_tracin.check.report import Finding
-from keras_tracin.data.examples import Batch, Examples, joined
+from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.losses.per_example import batch_shares
+from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
 _SAMPLE_SIZE = 1024  # examples
@@ -157,7 +158,7 @@ class TrainingLoss:
             new_keys = self._rng.random(len(batch))
             keys = np.concatenate([keys, new_keys])
             lowest = np.argsort(keys)[:most]
-            sample = [_take_rows(joined([*sample, batch]), lowest)]
+            sample = [join([*sample, batch]).take(lowest)]
             keys = keys[lowest]
             read += len(batch)
             is_enough = self._max_examples and read >= self._max_examples
@@ -166,7 +167,7 @@ class TrainingLoss:
         count = len(keys)
         size = min(batch_size, count)
         return [
-            _take_rows(sample[0], np.arange(start, start + size))
+            sample[0].take(np.arange(start, start + size))
             for start in range(0, count - size + 1, size)
         ]
 
@@ -195,7 +196,7 @@ def reports_compiled_loss(model: keras.Model) -> bool:
     whole = model.distribute_strategy.num_replicas_in_sync == 1
     return (
         whole
-        and model._compile_loss is not None
+        and compiled_loss(model) is not None
         and kind.train_step is keras.Model.train_step
         and kind.compute_loss is keras.Model.compute_loss
     )
@@ -239,8 +240,3 @@ def _batch_size(
     every = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
     batches = max(1, round(steps * every / epochs))
     return max(1, min(examples.size, math.ceil(examples.size / batches)))
-
-
-def _take_rows(batch: Batch, rows: np.ndarray) -> Batch:
-    data = tf.nest.map_structure(lambda a: np.asarray(a)[rows], batch.data)
-    return Batch(batch.ids[rows], *data)

@@ -1,33 +1,45 @@
 """Training examples that are read many times, and drawn at random.
 
-Solving for a curvature reads the data hundreds of times. What fits is kept in
-memory; what does not is read anew, and random minibatches come from a uniform
-sample of it.
+Solving for a curvature reads the data hundreds of times. Data that fits is
+kept in memory; other data is read anew each time, and random minibatches come
+from a uniform sample of it.
 
 Synopsis:
 
-    held = HeldExamples(examples, memory=2**30)
-    for data in held.batches(256): ...       # every example, in order
-    data = held.draw(rng, 64)                # 64 at random
+    data = Minibatches(examples, memory=2**30)
+    for batch in data.batches(256): ...      # every example, in order
+    batch = data.draw(rng, 64)               # 64 at random
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Examples, join
+from keras_tracin.data.held import HeldExamples
 
 _READ = 1024  # examples read at a time
 
 
-class HeldExamples:
-    """Examples in memory, as far as they fit.
+class Watcher(Protocol):
+    """Something that counts batches, such as a progress bar."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts batches that were read."""
+
+    def finish(self) -> None:
+        """Says that no more will be read."""
+
+
+class Minibatches:
+    """Batches and random draws of examples, in memory as far as they fit.
 
     Args:
         examples: the data.
@@ -37,20 +49,41 @@ class HeldExamples:
     def __init__(self, examples: Examples, memory: int):
         self._examples = examples
         self._memory = memory
+        self._watchers: list[Watcher] = []
+
+    @contextlib.contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Within it, a watcher is told of every batch that was used."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+            watcher.finish()
 
     def batches(self, batch_size: int) -> Iterator[Any]:
         """Yields `(x, y[, sample_weight])` of all examples, as tensors."""
+        for batch in self._batches(batch_size):
+            yield batch
+            self._advance()
+
+    def _batches(self, batch_size: int) -> Iterator[Any]:
         if self._whole is None:
             for batch in self._examples.batches(batch_size):
-                yield _tensors(batch)
+                yield _tensors(batch.data)
             return
         for start in range(0, _length(self._whole), batch_size):
             yield tf.nest.map_structure(
                 lambda leaf, at=start: leaf[at : at + batch_size], self._whole
             )
 
+    def _advance(self) -> None:
+        if self._watchers:
+            self._watchers[-1].advance()
+
     def draw(self, rng: np.random.Generator, batch_size: int) -> Any:
         """`batch_size` different examples (or all, if there are fewer)."""
+        self._advance()
         source = self._sample if self._whole is None else self._whole
         count = _length(source)
         if batch_size >= count:
@@ -61,13 +94,8 @@ class HeldExamples:
     @functools.cached_property
     def _whole(self) -> Any | None:
         """All examples, or None where they do not fit."""
-        held, size = [], 0
-        for batch in self._examples.batches(_READ):
-            size += batch.nbytes
-            if size > self._memory:
-                return None
-            held.append(_tensors(batch))
-        return _joined(held)
+        held = HeldExamples.read_within(self._examples, self._memory)
+        return None if held is None else _tensors(held.data)
 
     @functools.cached_property
     def _sample(self) -> Any:
@@ -84,32 +112,19 @@ class HeldExamples:
             stacklevel=4,
         )
         rng = np.random.default_rng(0)
-        chosen = np.sort(rng.choice(count, keep, replace=False))
-        held, start = [], 0
+        kept = np.sort(rng.choice(count, keep, replace=False))
+        parts, start = [], 0
         for batch in self._examples.batches(_READ):
-            inside = (chosen >= start) & (chosen < start + len(batch))
-            rows = chosen[inside] - start
+            inside = (kept >= start) & (kept < start + len(batch))
+            rows = kept[inside] - start
             if len(rows):
-                held.append(
-                    tf.nest.map_structure(
-                        lambda leaf, rows=rows: tf.gather(leaf, rows),
-                        _tensors(batch),
-                    )
-                )
+                parts.append(batch.take(rows))
             start += len(batch)
-        return _joined(held)
+        return _tensors(join(parts).data)
 
 
-def _tensors(batch: Batch) -> Any:
-    return tf.nest.map_structure(tf.convert_to_tensor, batch.data)
-
-
-def _joined(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    return tf.nest.map_structure(
-        lambda *leaves: tf.concat(leaves, axis=0), *parts
-    )
+def _tensors(data: Any) -> Any:
+    return tf.nest.map_structure(tf.convert_to_tensor, data)
 
 
 def _length(data: Any) -> int:

@@ -2,15 +2,16 @@
 
 Synopsis:
 
-    for block, factors in blocks_of(captured, groups):
-        moments_of(block, factors)                  # what a basis is made of
-        spectrum_of(block, factors, basis)          # squares within it
+    for block, factors in cut(captured.factors, groups):
+        basis = eigenbasis(second_moments(block, factors), tf.float32)
+        mean_squares = sum_of_squares(block, factors, basis) / count
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -19,18 +20,21 @@ from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import DenseGradients, Factors, OuterFactors
 from keras_tracin.gradients.flat import Groups, size_of
 
-_LARGEST_SIDE = 8192  # of a kernel, to be diagonalised
+Basis = tuple[tf.Tensor, ...]  # (U_A, U_B), in columns; none for a diagonal
+
+_LARGEST_SIDE = 8192  # of a kernel that is diagonalised
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Neighbouring numbers of a row, as a matrix `[i, o]` or a diagonal.
+    """Adjacent entries of a row, as a matrix `[i, o]` or a diagonal.
 
     Attributes:
-        start: where they begin in a row.
+        start: position of the first entry in a row.
         rows: i; 1 for a diagonal.
         columns: o.
-        kronecker: whether there are bases to be found.
+        kronecker: whether its curvature has Kronecker factors, else it is
+            taken to be diagonal.
     """
 
     start: int
@@ -40,104 +44,156 @@ class Block:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """Number of entries."""
         return self.rows * self.columns
 
 
-def blocks_of(
+class LayerCurvature(Protocol):
+    """The Gauss-Newton matrix of a network, block by block.
+
+    It is the second moment of pseudo-gradients (see
+    `keras_tracin.curvature.pseudo_gradients`), of which there are several for
+    each example.
+    """
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The type of vectors."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of a row, in order."""
+        raise NotImplementedError
+
+    def moments(self) -> list[tuple[tf.Tensor, ...]]:
+        """A `[i, i]` and B `[o, o]` of each block, up to a factor.
+
+        None for a diagonal.
+        """
+        raise NotImplementedError
+
+    def mean_squares(self, bases: Sequence[Basis]) -> list[tf.Tensor]:
+        """Mean squares of the gradients in the blocks' bases, `[i, o]` each.
+
+        Args:
+            bases: one for each block.
+        """
+        raise NotImplementedError
+
+    def penalty_diagonal(self) -> tf.Tensor:
+        """The diagonal `[p]` of the weight regularisers' curvature."""
+        raise NotImplementedError
+
+
+def cut(
     factors: Sequence[Factors], groups: Groups
 ) -> list[tuple[Block, Factors]]:
-    """Each block of a row, with the factors of its gradients."""
+    """Cuts gradients into blocks, each with its own factors.
+
+    Args:
+        factors: gradients, group by group.
+        groups: the variables of each.
+    """
     pairs: list[tuple[Block, Factors]] = []
     start = 0
-    for found, variables in zip(factors, groups, strict=True):
+    for group, variables in zip(factors, groups, strict=True):
         sizes = [size_of(variable) for variable in variables]
-        if isinstance(found, OuterFactors):
-            _, i, o = found.sizes
-            block = Block(start, i + found.bias, o, True)
+        if isinstance(group, OuterFactors):
+            _, i, o = group.sizes
+            block = Block(start, i + group.bias, o, True)
             if max(block.rows, block.columns) > _LARGEST_SIDE:
                 block = Block(start, 1, sum(sizes), False)
-            pairs.append((block, found))
+            pairs.append((block, group))
             start += sum(sizes)
             continue
-        parts = found.parts if isinstance(found, DenseGradients) else [found]
+        parts = group.parts if isinstance(group, DenseGradients) else [group]
         for part, variable in zip(parts, variables, strict=True):
             size, last = size_of(variable), variable.shape[-1:] or (1,)
             i, o = size // last[0], last[0]
-            whole = isinstance(found, DenseGradients) and min(i, o) > 1
+            whole = isinstance(group, DenseGradients) and min(i, o) > 1
             if whole and max(i, o) <= _LARGEST_SIDE:
                 block = Block(start, i, o, True)
             else:
                 block = Block(start, 1, size, False)
-            if isinstance(found, DenseGradients):
+            if isinstance(group, DenseGradients):
                 part = DenseGradients((part,))
             pairs.append((block, part))
             start += size
     return pairs
 
 
-def moments_of(block: Block, factors: Factors) -> tuple[tf.Tensor, ...]:
-    """What the bases are made of, summed over a batch: A and B."""
+def second_moments(block: Block, factors: Factors) -> tuple[tf.Tensor, ...]:
+    """A `[i, i]` and B `[o, o]` summed over a batch; none for a diagonal."""
     if not block.kronecker:
         return ()
     if isinstance(factors, OuterFactors):
-        x = tf.reshape(_with_one(factors), [-1, block.rows])
+        x = tf.reshape(_inputs_with_one(factors), [-1, block.rows])
         delta = tf.reshape(factors.grads, [-1, block.columns])
         return (
             tf.matmul(x, x, transpose_a=True),
             tf.matmul(delta, delta, transpose_a=True),
         )
-    whole = _whole(block, factors)
+    whole = _matrices(block, factors)
     return (
         tf.einsum("nio,njo->ij", whole, whole),
         tf.einsum("nio,niq->oq", whole, whole),
     )
 
 
-def spectrum_of(block: Block, factors: Factors, basis) -> tf.Tensor:
+def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
     """Squares of the gradients in the basis, `[i, o]` summed over a batch."""
     if not block.kronecker:
         return tf.reduce_sum(tf.square(flat.rows((factors,))), 0)[tf.newaxis]
     left, right = basis
     if isinstance(factors, OuterFactors):
-        x = tf.einsum("nti,ij->ntj", _with_one(factors), left)
+        x = tf.einsum("nti,ij->ntj", _inputs_with_one(factors), left)
         delta = tf.einsum("nto,oq->ntq", factors.grads, right)
         if factors.sizes[0] == 1:
             x, delta = tf.square(x[:, 0]), tf.square(delta[:, 0])
             return tf.matmul(x, delta, transpose_a=True)
-        turned = tf.matmul(x, delta, transpose_a=True)
+        rotated = tf.matmul(x, delta, transpose_a=True)
     else:
-        turned = rotated(_whole(block, factors), left, right)
-    return tf.reduce_sum(tf.square(turned), axis=0)
+        rotated = rotate(_matrices(block, factors), left, right)
+    return tf.reduce_sum(tf.square(rotated), axis=0)
 
 
-def _with_one(factors: OuterFactors) -> tf.Tensor:
-    """The inputs, and one for the bias: its gradient is the last row."""
+def _inputs_with_one(factors: OuterFactors) -> tf.Tensor:
+    """The inputs, and a one for the bias, whose gradient is the last row."""
     if not factors.bias:
         return factors.inputs
     one = tf.ones_like(factors.inputs[..., :1])
     return tf.concat([factors.inputs, one], axis=-1)
 
 
-def _whole(block: Block, factors: Factors) -> tf.Tensor:
+def _matrices(block: Block, factors: Factors) -> tf.Tensor:
     rows = flat.rows((factors,))
     return tf.reshape(rows, [-1, block.rows, block.columns])
 
 
-def rotated(matrices, left, right) -> tf.Tensor:
+def rotate(matrices, left, right) -> tf.Tensor:
     """`leftᵀ M right` of each `[i, o]`."""
     return tf.einsum("ij,nio,oq->njq", left, matrices, right)
 
 
-def basis_of(moments, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+def eigenbasis(moments: Sequence[tf.Tensor], dtype: tf.DType) -> Basis:
+    """The eigenvectors of A and B, found in float64."""
     left, right = (
         np.linalg.eigh(np.asarray(moment, np.float64))[1] for moment in moments
     )
     return tf.constant(left, dtype), tf.constant(right, dtype)
 
 
-def rotated_diagonal(block: Block, basis, diagonal: tf.Tensor) -> tf.Tensor:
-    """The diagonal, in the basis, of a matrix that is diagonal outside it."""
+def rotate_diagonal(
+    block: Block, basis: Basis, diagonal: tf.Tensor
+) -> tf.Tensor:
+    """The diagonal in the basis, `[i, o]`, of a matrix diagonal outside it.
+
+    Args:
+        block: the block.
+        basis: its basis.
+        diagonal: of the whole matrix, `[p]`.
+    """
     part = diagonal[block.start : block.start + block.size]
     part = tf.reshape(part, [block.rows, block.columns])
     if not block.kronecker:

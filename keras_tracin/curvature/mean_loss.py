@@ -1,15 +1,15 @@
 """A curvature of the mean loss as an operator: passes, batches, vectors.
 
 Both curvatures of `keras_tracin.curvature.objective` are sums over examples,
-plus weight regularisers. What they share is here: reading the data, working on
-many vectors at once, random minibatches, replicas, and the gradient.
+plus weight regularisers. They share what is here: reading the data, products
+with many vectors at once, random minibatches, replicas, and the gradient.
 
 Synopsis:
 
     class Hessian(MeanLossCurvature):
         def linearize(self, data, real):
             ...                      # runs the model once
-            return product           # what multiplies a vector, in parts
+            return product           # multiplies a vector, in parts
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.curvature.examples import HeldExamples
+from keras_tracin.curvature.examples import Minibatches
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.penalty import Layout, Parts, Penalty
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.distribution import Strategy, spread_sum
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.steps import batch_spec
-from keras_tracin.gradients.compiling import compiled
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses.per_example import PerExampleLoss
 
-# Examples × variables up to which vectors are worked on side by side: all of
-# an operation's shares are then small, and calling it takes longer than doing
+# Examples × variables up to which vectors are multiplied side by side: the
+# tensors of an operation are then small, and calling it takes longer than doing
 # it. Beyond, one vector at a time moves less memory.
 _SIDE_BY_SIDE = 2**21
 _SIDE_BY_SIDE_AT_ONCE = 2**26  # the same × vectors
@@ -48,23 +48,23 @@ def _as_they_are(outputs: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MeanLossCurvature:
-    """What the curvatures of a mean loss have in common.
+class MeanLossCurvature(Operator):
+    """A curvature of the mean loss, in parts that its subclasses share.
 
-    A subclass says what multiplies a vector, given one run of the model.
+    A subclass supplies the product with a vector, given one run of the model.
 
     Attributes:
         model: a built model; it runs in inference mode.
         loss: `(y, y_pred, sample_weight) -> [n]`.
         examples: the training data.
-        variables: those that the vectors are laid out by, in this order.
-        penalty: `ρ`, what the weight regularisers count beside the mean loss;
-            see `keras_tracin.losses.per_example.penalty_weight`.
+        variables: variables that vectors are laid out by, in this order.
+        penalty: `ρ`, the factor of the weight regularisers beside the mean
+            loss; see `keras_tracin.losses.per_example.penalty_weight`.
         memory_limit: bytes that may be used; half of what is free by default.
-        strategy: where to run; each replica works on a share of a batch.
+        strategy: where to run; each replica takes a share of a batch.
         jit_compile: whether XLA compiles the steps.
-        see_outputs: what the loss is given in place of the model's outputs:
-            the same numbers, from which logits can be told.
+        see_outputs: makes what the loss is given of the model's outputs: the
+            same numbers, marked with the logits that they come from.
     """
 
     model: keras.Model
@@ -82,13 +82,13 @@ class MeanLossCurvature:
 
     @property
     def size(self) -> int:
-        """p, how many numbers the variables hold."""
-        return self._layout.size
+        """Number of entries of all variables, p."""
+        return self.layout.size
 
     @property
     def dtype(self) -> tf.DType:
         """The type of the vectors: the widest of the variables'."""
-        return self._layout.dtype
+        return self.layout.dtype
 
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         """The product with each row of `vectors [m, p]`.
@@ -100,9 +100,9 @@ class MeanLossCurvature:
         total = tf.zeros_like(vectors)
         count = 0
         for data in self.held.batches(self._batch_size):
-            total += self._sums(data, vectors)
+            total += self.products.sums(data, vectors)
             count += len(tf.nest.flatten(data)[0])
-        return total / count + self._penalty.products(vectors)
+        return total / count + self.regularizers.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         """The same over `batch_size` random examples instead of all."""
@@ -113,9 +113,9 @@ class MeanLossCurvature:
         total = tf.zeros([self.size], self.dtype)
         count = 0
         for data in self.held.batches(self._batch_size):
-            total += self._gradient(data)
+            total += self.batch_gradient(data)
             count += len(tf.nest.flatten(data)[0])
-        return total / count + self._penalty.gradient()
+        return total / count + self.regularizers.gradient()
 
     def penalty_diagonal(self) -> tf.Tensor:
         """The regularisers' second derivatives `[p]`, if these are diagonal.
@@ -123,92 +123,45 @@ class MeanLossCurvature:
         They are for every penalty that is a sum over weights, as L2.
         """
         ones = tf.ones([1, self.size], self.dtype)
-        return tf.reshape(self._penalty.products(ones) * ones, [-1])
+        return tf.reshape(self.regularizers.products(ones) * ones, [-1])
 
     def linearize(self, data, real) -> Callable[[Parts], Parts]:
-        """Runs the model once; returns what multiplies a vector, in parts."""
+        """Runs the model once; returns the product with a vector, in parts."""
         raise NotImplementedError
 
-    def _sums(self, data: Any, vectors: tf.Tensor) -> tf.Tensor:
-        """The products `[m, p]` summed over the examples of a batch."""
-        rows, examples = len(vectors), len(tf.nest.flatten(data)[0])
-        if rows == 1:
-            return self._alone(data, vectors)
-        width = examples * self.size
-        if width > _SIDE_BY_SIDE or self._has_loops:
-            return self._in_turn(data, vectors)
-        block = max(1, _SIDE_BY_SIDE_AT_ONCE // width)
-        found = [
-            self._side_by_side(data, vectors[start : start + block])
-            for start in range(0, rows, block)
-        ]
-        return found[0] if len(found) == 1 else tf.concat(found, axis=0)
+    @functools.cached_property
+    def products(self) -> BatchProducts:
+        """Products summed over the examples of a batch."""
+        return BatchProducts(self)
 
     @functools.cached_property
-    def _has_loops(self) -> bool:
-        """Whether something in the model loops, as recurrent layers do.
+    def batch_gradient(self):
+        """`data -> [p]`, the gradient summed over a batch, compiled."""
 
-        `tf.vectorized_map` cannot take second derivatives of a loop.
-        """
-        graph = self._gradient.get_concrete_function().graph
-        return any(op.type.endswith("While") for op in graph.get_operations())
-
-    @functools.cached_property
-    def _alone(self):
-        return self._traced(lambda f, vectors: f(vectors[0])[tf.newaxis])
-
-    @functools.cached_property
-    def _in_turn(self):
-        return self._traced(tf.map_fn)
-
-    @functools.cached_property
-    def _side_by_side(self):
-        return self._traced(tf.vectorized_map)
-
-    def _traced(self, over: Callable):
-        """`(data, vectors [m, p]) -> [m, p]`, compiled.
-
-        Args:
-            over: `(function, vectors)`, calls the function on each vector.
-        """
-
-        def step(data, real, vectors):
-            product, layout = self.linearize(data, real), self._layout
-            return over(
-                lambda vector: layout.joined(product(layout.split(vector))),
-                vectors,
-            )
-
-        spec = tf.TensorSpec([None, self.size], self.dtype)
-        return compiled(
-            spread_sum(step, self.strategy),
-            self.jit_compile,
-            (self.spec, spec),
-        )
-
-    @functools.cached_property
-    def _gradient(self):
         def step(data, real):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self.values)
                 total = self.total_loss(data, real)[0]
-            return self._layout.joined(self.gradients(tape, total))
+            return self.layout.join(self.gradients(tape, total))
 
-        return compiled(
+        return compile_step(
             spread_sum(step, self.strategy), self.jit_compile, (self.spec,)
         )
 
     @property
     def values(self) -> list[tf.Variable]:
-        return self._layout.values
+        """The variables as TensorFlow knows them."""
+        return self.layout.values
 
     @functools.cached_property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """The places of the variables in a vector."""
         return Layout(tuple(self.variables))
 
     @functools.cached_property
-    def _penalty(self) -> Penalty:
-        return Penalty(self._layout, self.penalty)
+    def regularizers(self) -> Penalty:
+        """The weight regularisers, as a function of all variables."""
+        return Penalty(self.layout, self.penalty)
 
     @functools.cached_property
     def spec(self):
@@ -216,17 +169,13 @@ class MeanLossCurvature:
         return batch_spec(self.examples.first(1).data)
 
     @functools.cached_property
-    def held(self) -> HeldExamples:
+    def held(self) -> Minibatches:
         """The training data, in memory as far as it fits."""
-        return HeldExamples(self.examples, self._limit // 4)
+        return Minibatches(self.examples, self._execution.memory // 4)
 
     @property
     def _execution(self) -> Execution:
         return Execution(self.strategy, self.jit_compile, self.memory_limit)
-
-    @property
-    def _limit(self) -> int:
-        return self._execution.memory
 
     @functools.cached_property
     def _batch_size(self) -> int:
@@ -234,7 +183,7 @@ class MeanLossCurvature:
             self.examples,
             num_queries=0,
             num_checkpoints=1,
-            footprint=footprint(self._alone),
+            footprint=footprint(self.products.with_one),
             bytes_per_query=0,
             execution=self._execution,
         )
@@ -250,10 +199,10 @@ class MeanLossCurvature:
 
     def gradients(self, tape: tf.GradientTape, target) -> Parts:
         """First derivatives by the variables, none of which may be missing."""
-        found = tape.gradient(target, self.values)
+        grads = tape.gradient(target, self.values)
         missing = [
             variable.path
-            for variable, grad in zip(self.variables, found, strict=True)
+            for variable, grad in zip(self.variables, grads, strict=True)
             if grad is None
         ]
         if missing:
@@ -264,7 +213,77 @@ class MeanLossCurvature:
                 "loss. Leave their layers out by naming the others in "
                 "`layers=`."
             )
-        return [tf.convert_to_tensor(grad) for grad in found]
+        return [tf.convert_to_tensor(grad) for grad in grads]
+
+
+class BatchProducts:
+    """Products with many vectors, summed over a batch's examples.
+
+    Args:
+        curvature: the matrix that vectors are multiplied with.
+    """
+
+    def __init__(self, curvature: MeanLossCurvature):
+        self._curvature = curvature
+
+    def sums(self, data: Any, vectors: tf.Tensor) -> tf.Tensor:
+        """The products `[m, p]` summed over the examples of a batch."""
+        rows, examples = len(vectors), len(tf.nest.flatten(data)[0])
+        if rows == 1:
+            return self.with_one(data, vectors)
+        width = examples * self._curvature.size
+        if width > _SIDE_BY_SIDE or self._has_loops:
+            return self._in_turn(data, vectors)
+        block = max(1, _SIDE_BY_SIDE_AT_ONCE // width)
+        products = [
+            self._side_by_side(data, vectors[start : start + block])
+            for start in range(0, rows, block)
+        ]
+        return products[0] if len(products) == 1 else tf.concat(products, 0)
+
+    @functools.cached_property
+    def _has_loops(self) -> bool:
+        """Whether something in the model loops, as recurrent layers do.
+
+        `tf.vectorized_map` cannot take second derivatives of a loop.
+        """
+        graph = self._curvature.batch_gradient.get_concrete_function().graph
+        return any(op.type.endswith("While") for op in graph.get_operations())
+
+    @functools.cached_property
+    def with_one(self):
+        """`(data, vectors [1, p]) -> [1, p]`, compiled."""
+        return self._compile(lambda f, vectors: f(vectors[0])[tf.newaxis])
+
+    @functools.cached_property
+    def _in_turn(self):
+        return self._compile(tf.map_fn)
+
+    @functools.cached_property
+    def _side_by_side(self):
+        return self._compile(tf.vectorized_map)
+
+    def _compile(self, over: Callable):
+        """Compiles `(data, vectors [m, p]) -> [m, p]`.
+
+        Args:
+            over: `(function, vectors)`, calls the function on each vector.
+        """
+        curvature, layout = self._curvature, self._curvature.layout
+
+        def step(data, real, vectors):
+            product = curvature.linearize(data, real)
+            return over(
+                lambda vector: layout.join(product(layout.split(vector))),
+                vectors,
+            )
+
+        spec = tf.TensorSpec([None, layout.size], layout.dtype)
+        return compile_step(
+            spread_sum(step, curvature.strategy),
+            curvature.jit_compile,
+            (curvature.spec, spec),
+        )
 
 
 def _check_precision(model: keras.Model, variables) -> None:
@@ -283,7 +302,7 @@ def _check_precision(model: keras.Model, variables) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _OverBatch:
+class _OverBatch(Operator):
     """The curvature of the mean loss over one batch."""
 
     whole: MeanLossCurvature
@@ -300,8 +319,8 @@ class _OverBatch:
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         vectors = tf.convert_to_tensor(vectors, self.dtype)
         count = len(tf.nest.flatten(self.data)[0])
-        sums = self.whole._sums(self.data, vectors)
-        return sums / count + self.whole._penalty.products(vectors)
+        sums = self.whole.products.sums(self.data, vectors)
+        return sums / count + self.whole.regularizers.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         return self.whole.sample(rng, batch_size)

@@ -2,7 +2,7 @@
 
 The objective is the mean loss over the training data plus the weight
 regularisers: `J(w) = (1/n) Σ_i ℓ_i(w) + ρ R(w)`. Its Hessian is p × p and never
-made; what it does to a vector costs about two gradients of the data
+written out; its product with a vector costs about two gradients of the data
 (Pearlmutter 1994), and many vectors share the first half of the work.
 
 Synopsis:
@@ -15,8 +15,13 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any
+
 import tensorflow as tf
 
+from keras_tracin.curvature.layer_blocks import LayerBlocks
 from keras_tracin.curvature.mean_loss import MeanLossCurvature
 from keras_tracin.curvature.penalty import ZEROS, Parts
 from keras_tracin.gradients.placement import check_loss_of_outputs
@@ -40,14 +45,15 @@ class Hessian(MeanLossCurvature):
             grads = self.gradients(inner, total)
 
         def product(vector: Parts) -> Parts:
-            found = outer.gradient(
+            products = outer.gradient(
                 grads, self.values, output_gradients=vector, **ZEROS
             )
-            return [tf.convert_to_tensor(part) for part in found]
+            return [tf.convert_to_tensor(part) for part in products]
 
         return product
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class GaussNewton(MeanLossCurvature):
     """`(1/n) Σ Jᵀ (∂²ℓ/∂z²) J` with `J` the Jacobian of the outputs z.
 
@@ -57,13 +63,23 @@ class GaussNewton(MeanLossCurvature):
     where Keras knows them (a softmax or sigmoid at the end of the model).
     A loss that reads weights itself has a curvature beside that, and is
     refused.
+
+    Attributes:
+        layers: names or layers that the variables are restricted to.
     """
+
+    layers: Any = None
 
     def __post_init__(self):
         super().__post_init__()
         check_loss_of_outputs(
             self.model, self.loss, self.spec, "Gauss-Newton matrices"
         )
+
+    @functools.cached_property
+    def by_layer(self) -> LayerBlocks:
+        """Its blocks, as EK-FAC needs them."""
+        return LayerBlocks(self, self.layers)
 
     def linearize(self, data, real):
         options = {"persistent": True, "watch_accessed_variables": False}
@@ -76,7 +92,7 @@ class GaussNewton(MeanLossCurvature):
                     getattr(output, "_keras_logits", output)
                     for output in tf.nest.flatten(outputs)
                 ]
-            slopes = inner.gradient(total, logits, **ZEROS)
+            gradients = inner.gradient(total, logits, **ZEROS)
             # Jᵀu is linear in u; differentiated by u it gives J.
             probes = [tf.ones_like(output) for output in logits]
             outer.watch(probes)
@@ -84,18 +100,18 @@ class GaussNewton(MeanLossCurvature):
                 logits, self.values, output_gradients=probes, **ZEROS
             )
             pulled = [tf.convert_to_tensor(part) for part in pulled]
-        self.gradients(inner, total)  # refuses what has none
+        self.gradients(inner, total)  # refuses variables without one
 
         def product(vector: Parts) -> Parts:
             pushed = outer.gradient(
                 pulled, probes, output_gradients=vector, **ZEROS
             )
             curved = outer.gradient(
-                slopes, logits, output_gradients=pushed, **ZEROS
+                gradients, logits, output_gradients=pushed, **ZEROS
             )
-            found = inner.gradient(
+            products = inner.gradient(
                 logits, self.values, output_gradients=curved, **ZEROS
             )
-            return [tf.convert_to_tensor(part) for part in found]
+            return [tf.convert_to_tensor(part) for part in products]
 
         return product

@@ -18,23 +18,48 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.curvature.kronecker import LayerCurvature
+
 
 class Operator(Protocol):
-    """A symmetric p × p matrix that is known by its products."""
+    """A symmetric p × p matrix that is known by its products.
+
+    Solvers ask it what else it is (`damping`, `undamped`, `by_layer`). A class
+    that inherits from this one answers as a plain matrix does.
+    """
 
     @property
     def size(self) -> int:
-        """P."""
+        """Number of rows, p."""
+        raise NotImplementedError
 
     @property
     def dtype(self) -> tf.DType:
         """The type of its vectors."""
+        raise NotImplementedError
 
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         """The product with each row of `vectors [m, p]`."""
+        raise NotImplementedError
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         """A random operator whose expectation is this one."""
+        raise NotImplementedError
+
+    @property
+    def damping(self) -> float:
+        """λ where it is `A + λI` for another operator A, else 0."""
+        return 0.0
+
+    @property
+    def undamped(self) -> Operator:
+        """A where it is `A + λI`, else itself."""
+        return self
+
+    @property
+    def by_layer(self) -> LayerCurvature | None:
+        """Its blocks, if it is the Gauss-Newton matrix of a network."""
+        return None
 
 
 def matvec(operator: Operator, vector: tf.Tensor) -> tf.Tensor:
@@ -43,10 +68,10 @@ def matvec(operator: Operator, vector: tf.Tensor) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Matrix:
-    """A matrix `[p, p]` that is at hand, as an operator.
+class Matrix(Operator):
+    """A matrix `[p, p]` in memory, as an operator.
 
-    Its samples are itself.
+    It is its own sample.
     """
 
     matrix: tf.Tensor
@@ -56,7 +81,7 @@ class Matrix:
 
     @property
     def size(self) -> int:
-        """P."""
+        """Number of rows, p."""
         return self.matrix.shape[0]
 
     @property
@@ -69,7 +94,7 @@ class Matrix:
         return tf.matmul(vectors, self.matrix, transpose_b=True)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Matrix:
-        """The matrix itself, whatever is asked for."""
+        """The matrix itself."""
         return self
 
 
@@ -78,14 +103,14 @@ class Damped:
     """`A + λI`: the operator with every eigenvalue raised by λ.
 
     Attributes:
-        operator: `A`.
+        undamped: `A`.
         damping: `λ`, not negative.
 
     Raises:
         ValueError: if `damping` is negative or not finite.
     """
 
-    operator: Operator
+    undamped: Operator
     damping: float
 
     def __post_init__(self):
@@ -93,22 +118,26 @@ class Damped:
 
     @property
     def size(self) -> int:
-        """P."""
-        return self.operator.size
+        """Number of rows, p."""
+        return self.undamped.size
 
     @property
     def dtype(self) -> tf.DType:
         """The type of its vectors."""
-        return self.operator.dtype
+        return self.undamped.dtype
+
+    @property
+    def by_layer(self) -> None:
+        """None: damping is no part of the blocks of `undamped`."""
 
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         """The product with each row of `vectors [m, p]`."""
         vectors = tf.convert_to_tensor(vectors, self.dtype)
-        return self.operator.matmat(vectors) + self.damping * vectors
+        return self.undamped.matmat(vectors) + self.damping * vectors
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Damped:
         """The operator's sample, with the same damping."""
-        return Damped(self.operator.sample(rng, batch_size), self.damping)
+        return Damped(self.undamped.sample(rng, batch_size), self.damping)
 
 
 def check_damping(damping: float) -> None:

@@ -3,7 +3,7 @@
 Synopsis:
 
     layout = Layout(variables)
-    layout.joined(layout.split(vector))      # the same vector
+    layout.join(layout.split(vector))      # the same vector
     Penalty(layout, weight=1.0).gradient()   # [p]
 """
 
@@ -25,13 +25,13 @@ ZEROS: dict[str, Any] = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """How vectors `[p]` are cut into parts of the variables' shapes."""
+    """The places of variables in a vector `[p]`."""
 
     variables: tuple[keras.Variable, ...]
 
     @property
     def size(self) -> int:
-        """p, how many numbers the variables hold."""
+        """Number of entries of all variables, p."""
         return sum(map(size_of, self.variables))
 
     @functools.cached_property
@@ -53,8 +53,8 @@ class Layout:
             for part, variable in zip(parts, self.variables, strict=True)
         ]
 
-    def joined(self, parts: Parts) -> tf.Tensor:
-        """The vector `[p]` that `split` would cut into these."""
+    def join(self, parts: Parts) -> tf.Tensor:
+        """The vector `[p]` that `split` cuts into these."""
         flat = [tf.reshape(tf.cast(part, self.dtype), [-1]) for part in parts]
         return tf.concat(flat, axis=0)
 
@@ -79,7 +79,7 @@ class Penalty:
         """`[p]`; a scalar zero where nothing is regularised."""
         if not self._pairs:
             return tf.zeros([], self._layout.dtype)
-        return self._layout.joined(self._gradients())
+        return self._layout.join(self._gradients())
 
     def products(self, vectors: tf.Tensor) -> tf.Tensor:
         """`∇²(ρR) v` for each row of `[m, p]`; zero as `gradient`."""
@@ -110,7 +110,7 @@ class Penalty:
                 grads = self._gradients()
 
             def product(vector):
-                return layout.joined(
+                return layout.join(
                     tape.gradient(
                         grads,
                         layout.values,

@@ -1,8 +1,8 @@
 """Losses whose gradients have the Gauss-Newton curvature as second moments.
 
-Labels drawn from the model would do for a likelihood. Here the gradient by the
-outputs z is drawn with the covariance `∂²ℓ/∂z²`, which is what they give in
-expectation, for any loss that is convex in z.
+For a likelihood, labels drawn from the model would do. Here the gradient by the
+outputs z is drawn with the covariance `∂²ℓ/∂z²`, as such labels have it in
+expectation; this serves any loss that is convex in z.
 
 Synopsis:
 
@@ -17,27 +17,40 @@ import math
 import tensorflow as tf
 
 EACH_OUTPUT = 16  # outputs up to which each has a pass of its own
-_MOST_OUTPUTS = 512  # whose curvature is written out for each example
+_MOST_OUTPUTS = 512  # up to which each example's curvature is written out
 
 
 def pseudo_loss(loss, y, y_pred, weight, seed, outputs: list[int]):
-    """`v·z` per example, with `E[v vᵀ] = ∂²ℓ/∂z²` and v taken as given."""
+    """`v·z` of each example, with `E[v vᵀ] = ∂²ℓ/∂z²` and v taken as given.
+
+    Args:
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        y: the labels.
+        y_pred: the model's outputs; z are their logits where Keras knows them.
+        weight: the sample weights, or None.
+        seed: `[2]`, of the draw and of the batch.
+        outputs: takes the width of each output.
+
+    Raises:
+        ValueError: if the loss cannot be differentiated by the outputs, or one
+            of these has more than 512 entries.
+    """
     leaves = tf.nest.flatten(y_pred)
-    found = None
+    curvatures = None
     if any(hasattr(leaf, "_keras_logits") for leaf in leaves):
         logits = [getattr(leaf, "_keras_logits", leaf) for leaf in leaves]
-        found = _curvatures(loss, y, y_pred, leaves, logits, weight, True)
-    if found is None:
+        curvatures = _curvatures(loss, y, y_pred, leaves, logits, weight, True)
+    if curvatures is None:
         logits = leaves
-        found = _curvatures(loss, y, y_pred, leaves, logits, weight, False)
-    if found is None:
+        curvatures = _curvatures(loss, y, y_pred, leaves, logits, weight, False)
+    if curvatures is None:
         raise ValueError(
             "The loss has no gradient by the model's outputs. EK-FAC needs "
             "one that can be differentiated twice."
         )
-    outputs[:] = [curvature.shape[-1] for curvature in found]
-    total, alone = 0.0, len(found) == 1
-    for at, (z, curvature) in enumerate(zip(logits, found, strict=True)):
+    outputs[:] = [curvature.shape[-1] for curvature in curvatures]
+    total, alone = 0.0, len(curvatures) == 1
+    for at, (z, curvature) in enumerate(zip(logits, curvatures, strict=True)):
         draw = _draw(curvature, seed + tf.constant([0, 7919 * at]), alone)
         product = tf.stop_gradient(draw) * z
         total += tf.reduce_sum(tf.reshape(product, [tf.shape(z)[0], -1]), 1)
@@ -62,11 +75,11 @@ def _curvatures(loss, y, y_pred, leaves, logits, weight, by_logits: bool):
                 shown.append(value)
             outputs = tf.nest.pack_sequence_as(y_pred, shown)
             total = tf.reduce_sum(loss(y, outputs, weight))
-        slopes = inner.gradient(total, probes)
-    if any(slope is None for slope in slopes):
+        gradients = inner.gradient(total, probes)
+    if any(gradient is None for gradient in gradients):
         return None
-    found = []
-    for probe, slope in zip(probes, slopes, strict=True):
+    curvatures = []
+    for probe, gradient in zip(probes, gradients, strict=True):
         width = probe.shape[-1]
         if width > _MOST_OUTPUTS:
             raise ValueError(
@@ -76,7 +89,7 @@ def _curvatures(loss, y, y_pred, leaves, logits, weight, by_logits: bool):
             )
         rows = [
             outer.gradient(
-                slope,
+                gradient,
                 probe,
                 output_gradients=tf.ones_like(probe)
                 * tf.one_hot(at, width, dtype=probe.dtype),
@@ -84,8 +97,8 @@ def _curvatures(loss, y, y_pred, leaves, logits, weight, by_logits: bool):
             )
             for at in range(width)
         ]
-        found.append(tf.stack(rows, axis=-2))
-    return found
+        curvatures.append(tf.stack(rows, axis=-2))
+    return curvatures
 
 
 def _draw(curvature: tf.Tensor, seed: tf.Tensor, alone: bool) -> tf.Tensor:

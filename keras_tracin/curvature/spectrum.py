@@ -1,9 +1,8 @@
-"""The ends of a spectrum, from a few products with the operator.
+"""The ends of an operator's spectrum, from a few products with it.
 
 Synopsis:
 
-    pairs = lanczos(operator, steps=200)
-    pairs.values, pairs.vectors         # [k], [k, p]
+    ritz = lanczos(operator, steps=200)         # ritz.values, ritz.vectors
     smallest, largest = extreme_eigenvalues(operator)
 """
 
@@ -31,42 +30,43 @@ class Ritz:
 
 
 def lanczos(operator: Operator, steps: int, seed: int = 0) -> Ritz:
-    """The operator within a Krylov space of a random start.
+    """The eigenpairs of the operator within a Krylov space.
 
     Lanczos is what Arnoldi's iteration is for a symmetric operator. Each new
     vector is made orthogonal to all before, twice, so that none comes again.
 
     Args:
         operator: symmetric, p × p.
-        steps: products with the operator; fewer where they exhaust the space.
-        seed: of the start.
+        steps: number of products with the operator; fewer where they exhaust
+            the space.
+        seed: seed of the space's first vector, which is random.
     """
     start = tf.random.stateless_normal(
         [operator.size], seed=[seed, 1], dtype=operator.dtype, alg="philox"
     )
     basis = [start / tf.norm(start)]
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     largest = 0.0
     for _ in range(min(steps, operator.size)):
         image = matvec(operator, basis[-1])
         diagonal.append(float(tf.tensordot(image, basis[-1], 1)))
-        known = tf.stack(basis)
+        earlier = tf.stack(basis)
         for _ in range(2):
             image -= tf.linalg.matvec(
-                known, tf.linalg.matvec(known, image), transpose_a=True
+                earlier, tf.linalg.matvec(earlier, image), transpose_a=True
             )
         length = float(tf.norm(image))
         largest = max(largest, abs(diagonal[-1]), length)
         rounding = np.finfo(operator.dtype.as_numpy_dtype).eps
         if length <= 1e2 * rounding * largest:
             break
-        beside.append(length)
+        off_diagonal.append(length)
         basis.append(image / length)
     count = len(diagonal)
-    small = np.diag(diagonal) + np.diag(beside[: count - 1], 1)
-    small += np.diag(beside[: count - 1], -1)
-    values, rotation = np.linalg.eigh(small)
+    tridiagonal = np.diag(diagonal) + np.diag(off_diagonal[: count - 1], 1)
+    tridiagonal += np.diag(off_diagonal[: count - 1], -1)
+    values, rotation = np.linalg.eigh(tridiagonal)
     rotation = tf.constant(rotation, operator.dtype)
     vectors = tf.matmul(rotation, tf.stack(basis[:count]), transpose_a=True)
     return Ritz(values, vectors)

@@ -222,7 +222,7 @@ class DatasetWithIds(tf.data.Dataset):
 
 
 def loses_ids(dataset: Any) -> bool:
-    """Whether a dataset without ids is made of one that has some."""
+    """Whether a dataset has lost the ids of one that it was made of."""
     if isinstance(dataset, DatasetWithIds):
         return False
     pending, seen = [dataset], set()
@@ -254,7 +254,7 @@ def _arguments(element) -> tuple:
 
 
 def _nothing_like(spec: tf.TensorSpec) -> tf.Tensor:
-    """What a tensor of this type is padded with."""
+    """The value that a tensor of this type is padded with."""
     if spec.dtype == tf.string:
         return tf.constant("")
     return tf.zeros([], spec.dtype)
@@ -266,7 +266,9 @@ def _lost(name: str, reason: str) -> str:
     )
 
 
-def _together(name: str):
+def _moving_ids(name: str):
+    """A transformation that moves ids and elements together."""
+
     def transformation(self, *args, **kwargs):
         return DatasetWithIds(getattr(self._paired, name)(*args, **kwargs))
 
@@ -275,7 +277,8 @@ def _together(name: str):
     return transformation
 
 
-def _refused(name: str):
+def _refusing(name: str):
+    """A method that raises, since ids would be lost."""
     reason = _REASONS.get(name, "is not known to keep them")
 
     def transformation(self, *args, **kwargs):
@@ -302,7 +305,7 @@ for _name in (
     "ignore_errors",
     "with_options",
 ):
-    setattr(DatasetWithIds, _name, _together(_name))
+    setattr(DatasetWithIds, _name, _moving_ids(_name))
 
 # All other methods, those of a later TensorFlow among them.
 for _name in dir(tf.data.Dataset):
@@ -313,4 +316,4 @@ for _name in dir(tf.data.Dataset):
         and _name not in _READERS
         and _name not in vars(DatasetWithIds)
     ):
-        setattr(DatasetWithIds, _name, _refused(_name))
+        setattr(DatasetWithIds, _name, _refusing(_name))

@@ -1,4 +1,4 @@
-"""Data as the model's own `fit` sees them.
+"""Data as a model's own `fit` sees them.
 
 A task of KerasHub carries a preprocessor, and its `fit` trains on what this
 makes of the data: scaled images, the tokens of texts. An example's gradient is
@@ -21,7 +21,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, open_examples
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.examples import open_examples
 from keras_tracin.models.errors import brief
 
 _TRIED = 32  # examples that are preprocessed twice, to see if they change
@@ -39,12 +40,12 @@ def open_for_model(
     Args:
         model: the model, or None. If its `fit` preprocesses data, as that of a
             task of KerasHub with a preprocessor does, so does this.
-        data: what its `fit` takes: see `open_examples`; where `fit`
-            preprocesses, whatever the preprocessor takes, `x` alone included
+        data: data that its `fit` takes: see `open_examples`; where `fit`
+            preprocesses, data that the preprocessor takes, `x` alone included
             if it makes the labels. Data that the preprocessor refuses and
             that fit the model's inputs are preprocessed already, and taken as
             they are.
-        name: what errors call the data.
+        name: name of the data, for errors.
 
     Returns:
         The examples; their `note` says what was done to them.
@@ -81,7 +82,7 @@ def open_for_model(
 
 
 class _PreprocessedExamples(Examples):
-    """What a pipeline makes of examples."""
+    """Examples that a pipeline preprocesses as they are read."""
 
     def __init__(self, raw: Examples, pipeline: Pipeline):
         self._raw, self._pipeline = raw, pipeline
@@ -92,7 +93,7 @@ class _PreprocessedExamples(Examples):
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         for batch in self._raw.batches(batch_size):
-            element = self._pipeline.of(batch.data)
+            element = self._pipeline.preprocess(batch.data)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(element)
             if y is None:
                 raise ValueError(
@@ -123,7 +124,7 @@ def preprocessor_of(model: keras.Model) -> str | None:
 
 
 def has_unknown_fit(model: keras.Model) -> bool:
-    """Whether `fit` is the model's own: nobody can tell what it trains on."""
+    """Whether the model has a `fit` of its own, which may train on anything."""
     known = _pipeline_class(model) or keras.Model
     return type(model).fit is not known.fit
 
@@ -161,14 +162,14 @@ class Pipeline:
 
     @property
     def output_spec(self) -> Any:
-        """The type of what is made of a batch."""
+        """The type of a preprocessed batch."""
         return tf.nest.map_structure(
             lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype),
             self._function.get_concrete_function().structured_outputs,
         )
 
-    def of(self, element: Any) -> Any:
-        """What is made of a batch: x, `(x, y)` or `(x, y, sample_weight)`."""
+    def preprocess(self, element: Any) -> Any:
+        """Preprocesses a batch: x, `(x, y)` or `(x, y, sample_weight)`."""
         return self._function(*_parts(element))
 
     def try_on(self, element: Any, name: str) -> Exception | None:
@@ -176,7 +177,7 @@ class Pipeline:
 
         Args:
             element: the batch.
-            name: what errors call the data.
+            name: name of the data, for errors.
 
         Raises:
             ValueError: if it draws random numbers, or if what it makes of an
@@ -184,8 +185,10 @@ class Pipeline:
         """
         try:
             draws = self._draws()
-            first, second = (self.of(element) for _ in range(2))
-            alone = self.of(tf.nest.map_structure(lambda a: a[:1], element))
+            first, second = (self.preprocess(element) for _ in range(2))
+            alone = self.preprocess(
+                tf.nest.map_structure(lambda a: a[:1], element)
+            )
         except Exception as error:  # a preprocessor may raise anything
             return error
         if draws or not _same(first, second):
@@ -223,13 +226,13 @@ def _same(first: Any, second: Any) -> bool:
     """Whether two structures of arrays are alike, but for rounding."""
     leaves = zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True)
     return all(
-        one.shape == other.shape
+        a.shape == b.shape
         and (
-            np.allclose(one, other, 1e-4, 1e-5, equal_nan=True)
-            if one.dtype.is_floating
-            else np.array_equal(one, other)
+            np.allclose(a, b, 1e-4, 1e-5, equal_nan=True)
+            if a.dtype.is_floating
+            else np.array_equal(a, b)
         )
-        for one, other in leaves
+        for a, b in leaves
     )
 
 
@@ -266,7 +269,7 @@ def raw_arrays(data: Any, name: str = "train") -> Any:
 
 
 def _as_arrays(part: Any) -> Any:
-    """As KerasHub has it, a list is an array, and other structure stays."""
+    """Makes arrays of lists, as KerasHub does; other structure stays."""
     if part is None or tf.is_tensor(part):
         return part
     if isinstance(part, tuple):
@@ -287,8 +290,8 @@ def _are_inputs(model: keras.Model, x: Any) -> bool:
         return False
     given, taken = tf.nest.flatten(x), tf.nest.flatten(inputs)
     return len(given) == len(taken) and all(
-        one.dtype != tf.string and one.shape.rank == len(other.shape)
-        for one, other in zip(given, taken, strict=True)
+        leaf.dtype != tf.string and leaf.shape.rank == len(expected.shape)
+        for leaf, expected in zip(given, taken, strict=True)
     )
 
 

@@ -1,1 +1,1 @@
-"""One pass over checkpoints and batches, and what it is made of."""
+"""One pass over checkpoints and batches: values, plans, and its only loop."""

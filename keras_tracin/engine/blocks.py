@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.engine import Engine
@@ -69,7 +69,7 @@ def _cheapest(
     def multiplications(sparing: bool) -> int:
         """For each training example, over all queries."""
         work = steps.query.work(sparing)
-        block = max(1, _room(engine, work.held))
+        block = max(1, _room(engine, work.nbytes))
         return count * work.pairing - (-count // block) * work.making
 
     sparing = multiplications(True) < multiplications(False)

@@ -41,7 +41,7 @@ class Call:
             name: of the value.
             value: this call's own, which counts where it is the first.
         """
-        return value if self.parts is None else self.parts.agreed(name, value)
+        return value if self.parts is None else self.parts.agree(name, value)
 
     def cut(self, plan: Plan) -> Plan:
         """The plan with the batches and chunks of all that share the parts."""

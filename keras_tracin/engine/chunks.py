@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 
 Some = TypeVar("Some", bound=Sized)  # a batch, of whatever kind
 

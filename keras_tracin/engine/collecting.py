@@ -22,11 +22,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from keras_tracin.data.examples import content_digest, repeated
+from keras_tracin.data.batches import content_digest
+from keras_tracin.data.ids import find_repeated
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.grouping import Groups, GroupSums
 from keras_tracin.engine.parts import Parts
-from keras_tracin.results.attribution import (
+from keras_tracin.results import (
     Attribution,
     ScoreColumns,
     SelfInfluence,
@@ -102,7 +103,7 @@ def group_influence(
         else:
             keeper = _Keeper(parts, number, queries, sums.part_of)
             stream(queries, keeper.sink)
-            for arrays in parts.all_of(number, keeper.count):
+            for arrays in parts.read(number, keeper.count):
                 sums.add_part(**arrays)
         rows.append((queries.ids, sums.result()))
     query_ids, scores = _join_rows(rows)
@@ -162,7 +163,7 @@ def top_k(
         else:
             keeper = _Keeper(parts, number, queries, merger.best_of)
             stream(queries, keeper.sink)
-            for arrays in parts.all_of(number, keeper.count):
+            for arrays in parts.read(number, keeper.count):
                 merger.add_best(**arrays)
         rankings.append(merger.result())
     ranked = TopK.concat(rankings)
@@ -189,7 +190,7 @@ def self_influence(
     else:
         keeper = _Keeper(parts, 0, None, _whole_part)
         stream(keeper.sink)
-        for arrays in parts.all_of(0, keeper.count):
+        for arrays in parts.read(0, keeper.count):
             columns.add(**arrays)
     _warn_of_repeats(columns.ids)
     return SelfInfluence(scores=columns.scores, ids=columns.ids)
@@ -197,13 +198,13 @@ def self_influence(
 
 def _warn_of_repeats(ids: np.ndarray) -> None:
     """Warns of ids that several examples have, which scores cannot name."""
-    twice = repeated(ids)
-    if twice:
+    repeated = find_repeated(ids)
+    if repeated:
         warnings.warn(
             "Some training examples have an id in common, so that scores do "
-            f"not say which of them is meant. Received {twice[:5]} more than "
-            "once. Give each its own by `kt.with_ids(data, ids)`, or leave out "
-            "`.repeat()`.",
+            f"not say which of them is meant. Received {repeated[:5]} more "
+            "than once. Give each its own by `kt.with_ids(data, ids)`, or "
+            "leave out `.repeat()`.",
             stacklevel=4,
         )
 

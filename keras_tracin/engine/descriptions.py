@@ -1,9 +1,10 @@
-"""The losses that an engine was made with, in words that JSON can hold.
+"""Losses and options in words that JSON can hold, and in a program's words.
 
 Synopsis:
 
     describe_losses(model, None, "margin", {0: 2.0})
     # {"loss": "compiled", "query_loss": "margin", "class_weight": ...}
+    in_words({"class": "TensorSketch", "dim": 64})
 """
 
 from __future__ import annotations
@@ -59,3 +60,18 @@ def loss_names(losses: Any) -> str:
         return type(loss).__name__
 
     return str(tf.nest.map_structure(name, losses))
+
+
+def in_words(value: Any) -> str:
+    """An option as a program would write it.
+
+    >>> in_words({"class": "TensorSketch", "dim": 64})
+    'TensorSketch(dim=64)'
+
+    Args:
+        value: the option, as JSON.
+    """
+    if isinstance(value, dict) and "class" in value:
+        fields = [f"{k}={in_words(value[k])}" for k in value if k != "class"]
+        return f"{value['class']}({', '.join(fields)})"
+    return repr(value)

@@ -1,4 +1,4 @@
-"""Why a computation on some examples failed, told by their ids.
+"""Explains why a computation on some examples failed, by their ids.
 
 The compiled steps are not slowed down by looking for trouble. When a score
 turns out to be NaN, or TensorFlow stops, the batches in question are computed
@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients.refusals import check_examples_apart
 from keras_tracin.gradients.steadiness import StateChanges, check_steady
@@ -42,14 +42,14 @@ class Suspect:
     Attributes:
         role: "training" or "query".
         batch: the examples.
-        functions: the steps that take them.
+        functions: the compiled steps for them.
     """
 
     role: str
     batch: Batch
     functions: GradientFunctions
 
-    def named(self, rows: Iterable[int]) -> str:
+    def name(self, rows: Iterable[int]) -> str:
         """Some of the examples in words."""
         ids = [self.batch.ids[row].item() for row in rows]
         more = len(ids) - _MOST_SHOWN
@@ -140,7 +140,7 @@ def _of_text(x: Any) -> str:
 
 @contextlib.contextmanager
 def explaining(suspects: Sequence[Suspect]) -> Iterator[None]:
-    """Says which examples TensorFlow or the loss complain of.
+    """Names the examples that TensorFlow or the loss complain of.
 
     Raises:
         ValueError: in place of the error, with the examples that cause it, or
@@ -195,9 +195,9 @@ def _broken_weight(model: keras.Model, where: str) -> str | None:
 
 def _unfit_labels(suspect: Suspect) -> str | None:
     try:
-        suspect.functions.losses(suspect.batch.data)
+        losses_of(suspect.functions, suspect.batch.data)
     except LabelsOutsideClasses as error:
-        return error.explain(suspect.named(error.rows))
+        return error.explain(suspect.name(error.rows))
     except tf.errors.InvalidArgumentError:
         pass
     return None
@@ -206,7 +206,7 @@ def _unfit_labels(suspect: Suspect) -> str | None:
 def broken_rows(batch: Batch) -> dict[str, list[int]]:
     """Where `x`, `y` and `sample_weight` are NaN or infinite, if they are."""
     named = {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
-    found = {}
+    rows = {}
     for part, structure in named.items():
         broken = np.zeros(len(batch), bool)
         for leaf in tf.nest.flatten(structure):
@@ -214,14 +214,14 @@ def broken_rows(batch: Batch) -> dict[str, list[int]]:
                 finite = np.isfinite(_floats(leaf)).reshape(len(batch), -1)
                 broken |= ~finite.all(axis=1)
         if broken.any():
-            found[part] = np.flatnonzero(broken).tolist()
-    return found
+            rows[part] = np.flatnonzero(broken).tolist()
+    return rows
 
 
 def _broken_data(suspect: Suspect) -> str | None:
     for part, rows in broken_rows(suspect.batch).items():
         return (
-            f"The data of {suspect.named(rows)} is NaN or infinite: look at "
+            f"The data of {suspect.name(rows)} is NaN or infinite: look at "
             f"`{part}`. Expected finite numbers; correct these examples, or "
             "leave them out."
         )
@@ -229,16 +229,52 @@ def _broken_data(suspect: Suspect) -> str | None:
 
 
 def _broken_gradient(suspect: Suspect, where: str) -> str | None:
-    found = suspect.functions.first_not_finite(suspect.batch.data)
-    if found is None:
+    broken = first_not_finite(suspect.functions, suspect.batch.data)
+    if broken is None:
         return None
-    layer, rows = found
+    layer, rows = broken
     return (
-        f"The gradients of {suspect.named(rows)} are NaN or infinite in layer "
+        f"The gradients of {suspect.name(rows)} are NaN or infinite in layer "
         f"'{layer}' at {where}, although weights and data are finite. Look "
         "for a division by zero or an overflow in it, or choose weights from "
         "before the loss diverged."
     )
+
+
+def losses_of(functions: GradientFunctions, data: Any) -> tf.Tensor:
+    """The per-example losses `[n]`, computed eagerly.
+
+    Args:
+        functions: the steps, for their model and loss.
+        data: `(x, y[, sample_weight])` of a batch.
+
+    Raises:
+        LabelsOutsideClasses: if the loss cannot take a label.
+    """
+    x, y, *weight = tf.nest.map_structure(tf.convert_to_tensor, data)
+    y_pred = functions.model(x, training=False)
+    return functions.loss(y, y_pred, weight[0] if weight else None)
+
+
+def first_not_finite(
+    functions: GradientFunctions, data: Any
+) -> tuple[str, np.ndarray] | None:
+    """The first layer with a NaN or infinite gradient, and the rows.
+
+    Args:
+        functions: the steps that capture gradients.
+        data: `(x, y[, sample_weight])` of a batch.
+    """
+    captured = functions.captured(data)
+    named = zip(captured.names, captured.factors, strict=True)
+    for name, factors in [("the loss", captured.losses), *named]:
+        for tensor in tf.nest.flatten(factors):
+            if tensor.dtype.is_floating:
+                finite = np.isfinite(tensor.numpy()).reshape(len(tensor), -1)
+                rows = np.flatnonzero(~finite.all(axis=1))
+                if len(rows):
+                    return name, rows
+    return None
 
 
 def _refused_by_tensorflow(suspect: Suspect) -> str | None:
@@ -249,21 +285,21 @@ def _refused_by_tensorflow(suspect: Suspect) -> str | None:
             lambda leaf, row=row: leaf[row : row + 1], suspect.batch.data
         )
         try:
-            suspect.functions.losses(data)
+            losses_of(suspect.functions, data)
         except tf.errors.InvalidArgumentError as error:
             rows.append(row)
             reason = reason or brief(error)
     if not rows:
         return None
     return (
-        f"TensorFlow cannot compute {suspect.named(rows)}: {reason}\n"
+        f"TensorFlow cannot compute {suspect.name(rows)}: {reason}\n"
         "Correct these examples, or leave them out."
     )
 
 
 def _stopped(suspects: Sequence[Suspect], error: Exception) -> str:
     """What TensorFlow says of examples whose losses it can compute."""
-    named = [suspect.named(range(len(suspect.batch))) for suspect in suspects]
+    named = [suspect.name(range(len(suspect.batch))) for suspect in suspects]
     return (
         "TensorFlow cannot compute gradients of "
         f"{' and '.join(dict.fromkeys(named))}: {brief(error)}"

@@ -1,4 +1,4 @@
-"""Spreading work over the devices of a `tf.distribute.Strategy`.
+"""Spreads work over the devices of a `tf.distribute.Strategy`.
 
 The only module that names `tf.distribute`. A compiled step takes a batch and
 returns something for each of its examples; spread over a strategy it takes and
@@ -66,7 +66,7 @@ def check_built_under(strategy: Strategy | None, model: keras.Model) -> None:
 
 
 def worker_of(strategy: Strategy | None) -> tuple[int, int]:
-    """The index of this process in its cluster, and how many it has.
+    """The index of this process in its cluster, and the cluster's size.
 
     The cluster is that of the strategy or, without one, of `TF_CONFIG`.
     """
@@ -100,8 +100,8 @@ def check_first(strategy: Strategy | None, what: str) -> None:
     """Raises ValueError in any but the first process of a cluster.
 
     Args:
-        strategy: that of the cluster; None for `TF_CONFIG`.
-        what: which work is not shared, in words.
+        strategy: the cluster's strategy; None for `TF_CONFIG`.
+        what: the work that is not shared, in words.
     """
     index, workers = worker_of(strategy)
     if index:
@@ -132,19 +132,19 @@ def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
     def whole(data, *others):
         examples = tf.shape(tf.nest.flatten(data)[0])[0]
         share = -(-examples // replicas)
-        like: list[Any] = []  # what a step returns, of any replica
+        like: list[Any] = []  # a step's results, of any replica
 
         def on_replica(data, *others):
             first = share * _local_replica(replicas)
             # All shares are of one size: the last example stands in for
             # those that are missing.
             rows = tf.minimum(first + tf.range(share), examples - 1)
-            found = step(_rows_of(data, rows), *others)
-            like.append(found)
-            return tf.nest.flatten(found)
+            results = step(_rows_of(data, rows), *others)
+            like.append(results)
+            return tf.nest.flatten(results)
 
         parts = strategy.run(on_replica, args=(data, *others))
-        joined = [
+        whole_results = [
             _first(
                 tf.concat(strategy.experimental_local_results(part), axis),
                 examples,
@@ -152,7 +152,7 @@ def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
             )
             for part in parts
         ]
-        return tf.nest.pack_sequence_as(like[0], joined)
+        return tf.nest.pack_sequence_as(like[0], whole_results)
 
     return whole
 
@@ -194,7 +194,7 @@ def spread_sum(step: Callable, strategy: Strategy | None) -> Callable:
 
 
 def _local_replicas(strategy: Strategy) -> int:
-    """How many replicas this process has: each process sees the whole batch."""
+    """Number of replicas of this process, which sees the whole batch."""
     return len(strategy.extended.worker_devices)
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch, Examples, chosen
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.examples import select
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.descriptions import describe_losses
 from keras_tracin.engine.diagnosis import (
@@ -192,7 +193,7 @@ class Engine:
     def among(self, ids: np.ndarray) -> Engine:
         """The same with only those training examples that have these ids."""
         engine = copy.copy(self)
-        engine.train = chosen(self.train, ids)
+        engine.train = select(self.train, ids)
         return engine
 
     def within(self, **limits: Any) -> Engine:

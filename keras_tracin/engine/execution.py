@@ -35,6 +35,7 @@ class Execution:
         largest_tensor: bytes of a step's largest tensor.
         query_batch: largest number of queries whose gradients are made in one
             step.
+        shard: bytes of rows in a shard of an index, about.
     """
 
     strategy: Strategy | None = None
@@ -44,6 +45,7 @@ class Execution:
     largest_step: int = 256 * 2**20
     largest_tensor: int = 64 * 2**20
     query_batch: int = 128
+    shard: int = 64 * 2**20
 
     @classmethod
     def of(
@@ -62,7 +64,9 @@ class Execution:
         Raises:
             ValueError: if `jit_compile` is anything else.
         """
-        return cls(strategy, compiling.wanted(jit_compile), memory_limit)
+        return cls(
+            strategy, compiling.should_compile(jit_compile), memory_limit
+        )
 
     @property
     def memory(self) -> int:
@@ -74,7 +78,7 @@ class Execution:
 
         Args:
             **limits: `memory_limit`, `batch_sizes`, `largest_step`,
-                `largest_tensor` or `query_batch`.
+                `largest_tensor`, `query_batch` or `shard`.
 
         Raises:
             TypeError: for anything that compiled steps depend on.

@@ -1,12 +1,12 @@
-"""What parts on disk were made of, as numbers of a few examples.
+"""Tells what parts on disk were computed with, by numbers of a few examples.
 
 A configuration does not say what a lambda computes, what a closure holds or
-what an attribute of a layer has become. Numbers do: of 32 training examples,
+what an attribute of a layer has become. Numbers do: for 32 training examples,
 spread over the classes, the model's outputs, the losses, the lengths of the
-gradients and their products with a few random directions, and the same of what
-queries are measured by. They are kept, as they are, where parts are; whoever
-goes on with these makes them again, which takes as long as scoring 32 examples
-at one checkpoint, and compares.
+gradients and their products with a few random directions, and the same for the
+measure of queries. They are kept beside the parts; a call that goes on computes
+them again, which takes as long as scoring 32 examples at one checkpoint, and
+compares.
 
 Synopsis:
 
@@ -25,8 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
-from keras_tracin.engine.measures import BATCH, Numbers, rows_of
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
+from keras_tracin.engine.measures import BATCH, Numbers
 from keras_tracin.storage.arrays import load_arrays
 from keras_tracin.storage.sharing import write_first_arrays
 
@@ -93,8 +93,8 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
     if the data is the same.
 
     Args:
-        examples: where to choose from.
-        count: how many to choose, where there are as many.
+        examples: the examples to choose from.
+        count: number of examples to choose, where there are as many.
     """
     in_memory = examples.bytes_read_per_example == 0
     batches: list[Batch] = []
@@ -103,19 +103,21 @@ def spread_examples(examples: Examples, count: int = COUNT) -> Batch:
         if in_memory:
             continue
         read = sum(map(len, batches))
-        size = sum(one.nbytes for one in batches)
+        size = sum(known.nbytes for known in batches)
         if read >= _SEARCHED or (read >= count and size >= _SEARCHED_BYTES):
             break
     rows = spread_rows(
-        sum(map(len, batches)), classes_of([one.y for one in batches]), count
+        sum(map(len, batches)),
+        classes_of([known.y for known in batches]),
+        count,
     )
-    chosen, start = [], 0
+    selected, start = [], 0
     for batch in batches:
         inside = rows[(rows >= start) & (rows < start + len(batch))] - start
         start += len(batch)
         if len(inside):
-            chosen.append(rows_of(batch, inside))
-    return chosen[0] if len(chosen) == 1 else joined(chosen)
+            selected.append(batch.take(inside))
+    return join(selected)
 
 
 def spread_rows(
@@ -125,12 +127,12 @@ def spread_rows(
 
     Args:
         size: positions to choose from.
-        classes: that of each, `[size]`.
-        count: how many to choose, where there are as many.
+        classes: the class at each position, `[size]`.
+        count: number of positions to choose, where there are as many.
     """
     if classes is None:
         return _even_steps(size, count)
-    members = [np.flatnonzero(classes == one) for one in np.unique(classes)]
+    members = [np.flatnonzero(classes == name) for name in np.unique(classes)]
     members = [
         members[at] for at in np.unique(_even_steps(len(members), count))
     ]
@@ -140,11 +142,11 @@ def spread_rows(
     while quotas.sum() < min(count, sizes.sum()):
         wanting = np.flatnonzero(quotas < sizes)
         quotas[wanting[: count - quotas.sum()]] += 1
-    chosen = [
+    positions = [
         rows[_even_steps(len(rows), quota)]
         for rows, quota in zip(members, quotas.tolist(), strict=True)
     ]
-    return np.unique(np.concatenate(chosen))
+    return np.unique(np.concatenate(positions))
 
 
 def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
@@ -154,28 +156,20 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
         Mismatch: if one of them is not there.
     """
     known: dict[Any, Batch] = {}
-    wanted = ids.tolist()
+    names = ids.tolist()
     for batch in examples.batches(_SEARCHED):
         for row in np.flatnonzero(np.isin(batch.ids, ids)):
-            known.setdefault(
-                batch.ids[row].item(), rows_of(batch, np.array([row]))
-            )
-        if len(known) == len(set(wanted)):
+            known.setdefault(batch.ids[row].item(), batch.take(np.array([row])))
+        if len(known) == len(set(names)):
             break
-    missing = [one for one in wanted if one not in known]
+    missing = [name for name in names if name not in known]
     if missing:
         raise Mismatch(
             f"Training examples of ids {missing[:5]} are needed to compare the "
             "method with the one that files were made with. Received training "
             "examples without them: give the method those that it had."
         )
-    return joined([known[one] for one in wanted])
-
-
-def first_examples(examples: Examples, count: int = COUNT) -> Batch:
-    """The first examples of some data, no more than `count`."""
-    batch = examples.first(count)
-    return rows_of(batch, np.arange(min(count, len(batch))))
+    return join([known[name] for name in names])
 
 
 def identify(batch: Batch) -> Numbers:
@@ -184,9 +178,11 @@ def identify(batch: Batch) -> Numbers:
 
 
 def tolerance(model: keras.Model) -> float:
-    """What numbers may differ by, as a share of the largest of them."""
+    """Largest difference of numbers, as a share of the largest of them."""
     halves = ("float16", "bfloat16")
-    half = any(one.compute_dtype in halves for one in model._flatten_layers())
+    half = any(
+        layer.compute_dtype in halves for layer in model._flatten_layers()
+    )
     return 1e-2 if half else 1e-4
 
 
@@ -212,9 +208,10 @@ def agree(
     """Compares numbers with those that are kept, or keeps them first.
 
     Args:
-        path: where they are kept.
+        path: the file that holds them.
         received: the numbers of this call.
-        share: what they may differ by, of the largest of each array.
+        share: largest difference, as a share of the largest number of each
+            array.
         remedy: what to do, where they differ.
 
     Raises:
@@ -280,7 +277,7 @@ def _largest(array: np.ndarray) -> float:
 def _first_apart(
     new: np.ndarray, old: np.ndarray, limit: float
 ) -> tuple[tuple[int, ...] | None, float]:
-    """Where two arrays differ most, if by more than the limit."""
+    """The place where two arrays differ most, if by more than the limit."""
     with np.errstate(invalid="ignore"):
         apart = np.abs(new.astype(np.float64) - old.astype(np.float64))
     same = (new == old) | (np.isnan(new) & np.isnan(old))
@@ -288,7 +285,7 @@ def _first_apart(
     if not apart.size or apart.max() <= limit:
         return None, 0.0
     at = np.unravel_index(int(apart.argmax()), apart.shape)
-    return tuple(int(one) for one in at), float(apart[at])
+    return tuple(map(int, at)), float(apart[at])
 
 
 def _shown(array: np.ndarray | None) -> str:
@@ -308,12 +305,12 @@ def classes_of(labels: Sequence[Any]) -> np.ndarray | None:
     """The class of each example `[n]`, if labels are of that kind.
 
     Args:
-        labels: those of batches.
+        labels: the labels of each batch.
     """
     leaves = [tf.nest.flatten(y) for y in labels]
-    if any(len(one) != 1 or one[0] is None for one in leaves):
+    if any(len(own) != 1 or own[0] is None for own in leaves):
         return None
-    whole = np.concatenate([np.asarray(one) for (one,) in leaves])
+    whole = np.concatenate([np.asarray(leaf) for (leaf,) in leaves])
     if whole.ndim == 2 and whole.shape[1] > 1:
         return whole.argmax(axis=1) if whole.dtype.kind in "fiub" else None
     if whole.size != len(whole) or whole.dtype.kind not in "fiubOSU":

@@ -1,9 +1,9 @@
-"""What a compiled step needs in memory, read off its trace.
+"""The memory that a compiled step needs, read off its trace.
 
 Synopsis:
 
-    found = footprint(functions.products, num_queries=100)
-    batch_size = (memory - found.fixed) // found.peak
+    needs = footprint(functions.products, num_queries=100)
+    batch_size = (memory - needs.fixed) // needs.peak
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ _ALIASES = {
 _REDUCTIONS = {"Max", "Mean", "Min", "Prod", "Sum"}
 
 
-# Code and threads' buffers that come into memory with a first step, and those
+# Code and threads' buffers that come into memory with a first step, and buffers
 # that convolutions unfold patches into, which have the size of a CPU's cache.
-# Measured, as what is missing without them (benchmarks/README.md, "Plans").
+# Measured as the memory that plans without them lacked (benchmarks/README.md,
+# "Plans").
 _FIRST_STEP = 28 * 2**20
 _CONVOLUTIONS = 72 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Bytes that a compiled step takes, those of its arguments aside.
+    """Bytes that a compiled step takes beside its arguments.
 
     Attributes:
-        peak: of one example's tensors that exist at the same time, at most,
-            if operations run in the order of the trace and free what none
-            after them reads.
-        largest: of one example's largest tensor.
-        fixed: of what does not depend on the number of examples.
+        peak: largest size of an example's tensors that exist at the same
+            time, if operations run in the order of the trace and free what
+            none after them reads.
+        largest: size of an example's largest tensor.
+        fixed: size of all that does not depend on the number of examples.
     """
 
     peak: int
@@ -61,7 +62,7 @@ def footprint(step, num_queries: int = 0) -> Footprint:
 
     Args:
         step: the compiled step.
-        num_queries: how many it is given.
+        num_queries: number of queries that it is given.
     """
     graph = step.get_concrete_function().graph
     operations = graph.get_operations()
@@ -82,7 +83,7 @@ class _Buffers:
     def __init__(self, num_queries: int):
         self._num_queries = num_queries
         self._owner: dict = {}  # tensor: the tensor whose memory it is
-        self._spans: dict = {}  # owner: [bytes, made at, last read at]
+        self._spans: dict = {}  # owner: [bytes, first operation, last]
 
     def add(self, operation: tf.Operation, at: int) -> None:
         for tensor in operation.inputs:
@@ -114,9 +115,9 @@ class _Buffers:
 
     def peak(self, length: int) -> int:
         changes = [0] * (length + 2)
-        for size, made, read in self._spans.values():
-            changes[made] += size
-            changes[read + 1] -= size
+        for size, first, last in self._spans.values():
+            changes[first] += size
+            changes[last + 1] -= size
         live = highest = 0
         for change in changes:
             live += change

@@ -28,7 +28,7 @@ from keras_tracin.engine.passes import (
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.sweep import plan_pass
 from keras_tracin.engine.visits import Weights
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.results import TopKMerger
 from keras_tracin.runs import run_weights
 
 _K = 10  # as in `top_k`

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.data.examples import check_unique
+from keras_tracin.data.ids import check_unique
 
 Groups = dict[str, set]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.diagnosis import Suspect, explaining
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.fingerprint import (
+    COUNT,
     examples_with,
-    first_examples,
     identify,
     spread_examples,
 )
@@ -97,7 +97,7 @@ def numbers(
         both, queries = engine.steps_like(engine.like), batch
     if test is not None:
         examples, both = engine.open_queries(test)
-        queries = first_examples(examples)
+        queries = examples.first(COUNT)
         if kind_of(queries.data) == kind_of(engine.like.data):
             queries = None if engine.same_loss else batch
     model, loss, value = engine.model, engine.loss, engine.query_value

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.diagnosis import Suspect, explaining
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.first_look import EXAMPLES, FirstLook

@@ -1,8 +1,8 @@
 """Numbers that tell models, losses and gradients apart.
 
-Of a few examples: the model's outputs, the losses, the lengths of the gradients
-and the product of each with one random direction. The direction is of rank one
-in every kernel, `a bᵀ`, so that factors are multiplied as they are.
+For a few examples these are the model's outputs, the losses, the lengths of the
+gradients and the product of each with a random direction. The direction is of
+rank one in every kernel, `a bᵀ`, so that factors are multiplied as they are.
 
 They are always made in the same small batches, so that they do not depend on
 how much memory there is.
@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.factors import (
@@ -59,13 +59,13 @@ def measure(
     """Outputs, losses and gradients of some examples, as numbers.
 
     Args:
-        model: with the weights that count.
+        model: with the weights to measure at.
         loss: `(y, y_pred, sample_weight) -> [n]`.
         functions: the steps of this model and loss.
         batch: the examples.
-        projection: one whose sketches are to count as well, where it is of
-            the user's own.
-        position: where it is asked for them.
+        projection: a projection, whose sketches are numbers as well where it
+            is of the user's own.
+        position: the position that it is given.
 
     Returns:
         "outputs" `[n, ...]`, "losses" `[n]`, "norms" `[n]`, "products" `[n]`,
@@ -77,18 +77,18 @@ def measure(
     columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(batch), size):
         rows = np.arange(start, min(start + size, len(batch)))
-        x, y, *weight = data = rows_of(batch, rows).data
+        x, y, *weight = data = batch.take(rows).data
         y_pred = model(x, training=False)
         factors = functions.captured(data).factors
-        found = {
+        tensors = {
             "outputs": _summary(y_pred),
             "losses": loss(y, y_pred, weight[0] if weight else None),
             "norms": lengths(factors),
             "products": random_products(factors),
         }
         if own is not None:
-            found["sketches"] = own.sketch(factors, position)
-        for name, tensor in found.items():
+            tensors["sketches"] = own.sketch(factors, position)
+        for name, tensor in tensors.items():
             columns.setdefault(name, []).append(_as_numpy(tensor))
     return {name: np.concatenate(rows) for name, rows in columns.items()}
 
@@ -106,21 +106,12 @@ def random_products(factors: Sequence[Factors]) -> tf.Tensor:
     about as large as the gradient is long.
 
     Args:
-        factors: those of all groups of variables.
+        factors: the factors of all groups of variables.
     """
     products = [
         _product(group, [_SEED, at]) for at, group in enumerate(factors)
     ]
     return tf.add_n([tf.cast(product, tf.float64) for product in products])
-
-
-def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """Some examples of a batch."""
-    data = tf.nest.map_structure(
-        lambda leaf: None if leaf is None else np.asarray(leaf)[rows],
-        batch.data,
-    )
-    return Batch(batch.ids[rows], *data)
 
 
 def _product(group: Factors, seed: list[int]) -> tf.Tensor:
@@ -176,7 +167,7 @@ def _summary(outputs: Any) -> tf.Tensor:
             tf.norm(rows, axis=1, keepdims=True),
         ]
     widest = max((column.dtype for column in columns), key=lambda d: d.size)
-    return tf.concat([tf.cast(one, widest) for one in columns], axis=1)
+    return tf.concat([tf.cast(column, widest) for column in columns], axis=1)
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:

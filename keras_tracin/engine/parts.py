@@ -2,9 +2,9 @@
 
 A call cuts its work into parts: a block of queries × a chunk of training
 examples each. Every part is one file, whole or absent. A call that was killed
-finds what it had finished; several processes that share the directory each do
-the parts of their own and wait for those of the others. A matrix of scores is
-put together at the end, in a file that is mapped into memory.
+goes on from what it had finished; several processes that share the directory
+each do the parts of their own and wait for those of the others. A matrix of
+scores is put together at the end, in a file that is mapped into memory.
 
     scores/digits/
       job.json               what is computed
@@ -18,7 +18,7 @@ Synopsis:
     parts = Parts.open(directory, {"call": "top_k", "k": 10}, worker=(0, 2))
     if parts.wants(block=0, chunk=3, digest="..."):
         parts.put(0, 3, digest="...", scores=..., ids=...)
-    for arrays in parts.all_of(block=0, count=7):
+    for arrays in parts.read(block=0, count=7):
         ...
 """
 
@@ -38,6 +38,7 @@ import numpy as np
 
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree
+from keras_tracin.engine.matrix import write_matrix
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.planning import Plan
 from keras_tracin.models.descriptions import difference
@@ -45,23 +46,23 @@ from keras_tracin.storage.arrays import load_array, load_arrays, save_arrays
 from keras_tracin.storage.files import (
     check_room,
     explain_full_disk,
-    written_whole,
 )
 from keras_tracin.storage.sharing import wait_for_worker, write_first
 
 FORMAT_VERSION = 2
 
 _REMEDY_MATRIX = "Delete its directory and call again."
-_PARTS = 16  # of a worker's share of the training examples, and a block
+_PARTS = 16  # parts of a block for each worker
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
 
 
 class Parts:
-    """The parts of one call; see the module.
+    """The finished parts of one call.
 
     Args:
-        directory: where they are kept.
-        worker: this process's index, and how many share the work.
+        directory: directory that holds them.
+        worker: this process's index, and the number of processes that share
+            the work.
     """
 
     def __init__(self, directory: Path, worker: tuple[int, int]):
@@ -79,9 +80,11 @@ class Parts:
         """The parts to go on with, or a new directory of them.
 
         Args:
-            directory: where they are kept.
-            job: what is computed; the same for every call that goes on.
-            worker: this process's index, and how many share the work.
+            directory: directory that holds them.
+            job: the computation, as JSON; the same for every call that goes
+                on with it.
+            worker: this process's index, and the number of processes that
+                share the work.
 
         Raises:
             ValueError: if the directory holds parts of another call.
@@ -91,7 +94,7 @@ class Parts:
         # Of JSON's types, to compare; NumPy's numbers are none of them.
         text = json.dumps(job, default=lambda number: number.item())
         job = json.loads(text)
-        recorded = parts.agreed("job", job)
+        recorded = parts.agree("job", job)
         version = recorded.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -101,9 +104,9 @@ class Parts:
                 "layers parts were made with. Choose another directory, or "
                 "delete this one and call again."
             )
-        found = difference(job, recorded)
-        if found is not None:
-            name, received, expected = found
+        unlike = difference(job, recorded)
+        if unlike is not None:
+            name, received, expected = unlike
             raise ValueError(
                 f"{directory} holds parts of another call. Received "
                 f"{name}={received!r}, expected {expected!r}. "
@@ -111,12 +114,14 @@ class Parts:
             )
         return parts
 
-    def made_of(self, numbers: Numbers, share: float) -> None:
-        """Compares what this call computes with, or notes it.
+    def compare(self, numbers: Numbers, share: float) -> None:
+        """Compares this call's numbers with those of the parts, or notes them.
 
         Args:
-            numbers: of a few examples, see `keras_tracin.engine.fingerprint`.
-            share: what they may differ by, of the largest of each array.
+            numbers: numbers that the scores are made of, for a few examples;
+                see `keras_tracin.engine.fingerprint`.
+            share: largest difference, as a share of the largest number of
+                each array.
 
         Raises:
             ValueError: if the parts were made of something else.
@@ -133,8 +138,12 @@ class Parts:
         with self._making_room(path.name):
             agree(path, numbers, share)
 
-    def agreed(self, name: str, value: Any) -> Any:
-        """What the first process said, which may be this one.
+    def agree(self, name: str, value: Any) -> Any:
+        """The value of the first process, which may be this one.
+
+        Args:
+            name: of the value, and of its file.
+            value: this process's own, as JSON.
 
         Raises:
             ValueError: if the file that holds it cannot be read.
@@ -157,7 +166,7 @@ class Parts:
         if plan.num_train is not None:
             share = math.ceil(plan.num_train / (_PARTS * self._workers))
             chunk = min(chunk, max(share, _FEWEST * plan.batch_size))
-        batch_size, chunk = self.agreed("chunk", [plan.batch_size, chunk])
+        batch_size, chunk = self.agree("chunk", [plan.batch_size, chunk])
         return dataclasses.replace(plan, batch_size=batch_size, chunk=chunk)
 
     def wants(self, block: int, chunk: int, digest: str) -> bool:
@@ -175,12 +184,12 @@ class Parts:
             return False
         path = self._path(block, chunk)
         if self._matrix_is_there:
-            found = self._matrix_digests.get(path.name)
+            kept = self._matrix_digests.get(path.name)
         elif path.is_file():
-            found = str(_load(path)["digest"])
+            kept = str(_load(path)["digest"])
         else:
             return True
-        if found != digest:
+        if kept != digest:
             raise ValueError(
                 f"{path} was made from other queries or training examples, or "
                 "in another order. Choose another directory."
@@ -198,8 +207,12 @@ class Parts:
         with self._making_room(path.name, needed):
             save_arrays(path, {"digest": np.array(digest), **arrays})
 
-    def all_of(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
+    def read(self, block: int, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of a block's parts, in order; waits for other workers.
+
+        Args:
+            block: the block of queries.
+            count: number of its parts.
 
         Raises:
             ValueError: if a part is damaged.
@@ -219,8 +232,8 @@ class Parts:
         The parts are deleted once they are in it.
 
         Args:
-            query_ids: those of each block.
-            count: the chunks of each block.
+            query_ids: the ids of each block's queries.
+            count: number of chunks of each block.
 
         Returns:
             `scores [m, n]`, or with more axes where parts have them,
@@ -233,7 +246,7 @@ class Parts:
         if not self._matrix_is_there and self._index == 0:
             with self._making_room("the matrix of scores"):
                 self._put_together(query_ids, count)
-        self._wait_for(self._last_of_matrix, 0)
+        self._wait_for(self.directory / "matrix.json", 0)
         ids = _load(self.directory / "ids.npz")
         parts = {
             self._path(block, chunk).name
@@ -259,36 +272,39 @@ class Parts:
     def _put_together(
         self, query_ids: Sequence[np.ndarray], count: int
     ) -> None:
-        found: list[tuple] = []  # of the first block
-        for arrays in self.all_of(0, count):
+        first: list[tuple] = []  # of the first block
+        for arrays in self.read(0, count):
             scores = arrays["scores"]
-            found.append((arrays["ids"], scores.dtype, scores.shape[2:]))
-        train_ids = np.concatenate([ids for ids, _, _ in found])
-        _, dtype, more = found[0]
+            first.append((arrays["ids"], scores.dtype, scores.shape[2:]))
+        train_ids = np.concatenate([ids for ids, _, _ in first])
+        _, dtype, more = first[0]
         shape = (sum(map(len, query_ids)), len(train_ids), *more)
         # One that came without its ids, or the room would be needed twice.
         (self.directory / "scores.npy").unlink(missing_ok=True)
         self._check_room(math.prod(shape) * dtype.itemsize)
-        with written_whole(self.directory / "scores.npy") as unfinished:
-            scores = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
-            _allocate(unfinished)
-            row = 0
-            for block, ids in enumerate(query_ids):
-                column = 0
-                for arrays in self.all_of(block, count):
-                    part = arrays["scores"]
-                    stop = column + part.shape[1]
-                    scores[row : row + len(ids), column:stop] = part
-                    column = stop
-                row += len(ids)
-            scores.flush()
+        pieces = self._place(query_ids, count)
+        write_matrix(self.directory / "scores.npy", shape, dtype, pieces)
         save_arrays(
             self.directory / "ids.npz",
             {"query_ids": np.concatenate(query_ids), "train_ids": train_ids},
         )
-        self.agreed("matrix", self._digests)
+        self.agree("matrix", self._digests)
         for name in self._digests:
             (self.directory / name).unlink()
+
+    def _place(
+        self, query_ids: Sequence[np.ndarray], count: int
+    ) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """The scores of all parts, each with its rows and columns."""
+        row = 0
+        for block, ids in enumerate(query_ids):
+            rows, column = slice(row, row + len(ids)), 0
+            for arrays in self.read(block, count):
+                scores = arrays["scores"]
+                stop = column + scores.shape[1]
+                yield rows, slice(column, stop), scores
+                column = stop
+            row += len(ids)
 
     def _check_room(self, needed: int) -> None:
         """Raises OSError unless the disk has room for so many bytes."""
@@ -313,34 +329,19 @@ class Parts:
         return explain_full_disk(self.directory, f"{what}{size}", kept)
 
     @property
-    def _last_of_matrix(self) -> Path:
-        """The file that is written once the matrix is complete."""
-        return self.directory / "matrix.json"
-
-    @property
     def _matrix_is_there(self) -> bool:
-        return self._last_of_matrix.is_file()
+        """Whether the file is there that is written last of the matrix."""
+        return (self.directory / "matrix.json").is_file()
 
     @functools.cached_property
     def _matrix_digests(self) -> dict[str, str]:
-        return self.agreed("matrix", None)
+        return self.agree("matrix", None)
 
     def _wait_for(self, path: Path, worker: int) -> None:
         wait_for_worker(path.is_file, worker, self._workers, str(path))
 
     def _path(self, block: int, chunk: int) -> Path:
         return self.directory / f"part-{block:04}-{chunk:06}.npz"
-
-
-def _allocate(path: Path) -> None:
-    """Has the disk set all of a file's bytes aside.
-
-    What is written to a mapped file that the disk then has no room for ends
-    the process.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

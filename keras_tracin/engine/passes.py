@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.steps import GradientFunctions

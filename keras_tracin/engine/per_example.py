@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.chunks import Chunk
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import Footprint
 

@@ -1,4 +1,4 @@
-"""What an optimizer makes of a gradient: each entry's own rate, as a diagonal.
+"""The rate that an optimizer gives each entry of a gradient, as a diagonal.
 
 Over time, a gradient g moves the weights by η D g, where D follows from the
 optimizer's state at a checkpoint (t updates, second moment v) and μ is the
@@ -11,10 +11,10 @@ momentum:
     Adamax              D = 1 / (u + ε)
 
 A momentum spreads a gradient over later steps, 1 + μ + μ² + … of it in all; the
-first moment of Adam spreads the whole of it. Amsgrad's v is its largest, that
-of a centered RMSprop the variance. Clipping and weight decay are left out: they
-are not the gradient's. Keras puts Adam's ε beside the moment that is not yet
-corrected, and so does this.
+first moment of Adam spreads the whole of it. Amsgrad's v is its largest second
+moment, a centered RMSprop's the variance. Clipping and weight decay are left
+out: they do not depend on the gradient alone. Keras puts Adam's ε beside the
+moment that is not yet corrected, and so does this.
 
 Synopsis:
 

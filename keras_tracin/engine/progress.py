@@ -1,4 +1,4 @@
-"""A word before long work, and a bar while it lasts.
+"""An announcement of long work, and a bar while it lasts.
 
 Synopsis:
 
@@ -19,18 +19,18 @@ _PATIENCE = 2.0  # seconds of work from which on it is announced
 
 
 class Announced(Protocol):
-    """Long work, which says of itself what it is when printed."""
+    """Long work, which is described when printed."""
 
     @property
     def steps(self) -> int | None:
-        """How many it has, None where nobody can tell."""
+        """Number of steps, None where it is not known."""
 
 
 class Progress:
     """Announces work that takes longer than two seconds, then shows a bar.
 
     Args:
-        plan: what is going to be done.
+        plan: the work to be done.
         verbose: 0 for silence.
         title: the name of the method.
     """
@@ -44,9 +44,13 @@ class Progress:
         self._bar: keras.utils.Progbar | None = None
 
     def advance(self, steps: int = 1) -> None:
-        """So many steps are done, or need not be."""
+        """Notes that steps are done, or need not be.
+
+        Args:
+            steps: number of steps.
+        """
         self._done += steps
-        if self._done == steps:  # this one paid for tracing
+        if self._done == steps:  # which included tracing
             self._first = time.monotonic()
         if not self._verbose:
             return
@@ -57,6 +61,11 @@ class Progress:
             )
         if self._bar is not None:
             self._bar.update(self._done)
+
+    def finish(self) -> None:
+        """Ends the bar of work whose number of steps was not known."""
+        if self._bar is not None and self._plan.steps is None:
+            self._bar.update(self._done, finalize=True)
 
     def _is_long(self) -> bool:
         """Whether all the work will have taken longer than `_PATIENCE`."""

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.engine.visits import Visit
 from keras_tracin.gradients import factors as algebra

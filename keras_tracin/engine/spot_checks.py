@@ -1,7 +1,7 @@
 """Examples of a pass that are computed once more, alone.
 
-What a few examples show at first does not show what happens in a batch of full
-size, or far into the data. So, as a pass goes by, one example of each 2^k-th
+A first look at a few examples does not show what happens in a batch of full
+size, or far into the data. So, as a pass goes by, an example of each 2^k-th
 batch is given to the same compiled step alone, where the same should come out.
 A difference ends the pass before its results are kept.
 
@@ -9,8 +9,8 @@ Synopsis:
 
     spots = SpotChecks(model, loss)
     for number, batch in enumerate(batches):
-        values = step(batch.data)                       # [..., n]
-        spots.look(number, batch, values, lambda data: step(data))
+        values = step(batch.data)                        # [..., n]
+        spots.look(number, batch, values, step)
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
-from keras_tracin.engine.first_look import NOISE, is_learnt, tolerance_of
+from keras_tracin.data.batches import Batch
+from keras_tracin.engine.rounding import NOISE, is_learnt, tolerance_of
 from keras_tracin.gradients.capture import PerExampleLoss
 from keras_tracin.gradients.interaction import find_interaction
-from keras_tracin.gradients.plain import nudged
+from keras_tracin.gradients.plain import perturb_weights
 from keras_tracin.models.state import preserved
 
 
@@ -36,9 +36,9 @@ class SpotChecks:
 
     Args:
         model: the model, which has the weights of the pass.
-        loss: `(y, y_pred, sample_weight) -> [n]`, to name what is wrong.
-        sparing: whether a single example takes as long as a batch, as where
-            XLA compiles for a size: then it is done once, at the beginning.
+        loss: `(y, y_pred, sample_weight) -> [n]`, to name a mistake.
+        sparing: whether to check the first batch only, as where XLA compiles
+            for a size and a single example takes as long as a batch.
         role: "training" or "query".
     """
 
@@ -65,8 +65,8 @@ class SpotChecks:
         Args:
             number: of the batch in its pass, from 0 on.
             batch: the examples.
-            values: what the step made of them, `[..., n]`.
-            again: does the same for other data.
+            values: the step's results, `[..., n]`.
+            again: computes the same for other data.
 
         Raises:
             ValueError: if an example's values depend on the rest of its batch.
@@ -78,7 +78,7 @@ class SpotChecks:
             with preserved(self._model):
                 alone = again(data)[..., 0]
             within = values[..., row]
-            # What is not a number is an error of its own.
+            # Another error names what is not a number.
             usable = np.where(np.isfinite(values), np.abs(values), 0)
             scale = usable.max(axis=-1)
             if self._alike(alone, within, scale, data, again):
@@ -105,8 +105,8 @@ class SpotChecks:
         if np.all(gap <= self._tolerance * scale):
             return True
         if not np.isfinite(gap).all():
-            return not np.isfinite(alone).all()  # which is an error of its own
-        with nudged(self._model):
+            return not np.isfinite(alone).all()  # which another error names
+        with perturb_weights(self._model):
             noise = np.abs(again(data)[..., 0] - alone)
         return bool(
             np.all(gap <= self._tolerance * scale + NOISE * noise.max())

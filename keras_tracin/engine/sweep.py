@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import announce
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink, read_chunks

@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.queries import Queries
 
-# Products below 2**-126 are lost from a sum, which is off by as much as there
-# are: a sum above this has most of its digits.
+# Products below 2**-126 are lost from a sum, which is wrong by their number
+# times that: a sum above this has most of its digits.
 _SMALLEST = 2.0**-110
 
 MESSAGE = (
@@ -102,10 +102,10 @@ def vanishes(
 
     Args:
         model: the model, with the weights of the scores.
-        variables: those that the gradients are by.
+        variables: the variables that gradients are taken by.
         sides: two pairs of a loss and the data `(x, y[, weight])` of one
             example.
-        rate: what the product is multiplied with.
+        rate: the factor of the product.
     """
     gradients = []
     for loss, (x, y, *weight) in sides:
@@ -114,12 +114,12 @@ def vanishes(
             value = tf.reduce_sum(
                 loss(y, y_pred, weight[0] if weight else None)
             )
-        found = tape.gradient(
+        gradient = tape.gradient(
             value,
             [variable.value for variable in variables],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        dense = [tf.convert_to_tensor(gradient) for gradient in found]
+        dense = map(tf.convert_to_tensor, gradient)
         gradients.append([tf.cast(g, tf.float64).numpy() for g in dense])
     product = sum(np.vdot(a, b) for a, b in zip(*gradients, strict=True))
     return bool(0 < abs(product) * min(1.0, abs(rate)) < _SMALLEST)

@@ -1,10 +1,11 @@
-"""Which variables the steps of a run updated, and what each counts.
+"""The variables that the steps of a run updated, and their shares.
 
 A variable that was frozen while others trained did not move, so no gradient by
-it had an influence then, whatever `trainable` says now; and one that is frozen
-now may have been trained. So the gradients are those of all variables that
-some checkpoint's steps updated, and in each checkpoint's scores a variable
-counts its *share*: its own mean rate, as part of the checkpoint's.
+it had an influence then, whatever `trainable` says now; and a variable that is
+frozen now may have been trained. So the gradients are those of all variables
+that some checkpoint's steps updated, and in each checkpoint's scores a
+variable is weighted by its *share*: its own mean rate, as part of the
+checkpoint's.
 
 Where each checkpoint's steps updated what is trainable now, at one rate, every
 share is one, and nothing is changed.
@@ -40,9 +41,10 @@ class UpdatedVariables:
 
     Args:
         model: a built model.
-        checkpoints: those that are visited. One that does not know what was
-            updated, and None, stand for what is trainable now.
-        strategy: what steps are spread over.
+        checkpoints: the checkpoints that are visited. One that does not know
+            which variables were updated, and None, stand for those trainable
+            now.
+        strategy: the strategy that steps are spread over.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class UpdatedVariables:
         self._is_now = self._covered == now
         shares = list(self._shares.values())
         self._table = np.stack(shares or [np.ones(len(self._position))])
-        # Until a checkpoint is visited, what depends on it is not a number.
+        # Until a checkpoint is visited, results that depend on it are NaN.
         self._unknown = np.full(len(self._position), np.nan)
         self._current: tf.Variable | None = None
         if (self._table[:, sorted(self._covered)] != 1).any():
@@ -111,7 +113,7 @@ class UpdatedVariables:
             self._current.assign(self._shares.get(checkpoint, self._unknown))
 
     def leave(self) -> None:
-        """The weights are no checkpoint's any more."""
+        """From now on, the weights are no checkpoint's."""
         if self._current is not None:
             self._current.assign(self._unknown)
 
@@ -132,7 +134,7 @@ class UpdatedVariables:
         return any(share[self._position[id(v)]] for v in variables)
 
     def differ(self, variables: Sequence[keras.Variable]) -> bool:
-        """Whether some of them count less than others, at some checkpoint."""
+        """Whether one of them has another share than one, at a checkpoint."""
         return bool((self._columns(variables) != 1).any())
 
     def describe(self, variables: Sequence[keras.Variable]) -> list | None:
@@ -144,14 +146,14 @@ class UpdatedVariables:
     def _columns(self, variables: Sequence[keras.Variable]) -> np.ndarray:
         return self._table[:, [self._position[id(v)] for v in variables]]
 
-    def apart(
+    def split(
         self, captured: Captured, variables: Sequence[keras.Variable]
     ) -> Captured:
-        """The same in groups within which every variable counts the same.
+        """Gradients in groups whose variables all have the same share.
 
         Args:
             captured: gradients.
-            variables: those that its `positions` are of.
+            variables: the variables that its `positions` stand for.
         """
         if self._current is None:
             return captured
@@ -176,22 +178,26 @@ class UpdatedVariables:
             positions=tuple(positions),
         )
 
-    def counts(
+    def shares_of(
         self, captured: Captured, variables: Sequence[keras.Variable]
     ) -> list[tf.Tensor | None]:
-        """What each group counts at the checkpoint visited; None for one."""
-        counts: list[tf.Tensor | None] = []
+        """The share of each group at the checkpoint visited; None for one."""
+        shares: list[tf.Tensor | None] = []
         for members in captured.positions:
             first = variables[members[0]]
-            count = None
+            share = None
             if self._current is not None and self.differ([first]):
-                count = self._current[self._position[id(first)]]
-            counts.append(count)
-        return counts
+                share = self._current[self._position[id(first)]]
+            shares.append(share)
+        return shares
 
 
 def unequal_shares(what: str) -> str:
-    """Says why something needs variables that all count the same."""
+    """Says why something needs variables that all have the same share.
+
+    Args:
+        what: the way to score, in words.
+    """
     return (
         f"{what} counts every variable alike, but the steps of the run did "
         "not: some updated variables that others left frozen, or at another "
@@ -202,22 +208,22 @@ def unequal_shares(what: str) -> str:
     )
 
 
-def scale(factors: Factors, count: tf.Tensor | None) -> Factors:
-    """The gradients times a number."""
-    if count is None:
+def scale(factors: Factors, share: tf.Tensor | None) -> Factors:
+    """The gradients times a share; None for one."""
+    if share is None:
         return factors
     if isinstance(factors, algebra.DenseGradients):
-        parts = tuple(tf.cast(count, p.dtype) * p for p in factors.parts)
+        parts = tuple(tf.cast(share, p.dtype) * p for p in factors.parts)
         return dataclasses.replace(factors, parts=parts)
     if isinstance(factors, algebra.TableFactors):
         uses = factors.looked_up, factors.outer
-        looked_up, outer = (_scale_grads(use, count) for use in uses)
+        looked_up, outer = (_scale_grads(use, share) for use in uses)
         return dataclasses.replace(factors, looked_up=looked_up, outer=outer)
-    return _scale_grads(factors, count)
+    return _scale_grads(factors, share)
 
 
 def _scale_grads(
-    factors: algebra.OuterFactors | algebra.LookupFactors, count: tf.Tensor
+    factors: algebra.OuterFactors | algebra.LookupFactors, share: tf.Tensor
 ) -> Any:
-    grads = tf.cast(count, factors.grads.dtype) * factors.grads
+    grads = tf.cast(share, factors.grads.dtype) * factors.grads
     return dataclasses.replace(factors, grads=grads)

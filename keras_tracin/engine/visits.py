@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_tracin.runs import Checkpoint
+from keras_tracin.storage.files import digest
 
 Weights = Mapping[Checkpoint | None, float]
 
@@ -43,3 +44,8 @@ def name_of(checkpoint: Checkpoint | None) -> str:
     if checkpoint is None:
         return "the model's present weights"
     return f"checkpoint '{checkpoint.path}' (epoch {checkpoint.epoch})"
+
+
+def digest_of(checkpoint: Checkpoint) -> str:
+    """The SHA-256 of a checkpoint's weights file."""
+    return checkpoint.sha256 or digest(checkpoint.path)

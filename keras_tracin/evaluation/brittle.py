@@ -26,7 +26,7 @@ from keras_tracin.evaluation.retraining import (
     read_whole,
 )
 from keras_tracin.losses.output_kinds import SAMPLE
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Brittleness:
 
     @property
     def flipped(self) -> np.ndarray:
-        """Whether the margin fell from above zero to below, `[m, r]`."""
+        """Flips, margins that fell from above zero to below: `[m, r]`."""
         return _flips(self.margins, self.margins_without)
 
     @property

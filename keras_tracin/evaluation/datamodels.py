@@ -21,7 +21,7 @@ import numpy as np
 from keras_tracin.evaluation.rank_correlation import rank_correlations
 from keras_tracin.evaluation.retraining import check_same
 from keras_tracin.evaluation.subsets import Retrained
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 
 @dataclasses.dataclass(frozen=True)

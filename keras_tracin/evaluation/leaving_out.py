@@ -27,7 +27,7 @@ from keras_tracin.evaluation.retraining import (
     query_values,
     read_whole,
 )
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 
 @dataclasses.dataclass(frozen=True)

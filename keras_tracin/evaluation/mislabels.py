@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from keras_tracin.results.attribution import SelfInfluence
+from keras_tracin.results import SelfInfluence
 
 
 @dataclasses.dataclass(frozen=True)

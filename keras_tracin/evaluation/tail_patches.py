@@ -28,7 +28,7 @@ from keras_tracin.evaluation.retraining import (
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results import Attribution, TopK
 from keras_tracin.runs import run_weights
 
 

@@ -259,7 +259,7 @@ def _layer_local_scaled(
         grads = [
             None
             if grad is None
-            else tf.cast(precision.scaled(grad, scale), output.dtype)
+            else tf.cast(precision.scale_examples(grad, scale), output.dtype)
             for grad, output in zip(use.grads, use.outputs, strict=True)
         ]
         scaled_use = dataclasses.replace(use, grads=tuple(grads))

@@ -5,8 +5,8 @@ each batch size, and must have no operations whose results vary in size.
 
 Synopsis:
 
-    if wanted("auto"):
-        step = compiled(step, jit_compile=True, signature=signature)
+    if should_compile("auto"):
+        step = compile_step(step, jit_compile=True, signature=signature)
     if shapes_are_static():             # called while tracing
         ...
 """
@@ -25,7 +25,7 @@ _NOT_COMPILED = re.compile(r"(\w+) \(No registered '\w+' OpKernel for XLA")
 _STATIC = contextvars.ContextVar("keras_tracin_static_shapes", default=False)
 
 
-def wanted(jit_compile: bool | str) -> bool:
+def should_compile(jit_compile: bool | str) -> bool:
     """Whether XLA should compile steps.
 
     Args:
@@ -46,7 +46,7 @@ def wanted(jit_compile: bool | str) -> bool:
     )
 
 
-def compiled(step: Callable, jit_compile: bool, signature: Any):
+def compile_step(step: Callable, jit_compile: bool, signature: Any):
     """Compiles a step to a `tf.function` with one trace.
 
     Args:

@@ -9,7 +9,7 @@ Synopsis:
     run = DryRun(model, sites, Objective(x, y, None, loss))
     for call in run.calls:
         call.splits                    # judged by shapes
-        run.is_left(call, variable)    # judged by paths in the graph
+        run.fallback_misses(call, variable)    # judged by paths in the graph
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from keras_tracin.gradients.example_axis import (
 from keras_tracin.gradients.paths import Paths, Span, handles_of
 from keras_tracin.gradients.refusals import check_call
 from keras_tracin.gradients.rules.fallback import (
+    add_probes,
     differentiable_outputs,
     is_differentiable,
-    with_probes,
 )
 from keras_tracin.gradients.rules.registry import watch_before_activation
 from keras_tracin.gradients.sites import (
     Site,
-    intercepted,
+    intercept,
     layers_called,
     without_rematerialization,
 )
@@ -161,7 +161,7 @@ class DryRun:
             with contextlib.ExitStack() as noting:
                 for layer in layers_called(model, sites):
                     note = functools.partial(self._record_call, layer)
-                    noting.enter_context(intercepted(layer, note))
+                    noting.enter_context(intercept(layer, note))
                 outputs = model(x, training=False)
             ends = list(differentiable_outputs(outputs))
             y = weight = None
@@ -195,7 +195,7 @@ class DryRun:
     def _now(self) -> int:
         return self._graph.num_operations()
 
-    def is_left(self, call: Call, variable: keras.Variable) -> bool:
+    def fallback_misses(self, call: Call, variable: keras.Variable) -> bool:
         """Whether the call's fallback would miss gradients of a variable."""
         gates, returned = call.fallback, frozenset[str]()
         if gates is None:  # not a site yet: its outputs would be gates
@@ -203,7 +203,7 @@ class DryRun:
         handles = handles_of(variable.value)
         return self._paths.leaves(call.span, handles, gates, returned)
 
-    def goes_round_rule(self, call: Call, variable: keras.Variable) -> bool:
+    def rule_misses(self, call: Call, variable: keras.Variable) -> bool:
         """Whether the rule for the call would miss gradients of a variable."""
         gates, returned = call.rule, frozenset[str]()
         if gates is None:  # the rule watches in its own way
@@ -211,12 +211,12 @@ class DryRun:
         handles = handles_of(variable.value)
         return self._paths.leaves(call.span, handles, gates, returned)
 
-    def is_entered(self, call: Call) -> bool:
+    def reads_other_examples(self, call: Call) -> bool:
         """Whether the call reads examples that are not among its arguments."""
         return self._paths.enters(call.span, call.arguments)
 
     @property
-    def loss_is_entered(self) -> bool:
+    def loss_reads_other_tensors(self) -> bool:
         """Whether the loss reads other tensors of the model than outputs."""
         return self._paths.enters(self.loss_span, self._loss_arguments)
 
@@ -287,7 +287,7 @@ class DryRun:
             outputs = tf.nest.map_structure(_probe_into(call.rule), outputs)
         if any(site.rule is None for site in own):
             call.fallback = []
-            outputs = with_probes(outputs, _probe_into(call.fallback))
+            outputs = add_probes(outputs, _probe_into(call.fallback))
         return outputs
 
 

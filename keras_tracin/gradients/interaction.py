@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.precision import coarsest_place
-from keras_tracin.gradients.sites import intercepted
+from keras_tracin.gradients.sites import intercept
 from keras_tracin.models.state import preserved
 
 _REPEATS = 3  # of a batch, to detect random numbers
@@ -253,7 +253,7 @@ def _record_calls(model: keras.Model) -> Iterator[list[_CallTensors]]:
             recording = functools.partial(
                 _record, _describe(part, model), calls
             )
-            stack.enter_context(intercepted(part, recording))
+            stack.enter_context(intercept(part, recording))
         yield calls
 
 

@@ -152,7 +152,7 @@ def check_loss_of_outputs(
     objective = Objective(x, y, weight[0] if weight else None, loss)
     run = run_with_loss(model, objective)
     read = [v.path for v in model.trainable_variables if run.loss_reads(v)]
-    if read or run.loss_is_entered:
+    if read or run.loss_reads_other_tensors:
         received = f"the variables {read}" if read else "what layers have kept"
         raise ValueError(
             f"{what} take the loss for a function of the labels and the "
@@ -226,7 +226,7 @@ class _Search:
                 variable
             ):
                 continue
-            if self._run_with_loss.loss_is_entered:
+            if self._run_with_loss.loss_reads_other_tensors:
                 self._leave_to_objective(key)
             else:
                 yield variable
@@ -270,18 +270,21 @@ class _Search:
         """Whether a variable affects the loss by the call's outputs alone."""
         twin = self._run_with_loss.calls[call.number]
         return not (
-            self._run_with_loss.is_left(twin, self._variables[key])
-            or self._run_with_loss.is_entered(twin)
+            self._run_with_loss.fallback_misses(twin, self._variables[key])
+            or self._run_with_loss.reads_other_examples(twin)
         )
 
     def _rule_serves(self, call: Call, key: int) -> bool:
         if not call.returns_examples:
             return False
         twin = self._run_with_loss.calls[call.number]
-        if self._run_with_loss.goes_round_rule(twin, self._variables[key]):
+        if self._run_with_loss.rule_misses(twin, self._variables[key]):
             return False
         # Such a rule repeats the layer, as the fallback does.
-        return call.rule is not None or not self._run_with_loss.is_entered(twin)
+        return (
+            call.rule is not None
+            or not self._run_with_loss.reads_other_examples(twin)
+        )
 
     def _leave_to_objective(self, key: int) -> None:
         variable = self._variables[key]

@@ -8,7 +8,7 @@ Synopsis:
 
     plain = PlainGradient(model, loss, variables, spec)
     plain(data, counts)      # one tensor per variable: Σ counts_i · ∇ℓ_i
-    with nudged(model):      # weights changed in their last digits
+    with perturb_weights(model):      # weights changed in their last digits
         plain(data, counts)
 """
 
@@ -126,7 +126,7 @@ class PlainGradient:
 
 
 @contextlib.contextmanager
-def nudged(model: keras.Model, seed: int = 0) -> Iterator[None]:
+def perturb_weights(model: keras.Model, seed: int = 0) -> Iterator[None]:
     """For a `with` block, perturbs trainable weights in their last digits.
 
     The change of a result shows the size of its rounding errors: usually small,

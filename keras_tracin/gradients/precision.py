@@ -69,7 +69,7 @@ def copy_notes(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return target
 
 
-def scaled(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+def scale_examples(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """Multiplies each example of `[n, ...]` by its scale `[n]`."""
     shape = [-1] + [1] * (tensor.shape.rank - 1)
     return tensor * tf.cast(tf.reshape(scale, shape), tensor.dtype)
@@ -195,4 +195,4 @@ def _unscale(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         tf.shape(scale)[0],
         "A layer's output does not have the examples as its first axis.",
     )
-    return scaled(wide, 1.0 / scale)
+    return scale_examples(wide, 1.0 / scale)

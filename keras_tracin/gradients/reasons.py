@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.rules import rule_for
-from keras_tracin.gradients.sites import intercepted
+from keras_tracin.gradients.sites import intercept
 from keras_tracin.models.state import preserved, value_of
 
 _LEAVE_OUT = "or leave the layer out by naming the others in `layers=`."
@@ -86,7 +86,7 @@ def _record_outputs(model: keras.Model) -> Iterator[list[_Returned]]:
     with contextlib.ExitStack() as stack:
         for layer in model._flatten_layers():
             noting = functools.partial(note, layer)
-            stack.enter_context(intercepted(layer, noting))
+            stack.enter_context(intercept(layer, noting))
         yield returned
 
 

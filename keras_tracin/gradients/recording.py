@@ -20,11 +20,11 @@ import tensorflow as tf
 from keras_tracin.gradients import precision
 from keras_tracin.gradients.rules import LayerUse
 from keras_tracin.gradients.rules.fallback import (
+    add_probes,
     is_differentiable,
-    with_probes,
 )
 from keras_tracin.gradients.rules.repeating import NESTED
-from keras_tracin.gradients.sites import Site, intercepted
+from keras_tracin.gradients.sites import Site, intercept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def record_calls(
     with contextlib.ExitStack() as stack:
         for site in sites:
             record = functools.partial(_record, site, tape, calls, covered)
-            stack.enter_context(intercepted(site.layer, record))
+            stack.enter_context(intercept(site.layer, record))
         yield calls
 
 
@@ -108,7 +108,7 @@ def _record(site, tape, calls, covered_outside, original, *args, **kwargs):
         finally:
             covered_outside.pop()
         nested = has_nested(before)
-        outputs = with_probes(outputs, watch)
+        outputs = add_probes(outputs, watch)
     elif site.rule.watching is not None:
         with site.rule.watching(site.layer, watch):
             outputs = original(*args, **kwargs)

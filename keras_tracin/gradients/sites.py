@@ -177,7 +177,7 @@ def without_rematerialization(model: keras.Model):
 
 
 @contextlib.contextmanager
-def intercepted(operation: Any, instead: Callable[..., Any]):
+def intercept(operation: Any, instead: Callable[..., Any]):
     """For a `with` block, `layer(...)` computes what `instead` returns.
 
     Args:

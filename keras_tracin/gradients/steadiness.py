@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.precision import last_place
-from keras_tracin.models.state import Held, preserved
+from keras_tracin.models.state import HeldVariable, preserved
 
 _MOST_SHOWN = 3
 _CALLS = 8  # after which a slow drift becomes visible
@@ -61,7 +61,7 @@ def check_steady(model: keras.Model, x: Any) -> None:
         raise StateChanges(_message(changed))
 
 
-def _message(changed: Sequence[Held]) -> str:
+def _message(changed: Sequence[HeldVariable]) -> str:
     owner = changed[0].owner
     names = [variable.name for variable in changed]
     more = len(names) - _MOST_SHOWN

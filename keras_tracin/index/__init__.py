@@ -1,4 +1,4 @@
-"""Sketches on disk and the search among them (section C)."""
+"""Sketches on disk and a search among them (Pruthi et al. 2020, section C)."""
 
 from keras_tracin.index.index import InfluenceIndex
 

@@ -1,10 +1,10 @@
-"""The steps of building an index: begun, its rows written, finished.
+"""The steps of building an index: begin, write rows, make the search.
 
 Synopsis:
 
     build = begin(method, directory, projection=None, dtype="float32",
                   search=None, resume=True)
-    add(build, examples)    # rows of some examples, then the search of all
+    add(build, build.recipe.engine.train)     # their rows, then the search
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch, Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.distribution import worker_of
-from keras_tracin.engine.fingerprint import tolerance
 from keras_tracin.index import search as searches
-from keras_tracin.index.opening import resident_in, source_of
-from keras_tracin.index.recall import measured
+from keras_tracin.index.opening import (
+    check_numbers,
+    open_resident,
+    recipe_of,
+    relative_paths,
+)
+from keras_tracin.index.recall import measure_recall
 from keras_tracin.index.resident import Resident
-from keras_tracin.index.source import Source, places_of
 from keras_tracin.index.store import Store
-from keras_tracin.index.writing import queries_among, write_rows
-from keras_tracin.methods.influence import InfluenceFunctions
-from keras_tracin.methods.tracin import TracIn
+from keras_tracin.index.writing import select_queries, write_rows
+from keras_tracin.methods.indexable import Indexable, RowRecipe
 from keras_tracin.models.descriptions import describe_layers
 from keras_tracin.projection import Projection
 from keras_tracin.storage.sharing import wait_for_worker
@@ -39,26 +41,25 @@ class Build:
     """An index to which rows are added.
 
     Attributes:
-        store: its rows.
-        source: what makes them.
+        store: the files of the index.
+        recipe: how its rows are made.
         queries: the training examples that recall is measured on.
-        resident: makes their vectors.
+        resident: makes the queries' vectors.
     """
 
     store: Store
-    source: Source
+    recipe: RowRecipe
     queries: Batch
     resident: Resident
 
     @property
     def scored(self) -> Batch | None:
         """The queries whose exact scores are kept beside the rows, if any."""
-        # Scores of a sketched inverse are products of its rows: no others.
-        return self.queries if self.store.identity["checkpoints"] else None
+        return None if self.recipe.exact is None else self.queries
 
 
 def begin(
-    method: TracIn | InfluenceFunctions,
+    method: Indexable,
     directory: Path,
     *,
     projection: Projection | None,
@@ -72,30 +73,30 @@ def begin(
             f"`dtype` should be 'float32' or 'float16'. Received: {dtype!r}."
         )
     searches.check_kind(search)
-    source = source_of(method, projection, directory)
-    worker = worker_of(source.engine.execution.strategy)
+    recipe = recipe_of(method, projection, directory)
+    worker = worker_of(recipe.engine.execution.strategy)
     if worker[1] > 1 and not resume:
         raise ValueError(
             f"{worker[1]} processes build the index together, and find it "
             "begun by the first of them. Received: resume=False; leave it "
             "out, and choose a new directory for a new index."
         )
-    queries = queries_among(source, SAMPLE)
+    queries = select_queries(recipe, SAMPLE)
+    model = recipe.engine.model
     store = Store.open_or_create(
         directory,
-        {**source.identity, "dtype": dtype},
+        {**recipe.identity, "dtype": dtype},
         resume,
         worker,
-        checkpoints=places_of(source.rates, directory),
+        checkpoints=relative_paths(recipe.checkpoints, directory),
         asked=search,
         queries=queries.ids.tolist(),
-        layers=describe_layers(source.engine.model),
+        layers=describe_layers(model),
     )
-    model = source.engine.model
-    if not store.finished:
-        store.made_of(source.numbers, tolerance(model))
-    resident = resident_in(store, model, source, projection, None)
-    return Build(store, source, queries, resident)
+    if not store.manifest.finished:
+        check_numbers(store, recipe)
+    resident = open_resident(store, model, recipe, projection, None)
+    return Build(store, recipe, queries, resident)
 
 
 def add(
@@ -109,17 +110,17 @@ def add(
     The last two are the work of the first process; others wait for it.
 
     Args:
-        build: what is added to.
-        examples: training examples.
-        name: gives a batch's ids.
-        worker: this process's index, and how many share the work.
+        build: the index.
+        examples: training examples to add.
+        name: returns a batch's ids.
+        worker: index of this process and number of processes.
     """
     store = build.store
     write_rows(
         store,
-        build.source,
+        build.recipe,
         examples,
-        dtype=store.identity["dtype"],
+        dtype=store.manifest.identity["dtype"],
         queries=build.scored,
         name=name,
         worker=worker,
@@ -133,9 +134,9 @@ def add(
 
 
 def finish(build: Build) -> None:
-    """Makes the search of all rows, and measures it."""
+    """Makes the search of all rows, and measures its recall."""
     store, queries = build.store, build.queries
     vectors = build.resident.vectors(queries)
-    search, noted = searches.make(store, vectors, store.noted("asked"))
-    noted["recall"] = measured(store, search, vectors, queries.ids)
-    store.finish(noted)
+    search, entry = searches.make(store, vectors, store.manifest.get("asked"))
+    recall = measure_recall(store.shards, search, vectors, queries.ids)
+    store.finish({**entry, "recall": recall})

@@ -1,44 +1,53 @@
-"""Low latency: training sketches on disk, and search among them (section C).
+"""Low latency: training sketches on disk, and a search among them.
 
 A training example's row holds its sketch at every checkpoint k, times √η_k, one
 after another; a query's vector likewise. Their inner product is the estimated
 TracIn score, so that proponents are a query's neighbours by inner product, and
-opponents those of its negative. Influence functions with a sketched inverse
-(section A.1) are products of two such sides as well.
+opponents those of its negative (Pruthi et al. 2020, section C). Influence
+functions with a sketched inverse (section A.1) are such products as well, and
+so is any other `Indexable`.
 
 Synopsis:
 
     index = kt.InfluenceIndex.build(
         tracin, "index/digits", projection=kt.TensorSketch(1024)
     )
+    index = kt.InfluenceIndex("index/digits", model)
+    top = index.query((x, y), k=10)     # TopK
     index = kt.InfluenceIndex("index/digits", model, method=tracin)
-    top = index.query((x, y), k=10)                 # TopK
-    index.append((more_x, more_y))                  # needs `method=`
+    index.append((more_x, more_y))
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import check_first, worker_of
-from keras_tracin.engine.fingerprint import tolerance
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
-from keras_tracin.index.opening import check_model, resident_in, source_in
-from keras_tracin.index.sketched_inverse import INVERSE
-from keras_tracin.index.store import Store
-from keras_tracin.index.writing import Naming, check_form, queries_among
-from keras_tracin.methods.influence import InfluenceFunctions
-from keras_tracin.methods.tracin import TracIn
+from keras_tracin.index.manifest import REMEDY
+from keras_tracin.index.new_examples import Naming, check_form
+from keras_tracin.index.opening import (
+    check_model,
+    check_numbers,
+    open_resident,
+    recipe_in,
+)
+from keras_tracin.index.reranking import all_ids, rank_again
+from keras_tracin.index.store import Store, verify
+from keras_tracin.index.writing import select_queries
+from keras_tracin.methods.index_rows import kept_files
+from keras_tracin.methods.indexable import Indexable
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Ranking, TopK, TopKMerger
+from keras_tracin.results import Ranking, TopK, TopKMerger
 from keras_tracin.runs import TrainingRun
 from keras_tracin.storage import files
 
@@ -90,33 +99,32 @@ class InfluenceIndex:
         directory: str | os.PathLike,
         model: keras.Model,
         *,
-        method: TracIn | InfluenceFunctions | None = None,
+        method: Indexable | None = None,
         projection: Projection | None = None,
         run: TrainingRun | str | os.PathLike | None = None,
     ):
         store = Store(files.absolute_directory(directory))
-        if not store.finished:
+        if not store.manifest.finished:
             raise ValueError(
                 f"The build of the index in {directory} was interrupted: "
                 f"{store.pending:,} rows are there. Call "
                 "`InfluenceIndex.build` again, with `resume=True`, to finish "
                 "it."
             )
-        check_model(store, model)
-        self._open(store)
-        self._method = method
-        self._source = source_in(store, model, method, projection)
-        self._resident = resident_in(
-            store, model, self._source, projection, run
+        check_model(store.manifest, model)
+        self._open(store.directory)
+        self._recipe = recipe_in(store, model, method, projection)
+        self._resident = open_resident(
+            store, model, self._recipe, projection, run
         )
 
-    def _open(self, store: Store) -> None:
-        store = store.only_finished()
-        store.verify()
-        inverse = store.identity.get("inverse")
-        if inverse is not None:
-            files.check_digest(store.directory / INVERSE, inverse)
-        search, ids = searches.load(store), store.ids()
+    def _open(self, directory: Path) -> None:
+        """Reads what the files of the index say, but for the method."""
+        store = Store(directory, only_finished=True)
+        verify(store)
+        for name, sha256 in kept_files(store.manifest.identity).items():
+            files.check_digest(directory / name, sha256, REMEDY)
+        search, ids = searches.load(store), store.shards.ids()
         self._store, self._ids = store, ids
         # At once, for the queries of other threads.
         self._rows = search, ids
@@ -125,7 +133,7 @@ class InfluenceIndex:
     @exclusively
     def build(
         cls,
-        method: TracIn | InfluenceFunctions,
+        method: Indexable,
         directory: str | os.PathLike,
         *,
         projection: Projection | None = None,
@@ -149,11 +157,12 @@ class InfluenceIndex:
 
         Args:
             method: a `TracIn` without a projection of its own, or
-                `InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`.
-            directory: where the index goes.
+                `InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`,
+                or any other `Indexable`.
+            directory: directory of the index.
             projection: what makes TracIn's sketches, `kt.TensorSketch(1024)`
                 by default.
-            dtype: of the rows on disk, "float32" or "float16".
+            dtype: dtype of the rows on disk, "float32" or "float16".
             search: how rows are searched: "exact" reads all of them, "flat"
                 looks at a short form of all and reads the best, "hnsw" and
                 "ivf" (by faiss) look at some. By default, the first of these
@@ -176,13 +185,13 @@ class InfluenceIndex:
             search=search,
             resume=resume,
         )
-        if not build.store.finished:
-            build.store.verify()
-            engine = build.source.engine
+        engine = build.recipe.engine
+        if not build.store.manifest.finished:
+            verify(build.store)
             add(
                 build, engine.train, worker=worker_of(engine.execution.strategy)
             )
-        model = build.source.engine.model
+        model = engine.model
         return cls(directory, model, method=method, projection=projection)
 
     @exclusively
@@ -206,43 +215,45 @@ class InfluenceIndex:
                 of a cluster: an `append` is not shared.
             OSError: if the disk is too small, or full.
         """
-        if self._source is None:
+        if self._recipe is None:
             raise ValueError(
                 "New training examples need the loss and the checkpoints of "
                 "the method. Open the index with `InfluenceIndex(directory, "
                 "model, method=tracin)`."
             )
-        source, store = self._source, Store(self._store.directory, sparing=True)
-        check_first(source.engine.execution.strategy, "`append` of an index")
-        examples = open_for_model(source.engine.model, train, "train")
-        check_form(examples, source)
-        store.made_of(source.numbers, tolerance(source.engine.model))
+        recipe, store = self._recipe, Store(self._store.directory, sparing=True)
+        check_first(recipe.engine.execution.strategy, "`append` of an index")
+        examples = open_for_model(recipe.engine.model, train, "train")
+        check_form(examples, recipe)
+        check_numbers(store, recipe)
         if not resume:
             store.drop_pending()
-        queries = queries_among(source, SAMPLE)
-        if queries.ids.tolist() != store.noted("queries"):
+        queries = select_queries(recipe, SAMPLE)
+        recorded = store.manifest.get("queries")
+        if queries.ids.tolist() != recorded:
             raise ValueError(
                 "The training examples of the method do not begin as those in "
                 "the index: recall was measured on other ones. Received ids "
                 f"{queries.ids[:3].tolist()}..., expected "
-                f"{store.noted('queries')[:3]}.... Open the index with the "
-                "method it was built from."
+                f"{recorded[:3]}.... Open the index with the method it was "
+                "built from."
             )
         name = Naming(self._ids, examples.carries_ids)
-        add(Build(store, source, queries, self._resident), examples, name)
-        self._open(store)
+        add(Build(store, recipe, queries, self._resident), examples, name)
+        self._open(store.directory)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __repr__(self) -> str:
-        store, noted = self._store, self._store.noted("search")
-        recall = noted["recall"]
-        count = len(store.identity.get("checkpoints", [])) or 1
+        store, recall = self._store, self.recall
+        identity, width = store.manifest.identity, store.shards.width
+        count = len(identity.get("checkpoints", [])) or 1
         return (
             f"<InfluenceIndex of {store.directory}: {len(self):,} rows of "
-            f"{count} × {store.width // count:,} {store.identity['dtype']}, "
-            f"{store.nbytes / 2**20:,.0f} MB; search: {self._rows[0].kind}; "
+            f"{count} × {width // count:,} {identity['dtype']}, "
+            f"{store.manifest.nbytes / 2**20:,.0f} MB; "
+            f"search: {self._rows[0].kind}; "
             f"recall@{recall['k']} of exact scores on {recall['queries']} "
             f"training examples: {recall['proponents']:.2f} proponents, "
             f"{recall['opponents']:.2f} opponents>"
@@ -262,23 +273,24 @@ class InfluenceIndex:
         the share of the `k` strongest "proponents" and "opponents", and the
         number of "queries".
         """
-        return dict(self._store.noted("search")["recall"])
+        return dict(self._store.manifest.get("search")["recall"])
 
     def query(self, test: Any, k: int = 10, rerank: int = 0) -> TopK:
         """The `k` strongest proponents and opponents of every query.
 
         Args:
             test: the queries, in the same form as training data.
-            k: how many on each side.
-            rerank: 0 for scores from sketches. Otherwise so many candidates
-                of each side, at least `k`, are scored exactly and ranked
-                again; needs `method=`, whose training data is read.
+            k: number of examples on each side.
+            rerank: 0 for scores from sketches; otherwise the number of
+                candidates of each side, at least `k`, that are scored exactly
+                and ranked again. Needs `method=`, whose training data is
+                read.
 
         Raises:
             ValueError: if `k` or `rerank` is out of range, if `rerank` is
                 asked for without a method, or if `test` does not fit.
         """
-        if rerank and not isinstance(self._method, TracIn):
+        if rerank and (self._recipe is None or self._recipe.exact is None):
             raise ValueError(
                 "`rerank` scores training examples by exact TracIn, for which "
                 "it needs them. Open an index of TracIn with `InfluenceIndex("
@@ -290,19 +302,22 @@ class InfluenceIndex:
                 f"k={k}."
             )
         TopKMerger(np.zeros(0), k, len(self))  # refuses a bad k
-        wanted = min(rerank, len(self)) if rerank else k
+        count = min(rerank, len(self)) if rerank else k
         rows = self._rows  # the same for all batches, whoever appends more
-        found = TopK.concat(
+        examples = open_for_model(self._resident.model, test, "test")
+        top = TopK.concat(
             [
-                self._found(*rows, batch, wanted)
-                for batch in open_for_model(
-                    self._resident.model, test, "test"
-                ).batches(_BATCH)
+                self._search(*rows, batch, count)
+                for batch in examples.batches(_BATCH)
             ]
         )
-        return self._ranked_again(test, found, k) if rerank else found
+        if not rerank:
+            return top
+        assert self._recipe is not None
+        assert self._recipe.exact is not None
+        return rank_again(top, self._recipe.exact(all_ids(top), test), k)
 
-    def _found(
+    def _search(
         self, search: searches.Search, ids: np.ndarray, batch: Batch, k: int
     ) -> TopK:
         sides = search.both(self._resident.vectors(batch), k)
@@ -310,35 +325,3 @@ class InfluenceIndex:
             Ranking(ids[positions], scores) for positions, scores in sides
         )
         return TopK(proponents, opponents, batch.ids)
-
-    def _ranked_again(self, test: Any, found: TopK, k: int) -> TopK:
-        """The candidates in the order of their exact scores."""
-        assert isinstance(self._method, TracIn)
-        candidates = np.unique(
-            np.concatenate(
-                [found.proponents.ids.ravel(), found.opponents.ids.ravel()]
-            )
-        )
-        exact = self._method.among(candidates).influence(test, verbose=0)
-        place = {name: at for at, name in enumerate(exact.train_ids.tolist())}
-        lost = [name for name in candidates.tolist() if name not in place]
-        if lost:
-            raise ValueError(
-                f"`rerank` needs training examples {lost[:5]}, which the "
-                "method does not have: they were appended. Open the index "
-                "with a method whose `train` holds them too."
-            )
-        sides = []
-        for ranking, sign in ((found.proponents, -1), (found.opponents, 1)):
-            columns = np.array(
-                [[place[i] for i in row] for row in ranking.ids.tolist()]
-            )
-            scores = np.take_along_axis(exact.scores, columns, axis=1)
-            order = np.argsort(sign * scores, axis=1, kind="stable")[:, :k]
-            sides.append(
-                Ranking(
-                    np.take_along_axis(ranking.ids, order, axis=1),
-                    np.take_along_axis(scores, order, axis=1),
-                )
-            )
-        return TopK(sides[0], sides[1], found.query_ids)

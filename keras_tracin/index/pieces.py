@@ -25,18 +25,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_tracin.data.examples import Batch, Examples, content_digest
+from keras_tracin.data.batches import Batch, Examples, content_digest
 from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.engine.passes import Pass
 from keras_tracin.index.building import Build, begin, finish
+from keras_tracin.index.new_examples import check_form
+from keras_tracin.index.store import verify
 from keras_tracin.index.writing import (
     BATCH,
-    ShardMaker,
-    check_form,
     examples_per_shard,
+    make_shard,
+    shard_pass,
 )
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.runs import run_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +49,12 @@ class BuildPieces:
         factory: "module:attribute" of a function without arguments that
             returns the method, as `InfluenceIndex.build` takes it. It is
             called once in each process that runs pieces.
-        directory: where the index goes; all processes share it.
-        projection: as in `InfluenceIndex.build`, and so are the next two.
-        dtype: of the rows.
-        search: how rows are searched.
-        num_examples: how many training examples there are; needed where the
-            data does not tell, as a dataset whose last batch is smaller.
+        directory: directory of the index; all processes share it.
+        projection: makes sketches, as in `InfluenceIndex.build`.
+        dtype: dtype of the rows.
+        search: kind of search, as in `InfluenceIndex.build`.
+        num_examples: number of training examples; needed where the data does
+            not tell, as with a dataset whose last batch is smaller.
         read: "module:attribute" of a function `(start, stop)` that returns
             those of the training examples, in reading order, in the form of
             the method's own. Without it they are read from these, which takes
@@ -78,12 +80,12 @@ class BuildPieces:
             ValueError: as `InfluenceIndex.build`, and if it is not known how
                 many training examples there are.
         """
-        _made.cache_clear()
-        build, _ = _made(self)
-        build.store.verify()
-        if build.store.finished:
+        _prepare.cache_clear()
+        build, _ = _prepare(self)
+        verify(build.store)
+        if build.store.manifest.finished:
             return []
-        per_shard = examples_per_shard(build.source, self.dtype)
+        per_shard = examples_per_shard(build.recipe, self.dtype)
         return list(range(math.ceil(self._count(build) / per_shard)))
 
     @exclusively
@@ -101,20 +103,21 @@ class BuildPieces:
                 something else than was asked for, or if a gradient is NaN or
                 infinite.
         """
-        build, maker = _made(self)
+        build, work = _prepare(self)
         chunk = self._chunk(build, shard)
         digest = content_digest(chunk)
         if build.store.is_there(shard):
-            build.store.holds(shard, digest)
+            build.store.check_examples(shard, digest)
             return digest
-        with run_weights(build.source.engine.model) as load:
-            arrays = maker().arrays(chunk, chunk, load)
+        arrays = make_shard(
+            build.recipe, work(), chunk, self.dtype, self._count(build)
+        )
         build.store.put(shard, arrays, digest)
         return digest
 
     @exclusively
     def finish(self, digests: Mapping[int, str]) -> None:
-        """Lists all shards and makes what searches them.
+        """Lists all shards and makes the search among them.
 
         Args:
             digests: what `write` returned, by shard.
@@ -122,10 +125,10 @@ class BuildPieces:
         Raises:
             ValueError: if a shard is missing or of other examples.
         """
-        build, _ = _made(self)
+        build, _ = _prepare(self)
         store = build.store
-        store.reread()
-        if store.finished:
+        store.manifest.reread()
+        if store.manifest.finished:
             return
         missing = [n for n in range(len(digests)) if n not in digests]
         if missing or not digests:
@@ -134,14 +137,14 @@ class BuildPieces:
                 f"{len(digests)}, without {missing[:5]}."
             )
         for shard in range(len(digests)):
-            if shard < store.num_shards:
-                store.holds(shard, digests[shard])
+            if shard < store.manifest.num_shards:
+                store.check_examples(shard, digests[shard])
             else:
                 store.take(shard, digests[shard])
         finish(build)
 
     def _count(self, build: Build) -> int:
-        known = build.source.engine.train.size
+        known = build.recipe.engine.train.size
         count = known if self.num_examples is None else self.num_examples
         if count is None or (known is not None and known != count):
             raise ValueError(
@@ -153,11 +156,11 @@ class BuildPieces:
 
     def _chunk(self, build: Build, shard: int) -> list[Batch]:
         """The examples of a shard, in the batches of a build by one process."""
-        per_shard = examples_per_shard(build.source, self.dtype)
+        per_shard = examples_per_shard(build.recipe, self.dtype)
         start = shard * per_shard
         stop = min(start + per_shard, self._count(build))
         if self.read is None:
-            batches = build.source.engine.train.batches(BATCH)
+            batches = build.recipe.engine.train.batches(BATCH)
             chunk = list(
                 itertools.islice(
                     batches, start // BATCH, math.ceil(stop / BATCH)
@@ -165,8 +168,8 @@ class BuildPieces:
             )
         else:
             examples = open_for_model(
-                build.source.engine.model,
-                _named(self.read)(start, stop),
+                build.recipe.engine.model,
+                _import(self.read)(start, stop),
                 "read",
             )
             _check_like(build, examples)
@@ -182,10 +185,10 @@ class BuildPieces:
 
 
 @functools.cache
-def _made(pieces: BuildPieces) -> tuple[Build, Callable[[], ShardMaker]]:
-    """What all pieces that run in this process have in common."""
+def _prepare(pieces: BuildPieces) -> tuple[Build, Callable[[], Pass]]:
+    """The index and the pass that makes rows, once in each process."""
     build = begin(
-        _named(pieces.factory)(),
+        _import(pieces.factory)(),
         Path(pieces.directory),
         projection=pieces.projection,
         dtype=pieces.dtype,
@@ -194,33 +197,33 @@ def _made(pieces: BuildPieces) -> tuple[Build, Callable[[], ShardMaker]]:
     )
 
     @functools.cache
-    def maker() -> ShardMaker:
-        return ShardMaker(build.source, pieces.dtype, build.scored)
+    def work() -> Pass:
+        return shard_pass(build.recipe, build.scored)
 
-    return build, maker
+    return build, work
 
 
-def _named(name: str) -> Callable[..., Any]:
-    """What "module:attribute" names.
+def _import(name: str) -> Callable[..., Any]:
+    """The function that "module:attribute" names.
 
     Raises:
         ValueError: if it names nothing that can be called.
     """
     module, _, attribute = name.partition(":")
-    found = None
+    function = None
     if module and attribute:
-        found = getattr(importlib.import_module(module), attribute, None)
-    if not callable(found):
+        function = getattr(importlib.import_module(module), attribute, None)
+    if not callable(function):
         raise ValueError(
             "A function is named as 'package.module:function'. Received: "
             f"{name!r}, where there is none."
         )
-    return found
+    return function
 
 
 def _check_like(build: Build, examples: Examples) -> None:
-    check_form(examples, build.source)
-    expected = build.source.engine.train.carries_ids
+    check_form(examples, build.recipe)
+    expected = build.recipe.engine.train.carries_ids
     if examples.carries_ids != expected:
         raise ValueError(
             "`read` should return examples in the form of the method's own, "

@@ -1,8 +1,8 @@
-"""How much of the truth a search finds.
+"""Recall of a search among rows, against exact scores.
 
 Synopsis:
 
-    measured(store, search, vectors, ids)
+    measure_recall(store.shards, search, vectors, ids)
     # {"k": 10, "queries": 20, "proponents": 0.94, "opponents": 0.93}
 """
 
@@ -13,49 +13,53 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.index.search import Search, scan
-from keras_tracin.index.store import Store
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.index.shards import Shards
+from keras_tracin.results import TopKMerger
 
 _K = 10
 
 
-def measured(
-    store: Store, search: Search, vectors: np.ndarray, ids: np.ndarray
+def measure_recall(
+    shards: Shards, search: Search, vectors: np.ndarray, ids: np.ndarray
 ) -> dict[str, Any]:
     """The share of the strongest examples, by exact scores, that are found.
 
     Args:
-        store: the rows, with the exact scores of the queries where they have
-            any: rows of sketched inverses have none but their own.
-        search: what finds them.
+        shards: the rows, with the exact scores of the queries where those
+            differ from products of rows and vectors.
+        search: the search among them.
         vectors: the queries' vectors `[m, width]`.
-        ids: their ids, as training examples. Each is left out of its own
-            lists: it would be found first, and flatter the search.
+        ids: the queries' ids, as training examples. Each is left out of its
+            own lists: it would be found first, and flatter the search.
+
+    Returns:
+        "k", the number of "queries", and the shares of "proponents" and
+        "opponents".
     """
-    k = max(1, min(_K, store.size - 1))
-    wanted = min(k + 1, store.size)
-    if store.has("exact"):
-        merger = TopKMerger(ids, wanted, store.size)
-        for start, scores in store.blocks("exact"):
+    k = max(1, min(_K, shards.size - 1))
+    count = min(k + 1, shards.size)
+    if shards.has("exact"):
+        merger = TopKMerger(ids, count, shards.size)
+        for start, scores in shards.blocks("exact"):
             merger.add(np.arange(start, start + len(scores)), scores.T)
         top = merger.result()
     else:
-        top = scan(store, vectors, wanted)
-    names = store.ids()
+        top = scan(shards, vectors, count)
+    names = shards.ids()
     shares = {}
     for side, (positions, _) in zip(
-        ("proponents", "opponents"), search.both(vectors, wanted), strict=True
+        ("proponents", "opponents"), search.both(vectors, count), strict=True
     ):
         truth = names[getattr(top, side).ids]
-        shares[side] = _share(truth, names[positions], ids, k)
+        shares[side] = _mean_share(truth, names[positions], ids, k)
     return {"k": k, "queries": len(ids), **shares}
 
 
-def _share(
-    truth: np.ndarray, found: np.ndarray, own: np.ndarray, k: int
+def _mean_share(
+    truth: np.ndarray, received: np.ndarray, own: np.ndarray, k: int
 ) -> float:
-    hits = [
+    shares = [
         np.isin(a[a != name][:k], b[b != name][:k]).mean()
-        for a, b, name in zip(truth, found, own, strict=True)
+        for a, b, name in zip(truth, received, own, strict=True)
     ]
-    return float(np.mean(hits))
+    return float(np.mean(shares))

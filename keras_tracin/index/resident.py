@@ -1,9 +1,9 @@
-"""All checkpoints' weights at hand, to sketch queries in milliseconds.
+"""Queries' vectors in milliseconds, by weights that are held in memory.
 
 The weights of all checkpoints are held as tensors, and one traced call makes a
-query's sketch at each of them ("in parallel", section C): no file is read and
-no weight of the model is changed. Weights that do not differ from one
-checkpoint to the next are held once.
+query's sketch at each of them ("in parallel", Pruthi et al. 2020, section C):
+no file is read and no weight of the model is changed. Weights that do not
+differ from one checkpoint to the next are held once.
 
 Synopsis:
 
@@ -23,19 +23,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.diagnosis import (
     Suspect,
     broken_rows,
     check_fits,
     explaining,
 )
+from keras_tracin.engine.sketch_steps import sketches_at
 from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
 from keras_tracin.storage import files
+
+_REMEDY = (
+    "Copy the run directory again, or build an index of a run without this "
+    "checkpoint."
+)
 
 
 class Resident:
@@ -47,8 +53,9 @@ class Resident:
         projection: makes a query's sketch at one checkpoint.
         files: the weights files and their SHA-256; none for the weights that
             the model has.
-        rates: what each counts.
-        functions_like: gives the compiled steps for queries of a kind.
+        rates: learning rate of each checkpoint.
+        functions_like: returns the compiled steps for queries of the same
+            form as a batch.
     """
 
     def __init__(
@@ -73,17 +80,17 @@ class Resident:
         """For each checkpoint, the values of `model.weights`."""
         if not self._files:
             return [[tf.identity(v.value) for v in self._model.weights]]
-        found: list[list[tf.Tensor]] = []
+        weights: list[list[tf.Tensor]] = []
         with run_weights(self._model) as load:
             for path, sha256 in self._files:
-                files.check_digest(path, sha256)
+                files.check_digest(path, sha256, _REMEDY)
                 load(path)
                 # No copies: the next ones are loaded into other memory.
                 values = [tf.identity(v.value) for v in self._model.weights]
-                if found:
-                    values = list(map(_once, values, found[-1]))
-                found.append(values)
-        return found
+                if weights:
+                    values = list(map(_share_equal, values, weights[-1]))
+                weights.append(values)
+        return weights
 
     @property
     def model(self) -> keras.Model:
@@ -91,15 +98,15 @@ class Resident:
         return self._model
 
     def vectors(self, batch: Batch) -> np.ndarray:
-        """Vectors `[n, checkpoints · dim]` of some queries.
+        """The vectors `[n, checkpoints · dim]` of some queries.
 
         Raises:
             ValueError: if the model does not take them, or if a gradient is
                 NaN or infinite, naming ids.
         """
-        found = self._scales * self._sketches(batch)  # [c, n, dim]
-        found = np.ascontiguousarray(found.transpose(1, 0, 2))
-        vectors = found.reshape(len(batch), -1)
+        sketches = self._scales * self._sketches(batch)  # [c, n, dim]
+        sketches = np.ascontiguousarray(sketches.transpose(1, 0, 2))
+        vectors = sketches.reshape(len(batch), -1)
         if not np.isfinite(vectors).all():
             raise _not_finite(batch, vectors)
         return vectors
@@ -121,7 +128,7 @@ class Resident:
             if kind not in self._steps:
                 check_fits(self._model, batch, "test")
                 functions = self._functions_like(batch)
-                step = functions.sketches_at(self._projection, self._weights)
+                step = sketches_at(functions, self._projection, self._weights)
             else:
                 functions, step = self._steps[kind]
             with explaining([Suspect("query", batch, functions)]):
@@ -132,10 +139,10 @@ class Resident:
         return sketches
 
 
-def _once(value: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+def _share_equal(value: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
     """The tensor of the checkpoint before, where nothing has changed."""
-    same = bool(tf.reduce_all(tf.equal(value, before)))
-    return before if same else value
+    equal = bool(tf.reduce_all(tf.equal(value, before)))
+    return before if equal else value
 
 
 def _not_finite(batch: Batch, vectors: np.ndarray) -> ValueError:

@@ -13,7 +13,8 @@ cells built on such points find less (see docs/projections.md).
 
 Synopsis:
 
-    search, files = make(store, kind=None, vectors=queries)
+    search, entry = make(store, vectors, kind=None)
+    store.finish(entry)
     search = load(store)
     positions, scores = search.best(vectors, k=10)     # [m, k] both
 """
@@ -21,24 +22,31 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.index.store import REMEDY, Store
-from keras_tracin.results.attribution import TopKMerger
+from keras_tracin.index.manifest import REMEDY
+from keras_tracin.index.nearest import (
+    COVERAGE,
+    Nearest,
+    by_faiss,
+    faiss_module,
+    make_cells,
+    make_graph,
+    mean_share,
+    search_all,
+)
+from keras_tracin.index.shards import Shards
+from keras_tracin.index.store import Store
+from keras_tracin.results import TopK, TopKMerger
 from keras_tracin.storage.arrays import load_array, write_array
 
 KINDS = ("exact", "flat", "hnsw", "ivf")
 NEAR = 64  # numbers of a short row, at first
 _MOST_NEAR = 256
 _FITTED_TO = 4096  # rows
-_COVERAGE = 0.99  # of the best rows that are to be among the candidates
-_CANDIDATES = 4  # for each row that is wanted
+_CANDIDATES = 4  # for each row that is asked for
 _FEWEST_CANDIDATES = 100
 
 # Which kind is the default: beyond these sizes the one before takes
@@ -47,13 +55,7 @@ _EXACT_BYTES = 8 * 2**20
 _FLAT_ROWS = 200_000
 _HNSW_ROWS = 2_000_000
 
-_LINKS = 32  # of each row in a graph
-_TRIED = 200  # rows that a search in a graph keeps in sight, at least
-_FEW = 8  # vectors for which one thread is enough
-_PER_CELL = 64  # times the number of cells: rows that their centres come from
-
-Found = tuple[np.ndarray, np.ndarray]  # positions [m, k], scores [m, k]
-Nearest = Callable[[np.ndarray, int], np.ndarray]
+Best = tuple[np.ndarray, np.ndarray]  # positions [m, k], scores [m, k]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +63,19 @@ class Search:
     """Finds rows by inner product.
 
     Attributes:
-        store: the rows.
-        kind: how: "exact" reads all of them; "flat" looks at all short rows,
-            "hnsw" at those a graph leads to, "ivf" at those in the best cells.
-        basis: `[width, r]`, what short rows are products with.
-        nearest: `(queries [m, r], count) -> positions [m, count]`; -1 where
-            it found fewer.
+        shards: the rows.
+        kind: "exact" reads all rows; "flat" looks at all short rows, "hnsw"
+            at those a graph leads to, "ivf" at those in the best cells.
+        basis: `[width, r]`; short rows are the products of rows with it.
+        nearest: search among the short rows.
     """
 
-    store: Store
+    shards: Shards
     kind: str
     basis: np.ndarray | None = None
     nearest: Nearest | None = None
 
-    def best(self, vectors: np.ndarray, k: int) -> Found:
+    def best(self, vectors: np.ndarray, k: int) -> Best:
         """The `k` rows with the largest products, best first.
 
         Args:
@@ -82,21 +83,21 @@ class Search:
             k: at most the number of rows.
         """
         count = max(_FEWEST_CANDIDATES, _CANDIDATES * k)
-        if self.nearest is None or 2 * count > self.store.size:
-            top = scan(self.store, vectors, k)
+        if self.nearest is None or 2 * count > self.shards.size:
+            top = scan(self.shards, vectors, k)
             return top.proponents.ids, top.proponents.scores
         candidates = self.nearest(vectors @ self.basis, count)
-        found = [
-            self._scored(vector, row, k)
+        ranked = [
+            self._rank(vector, row, k)
             for vector, row in zip(vectors, candidates, strict=True)
         ]
         positions, scores = (
-            np.stack(part) for part in zip(*found, strict=True)
+            np.stack(part) for part in zip(*ranked, strict=True)
         )
         return positions, scores
 
-    def both(self, vectors: np.ndarray, k: int) -> tuple[Found, Found]:
-        """The same for the largest products and for the smallest."""
+    def both(self, vectors: np.ndarray, k: int) -> tuple[Best, Best]:
+        """The rows with the largest products, and those with the smallest."""
         positions, scores = self.best(np.concatenate([vectors, -vectors]), k)
         middle = len(vectors)
         return (
@@ -104,21 +105,21 @@ class Search:
             (positions[middle:], -scores[middle:]),
         )
 
-    def _scored(self, vector: np.ndarray, row: np.ndarray, k: int) -> Found:
+    def _rank(self, vector: np.ndarray, row: np.ndarray, k: int) -> Best:
         """The best `k` of some candidates, by their rows in full."""
         row = np.sort(row[row >= 0])
         if len(row) < k:  # the cells that were looked into hold fewer
-            top = scan(self.store, vector[np.newaxis], k)
+            top = scan(self.shards, vector[np.newaxis], k)
             return top.proponents.ids[0], top.proponents.scores[0]
-        scores = self.store.rows(row) @ vector
+        scores = self.shards.read(row) @ vector
         order = np.argsort(-scores, kind="stable")[:k]
         return row[order], scores[order]
 
 
-def scan(store: Store, vectors: np.ndarray, k: int):
+def scan(shards: Shards, vectors: np.ndarray, k: int) -> TopK:
     """The `TopK` of all rows, by position, read block after block."""
-    merger = TopKMerger(np.arange(len(vectors)), k, store.size)
-    for start, rows in store.blocks():
+    merger = TopKMerger(np.arange(len(vectors)), k, shards.size)
+    for start, rows in shards.blocks():
         scores = vectors @ rows.astype(np.float32, copy=False).T
         merger.add(np.arange(start, start + len(rows)), scores)
     return merger.result()
@@ -127,62 +128,72 @@ def scan(store: Store, vectors: np.ndarray, k: int):
 def make(
     store: Store, vectors: np.ndarray, kind: str | None = None
 ) -> tuple[Search, dict[str, Any]]:
-    """Makes what searches all rows of a store.
+    """Makes the search among all rows of a store.
 
     Args:
-        store: the rows.
+        store: the files of the index.
         vectors: some queries `[m, width]`, by which sizes are chosen.
         kind: one of `KINDS`; by default chosen by size.
 
     Returns:
-        The search, and what is to be said of it to `store.finish`.
+        The search, and what `store.finish` notes of it.
     """
+    shards = store.shards
     if kind is None:
-        kind = _kind_for(store)
+        kind = _kind_for(shards)
     if kind == "exact":
-        return Search(store, kind), {"kind": kind, "files": {}}
-    k = min(10, store.size)
+        return Search(shards, kind), {"kind": kind, "files": {}}
+    k = min(10, shards.size)
     for dim in (NEAR, 2 * NEAR, _MOST_NEAR):
-        basis = _basis(store, dim)
-        truth = scan(store, vectors, k).proponents.ids
-        near = _near(store, basis)
-        count = min(max(_FEWEST_CANDIDATES, _CANDIDATES * k), store.size)
+        basis = _basis(shards, dim)
+        truth = scan(shards, vectors, k).proponents.ids
+        near = _short_rows(shards, basis)
+        count = min(max(_FEWEST_CANDIDATES, _CANDIDATES * k), shards.size)
         short = vectors @ basis
-        flat = _flat(near)(short, count)
-        if basis.shape[1] == store.width or _share(truth, flat) >= _COVERAGE:
+        flat = search_all(near)(short, count)
+        if (
+            basis.shape[1] == shards.width
+            or mean_share(truth, flat) >= COVERAGE
+        ):
             break
-    files = {"basis": _written(store, "basis", basis)}
+    files = {"basis": _write(store, "basis", basis)}
     if kind == "flat":
-        files["near"] = _written(store, "near", near)
-        nearest = _flat(near)
+        files["near"] = _write(store, "near", near)
+        nearest = search_all(near)
     else:
-        index = _graph(near) if kind == "hnsw" else _cells(near, short, flat)
-        nearest = _by_faiss(index)
+        index = (
+            make_graph(near)
+            if kind == "hnsw"
+            else make_cells(near, short, flat)
+        )
+        nearest = by_faiss(index)
         files["faiss"] = store.write_search(
-            "faiss", lambda path: _faiss().write_index(index, str(path))
+            "faiss",
+            lambda path: faiss_module().write_index(index, str(path)),
         )
     return (
-        Search(store, kind, basis, nearest),
+        Search(shards, kind, basis, nearest),
         {"kind": kind, "dim": basis.shape[1], "files": files},
     )
 
 
 def load(store: Store) -> Search:
-    """What `make` has written for these rows."""
-    kind = store.noted("search")["kind"]
+    """The search that `make` has written for the rows of a store."""
+    shards, kind = store.shards, store.manifest.get("search")["kind"]
     if kind == "exact":
-        return Search(store, kind)
+        return Search(shards, kind)
     basis = _read(store, "basis")
     if kind == "flat":
-        return Search(store, kind, basis, _flat(_read(store, "near")))
-    if _faiss() is None:
-        return Search(store, "flat", basis, _flat(_near(store, basis)))
-    index = _faiss().read_index(str(store.search_path("faiss")))
-    return Search(store, kind, basis, _by_faiss(index))
+        return Search(shards, kind, basis, search_all(_read(store, "near")))
+    if faiss_module() is None:
+        near = _short_rows(shards, basis)
+        return Search(shards, "flat", basis, search_all(near))
+    index = faiss_module().read_index(str(store.search_path("faiss")))
+    return Search(shards, kind, basis, by_faiss(index))
 
 
 def check_kind(kind: str | None) -> None:
-    """Raises an error unless rows can be searched so.
+    """Raises an error unless there is such a kind of search here.
 
     Raises:
         ValueError: if there is no such kind.
@@ -193,154 +204,56 @@ def check_kind(kind: str | None) -> None:
             f"`search` should be one of {list(KINDS)}, or None to choose by "
             f"size. Received: {kind!r}."
         )
-    if kind in ("hnsw", "ivf") and _faiss() is None:
+    if kind in ("hnsw", "ivf") and faiss_module() is None:
         raise ImportError(
             f"search={kind!r} needs faiss, which is not installed: "
             "`pip install keras_tracin[index]`. search='flat' does without."
         )
 
 
-def _kind_for(store: Store) -> str:
-    if store.size * store.width * 4 <= _EXACT_BYTES:
+def _kind_for(shards: Shards) -> str:
+    if shards.size * shards.width * 4 <= _EXACT_BYTES:
         return "exact"
-    if store.size <= _FLAT_ROWS or _faiss() is None:
+    if shards.size <= _FLAT_ROWS or faiss_module() is None:
         return "flat"
-    return "hnsw" if store.size <= _HNSW_ROWS else "ivf"
+    return "hnsw" if shards.size <= _HNSW_ROWS else "ivf"
 
 
-def _basis(store: Store, dim: int) -> np.ndarray:
-    """`[width, dim]`, what a sample of rows has most of its length in.
+def _basis(shards: Shards, dim: int) -> np.ndarray:
+    """Directions `[width, dim]` in which a sample of rows is longest.
 
     The first right singular vectors, by subspace iteration (Halko, Martinsson
     & Tropp 2011).
     """
-    if store.width <= 2 * dim:
-        return np.eye(store.width, dtype=np.float32)
+    if shards.width <= 2 * dim:
+        return np.eye(shards.width, dtype=np.float32)
     rng = np.random.default_rng(0)
-    count = min(_FITTED_TO, store.size)
-    chosen = rng.choice(store.size, count, replace=False)
+    count = min(_FITTED_TO, shards.size)
+    picked = rng.choice(shards.size, count, replace=False)
     sample = np.concatenate(
         [
-            rows[np.sort(chosen[(chosen >= start) & (chosen < stop)]) - start]
-            for start, rows in store.blocks()
+            rows[np.sort(picked[(picked >= start) & (picked < stop)]) - start]
+            for start, rows in shards.blocks()
             for stop in [start + len(rows)]
         ]
     ).astype(np.float32, copy=False)
-    found = rng.normal(size=(store.width, dim + 32)).astype(np.float32)
+    space = rng.normal(size=(shards.width, dim + 32)).astype(np.float32)
     for _ in range(3):
-        found, _ = np.linalg.qr(sample.T @ (sample @ found))
-    _, _, right = np.linalg.svd(sample @ found, full_matrices=False)
-    return np.ascontiguousarray((found @ right.T)[:, :dim])
+        space, _ = np.linalg.qr(sample.T @ (sample @ space))
+    _, _, right = np.linalg.svd(sample @ space, full_matrices=False)
+    return np.ascontiguousarray((space @ right.T)[:, :dim])
 
 
-def _near(store: Store, basis: np.ndarray) -> np.ndarray:
+def _short_rows(shards: Shards, basis: np.ndarray) -> np.ndarray:
     """The short rows `[n, r]`."""
-    near = np.empty([store.size, basis.shape[1]], np.float32)
-    for start, rows in store.blocks():
+    near = np.empty([shards.size, basis.shape[1]], np.float32)
+    for start, rows in shards.blocks():
         rows = rows.astype(np.float32, copy=False)
         near[start : start + len(rows)] = rows @ basis
     return near
 
 
-def _share(truth: np.ndarray, found: np.ndarray) -> float:
-    """The share of each row of `truth` that is in the same row of `found`."""
-    hits = [
-        np.isin(one, other).mean()
-        for one, other in zip(truth, found, strict=True)
-    ]
-    return float(np.mean(hits))
-
-
-def _flat(near: np.ndarray) -> Nearest:
-    """Looks at all short rows: by faiss, or else by TensorFlow."""
-    faiss = _faiss()
-    if faiss is None:
-        return _by_tensorflow(near)
-    index = faiss.IndexFlatIP(near.shape[1])
-    index.add(near)
-    return _by_faiss(index)
-
-
-def _by_tensorflow(near: np.ndarray) -> Nearest:
-    held = tf.constant(near)
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, near.shape[1]], tf.float32),
-            tf.TensorSpec([], tf.int32),
-        ]
-    )
-    def search(queries, count):
-        scores = tf.matmul(queries, held, transpose_b=True)
-        return tf.math.top_k(scores, count).indices
-
-    return lambda queries, count: search(queries, np.int32(count)).numpy()
-
-
-def _by_faiss(index) -> Nearest:
-    faiss = _faiss()
-
-    def search(queries, count):
-        threads = faiss.omp_get_max_threads()
-        if len(queries) <= _FEW:
-            # Threads that wait for one another cost more than they save.
-            faiss.omp_set_num_threads(1)
-        try:
-            return index.search(queries, count)[1]
-        finally:
-            faiss.omp_set_num_threads(threads)
-
-    return search
-
-
-def _graph(near: np.ndarray):
-    """A navigable graph (Malkov & Yashunin 2018)."""
-    faiss = _faiss()
-    index = faiss.IndexHNSWFlat(
-        near.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT
-    )
-    index.hnsw.efConstruction = 80
-    index.hnsw.efSearch = _TRIED
-    index.add(near)
-    return index
-
-
-def _cells(near: np.ndarray, queries: np.ndarray, truth: np.ndarray):
-    """Cells around centres, so many of which are searched as it takes.
-
-    Args:
-        near: the short rows.
-        queries: short vectors, to try it with.
-        truth: for each, the positions of the best candidates.
-    """
-    faiss = _faiss()
-    cells = max(1, int(math.sqrt(len(near))))
-    quantizer = faiss.IndexFlatIP(near.shape[1])
-    index = faiss.IndexIVFFlat(
-        quantizer, near.shape[1], cells, faiss.METRIC_INNER_PRODUCT
-    )
-    index.train(near[:: max(1, len(near) // (_PER_CELL * cells))])
-    index.add(near)
-    index.nprobe = max(1, cells // 64)
-    while index.nprobe < cells:
-        _, found = index.search(queries, truth.shape[1])
-        if _share(truth[:, :10], found) >= _COVERAGE:
-            break
-        index.nprobe = min(cells, 2 * index.nprobe)
-    return index
-
-
-@functools.cache
-def _faiss():
-    """The module, or None where it is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
-
-
-def _written(store: Store, name: str, array: np.ndarray) -> dict[str, Any]:
+def _write(store: Store, name: str, array: np.ndarray) -> dict[str, Any]:
     return store.write_search(name, lambda path: write_array(path, array))
 
 

@@ -6,8 +6,8 @@ training examples themselves, spread over the first shard.
 
 Synopsis:
 
-    queries = queries_among(source, 20)
-    write_rows(store, source, examples, dtype="float32", queries=queries)
+    queries = select_queries(recipe, 20)
+    write_rows(store, recipe, examples, dtype="float32", queries=queries)
 """
 
 from __future__ import annotations
@@ -16,38 +16,44 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, Examples, content_digest, joined
-from keras_tracin.engine.chunks import in_chunks
-from keras_tracin.engine.looking import look
-from keras_tracin.engine.spot_checks import SpotChecks
-from keras_tracin.engine.steps import kind_of
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
+from keras_tracin.engine.passes import Pass
+from keras_tracin.engine.planning import Plan
+from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
+from keras_tracin.engine.sweep import plan_pass, sweep
+from keras_tracin.engine.visits import Visit
 from keras_tracin.index.search import NEAR
-from keras_tracin.index.source import Source
 from keras_tracin.index.store import Store
-from keras_tracin.runs import run_weights
+from keras_tracin.methods.indexable import RowRecipe
+from keras_tracin.storage.files import check_room
 from keras_tracin.storage.sharing import wait_for_worker
 
-_SHARD = 64 * 2**20  # bytes of rows, about
 BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
-def queries_among(source: Source, count: int) -> Batch:
-    """`count` training examples, spread over those of the first shard."""
-    batches = source.engine.train.batches(BATCH)
-    size = examples_per_shard(source, "float32")
-    whole = joined(next(in_chunks(batches, size)))
-    chosen = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
-    data = tf.nest.map_structure(lambda leaf: leaf[chosen], whole.data)
-    return Batch(whole.ids[chosen], *data)
+def select_queries(recipe: RowRecipe, count: int) -> Batch:
+    """Selects training examples spread over those of the first shard.
+
+    Args:
+        recipe: how rows are made.
+        count: number of examples, if there are as many.
+    """
+    size = examples_per_shard(recipe, "float32")
+    chunk = next(iter(read_chunks(recipe.engine.train, BATCH, size)))
+    whole = join(list(chunk.batches))
+    places = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
+    return whole.take(places)
 
 
 def write_rows(
     store: Store,
-    source: Source,
+    recipe: RowRecipe,
     examples: Examples,
     *,
     dtype: str,
@@ -61,214 +67,269 @@ def write_rows(
     all of this process's own are written.
 
     Args:
-        store: where to.
-        source: what makes the rows.
+        store: the files of the index.
+        recipe: how rows are made.
         examples: the training examples.
-        dtype: of the rows.
+        dtype: dtype of the rows.
         queries: those whose exact scores are kept, if any.
-        name: gives a batch's ids.
-        worker: this process's index, and how many share the work. Each writes
-            every so-manieth shard, and the first lists all.
+        name: returns the ids that are kept of a batch.
+        worker: index of this process and number of processes. Each writes
+            every n-th shard, and the first lists all.
 
     Raises:
         OSError: if the disk is too small, or full.
         ValueError: if other examples were begun with, or if a gradient is
             NaN or infinite, naming ids.
     """
-    index, workers = worker
-    _check_room(store, source, examples, dtype)
-    maker = ShardMaker(source, dtype, queries)
-    first = store.finished
-    digests: dict[int, str] = {}  # of the shards that were read
-    with run_weights(source.engine.model) as load:
-        size = examples_per_shard(source, dtype)
-        chunks = in_chunks(examples.batches(BATCH), size)
-        for shard, chunk in enumerate(chunks, first):
-            named = [dataclasses.replace(b, ids=name(b)) for b in chunk]
-            own = shard % workers == index
-            if own or index == 0:
-                digests[shard] = content_digest(named)
-            if own and not store.is_there(shard):
-                arrays = maker.arrays(chunk, named, load)
-                store.put(shard, arrays, digests[shard])
-                del arrays  # or two shards would be held at a time
-            elif own or (index == 0 and shard < store.num_shards):
-                store.holds(shard, digests[shard])
-            if index == 0:
-                _take(store, digests)
-    while index == 0 and store.num_shards < first + len(digests):
-        shard = store.num_shards
-        wait_for_worker(
-            functools.partial(store.is_there, shard),
-            shard % workers,
-            workers,
-            f"shard {shard} of the index in {store.directory}",
+    _check_room(store, recipe, examples, dtype)
+    size = examples_per_shard(recipe, dtype)
+    work = shard_pass(recipe, queries)
+    writer = _ShardWriter(store, dtype, name, worker)
+    sweep(
+        recipe.engine,
+        work,
+        Sink(writer.write, writer.wants),
+        Call(verbose=0),
+        chunks=read_chunks(examples, BATCH, size),
+        plan=_plan(recipe, work, examples.size, size),
+    )
+    writer.wait_for_others()
+
+
+def make_shard(
+    recipe: RowRecipe,
+    work: Pass,
+    batches: list[Batch],
+    dtype: str,
+    num_examples: int,
+) -> dict[str, np.ndarray]:
+    """Makes the arrays of one shard, by kind.
+
+    Args:
+        recipe: how rows are made.
+        work: the pass that makes them, see `shard_pass`.
+        batches: examples of the shard.
+        dtype: dtype of the rows.
+        num_examples: number of examples of all shards.
+
+    Raises:
+        ValueError: if a gradient is NaN or infinite, naming ids, or a row
+            does not fit the dtype.
+    """
+    chunk = Chunk(0, 0, tuple(batches))
+    shards: list[dict[str, np.ndarray]] = []
+    sweep(
+        recipe.engine,
+        work,
+        Sink(lambda ids, arrays: shards.append(_keep(arrays, ids, dtype))),
+        Call(verbose=0),
+        chunks=[chunk],
+        plan=_plan(recipe, work, num_examples, len(chunk)),
+    )
+    return shards[0]
+
+
+def examples_per_shard(recipe: RowRecipe, dtype: str) -> int:
+    """Number of examples in a shard, but for the last: whole batches."""
+    row = recipe.width * np.dtype(dtype).itemsize
+    shard = recipe.engine.execution.shard
+    return BATCH * max(1, math.ceil(shard / (row * BATCH)))
+
+
+def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
+    """The pass that makes rows, and exact scores where there are queries.
+
+    What it gathers of a chunk are arrays by kind: "rows" `[n, width]` and,
+    where there are queries, "exact" `[n, m]`.
+
+    Args:
+        recipe: how rows are made.
+        queries: those whose exact scores are kept, if any.
+    """
+    options: dict[str, Any] = {
+        "compared": lambda raw: _arrays(raw)[0],
+        "finish": _arrays,
+        "gather": functools.partial(_Shard, recipe),
+        "scores": False,
+    }
+    projection = recipe.train_projection
+    if queries is None:
+        return Pass(
+            "Index",
+            sketches(recipe.engine.train_steps, projection),
+            recipe.checkpoints,
+            arguments=lambda visit, prepared: (visit.position,),
+            **options,
         )
-        _take(store, digests)
+    steps = recipe.engine.steps_like(queries)
+    return Pass(
+        "Index",
+        sketches_and_products(steps.train, steps.query, projection),
+        recipe.checkpoints,
+        prepare=lambda visit: steps.query.query_factors(queries.data),
+        arguments=lambda visit, factors: (
+            factors,
+            visit.rate,
+            visit.position,
+        ),
+        **options,
+    )
 
 
-def _take(store: Store, digests: dict[int, str]) -> None:
-    """Lists what is there of the shards whose examples are known."""
-    while store.num_shards in digests and store.is_there(store.num_shards):
-        store.take(store.num_shards, digests[store.num_shards])
+def _arrays(raw: Any) -> tuple[np.ndarray, ...]:
+    """A step's results with the examples along the last axis."""
+    parts = raw if isinstance(raw, tuple | list) else (raw,)
+    return tuple(part.numpy().T for part in parts)
+
+
+class _Shard:
+    """Puts sketches of all checkpoints side by side, and sums exact scores.
+
+    Args:
+        recipe: how rows are made.
+        chunk: examples of the shard.
+    """
+
+    def __init__(self, recipe: RowRecipe, chunk: Chunk):
+        self._recipe = recipe
+        self._rows = np.empty([len(chunk), recipe.width], np.float32)
+        self._exact: np.ndarray | None = None
+
+    def add(
+        self, visit: Visit, batch: Batch, rows: slice, values: tuple
+    ) -> None:
+        """Takes sketches `[dim, b]`, and scores `[m, b]` if there are any."""
+        sketches, *scores = values
+        dim = self._recipe.train_projection.dim
+        start = int(visit.position) * dim
+        scale = math.sqrt(self._recipe.checkpoints[visit.checkpoint])
+        self._rows[rows, start : start + dim] = scale * sketches.T
+        for array in scores:
+            if self._exact is None:
+                shape = [len(self._rows), len(array)]
+                self._exact = np.zeros(shape, array.dtype)
+            if visit.position == 0:
+                self._exact[rows] = array.T
+            else:
+                self._exact[rows] += array.T
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The arrays of the shard, by kind."""
+        if self._exact is None:
+            return {"rows": self._rows}
+        return {"rows": self._rows, "exact": self._exact}
+
+
+class _ShardWriter:
+    """Writes the shards of this process; in the first process, lists all.
+
+    Args:
+        store: the files of the index.
+        dtype: dtype of the rows.
+        name: returns the ids that are kept of a batch.
+        worker: index of this process and number of processes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dtype: str,
+        name: Callable[[Batch], np.ndarray],
+        worker: tuple[int, int],
+    ):
+        self._store, self._dtype, self._name = store, dtype, name
+        self._index, self._workers = worker
+        self._first = store.manifest.finished
+        self._digests: dict[int, str] = {}  # of the shards that were read
+        self._shard, self._ids = 0, np.zeros(0)  # of the shard to be written
+
+    def wants(self, chunk: Chunk) -> bool:
+        """Whether a chunk is a shard that this process has to write."""
+        store, shard = self._store, self._first + chunk.number
+        own = shard % self._workers == self._index
+        named = [
+            dataclasses.replace(batch, ids=self._name(batch))
+            for batch in chunk.batches
+        ]
+        if own or self._index == 0:
+            self._digests[shard] = content_digest(named)
+        if own and not store.is_there(shard):
+            self._shard = shard
+            self._ids = np.concatenate([batch.ids for batch in named])
+            return True
+        if own or (self._index == 0 and shard < store.manifest.num_shards):
+            store.check_examples(shard, self._digests[shard])
+        self._list()
+        return False
+
+    def write(self, ids: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        """Writes the shard that was asked for last."""
+        kept = _keep(arrays, self._ids, self._dtype)
+        self._store.put(self._shard, kept, self._digests[self._shard])
+        self._list()
+
+    def wait_for_others(self) -> None:
+        """In the first process, returns once the shards of all are listed."""
+        store = self._store
+        stop = self._first + len(self._digests)
+        while self._index == 0 and store.manifest.num_shards < stop:
+            shard = store.manifest.num_shards
+            wait_for_worker(
+                functools.partial(store.is_there, shard),
+                shard % self._workers,
+                self._workers,
+                f"shard {shard} of the index in {store.directory}",
+            )
+            self._list()
+
+    def _list(self) -> None:
+        """Lists what is there of the shards whose examples are known."""
+        shard = self._store.manifest.num_shards
+        while (
+            self._index == 0
+            and shard in self._digests
+            and self._store.is_there(shard)
+        ):
+            self._store.take(shard, self._digests[shard])
+            shard += 1
+
+
+def _plan(
+    recipe: RowRecipe, work: Pass, num_train: int | None, size: int
+) -> Plan:
+    """The plan of a pass with the batches and chunks of shards."""
+    return dataclasses.replace(
+        plan_pass(recipe.engine, work),
+        num_train=num_train,
+        batch_size=BATCH,
+        chunk=size,
+    )
 
 
 def _check_room(
-    store: Store, source: Source, examples: Examples, dtype: str
+    store: Store, recipe: RowRecipe, examples: Examples, dtype: str
 ) -> None:
     if examples.size is None:
         return
     numbers, near = np.dtype(dtype).itemsize, np.dtype(np.float32).itemsize
-    row = source.width * numbers + NEAR * near
-    store.check_room(max(0, examples.size - store.pending) * row)
+    row = recipe.width * numbers + NEAR * near
+    check_room(
+        store.directory,
+        max(0, examples.size - store.pending) * row,
+        "index",
+        "Free space, choose another directory, `dtype='float16'`, or a "
+        "projection of a smaller `dim`",
+    )
 
 
-class ShardMaker:
-    """Makes the arrays of shards.
-
-    Args:
-        source: what makes the rows.
-        dtype: of the rows.
-        queries: those whose exact scores are kept, if any.
-    """
-
-    def __init__(self, source: Source, dtype: str, queries: Batch | None):
-        self._source, self._dtype = source, dtype
-        self._pass_at = _passes(source, queries)
-
-    def arrays(
-        self, chunk: list[Batch], named: list[Batch], load: Callable
-    ) -> dict[str, np.ndarray]:
-        """The arrays of a shard, by kind.
-
-        Args:
-            chunk: its examples, with ids that errors call them by.
-            named: the same with the ids that are kept.
-            load: puts a checkpoint's weights into the model.
-
-        Raises:
-            ValueError: if a gradient is NaN or infinite, naming ids, or a row
-                does not fit the dtype.
-        """
-        arrays = _arrays(chunk, self._source, self._pass_at, load)
-        rows = _narrowed(arrays.pop("rows"), self._dtype)
-        ids = np.concatenate([batch.ids for batch in named])
-        return {"rows": rows, **arrays, "ids": ids}
-
-
-def examples_per_shard(source: Source, dtype: str) -> int:
-    """How many examples a shard has, all but the last: whole batches."""
-    row = source.width * np.dtype(dtype).itemsize
-    return BATCH * max(1, math.ceil(_SHARD / (row * BATCH)))
-
-
-def _passes(source: Source, queries: Batch | None) -> Callable:
-    """`(position, rate) -> (data -> sketches [n, dim], scores [n, m])`.
-
-    To be called once the weights are in the model.
-    """
-    if queries is None:
-        sketch = source.engine.train_steps.sketches(source.of_train)
-        return lambda at, rate: lambda data: (sketch(data, at), None)
-    steps = source.engine.steps_like(queries)
-    both = steps.train.sketches_and_products(source.of_train)
-
-    def pass_at(at, rate):
-        factors = steps.query.query_factors(queries.data)
-        return lambda data: both(data, factors, rate, at)
-
-    return pass_at
-
-
-def _arrays(
-    chunk: list[Batch], source: Source, pass_at: Callable, load: Callable
+def _keep(
+    arrays: dict[str, np.ndarray], ids: np.ndarray, dtype: str
 ) -> dict[str, np.ndarray]:
-    """Rows `[n, width]`, and exact scores `[n, m]` where there are queries."""
-    rows = np.empty([sum(map(len, chunk)), source.width], np.float32)
-    exact: list[np.ndarray] = []  # of each batch
-    engine = source.engine
-    spots = SpotChecks(engine.model, engine.loss, engine.execution.jit_compile)
-    for at, (checkpoint, rate) in enumerate(source.rates.items()):
-        if checkpoint is not None:
-            load(checkpoint)
-        look(source.engine)
-        step = pass_at(np.int32(at), np.float32(rate))
-        columns = slice(
-            at * source.of_train.dim, (at + 1) * source.of_train.dim
-        )
-        stop = 0
-
-        def again(data, step=step) -> np.ndarray:
-            return step(data)[0].numpy().T
-
-        for place, batch in enumerate(chunk):
-            sketch, scores = step(batch.data)
-            if at == 0:
-                spots.look(place, batch, sketch.numpy().T, again)
-            start, stop = stop, stop + len(batch)
-            rows[start:stop, columns] = math.sqrt(rate) * sketch.numpy()
-            if not np.isfinite(rows[start:stop, columns]).all():
-                raise engine.not_finite(batch, checkpoint=checkpoint)
-            if scores is not None and at == 0:
-                exact.append(scores.numpy())
-            elif scores is not None:
-                exact[place] = exact[place] + scores.numpy()
-    if not exact:
-        return {"rows": rows}
-    return {"rows": rows, "exact": np.concatenate(exact)}
-
-
-def _narrowed(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """The arrays of a shard as they are kept, by kind."""
+    rows = arrays["rows"]
     if dtype == "float16" and np.abs(rows).max() > np.finfo(np.float16).max:
         raise ValueError(
             "A row does not fit float16: its largest number is "
             f"{np.abs(rows).max():.3g}. Build with dtype='float32'."
         )
-    return rows.astype(dtype, copy=False)
-
-
-def check_form(examples: Examples, source: Source) -> None:
-    """Raises ValueError unless new examples are in the form of the others."""
-    received = kind_of(examples.first(1).data)
-    expected = kind_of(source.engine.train.first(1).data)
-    if received != expected:
-        raise ValueError(
-            "New training examples should be in the form of those in the "
-            f"index. Received {received}, expected {expected}."
-        )
-
-
-class Naming:
-    """Gives new examples their ids, and refuses those that are taken.
-
-    Args:
-        taken: the ids in the index.
-        carried: whether new examples have ids of their own.
-    """
-
-    def __init__(self, taken: np.ndarray, carried: bool):
-        self._taken = set(taken.tolist())
-        self._carried = carried
-        self._next = 0
-        if not carried and taken.dtype.kind not in "iu":
-            raise ValueError(
-                "The ids in the index are no numbers that could go on: "
-                f"received {taken[0]!r}, for one. Attach ids to the new "
-                "examples, `kt.with_ids(data, ids).batch(...)`."
-            )
-        if not carried:
-            self._next = int(taken.max()) + 1
-
-    def __call__(self, batch: Batch) -> np.ndarray:
-        if not self._carried:
-            return self._next + batch.ids
-        names = batch.ids.tolist()
-        again = [name for name in names if name in self._taken]
-        if again or len(set(names)) < len(names):
-            raise ValueError(
-                "Each training example needs an id of its own. Received again: "
-                f"{again[:5] or names[:5]}. `kt.with_ids(data, ids)` gives "
-                "others."
-            )
-        self._taken.update(names)
-        return batch.ids
+    return {**arrays, "rows": rows.astype(dtype, copy=False), "ids": ids}

@@ -1,7 +1,7 @@
 """Labels that the loss has no class for.
 
 At such a label TensorFlow stops the whole computation on a CPU, returns NaN on
-a GPU, and a binary loss quietly goes below zero. Here the example is found.
+a GPU, and a binary loss quietly goes below zero. This module finds the example.
 Called eagerly, a loss raises `LabelsOutsideClasses`, which knows the rows.
 Inside a `tf.function`, where nothing can be raised, the example's loss and
 gradients become NaN, so that whoever finds the NaN can ask again eagerly.
@@ -23,6 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.losses.expected_outputs import unwrap
+
 _BETWEEN_0_AND_1 = (
     keras.losses.binary_crossentropy,
     keras.losses.binary_focal_crossentropy,
@@ -38,7 +40,7 @@ class LabelsOutsideClasses(ValueError):
     Attributes:
         rows: their positions in the batch.
         received: these rows' first unfit labels.
-        expected: what the loss takes, in words.
+        expected: the labels that the loss takes, in words.
     """
 
     def __init__(self, rows: Sequence[int], received: list, expected: str):
@@ -76,13 +78,13 @@ class ProbabilitiesSaturated(LabelsOutsideClasses):
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """Which labels of a batch were replaced, and what they were.
+    """The labels of a batch that were replaced.
 
     Attributes:
-        where: of the labels' shape, True where one was replaced.
-        labels: as they were.
-        expected: what the loss takes, in words.
-        error: what is raised.
+        where: booleans of the labels' shape, True where a label was replaced.
+        labels: the labels before.
+        expected: the labels that the loss takes, in words.
+        error: the class of the error to raise.
     """
 
     where: tf.Tensor
@@ -95,11 +97,11 @@ class Outside:
 
         Args:
             values: losses, `[n]` or `[n, positions...]`.
-            weights: of the shape of `values`; where they are zero (masked,
-                padded) any label will do.
+            weights: weights of the shape of `values`; where they are zero
+                (masked, padded) any label will do.
 
         Raises:
-            LabelsOutsideClasses: in its place, where tensors have values.
+            LabelsOutsideClasses: instead, in eager execution.
         """
         where = self.where
         while where.shape.rank > values.shape.rank:
@@ -132,10 +134,10 @@ def separate(
         y_pred: its predictions.
 
     Returns:
-        The labels, and what became of them; None for a loss that takes any.
+        The labels, and those that were replaced; None for a loss that takes
+        any.
     """
-    function = getattr(loss, "fn", None)
-    options = getattr(loss, "_fn_kwargs", {})
+    function, options = unwrap(loss)
     if function is keras.losses.sparse_categorical_crossentropy:
         classes = y_pred.shape[options.get("axis", -1)]
         if classes is not None:
@@ -148,7 +150,7 @@ def separate(
 def inside(
     labels: tf.Tensor, classes: int, ignored: int | None = None
 ) -> tuple[tf.Tensor, Outside]:
-    """The same as `separate`, for labels that are class indices."""
+    """As `separate`, for labels that are class indices."""
     expected = f"whole numbers from 0 to {classes - 1}, for {classes} classes"
     return _replaced(labels, classes - 1, expected, ignored)
 

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_tracin.losses.expected_outputs import unwrap
 from keras_tracin.losses.invalid_labels import Outside, separate
 from keras_tracin.models.loops import unfinished_loops
 
@@ -45,15 +46,15 @@ class Terms:
 
     @property
     def positions(self) -> tf.Tensor:
-        """How many positions of each example count, `[n]`."""
+        """Number of positions of each example that are not masked, `[n]`."""
         counted = tf.ones_like(self.weights) if self.seen is None else self.seen
         return _over_positions(counted)
 
     def marked(self, outside: Outside) -> Terms:
-        """The same, but NaN where a label outside of the classes counts.
+        """The same terms, with NaN where a label outside of the classes counts.
 
         Raises:
-            LabelsOutsideClasses: in its place, where tensors have values.
+            LabelsOutsideClasses: instead, in eager execution.
         """
         return dataclasses.replace(
             self, weighted=outside.marked(self.weighted, self.weights)
@@ -74,7 +75,7 @@ def terms_of(
         y_true: labels `[n, ...]`.
         y_pred: predictions `[n, ...]`.
         sample_weight: None, or weights `[n]` or of each position.
-        dtype: what to compute in; by default the loss's own dtype.
+        dtype: the dtype to compute in; by default the loss's own.
 
     Raises:
         ValueError: if the loss has reduced the batch already, compares its
@@ -95,7 +96,7 @@ def terms_of(
         evaluate, reduction = _unreduced(loss, y_true, y_pred)
     _check_shape(loss, evaluate, y_true, y_pred)
     y_true, outside = separate(loss, y_true, y_pred)
-    values = _wide(tf.convert_to_tensor(evaluate(y_true, y_pred)))
+    values = to_wide(evaluate(y_true, y_pred))
     masks.append(getattr(values, "_keras_mask", None))
     terms = weigh(values, sample_weight, masks, reduction)
     return terms if outside is None else terms.marked(outside)
@@ -107,8 +108,8 @@ def weigh(values, sample_weight, masks, reduction="mean") -> Terms:
     Args:
         values: the loss at each position.
         sample_weight: None, or weights `[n]` or of each position.
-        masks: for each, None or which positions count.
-        reduction: as Keras names it.
+        masks: each None or an array of the positions that count.
+        reduction: the name of the reduction in Keras.
     """
     masks = [mask for mask in masks if mask is not None]
     seen = None
@@ -134,7 +135,7 @@ def per_example(terms: Terms) -> tf.Tensor:
 
 
 def batch_weights(terms: Terms) -> tf.Tensor:
-    """`b [n]`: what the batch's loss multiplies each example's loss with."""
+    """`b [n]`: the weight of each example's loss in the batch's loss."""
     positions = terms.positions
     if terms.reduction is None:
         return positions
@@ -148,7 +149,7 @@ def batch_weights(terms: Terms) -> tf.Tensor:
 
 
 def expand(tensor: tf.Tensor, rank: int) -> tf.Tensor:
-    """`[n, ...]` with axes of length one added or taken off at the end."""
+    """Adds or takes off last axes of length one to reach a rank."""
     while tensor.shape.rank > rank and tensor.shape[-1] == 1:
         tensor = tf.squeeze(tensor, -1)
     while tensor.shape.rank < rank:
@@ -157,7 +158,7 @@ def expand(tensor: tf.Tensor, rank: int) -> tf.Tensor:
 
 
 def _fit(factor, values: tf.Tensor, what: str) -> tf.Tensor:
-    """A mask or weights, so that they broadcast over `values`."""
+    """Gives a mask or weights a shape that broadcasts over `values`."""
     factor = tf.cast(factor, values.dtype)
     fitted = expand(factor, values.shape.rank)
     if fitted.shape.rank != values.shape.rank:
@@ -174,8 +175,12 @@ def _over_positions(tensor: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tensor, axis=list(range(1, tensor.shape.rank)))
 
 
-def _wide(values: tf.Tensor) -> tf.Tensor:
-    """In float32 where it was less; the mask that Keras noted is kept."""
+def to_wide(values: Any) -> tf.Tensor:
+    """Numbers in float32 where they were of lower precision.
+
+    The mask that Keras noted is kept.
+    """
+    values = tf.convert_to_tensor(values)
     if values.dtype.size >= 4:
         return values
     wide = tf.cast(values, tf.float32)
@@ -202,11 +207,11 @@ def _as_for_call(dtype, y_true, y_pred):
 
 
 def _unreduced(loss, y_true, y_pred):
-    """A loss with a `__call__` of its own, and how it reduces.
+    """A loss with a `__call__` of its own, unreduced, and its reduction.
 
-    Such a loss is taken as it is, with `reduction` switched off: one that
-    prepares its arguments and leaves the rest to `Loss.__call__` then has a
-    value for each example. Weights come later, as for any loss.
+    Its `reduction` is switched off. A loss that prepares its arguments and
+    leaves the rest to `Loss.__call__` then has a value for each example.
+    Weights come later, as for any loss.
     """
     # A copy by `copy` would go through Keras's serialization.
     twin = object.__new__(type(loss))
@@ -217,7 +222,7 @@ def _unreduced(loss, y_true, y_pred):
 
 
 def _check_shape(loss, evaluate: Callable[[Any, Any], Any], y_true, y_pred):
-    """Refuses a loss that does not keep examples apart, as far as shapes tell.
+    """Raises ValueError for a loss whose shape shows that examples are mixed.
 
     It is traced for a number of examples that no other axis has. With the
     number left open, or with one example alone, a value for each example could
@@ -230,8 +235,8 @@ def _check_shape(loss, evaluate: Callable[[Any, Any], Any], y_true, y_pred):
     try:
         shape = _traced_shape(evaluate, (y_true, y_pred), count)
     except (ValueError, TypeError) as error:
-        # Its broadcasting may need another number of examples; a scalar is
-        # still to be named as such.
+        # Its broadcasting may need another number of examples. A scalar still
+        # gets the error for scalars.
         shape, reason = None, error
         try:
             shape = _traced_shape(evaluate, (y_true, y_pred), None)
@@ -276,7 +281,7 @@ def _traced_shape(
 
 
 def _remedy_of_scalar(loss) -> str:
-    options = getattr(loss, "_fn_kwargs", {})
+    _, options = unwrap(loss)
     if "axis" in options and options["axis"] is None:
         return (
             "Name all axes but the first in `axis=` when making the loss, "

@@ -1,4 +1,4 @@
-"""One number that a model says of an example, and what the loss makes of it.
+"""The output f of a model in which TRAK linearises it, and the loss of f.
 
 TRAK linearises a model in an output f of its own, not in the loss, and lets the
 loss come in through its derivative there: f is the margin log(p / (1 - p)) of
@@ -22,18 +22,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.losses.output_kinds import OF_CLASSES, OF_SIDES
+from keras_tracin.losses.expected_outputs import ExpectedOutputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.losses.query_losses import query_value
-
-_OF_NUMBERS = (
-    keras.losses.mean_squared_error,
-    keras.losses.mean_absolute_error,
-    keras.losses.mean_squared_logarithmic_error,
-    keras.losses.huber,
-    keras.losses.log_cosh,
-    keras.losses.poisson,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +33,12 @@ class ModelOutput:
 
     Attributes:
         kind: "margin" or "prediction".
-        value: f, `(y, y_pred, sample_weight) -> [n]`; weights play no part.
-        pull: `(y, f, sample_weight) -> [n]`, how hard training pulls f up:
-            the negative derivative of the example's weighted loss.
-        help: `(y, f, sample_weight) -> [n]`, by how much a query is helped
-            where its f rises by one: its weight, as margins should rise, or
-            the same pull in a regression.
+        value: f, `(y, y_pred, sample_weight) -> [n]`; weights are ignored.
+        pull: `(y, f, sample_weight) -> [n]`, the negative derivative of the
+            example's weighted loss by f: training pulls f up by it.
+        help: `(y, f, sample_weight) -> [n]`, the benefit for a query of a unit
+            rise of its f: its weight for a margin, which should rise, or the
+            pull in a regression.
     """
 
     kind: str
@@ -66,21 +57,21 @@ def model_output(
 
     Args:
         model: a Keras model.
-        loss: in place of the compiled loss.
-        kind: "margin" or "prediction"; by default what the loss says.
-        x: inputs of some examples, from whose outputs margins are told, as in
-            `query_value`.
+        loss: a loss in place of the compiled one.
+        kind: "margin" or "prediction"; by default the loss decides.
+        x: inputs of some examples, whose outputs show whether they are logits
+            or probabilities, as in `query_value`.
 
     Raises:
-        ValueError: if the loss does not say, for an unknown `kind`, if the
-            model's outputs do not tell margins, or (when called) if the model
-            does not say one thing of each example.
+        ValueError: if the loss does not decide, for an unknown `kind`, if
+            margins do not follow from the model's outputs, or (when called)
+            if the model does not predict one thing for each example.
     """
-    function = _function_of(model, loss)
+    expected = ExpectedOutputs.of(model, loss)
     if kind is None:
-        kind = _kind_of(function)
+        kind = _kind_of(expected)
     if kind == "margin":
-        return _margin(model, loss, x, alone=function in OF_SIDES)
+        return _margin(model, loss, x, alone=expected.choice == "sides")
     if kind == "prediction":
         return _prediction(per_example_loss(model, loss))
     raise ValueError(
@@ -152,25 +143,14 @@ def _shape_of(y_pred: Any) -> tuple:
     return tuple(y_pred.shape[1:])
 
 
-def _function_of(model: keras.Model, loss: Any) -> Any:
-    """What computes the loss, as Keras knows it; None if there are several."""
-    if loss is None:
-        loss = getattr(getattr(model, "_compile_loss", None), "_user_loss", 0)
-    named = tf.nest.flatten(loss)
-    if len(named) != 1 or not named[0]:
-        return None
-    found = keras.losses.get(named[0])
-    return getattr(found, "fn", found)
-
-
-def _kind_of(function: Any) -> str:
-    if function in OF_CLASSES or function in OF_SIDES:
+def _kind_of(expected: ExpectedOutputs) -> str:
+    if expected.is_cross_entropy:
         return "margin"
-    if function in _OF_NUMBERS:
+    if expected.choice == "numbers":
         return "prediction"
-    name = getattr(function, "__name__", function)
     raise ValueError(
         "TRAK differentiates the margin of the label in a classification, the "
-        f"prediction in a regression. Received the loss {name!r}, which does "
-        "not tell which; pass `output='margin'` or `output='prediction'`."
+        f"prediction in a regression. Received the loss {expected.name!r}, "
+        "which does not tell which; pass `output='margin'` or "
+        "`output='prediction'`."
     )

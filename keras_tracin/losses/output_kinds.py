@@ -1,4 +1,4 @@
-"""What a model's outputs are: logits, or probabilities made of them.
+"""Determines whether a model's outputs are logits or probabilities.
 
 A loss can be computed from either, but a label's logit or margin cannot: taken
 for logits, probabilities give numbers that look like scores and are none. What
@@ -25,19 +25,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.losses.expected_outputs import ExpectedOutputs
+from keras_tracin.losses.outputs import Outputs
 from keras_tracin.models.state import preserved
 
 SAMPLE = 32  # examples whose outputs are looked at
-
-OF_CLASSES = (
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-    keras.losses.categorical_focal_crossentropy,
-)
-OF_SIDES = (
-    keras.losses.binary_crossentropy,
-    keras.losses.binary_focal_crossentropy,
-)
 
 # How far from one the sum of a row of probabilities may be.
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
@@ -47,112 +39,13 @@ _FLOAT32_TOLERANCE = 1e-3
 _FORMALITIES = ("Identity", "Cast", "Reshape", "Squeeze", "ExpandDims")
 
 
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """What the outputs of a model are.
-
-    Attributes:
-        kind: "noted", an activation whose logits Keras notes on its output;
-            "logits"; "probabilities", which were a softmax, or which the loss
-            divides by their sum; "sigmoids", a probability each;
-            "log-probabilities", up to rounding the logarithm of a softmax;
-            "values", neither, of which larger ones speak for their class;
-            or "unclear".
-        reason: how that is known, a sentence.
-        contradicts: whether the loss says one thing and the outputs another.
-        choice: what the loss says: "classes", "sides" or None.
-    """
-
-    kind: str
-    reason: str
-    contradicts: bool = False
-    choice: str | None = None
-
-    @property
-    def tells_logits(self) -> bool:
-        """Whether the logits themselves follow from the outputs."""
-        return self.kind in ("noted", "logits", "sigmoids", "values")
-
-    @property
-    def tells_margins(self) -> bool:
-        """Whether the differences of logits follow from the outputs."""
-        return self.kind != "unclear"
-
-    def logits(self, y_pred: tf.Tensor) -> tf.Tensor:
-        """Logits `[n, ..., k]` of outputs `[n, ..., k]`.
-
-        Of a softmax they are known but for a constant for each position: the
-        logarithms of its probabilities are returned.
-
-        Raises:
-            ValueError: if they are not known.
-        """
-        noted = getattr(y_pred, "_keras_logits", None)
-        if noted is not None:
-            return tf.convert_to_tensor(noted)
-        if self.kind in ("noted", "unclear"):
-            raise ValueError(
-                f"The model's logits are not known. {self.reason} In this "
-                "computation Keras did not note the logits. "
-                f"{REMEDY}"
-            )
-        y_pred = tf.convert_to_tensor(y_pred)
-        if self.kind in ("probabilities", "sigmoids"):
-            y_pred = _wide(y_pred)
-        if self.kind == "probabilities":
-            return tf.math.log(y_pred)
-        if self.kind == "sigmoids":
-            return tf.math.log(y_pred) - tf.math.log1p(-y_pred)
-        return y_pred
-
-    def with_logits(self, y_pred: Any) -> Any:
-        """The same outputs, computed from logits that Keras can see.
-
-        Probabilities are those of a softmax of their logarithms, or of a
-        sigmoid of their log-odds. Whatever is made of an output otherwise, as
-        a loss may go around the operation that made it, is left as it is.
-        """
-        known = tf.nest.is_nested(y_pred) or hasattr(y_pred, "_keras_logits")
-        if known:
-            return y_pred
-        smallest, largest = 2.0**-126, 1 - 2.0**-24
-        if self.kind == "probabilities" and self.choice != "sides":
-            logits = tf.math.log(tf.maximum(y_pred, smallest))
-            outputs = keras.activations.softmax(logits)
-        elif self.kind == "sigmoids":
-            p = tf.clip_by_value(y_pred, smallest, largest)
-            logits = tf.math.log(p) - tf.math.log1p(-p)
-            outputs = keras.activations.sigmoid(logits)
-        else:
-            outputs = tf.identity(y_pred)
-        if hasattr(y_pred, "_keras_mask"):
-            outputs._keras_mask = y_pred._keras_mask
-        return outputs
-
-
-REMEDY = (
-    "Let Keras make the probabilities (`activation='softmax'` or 'sigmoid' of "
-    "the last layer, `keras.layers.Softmax()`), or let the model return logits "
-    "and compile it with `from_logits=True`."
-)
-
-
-def check_consistent(outputs: Outputs) -> None:
-    """Raises ValueError if a loss and the outputs contradict each other."""
-    if outputs.contradicts:
-        raise ValueError(
-            f"The loss does not fit the model's outputs. {outputs.reason} "
-            f"{REMEDY}"
-        )
-
-
 def outputs_of(model: keras.Model, loss: Any, x: Any) -> Outputs:
-    """What the outputs of a model are, at its present weights.
+    """The kind of a model's outputs at its present weights.
 
     Args:
         model: a built model. It is called on `x` in inference mode, and left
             as it was.
-        loss: used in place of the compiled loss.
+        loss: a loss in place of the compiled one.
         x: inputs of some examples; `SAMPLE` are enough.
     """
     y_pred = _outputs(model, x)
@@ -161,78 +54,34 @@ def outputs_of(model: keras.Model, loss: Any, x: Any) -> Outputs:
             "unclear",
             f"It has {len(tf.nest.flatten(y_pred))} outputs, expected one.",
         )
-    statement = Statement.of(model, loss)
-    outputs = kind_of(
+    return kind_of(
         y_pred,
-        statement,
+        ExpectedOutputs.of(model, loss),
         model.compute_dtype,
         functools.partial(_last_operation, model, x),
     )
-    return dataclasses.replace(outputs, choice=statement.choice)
-
-
-@dataclasses.dataclass(frozen=True)
-class Statement:
-    """What a loss says of the outputs that it takes.
-
-    Attributes:
-        name: the loss's, for messages.
-        choice: "classes", "sides", or None where it does not say.
-        from_logits: None where it does not say.
-        last_axis: whether classes lie along the last axis.
-    """
-
-    name: str = "None"
-    choice: str | None = None
-    from_logits: bool | None = None
-    last_axis: bool = True
-
-    @classmethod
-    def of(cls, model: keras.Model, loss: Any = None) -> Statement:
-        """That of `loss`, or of the compiled loss of a model."""
-        if loss is None:
-            compiled = getattr(model, "_compile_loss", None)
-            loss = getattr(compiled, "_user_loss", None)
-        leaves = [leaf for leaf in tf.nest.flatten(loss) if leaf is not None]
-        if len(leaves) != 1:
-            return cls()
-        (loss,) = leaves
-        if isinstance(loss, str):
-            loss = keras.losses.get(loss)
-        options = dict(getattr(loss, "_fn_kwargs", None) or {})
-        function = getattr(loss, "fn", loss)
-        while isinstance(function, functools.partial):
-            options = {**function.keywords, **options}
-            function = function.func
-        choice, default = None, None
-        if function in OF_CLASSES or function in OF_SIDES:
-            choice = "classes" if function in OF_CLASSES else "sides"
-            default = False
-        default = getattr(loss, "from_logits", default)
-        stated = options.get("from_logits", default)
-        return cls(
-            name=str(getattr(function, "__name__", type(loss).__name__)),
-            choice=choice,
-            from_logits=stated if isinstance(stated, bool) else None,
-            last_axis=choice != "classes" or options.get("axis", -1) == -1,
-        )
 
 
 def kind_of(
     y_pred: tf.Tensor,
-    statement: Statement,
+    expected: ExpectedOutputs,
     compute_dtype: str = "float32",
     last_operation: Callable[[], str] = str,
 ) -> Outputs:
-    """What outputs are, from their values and what the loss says.
+    """The kind of outputs, from their values and what the loss expects.
 
     Args:
         y_pred: the outputs `[n, ..., k]` of some examples, not traced.
-        statement: what the loss says.
-        compute_dtype: what they were computed in.
-        last_operation: says which TensorFlow operation made them; called
-            where nothing else tells.
+        expected: the outputs that the loss expects.
+        compute_dtype: the dtype that they were computed in.
+        last_operation: returns the name of the TensorFlow operation that made
+            them; called where nothing else tells.
     """
+    outputs = _kind_of(y_pred, expected, compute_dtype, last_operation)
+    return dataclasses.replace(outputs, expected=expected)
+
+
+def _kind_of(y_pred, expected, compute_dtype, last_operation) -> Outputs:
     noted = getattr(y_pred, "_keras_logits", None)
     rows = _rows(y_pred)
     classes = rows.shape[-1]
@@ -240,10 +89,10 @@ def kind_of(
         _TOLERANCES.get(str(dtype), _FLOAT32_TOLERANCE)
         for dtype in (tf.as_dtype(y_pred.dtype).name, compute_dtype)
     )
-    if not statement.last_axis and classes > 1:
+    if not expected.last_axis and classes > 1:
         return Outputs(
             "unclear",
-            f"The loss '{statement.name}' has its classes along another axis "
+            f"The loss '{expected.name}' has its classes along another axis "
             "than the last.",
         )
     if noted is not None:
@@ -255,12 +104,13 @@ def kind_of(
     several = classes > 1 and len(rows) > 0
     largest = max(np.abs(rows).max(initial=0), 1e-30)
     if several and positive and (np.abs(sums - 1) <= tolerance).all():
-        return _softmax(statement)
+        return _softmax(expected)
     if several and _are_log_probabilities(rows, tolerance):
         return Outputs(
             "log-probabilities",
             "The outputs are logarithms of probabilities: their exponentials "
             "add up to 1.",
+            activation="softmax",
         )
     scaled = (
         several
@@ -268,17 +118,17 @@ def kind_of(
         and np.ptp(sums) <= tolerance * sums.max()
         and np.ptp(rows, axis=0).max() > tolerance * largest
     )
-    if statement.from_logits:
+    if expected.from_logits:
         if scaled:
             what = f"add up to {sums.mean():.4g} in each example"
-            return _contradiction(statement, what)
+            return _contradiction(expected, what)
         if classes == 1 and shares and last_operation() == "Sigmoid":
-            return _contradiction(statement, "come out of a sigmoid")
+            return _contradiction(expected, "come out of a sigmoid")
         return Outputs(
-            "logits", f"The loss '{statement.name}' has from_logits=True."
+            "logits", f"The loss '{expected.name}' has from_logits=True."
         )
-    if statement.from_logits is False and statement.choice:
-        return _from_probabilities(statement, classes, positive, shares)
+    if expected.from_logits is False and expected.is_cross_entropy:
+        return _from_probabilities(expected, classes, positive, shares)
     if not len(rows):
         return Outputs("values", "The outputs of some examples are all 0.")
     if shares or scaled:
@@ -290,7 +140,7 @@ def kind_of(
         return Outputs(
             "unclear",
             f"The outputs of some examples all {what}, as probabilities would, "
-            f"and the loss '{statement.name}' does not say whether they are "
+            f"and the loss '{expected.name}' does not say whether they are "
             "probabilities or logits.",
         )
     return Outputs("values", "The outputs of some examples are not in [0, 1].")
@@ -300,13 +150,18 @@ def _noted(y_pred, noted, tolerance: float) -> Outputs:
     """The outputs of one of Keras's activations, if along the last axis."""
     logits = tf.cast(noted, tf.float64)
     received = tf.cast(y_pred, tf.float64).numpy()
+    names = []
     if logits.shape == y_pred.shape:
-        for activation in (tf.nn.softmax, tf.nn.sigmoid):
-            gap = np.abs(activation(logits).numpy() - received)
+        for name in ("softmax", "sigmoid"):
+            gap = np.abs(getattr(tf.nn, name)(logits).numpy() - received)
             if not (gap > tolerance).any():  # NaN is for others to find
-                return Outputs(
-                    "noted", "Keras notes what went into the last activation."
-                )
+                names.append(name)
+    if names:
+        return Outputs(
+            "noted",
+            "Keras notes what went into the last activation.",
+            activation=names[0] if len(names) == 1 else None,
+        )
     return Outputs(
         "unclear",
         "The logits that Keras notes are not those of a softmax or sigmoid "
@@ -314,52 +169,54 @@ def _noted(y_pred, noted, tolerance: float) -> Outputs:
     )
 
 
-def _softmax(statement: Statement) -> Outputs:
-    if statement.from_logits:
+def _softmax(expected: ExpectedOutputs) -> Outputs:
+    if expected.from_logits:
         return _contradiction(
-            statement, "are probabilities: they add up to 1 in each example"
+            expected, "are probabilities: they add up to 1 in each example"
         )
     return Outputs(
         "probabilities",
         "The outputs are probabilities (they add up to 1 in each example) and "
         "Keras does not know of which logits.",
+        activation="softmax",
     )
 
 
 def _from_probabilities(
-    statement: Statement, classes: int, positive: bool, shares: bool
+    expected: ExpectedOutputs, classes: int, positive: bool, shares: bool
 ) -> Outputs:
-    """What a loss takes that computes logarithms of the outputs."""
-    if statement.choice == "sides" and shares:
+    """The kind of outputs under a loss that takes their logarithms."""
+    if expected.choice == "sides" and shares:
         return Outputs(
             "sigmoids",
-            f"The loss '{statement.name}' has from_logits=False, and the "
+            f"The loss '{expected.name}' has from_logits=False, and the "
             "outputs lie between 0 and 1.",
+            activation="sigmoid",
         )
-    if statement.choice == "classes" and positive and classes > 1:
+    if expected.choice == "classes" and positive and classes > 1:
         return Outputs(
             "probabilities",
-            f"The loss '{statement.name}' has from_logits=False, so it takes "
+            f"The loss '{expected.name}' has from_logits=False, so it takes "
             "the outputs for probabilities, after it divided them by their "
             "sum.",
         )
     return Outputs(
         "unclear",
-        f"The loss '{statement.name}' has from_logits=False, so it expects "
+        f"The loss '{expected.name}' has from_logits=False, so it expects "
         "probabilities, but the outputs of some examples are "
         + (
             "a single number under a loss of several classes."
-            if positive and statement.choice == "classes"
+            if positive and expected.choice == "classes"
             else "below 0 or above 1."
         ),
         contradicts=True,
     )
 
 
-def _contradiction(statement: Statement, what: str) -> Outputs:
+def _contradiction(expected: ExpectedOutputs, what: str) -> Outputs:
     return Outputs(
         "unclear",
-        f"The loss '{statement.name}' has from_logits=True, but the outputs "
+        f"The loss '{expected.name}' has from_logits=True, but the outputs "
         f"{what}.",
         contradicts=True,
     )
@@ -403,7 +260,3 @@ def _last_operation(model: keras.Model, x: Any) -> str:
     while operation.type in _FORMALITIES:
         operation = operation.inputs[0].op
     return operation.type
-
-
-def _wide(values: tf.Tensor) -> tf.Tensor:
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values

@@ -21,19 +21,18 @@ Synopsis:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-# Keras resolves nested outputs, names and `loss_weights` in this class alone;
-# following it here is what keeps the two in step.
-from keras.src.trainers.compile_utils import CompileLoss
-
 from keras_tracin.losses import loss_terms
 from keras_tracin.losses.loss_terms import Terms
+from keras_tracin.losses.terms_of_outputs import terms_of_outputs
+from keras_tracin.models.compiled import (
+    losses_of,
+)
 from keras_tracin.models.state import layers_with_losses
 
 PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
@@ -43,47 +42,6 @@ NOT_SPLIT = (
     "cannot be split into examples. Pass the rest of the objective as `loss=` "
     "to attribute that alone."
 )
-
-
-class _TermsOfOutputs(CompileLoss):
-    """The compiled loss, as the terms of each output and what they count."""
-
-    _flat_losses: Any
-
-    def __init__(self, *args, dtype: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._wanted_dtype = dtype
-        if dtype is not None:
-            self._dtype = dtype
-
-    def build(self, y_true, y_pred):
-        # For several outputs Keras makes metrics here, whose variables a
-        # compiled step must not create; nothing uses them.
-        with tf.Graph().as_default():
-            super().build(y_true, y_pred)
-        self._flat_losses = [
-            entry._replace(loss=self._noting(entry))
-            for entry in self._flat_losses
-        ]
-        self._metrics = [None] * len(self._flat_losses)
-
-    def _noting(self, entry):
-        count = 1.0 if entry.loss_weights is None else entry.loss_weights
-
-        def note(y_true, y_pred, sample_weight):
-            terms = loss_terms.terms_of(
-                entry.loss, y_true, y_pred, sample_weight, self._wanted_dtype
-            )
-            self._found.append((terms, count))
-            return 0.0
-
-        return note
-
-    def terms(self, y_true, y_pred, sample_weight) -> list[tuple[Terms, float]]:
-        """The terms of each output that has a loss, and its loss weight."""
-        self._found: list[tuple[Terms, float]] = []
-        self.call(y_true, y_pred, sample_weight)
-        return self._found
 
 
 def per_example_loss(
@@ -101,7 +59,7 @@ def per_example_loss(
             one value per example.
         class_weight: as in `model.fit`: a weight for each class index by
             which the losses of its examples are scaled.
-        dtype: what to compute in; by default the loss's own dtype.
+        dtype: the dtype to compute in; by default the loss's own.
 
     Returns:
         A function `(y, y_pred, sample_weight) -> [n]`, in float32 or wider.
@@ -111,11 +69,13 @@ def per_example_loss(
             computes its loss by a `compute_loss` of its own; or (when called)
             if the loss is reduced already or its examples interact.
     """
-    terms_of_outputs = _terms_of_outputs(model, loss, class_weight, dtype)
+    evaluate_terms = terms_of_outputs(model, loss, class_weight, dtype)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = terms_of_outputs(y, y_pred, sample_weight)
-        return _sum((loss_terms.per_example(t), count) for t, count in found)
+        outputs = evaluate_terms(y, y_pred, sample_weight)
+        return _sum(
+            (loss_terms.per_example(t), weight) for t, weight in outputs
+        )
 
     return evaluate
 
@@ -125,7 +85,7 @@ def batch_shares(
     loss: Any = None,
     class_weight: Mapping[int, float] | None = None,
 ) -> PerExampleLoss:
-    """What each example contributes to the loss that Keras trains on.
+    """The contribution of each example to the loss that Keras trains on.
 
     The shares of a batch add up to its loss, weight regularisers aside, with
     `"none"` as reduction to the sum of its values: Keras differentiates that.
@@ -144,13 +104,13 @@ def batch_shares(
     Raises:
         ValueError: as `per_example_loss`.
     """
-    terms_of_outputs = _terms_of_outputs(model, loss, class_weight)
+    evaluate_terms = terms_of_outputs(model, loss, class_weight)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = terms_of_outputs(y, y_pred, sample_weight)
+        outputs = evaluate_terms(y, y_pred, sample_weight)
         return _sum(
-            (loss_terms.batch_weights(t) * loss_terms.per_example(t), count)
-            for t, count in found
+            (loss_terms.batch_weights(t) * loss_terms.per_example(t), weight)
+            for t, weight in outputs
         )
 
     return evaluate
@@ -161,7 +121,7 @@ def batch_weights(
     loss: Any = None,
     class_weight: Mapping[int, float] | None = None,
 ) -> PerExampleLoss:
-    """What the loss that Keras trains on multiplies each `ℓ_i` with.
+    """The weight `b_i` of each example in the loss that Keras trains on.
 
     Args:
         model: a Keras model.
@@ -178,87 +138,35 @@ def batch_weights(
             weights of their own, so that no single one relates the two:
             `batch_shares` serves there.
     """
-    terms_of_outputs = _terms_of_outputs(model, loss, class_weight)
+    evaluate_terms = terms_of_outputs(model, loss, class_weight)
 
     def evaluate(y, y_pred, sample_weight=None):
-        found = [t for t, _ in terms_of_outputs(y, y_pred, sample_weight)]
-        kinds = {_kind_of_weights(terms) for terms in found}
-        if len(found) > 1 and (len(kinds) > 1 or None in kinds):
+        outputs = [t for t, _ in evaluate_terms(y, y_pred, sample_weight)]
+        kinds = {_kind_of_weights(terms) for terms in outputs}
+        if len(outputs) > 1 and (len(kinds) > 1 or None in kinds):
             raise ValueError(
                 "The batch's loss weighs the outputs of an example "
                 "differently. Received reductions "
-                f"{[terms.reduction for terms in found]} and masks "
-                f"{[terms.seen is not None for terms in found]}; expected "
+                f"{[terms.reduction for terms in outputs]} and masks "
+                f"{[terms.seen is not None for terms in outputs]}; expected "
                 "means or sums without masks, which have one weight for an "
                 "example. Use `batch_shares`."
             )
-        return loss_terms.batch_weights(found[0])
+        return loss_terms.batch_weights(outputs[0])
 
     return evaluate
 
 
 def _kind_of_weights(terms: Terms) -> str | None:
-    """What the weights of a batch are, if they are that for any values."""
+    """The reduction that fixes the weights of a batch, if one alone does."""
     if terms.reduction in ("mean", "sum") and terms.seen is None:
         return terms.reduction
     return None
 
 
-def _terms_of_outputs(model, loss, class_weight, dtype=None):
-    """`(y, y_pred, sample_weight) -> [(terms, loss weight), ...]`."""
-    weights = None
-    if loss is None:
-        compiled = _compiled_loss(model)
-        loss, weights = compiled._user_loss, compiled._user_loss_weights
-    names = getattr(model, "output_names", None)
-
-    def evaluate(y, y_pred, sample_weight=None):
-        if y is None:
-            raise ValueError(
-                "The data holds no labels. Received batches of `x` alone; "
-                "expected `(x, y)` or `(x, y, sample_weight)`."
-            )
-        if class_weight:
-            sample_weight = _class_weighted(y, sample_weight, class_weight)
-        outputs = _TermsOfOutputs(
-            loss, loss_weights=weights, output_names=names, dtype=dtype
-        )
-        return outputs.terms(y, y_pred, sample_weight)
-
-    return evaluate
-
-
-def _compiled_loss(model: keras.Model) -> CompileLoss:
-    if _redefines(model, "compute_loss"):
-        raise ValueError(
-            f"The model '{model.name}' computes its loss by a `compute_loss` "
-            "of its own, which has no value for each example. Pass the same "
-            "loss as `loss=`."
-        )
-    compiled = getattr(model, "_compile_loss", None)
-    if compiled is None:
-        raise ValueError(
-            f"The model '{model.name}' has no compiled loss. Call "
-            "`model.compile(loss=...)` as for training, or pass `loss=`."
-        )
-    if _redefines(model, "train_step"):
-        warnings.warn(
-            f"The model '{model.name}' has a `train_step` of its own. Its "
-            "compiled loss is taken for the one it trains on; pass `loss=` if "
-            "that is another.",
-            stacklevel=4,
-        )
-    return compiled
-
-
-def _redefines(model: keras.Model, method: str) -> bool:
-    own = getattr(type(model), method) is not getattr(keras.Model, method)
-    return own or method in vars(model)
-
-
 def _sum(parts) -> tf.Tensor:
-    """`Σ count · values`, in the widest of the values' types."""
-    scaled = [values * count for values, count in parts]
+    """`Σ weight · values`, in the widest of the values' types."""
+    scaled = [values * weight for values, weight in parts]
     dtype = max((t.dtype for t in scaled), key=lambda dtype: dtype.size)
     return tf.add_n([tf.cast(values, dtype) for values in scaled])
 
@@ -266,17 +174,17 @@ def _sum(parts) -> tf.Tensor:
 def penalty_weight(
     model: keras.Model, loss: Any = None, batch_size: int | None = None
 ) -> float:
-    """What weight regularisers count beside the mean of the `ℓ_i`.
+    """The weight of weight regularisers beside the mean of the `ℓ_i`.
 
     Keras adds them to each batch's loss as they are. Beside a loss that is a
-    mean over the batch they count 1; beside a sum over `batch_size` examples
-    they count `1 / batch_size` of the mean. Decoupled weight decay, an
-    optimizer's own, is not part of the objective and counts nothing.
+    mean over the batch their weight is 1; beside a sum over `batch_size`
+    examples it is `1 / batch_size`. Decoupled weight decay, an optimizer's own,
+    is not part of the objective.
 
     Args:
         model: a Keras model.
-        loss: used in place of the compiled loss.
-        batch_size: that of training, which only a sum needs to know.
+        loss: a loss in place of the compiled one.
+        batch_size: the batch size of training, needed where losses are summed.
 
     Raises:
         ValueError: if the model is regularised and its losses are summed, and
@@ -284,12 +192,9 @@ def penalty_weight(
     """
     if not any(getattr(v, "regularizer", None) for v in model.weights):
         return 1.0
-    if loss is None:
-        compiled = getattr(model, "_compile_loss", None)
-        loss = compiled._user_loss if compiled is not None else None
     summed = [
         entry
-        for entry in tf.nest.flatten(loss)
+        for entry in losses_of(model, loss)
         if getattr(entry, "reduction", "mean") in ("sum", "none", None)
     ]
     if not summed:
@@ -316,38 +221,3 @@ def check_no_activation_losses(model: keras.Model) -> None:
     layers = [layer.name for layer in layers_with_losses(model)]
     if layers:
         raise ValueError(f"Layers {layers} add losses {NOT_SPLIT}")
-
-
-def _class_weighted(y, sample_weight, class_weight) -> tf.Tensor:
-    """Sample weights times those of the labels' classes, as `fit` reads them.
-
-    Labels with a last axis longer than one are one-hot, all others indices.
-    """
-    if tf.nest.is_nested(y):
-        raise ValueError(
-            "`class_weight` needs a single output. Received labels of "
-            f"structure {tf.nest.map_structure(lambda _: '*', y)}; pass "
-            "`sample_weight` with the data instead."
-        )
-    y = tf.convert_to_tensor(y)
-    if y.shape.rank > 1 and y.shape[-1] != 1:
-        labels = tf.argmax(y, axis=-1, output_type=tf.int64)
-    else:
-        labels = y if y.shape.rank == 1 else tf.squeeze(y, axis=-1)
-        labels = tf.cast(tf.round(labels), tf.int64)
-    size = max(class_weight) + 1
-    table = [float(class_weight.get(label, 1.0)) for label in range(size)]
-    # Classes without an entry weigh 1, as they do in `fit`.
-    inside = tf.clip_by_value(labels, 0, size - 1)
-    weights = tf.where(
-        tf.equal(inside, labels), tf.gather(tf.constant(table), inside), 1.0
-    )
-    if sample_weight is None:
-        return weights
-    sample_weight = tf.cast(sample_weight, weights.dtype)
-    rank = max(weights.shape.rank, sample_weight.shape.rank)
-    if weights.shape.rank == 1 and sample_weight.shape[1:] == [1]:
-        rank = 1
-    return loss_terms.expand(sample_weight, rank) * loss_terms.expand(
-        weights, rank
-    )

@@ -1,4 +1,4 @@
-"""What a query measures: its loss, or its label's logit or margin.
+"""The value of a query: its loss, or its label's logit or margin.
 
 The sign is always turned so that lower is better: an example that lowers the
 value is a proponent. Where the outputs are sequences, a query's value is the
@@ -18,18 +18,15 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.losses import loss_terms
+from keras_tracin.losses.expected_outputs import ExpectedOutputs
 from keras_tracin.losses.invalid_labels import (
     Outside,
     ProbabilitiesSaturated,
     inside,
 )
-from keras_tracin.losses.output_kinds import (
-    REMEDY,
-    Outputs,
-    Statement,
-    kind_of,
-    outputs_of,
-)
+from keras_tracin.losses.loss_terms import to_wide
+from keras_tracin.losses.output_kinds import kind_of, outputs_of
+from keras_tracin.losses.outputs import REMEDY, Outputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
 
@@ -39,7 +36,7 @@ def query_value(
     loss: Any = None,
     x: Any = None,
 ) -> PerExampleLoss:
-    """The function of a query whose decrease counts as help.
+    """The function of a query that its proponents decrease.
 
     Args:
         model: a Keras model.
@@ -50,7 +47,7 @@ def query_value(
             prediction is better. A logit is what went into the last softmax
             or sigmoid. Outputs `[n, ..., classes]` have labels `[n, ...]`, or
             one-hot ones; a single output is the second of two classes.
-        loss: what `"loss"` stands for; the compiled loss by default.
+        loss: the loss that `"loss"` stands for; the compiled one by default.
         x: inputs of some examples, whose outputs tell whether a built model
             returns logits or probabilities. Without them the loss does, or
             else the first outputs that the function is given.
@@ -70,7 +67,7 @@ def query_value(
         outputs = None if x is None else outputs_of(model, loss, x)
         if outputs is not None:
             _check_known(query_loss, outputs)
-        return _negated(query_loss, outputs, Statement.of(model, loss))
+        return _negated(query_loss, outputs, ExpectedOutputs.of(model, loss))
     if isinstance(query_loss, str | keras.losses.Loss) or callable(query_loss):
         return per_example_loss(model, query_loss)
     raise ValueError(
@@ -80,7 +77,7 @@ def query_value(
 
 
 def _negated(
-    name: str, outputs: Outputs | None, statement: Statement
+    name: str, outputs: Outputs | None, expected: ExpectedOutputs
 ) -> PerExampleLoss:
     """Minus the label's logit or margin, as a value per example."""
     measure = {"logit": _label_logit, "margin": _label_margin}[name]
@@ -90,12 +87,13 @@ def _negated(
         nonlocal known
         _check_single(y_pred)
         if known is None:
-            known = _first_seen(y_pred, statement)
+            known = _first_seen(y_pred, expected)
         outputs = known
         _check_known(name, outputs)
+        _check_exclusive(name, outputs, y_pred)
         computed = not hasattr(y_pred, "_keras_logits")
         if computed and outputs.kind == "probabilities":
-            shares = _wide(y_pred)
+            shares = to_wide(y_pred)
             labels, shares, marks = _labels_and_logits(y, shares)
             values = _margin_of_shares(labels, shares)
         else:
@@ -113,14 +111,18 @@ def _negated(
     return evaluate
 
 
-def _first_seen(y_pred, statement: Statement) -> Outputs:
-    """What outputs are of which none were looked at before."""
+def _first_seen(y_pred, expected: ExpectedOutputs) -> Outputs:
+    """The kind of outputs, where no examples were looked at before."""
     if hasattr(y_pred, "_keras_logits"):
-        return Outputs("noted", "Keras notes its logits.")
-    if statement.from_logits:
-        return Outputs("logits", f"The loss '{statement.name}' says so.")
+        return Outputs("noted", "Keras notes its logits.", expected=expected)
+    if expected.from_logits:
+        return Outputs(
+            "logits",
+            f"The loss '{expected.name}' says so.",
+            expected=expected,
+        )
     if not tf.is_symbolic_tensor(y_pred):
-        return kind_of(y_pred, statement)
+        return kind_of(y_pred, expected)
     return Outputs(
         "unclear",
         "Whether the outputs are logits or probabilities was not looked at "
@@ -144,6 +146,18 @@ def _check_known(name: str, outputs: Outputs) -> None:
         f"'{name}' needs to know the model's logits. {outputs.reason}{lost} "
         f"{REMEDY} Or else {ways}"
     )
+
+
+def _check_exclusive(name: str, outputs: Outputs, y_pred) -> None:
+    """Raises ValueError for margins of outputs that are chosen one by one."""
+    rank, last = y_pred.shape.rank, y_pred.shape[-1]
+    if name == "margin" and outputs.choice == "sides" and rank > 1 and last > 1:
+        raise ValueError(
+            "'margin' needs outputs that exclude each other and labels of one "
+            f"class each. Received {last} outputs of which each says yes or no "
+            f"by itself, under the loss '{outputs.expected.name}'. Use "
+            "'logit', or pass a function of (y_true, y_pred) as `query_loss`."
+        )
 
 
 def _labels_and_logits(y, logits) -> tuple[tf.Tensor, tf.Tensor, list[Outside]]:
@@ -187,7 +201,7 @@ def _several(y: tf.Tensor) -> Outside:
 def _saturated(kind: str, labels: tf.Tensor, y_pred: tf.Tensor) -> Outside:
     """Where probabilities are 0 or 1 in the precision of the outputs."""
     smallest = 2.0**-14 if y_pred.dtype == tf.float16 else 2.0**-126
-    p = _wide(y_pred)
+    p = to_wide(y_pred)
     if kind == "sigmoids":
         where = tf.reduce_any((p < smallest) | (1 - p < smallest), axis=-1)
     else:
@@ -198,12 +212,6 @@ def _saturated(kind: str, labels: tf.Tensor, y_pred: tf.Tensor) -> Outside:
     return Outside(where, shown, expected, ProbabilitiesSaturated)
 
 
-def _wide(values) -> tf.Tensor:
-    """In float32 where it was less."""
-    values = tf.convert_to_tensor(values)
-    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
-
-
 def _margin_of_shares(labels: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
     """`log(p / (1 - p))` of the label; 1 - p is summed from the others."""
     label, rest = _shares(labels, p)
@@ -212,10 +220,10 @@ def _margin_of_shares(labels: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
 
 def _shares(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The label's probability, and what all others have together."""
-    chosen, zero = _chosen(labels, p), tf.zeros_like(p)
+    is_label, zero = _is_label(labels, p), tf.zeros_like(p)
     return (
-        tf.reduce_sum(tf.where(chosen, p, zero), axis=-1),
-        tf.reduce_sum(tf.where(chosen, zero, p), axis=-1),
+        tf.reduce_sum(tf.where(is_label, p, zero), axis=-1),
+        tf.reduce_sum(tf.where(is_label, zero, p), axis=-1),
     )
 
 
@@ -233,12 +241,12 @@ def _label_logit(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def _label_margin(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    others = tf.where(_chosen(labels, logits), logits.dtype.min, logits)
+    others = tf.where(_is_label(labels, logits), logits.dtype.min, logits)
     return _label_logit(labels, logits) - tf.reduce_logsumexp(others, axis=-1)
 
 
-def _chosen(labels: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Whether a class is the label, of the shape of `like`."""
+def _is_label(labels: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Booleans of the shape of `like`, True for the class of the label."""
     return tf.one_hot(
         labels, like.shape[-1], dtype=tf.bool, on_value=True, off_value=False
     )

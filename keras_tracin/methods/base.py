@@ -1,4 +1,4 @@
-"""What every method is, and the calls that all have in common.
+"""The calls that all methods have in common.
 
 A method that sweeps over training examples has an `engine` and `checkpoints`
 and supplies passes; one that makes its scores otherwise supplies a stream of
@@ -25,18 +25,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine import collecting
 from keras_tracin.engine.blocks import blocks
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink, restrict
+from keras_tracin.engine.descriptions import in_words
 from keras_tracin.engine.distribution import Strategy, check_alone, worker_of
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.fingerprint import tolerance
@@ -48,58 +48,11 @@ from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.sweep import sweep
-from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights
+from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, digest_of
+from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
-from keras_tracin.runs import Checkpoint
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
-from keras_tracin.storage.files import digest
-
-Directory = str | os.PathLike
-GroupsOfIds = Iterable[Any] | Mapping[str, Iterable[Any]]
-
-
-class Attributor(Protocol):
-    """What every method is: scores of training examples for queries.
-
-    Positive scores are proponents: training on the example lowers the loss at
-    the query. The methods of the package are attributors, and programs, checks
-    and reports use nothing else of them.
-    """
-
-    def influence(
-        self,
-        test: Any,
-        *,
-        groups: GroupsOfIds | None = None,
-        directory: Directory | None = None,
-        verbose: int = 1,
-    ) -> Attribution:
-        """The score of every training example for every query."""
-
-    def top_k(
-        self,
-        test: Any,
-        k: int = 10,
-        *,
-        directory: Directory | None = None,
-        verbose: int = 1,
-    ) -> TopK:
-        """The `k` strongest proponents and opponents of every query."""
-
-    def self_influence(
-        self, *, directory: Directory | None = None, verbose: int = 1
-    ) -> SelfInfluence:
-        """The score of every training example for itself."""
-
-    def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence."""
-
-    def among(self, ids: Any) -> Attributor:
-        """The method restricted to the training examples with these ids."""
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its options, as JSON."""
 
 
 class NoSelfInfluence(NotImplementedError):
@@ -219,10 +172,10 @@ class Method:
     ) -> Attribution:
         """The summed scores of groups of training examples.
 
-        Divided by the number of training examples, those of influence
-        functions are to first order by how much a query's loss rises when the
-        whole group is left out; larger groups are underestimated more (Koh et
-        al. 2019).
+        The same as `influence(test, groups=groups)`. Divided by the number of
+        training examples, the scores of influence functions say to first order
+        by how much a query's loss rises when the whole group is left out;
+        larger groups are underestimated more (Koh et al. 2019).
 
         Args:
             test: the queries, in the same form as `train`.
@@ -307,7 +260,7 @@ class Method:
             for name, value in self.settings.items()
             if value not in (None, False, [], {})
         }
-        options = [f"{name}={_in_words(shown[name])}" for name in shown]
+        options = [f"{name}={in_words(shown[name])}" for name in shown]
         return f"{type(self).__name__}({', '.join(options)})"
 
     # What a method supplies.
@@ -408,9 +361,9 @@ class Method:
         if self._made_at not in (None, weights_digest(self.model)):
             kind = type(self).__name__
             raise ValueError(
-                f"The weights of the model '{self.model.name}' are not those "
-                f"that this `{kind}` was made at, so that its scores would be "
-                f"of neither. Make another `{kind}`, or give the model its "
+                f"This `{kind}` was made at other weights than the model "
+                f"'{self.model.name}' has now, and its scores would be of "
+                f"neither. Make another `{kind}`, or give the model its "
                 "weights back."
             )
 
@@ -486,7 +439,7 @@ class Method:
         else:
             job = {**self.job(test), "call": name, **options}
             parts = Parts.open(directory, job, worker_of(self.strategy))
-            parts.made_of(*self.fingerprint(test))
+            parts.compare(*self.fingerprint(test))
             call = Call(parts, verbose, options)
         self.fit(call)
         return call
@@ -510,16 +463,3 @@ class Method:
             for checkpoint, rate in self.checkpoints.items()
             if checkpoint is not None
         ]
-
-
-def digest_of(checkpoint: Checkpoint) -> str:
-    """The SHA-256 of a checkpoint's weights file."""
-    return checkpoint.sha256 or digest(checkpoint.path)
-
-
-def _in_words(value: Any) -> str:
-    """An option as a program would write it."""
-    if isinstance(value, dict) and "class" in value:
-        fields = [f"{k}={_in_words(value[k])}" for k in value if k != "class"]
-        return f"{value['class']}({', '.join(fields)})"
-    return repr(value)

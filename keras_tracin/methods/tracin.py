@@ -23,7 +23,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.engine.blocks import all_queries
 from keras_tracin.engine.call import Call
@@ -34,22 +33,28 @@ from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.passes import Pass, norms_pass, products_pass
 from keras_tracin.engine.preconditioner import Preconditioner
 from keras_tracin.engine.queries import Queries
-from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.updated import unequal_shares
-from keras_tracin.engine.visits import Visit
-from keras_tracin.gradients import flat
-from keras_tracin.methods.base import Directory, GroupsOfIds, Method
+from keras_tracin.methods.attributor import Directory, GroupsOfIds
+from keras_tracin.methods.base import Method
+from keras_tracin.methods.index_rows import checkpoint_rows
+from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.rates import (
     checkpoint_rates,
     moving,
     warn_of_final_only,
 )
+from keras_tracin.methods.tracin_passes import (
+    aware_norms_pass,
+    aware_products_pass,
+    bytes_of_diagonals,
+    sum_pass,
+)
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 
@@ -247,37 +252,37 @@ class TracIn(Method):
 
     def stream(self, queries: Queries | _Sum, sink: Sink, call: Call) -> None:
         """Streams the scores of one block of queries into a sink."""
-        work = (
-            self._sum_pass(queries.queries)
-            if isinstance(queries, _Sum)
-            else self.query_pass(queries)
-        )
-        sweep(self.engine, work, sink, call)
+        if not isinstance(queries, _Sum):
+            return super().stream(queries, sink, call)
+        aware = self._preconditioner
+        work = sum_pass(self.title, queries.queries, self.checkpoints, aware)
+        return sweep(self.engine, work, sink, call)
 
     def query_pass(self, queries: Queries) -> Pass:
         """The pass that scores a block of queries."""
+        given = self.title, queries, self.checkpoints
         if self._preconditioner is None:
-            return products_pass(self.title, queries, self.checkpoints)
-        return Pass(
-            self.title,
-            queries.steps.train.along,
+            return products_pass(*given)
+        return aware_products_pass(*given, self._preconditioner)
+
+    def index_rows(
+        self, projection: Projection | None, keep: Keep
+    ) -> RowRecipe:
+        """How an index makes rows and vectors; see `Indexable`."""
+        return checkpoint_rows(
+            self.engine,
             self.checkpoints,
-            queries,
-            prepare=self._weigh(queries),
+            projection,
+            optimizer_aware=self.optimizer_aware,
+            exact=lambda ids, test: self.among(ids).influence(test, verbose=0),
         )
 
     def self_pass(self) -> Pass:
         """The pass that scores Σ_k η_k ‖∇ℓ(w_k, z)‖²."""
-        steps = self.engine.train_steps
+        given = self.title, self.engine.train_steps, self.checkpoints
         if self._preconditioner is None:
-            return norms_pass(self.title, steps, self.checkpoints)
-        return Pass(
-            self.title,
-            steps.weighted_norms,
-            self.checkpoints,
-            prepare=self._diagonals(steps),
-            held=self._bytes_of_diagonals,
-        )
+            return norms_pass(*given)
+        return aware_norms_pass(*given, self._preconditioner)
 
     @property
     def bytes_per_query(self) -> int | None:
@@ -285,67 +290,7 @@ class TracIn(Method):
         if self._preconditioner is None:
             return None
         # Whole gradients, and the same once more with their weights.
-        return 2 * self._bytes_of_diagonals
-
-    def _sum_pass(self, queries: Queries) -> Pass:
-        """Products with the sum of the gradients of all queries."""
-
-        def sum_up(visit: Visit):
-            totals = [
-                queries.steps.query.totals(batch.data, *visit.sketched_at)
-                for batch in queries.batches
-            ]
-            return tf.nest.map_structure(
-                lambda *parts: tf.add_n(parts), *totals
-            )
-
-        def weigh(visit: Visit):
-            return tf.nest.map_structure(
-                lambda total, d: total * tf.cast(d, total.dtype),
-                sum_up(visit),
-                self._diagonals(queries.steps.query)(visit),
-            )
-
-        return Pass(
-            self.title,
-            queries.steps.train.contractions,
-            self.checkpoints,
-            queries,
-            prepare=weigh if self.optimizer_aware else sum_up,
-        )
-
-    @property
-    def _bytes_of_diagonals(self) -> int:
-        """Size of a float32 number for each trainable weight."""
-        return 4 * sum(map(flat.size_of, self.model.trainable_variables))
-
-    def _diagonals(self, steps: GradientFunctions):
-        """Gives the optimizer's factor of each entry, at a checkpoint."""
-        assert self._preconditioner is not None
-        at = self._preconditioner.at
-
-        def prepare(visit: Visit):
-            assert visit.checkpoint is not None
-            return at(visit.checkpoint, steps.variables)
-
-        return prepare
-
-    def _weigh(self, queries: Queries):
-        """Gives D times the queries' whole gradients, at a checkpoint."""
-        query, one = queries.steps.query, np.float32(1)
-        assert self._preconditioner is not None
-        weigh = self._preconditioner.weigh
-
-        def prepare(visit: Visit):
-            rows = [query.rows(batch.data, one) for batch in queries.batches]
-            # Nothing here may keep rows that were cut up: they are large.
-            rows = tf.concat(rows, axis=0) if len(rows) > 1 else rows.pop()
-            parts = list(flat.directions(rows, query.variables))
-            del rows
-            assert visit.checkpoint is not None
-            return weigh(parts, visit.checkpoint, query.variables)
-
-        return prepare
+        return 2 * bytes_of_diagonals(self.model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,8 @@ Synopsis:
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -32,37 +31,28 @@ import scipy.linalg
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
-from keras_tracin.engine.chunks import Chunk, Sink
+from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.passes import Pass, products_pass
-from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.queries import Queries
-from keras_tracin.engine.sweep import sweep
-from keras_tracin.engine.visits import Visit, Weights
+from keras_tracin.engine.visits import Visit, Weights, digest_of
 from keras_tracin.gradients.factors import DenseGradients
-from keras_tracin.losses.model_outputs import (
-    ModelOutput,
-    model_output,
-    sample_weights,
-)
+from keras_tracin.losses.model_outputs import model_output
 from keras_tracin.losses.output_kinds import SAMPLE
-from keras_tracin.methods.base import Method, digest_of
+from keras_tracin.methods.base import Method
+from keras_tracin.methods.trak_kernels import Kernels, features_pass
 from keras_tracin.models.descriptions import describe
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
-from keras_tracin.results.attribution import ScoreColumns
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _DIGESTED = 256  # examples at a time
 
 Run = TrainingRun | str | os.PathLike
-
-# `(visit, batch, features [b, dim], outputs [b]) -> [b]`
-_Measure = Callable[[Visit, Batch, np.ndarray, tf.Tensor], np.ndarray]
 
 
 class TRAK(Method):
@@ -151,7 +141,7 @@ class TRAK(Method):
         x = self.engine.train.first(SAMPLE).x
         self._output = model_output(model, loss, output, x)
         # Of all training examples, also where `among` scores some of them.
-        self._kernels = _Kernels(
+        self._kernels = Kernels(
             self.engine, self.checkpoints, self._output, damping
         )
         for checkpoint in self.checkpoints:
@@ -211,7 +201,7 @@ class TRAK(Method):
                 np.float32
             )
 
-        return _features_pass(
+        return features_pass(
             self.title, self.engine, self.checkpoints, measure, rescale
         )
 
@@ -257,155 +247,6 @@ class TRAK(Method):
         return [digest_of(one) for one in self.checkpoints if one is not None]
 
 
-class _Kernels:
-    """The kernels of all checkpoints, fitted to all training examples.
-
-    Args:
-        engine: the model and the training examples.
-        checkpoints: the checkpoints, each with its share in the mean.
-        output: the model's output that features are gradients of.
-        damping: λ, as a multiple of the mean squared length of φ.
-
-    Attributes:
-        engine: the model and the training examples.
-        factors: Cholesky's factors of ΦᵀΦ + λI at each checkpoint.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        checkpoints: Weights,
-        output: ModelOutput,
-        damping: float,
-    ):
-        self.engine = engine
-        self._checkpoints, self._output = checkpoints, output
-        self._damping = damping
-        self._grams: list[np.ndarray] = []
-        self._pulls: PerExample | None = None
-        self.factors: list[tuple[np.ndarray, bool]] = []
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the kernels are there."""
-        return self._pulls is not None
-
-    def pulls_of(self, chunk: Chunk, engine: Engine) -> np.ndarray:
-        """The mean over checkpoints of Q, `[c]`.
-
-        Args:
-            chunk: training examples.
-            engine: where they were read from.
-        """
-        assert self._pulls is not None
-        return self._pulls.of(chunk, engine.train)
-
-    def fit(self, call: Call) -> None:
-        """Passes over the training examples, unless that has been done.
-
-        Args:
-            call: the call that needs the kernels.
-
-        Raises:
-            ValueError: if ΦᵀΦ + λI cannot be inverted, or a gradient is NaN or
-                infinite.
-        """
-        if self.fitted:
-            return
-        self._grams = []
-        columns = ScoreColumns()
-        # The parts on disk, and their sizes, are those of scores.
-        alone = Call(None, call.verbose)
-        sweep(self.engine, self.fitting_pass(), Sink(columns.add), alone)
-        grams, self._grams = self._grams, []
-        pulls = np.mean(columns.scores, axis=0)
-        self.factors = [
-            _factorize(gram, self._damping, len(pulls)) for gram in grams
-        ]
-        self._pulls = PerExample(self.engine.train, columns.ids, pulls)
-
-    def fitting_pass(self) -> Pass:
-        """The pass that sums ΦᵀΦ and returns Q, `[checkpoints, n]`."""
-        return _features_pass(
-            "TRAK's kernels", self.engine, self._checkpoints, self._take
-        )
-
-    def _take(
-        self,
-        visit: Visit,
-        batch: Batch,
-        features: np.ndarray,
-        outputs: tf.Tensor,
-    ) -> np.ndarray:
-        """Adds a batch to ΦᵀΦ; returns its Q."""
-        if visit.position == len(self._grams):
-            self._grams.append(np.zeros([features.shape[1]] * 2))
-        weights = sample_weights(batch.sample_weight, outputs)
-        weighted = features * weights[:, np.newaxis]
-        self._grams[visit.position] += features.T @ weighted
-        return self._output.pull(batch.y, outputs, batch.sample_weight)
-
-
-def _features_pass(
-    title: str,
-    engine: Engine,
-    checkpoints: Weights,
-    measure: _Measure,
-    rescale: Callable[[np.ndarray, Chunk], np.ndarray] | None = None,
-) -> Pass:
-    """A pass that gathers a number of each example at each checkpoint."""
-    work = Pass(
-        title,
-        engine.train_steps.sketched_with_values,
-        checkpoints,
-        arguments=lambda visit, _: (visit.position,),
-        finish=_features_and_outputs,
-        compared=lambda result: _features_and_outputs(result)[0],
-        gather=lambda _: _PerCheckpoint(measure),
-        scores=False,
-    )
-    return (
-        work if rescale is None else dataclasses.replace(work, rescale=rescale)
-    )
-
-
-def _features_and_outputs(result: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`[dim, n]` and `[n]`."""
-    (sketch,), outputs = result
-    return sketch.parts[0].numpy().T, outputs.numpy()
-
-
-class _PerCheckpoint:
-    """Numbers of training examples at each checkpoint, `[checkpoints, c]`.
-
-    Args:
-        measure: makes a batch's numbers of its features and outputs.
-    """
-
-    def __init__(self, measure: _Measure):
-        self._measure = measure
-        self._numbers: list[list[np.ndarray]] = []
-
-    def add(
-        self,
-        visit: Visit,
-        batch: Batch,
-        rows: slice,
-        values: tuple[np.ndarray, np.ndarray],
-    ) -> None:
-        """Takes the features `[dim, b]` and outputs `[b]` of a batch."""
-        features, outputs = values
-        if visit.position == len(self._numbers):
-            self._numbers.append([])
-        self._numbers[visit.position].append(
-            self._measure(visit, batch, features.T, tf.constant(outputs))
-        )
-
-    def result(self) -> np.ndarray:
-        """The numbers, `[checkpoints, c]`."""
-        return np.stack([np.concatenate(row) for row in self._numbers])
-
-
 def _equal_shares(run: Run | Sequence[Run]) -> Weights:
     """All checkpoints of one run, or of several, with equal shares."""
     runs = [run] if isinstance(run, Run) else list(run)
@@ -425,20 +266,3 @@ def _equal_shares(run: Run | Sequence[Run]) -> Weights:
 
 def _open(run: Run) -> Iterator:
     return iter(run if isinstance(run, TrainingRun) else TrainingRun(run))
-
-
-def _factorize(
-    gram: np.ndarray, damping: float, count: int
-) -> tuple[np.ndarray, bool]:
-    """Cholesky's factor of the Gram matrix of `count` examples, damped."""
-    dim = len(gram)
-    gram[np.diag_indices(dim)] += damping * np.trace(gram) / count
-    try:
-        return scipy.linalg.cho_factor(gram, lower=True, overwrite_a=True)
-    except scipy.linalg.LinAlgError as error:
-        raise ValueError(
-            f"The features of the training examples, {dim} numbers each, do "
-            f"not span their space: ΦᵀΦ + λI with damping={damping} cannot be "
-            "inverted. Pass a larger `damping`, 1 for example, or a "
-            "projection with a smaller `dim`."
-        ) from error

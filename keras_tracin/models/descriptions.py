@@ -1,8 +1,8 @@
-"""What losses, regularisers and solvers are, in words that JSON can hold.
+"""Descriptions of losses, layers and solvers as JSON.
 
 Two processes that run the same program get the same description: it has no
-addresses and no paths. What it leaves out (what a lambda computes, what a
-closure holds) is told apart by its numbers, see
+addresses and no paths. It leaves out what a lambda computes and what a closure
+holds: those differ in the numbers that they compute, see
 `keras_tracin.engine.fingerprint`.
 
 Synopsis:
@@ -25,6 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.models.compiled import CompiledLoss, compiled_loss
+
 # Where a class or a function was imported from differs from one way of
 # starting a program to another; Keras numbers names anew in each process.
 _PLACES = ("module", "registered_name", "build_config", "name")
@@ -43,10 +45,10 @@ def describe_loss(model: keras.Model, loss: Any = None) -> Any:
     """
     if loss is not None:
         return {"loss": _described_losses(loss)}
-    compiled = getattr(model, "_compile_loss", None)
+    compiled = compiled_loss(model) or CompiledLoss(None, None)
     return {
-        "loss": _described_losses(getattr(compiled, "_user_loss", None)),
-        "loss_weights": describe(getattr(compiled, "_user_loss_weights", None)),
+        "loss": _described_losses(compiled.loss),
+        "loss_weights": describe(compiled.weights),
     }
 
 
@@ -55,7 +57,7 @@ def describe_layers(model: keras.Model) -> list[Any]:
 
     Names, inputs and whatever only matters to training are left out.
     """
-    found = []
+    layers = []
     for layer in _inside(model):
         holds_others = any(True for _ in _inside(layer))
         if holds_others or isinstance(layer, keras.layers.InputLayer):
@@ -66,8 +68,8 @@ def describe_layers(model: keras.Model) -> list[Any]:
             for name in config
             if name not in _OF_TRAINING and not name.endswith(_PARTS_OF_WEIGHTS)
         }
-        found.append({"class": type(layer).__name__, **options})
-    return found
+        layers.append({"class": type(layer).__name__, **options})
+    return layers
 
 
 def _inside(layer: keras.Layer) -> Iterator[keras.Layer]:
@@ -75,20 +77,20 @@ def _inside(layer: keras.Layer) -> Iterator[keras.Layer]:
 
 
 def describe_optimizer(optimizer: Any) -> Any:
-    """What an optimizer makes of a gradient, but for its learning rate."""
+    """The class and options of an optimizer, but for its learning rate."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    found = describe(optimizer)
-    if isinstance(found, dict):
-        found["config"].pop("learning_rate", None)
-    return found
+    description = describe(optimizer)
+    if isinstance(description, dict):
+        description["config"].pop("learning_rate", None)
+    return description
 
 
 def describe(value: Any) -> Any:
-    """What JSON can say of a value: fields, options and names.
+    """A value as JSON: its fields, options and names.
 
     Args:
         value: numbers, text, containers, a Keras object, a dataclass, a
-            function; of anything else the class is named.
+            function; for anything else, the name of its class.
     """
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -132,13 +134,13 @@ def difference(
     """
     if isinstance(received, dict) and isinstance(expected, dict):
         for key in sorted({**received, **expected}):
-            found = difference(
+            first = difference(
                 received.get(key, _ABSENT),
                 expected.get(key, _ABSENT),
                 f"{name}.{key}" if name else key,
             )
-            if found is not None:
-                return found
+            if first is not None:
+                return first
         return None
     return None if received == expected else (name, received, expected)
 

@@ -1,4 +1,4 @@
-"""What an error of TensorFlow or Keras says, in one line."""
+"""Messages of errors of TensorFlow and Keras, in one line."""
 
 import re
 
@@ -9,7 +9,7 @@ _SURROUNDINGS = re.compile(
 
 
 def brief(error: Exception) -> str:
-    """What an error says, without TensorFlow's traces and Keras's colours."""
+    """The message of an error without TensorFlow's traces and any colours."""
     text = re.sub(r"\x1b\[\d+m|\{\{.*?\}\}", "", str(error))
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if not _SURROUNDINGS.match(line)]

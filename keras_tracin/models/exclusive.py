@@ -1,9 +1,9 @@
-"""One call at a time: while a model is scored, it holds other weights.
+"""Exclusive use of models: calls of several threads take turns.
 
-A model has one set of weights, and for the length of a trace its layers are
-watched. Both are seen by all threads, so that calls of several threads take
-turns: one lock for all models, since models share layers, losses read weights
-of other models, and TensorFlow spreads a single call over all cores as it is.
+While a model is scored it holds other weights, and while it is traced its
+layers are watched. Other threads would see both. There is one lock for all
+models, since models share layers, losses read weights of other models, and
+TensorFlow spreads a single call over all cores anyway.
 
 Synopsis:
 
@@ -21,17 +21,17 @@ import os
 import threading
 from typing import Any
 
-_PATIENCE = 60.0  # seconds after which waiting is announced, again and again
+_PATIENCE = 60.0  # seconds between announcements of waiting
 
 
 class _Exclusively(contextlib.ContextDecorator):
-    """A lock that its own thread may take again, as decorator or context."""
+    """A reentrant lock, as a decorator and a context manager."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
-        # Ctrl-C ends the waiting: a lock that is not there yet is not held.
+        # A timeout, since a wait without one could not be ended by Ctrl-C.
         while not self._lock.acquire(timeout=_PATIENCE):
             print(
                 "Waiting for another thread of this process, whose call of "
@@ -44,9 +44,9 @@ class _Exclusively(contextlib.ContextDecorator):
         self._lock.release()
 
     def renew(self) -> None:
-        """Lets go of a lock whose thread is not there any more."""
+        """Releases a lock whose thread does not exist any more."""
         if self._lock.acquire(blocking=False):
-            self._lock.release()  # it was free, or is this thread's own
+            self._lock.release()  # it was free, or this thread's own
         else:
             self._lock = threading.RLock()
 

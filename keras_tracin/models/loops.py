@@ -1,4 +1,4 @@
-"""Traces in which a loop may fail half-way.
+"""Tracing of loops that may fail half-way.
 
 Synopsis:
 
@@ -19,10 +19,11 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def unfinished_loops() -> Iterator[None]:
-    """Within it, a `tf.map_fn` that fails leaves nothing behind.
+    """Cleans up after a `tf.map_fn` that fails in the block.
 
-    Else it leaves a caching device on the scope of variables, which functions
-    share with what is around them, and no strategy can be entered any more.
+    TensorFlow leaves its caching device on the scope of variables, which
+    functions share with what is around them, and then no strategy can be
+    entered any more.
     """
     scope = tf.compat.v1.get_variable_scope()
     before = scope.caching_device

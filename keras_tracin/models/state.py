@@ -22,17 +22,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_DEEPEST = 4  # containers in containers that are looked into
+_DEEPEST = 4  # levels of nested containers to look into
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class HeldVariable:
     """A variable that a model holds.
 
     Attributes:
         variable: a Keras variable, or TensorFlow's own.
         owner: the layer that holds it.
-        is_seed: whether it is the state of random numbers.
+        is_seed: whether it is the state of a random number generator.
     """
 
     variable: Any
@@ -41,7 +41,7 @@ class Held:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the variable, for messages."""
         return getattr(self.variable, "path", None) or self.variable.name
 
 
@@ -61,14 +61,14 @@ class State:
             for held in self._held_by(model)
         ]
 
-    def _held_by(self, model: keras.Model) -> list[Held]:
+    def _held_by(self, model: keras.Model) -> list[HeldVariable]:
         return variables_of(model)
 
-    def changed(self, seeds: bool = False) -> list[Held]:
-        """The variables with other values now.
+    def changed(self, seeds: bool = False) -> list[HeldVariable]:
+        """The variables whose values have changed since.
 
         Args:
-            seeds: whether the states of random numbers are among them.
+            seeds: whether to include the states of random number generators.
         """
         return [
             held
@@ -86,7 +86,7 @@ class State:
 class Untracked(State):
     """The values of those variables that are not in `model.variables`."""
 
-    def _held_by(self, model: keras.Model) -> list[Held]:
+    def _held_by(self, model: keras.Model) -> list[HeldVariable]:
         known = {id(value_of(variable)) for variable in model.variables}
         return [
             held
@@ -97,10 +97,10 @@ class Untracked(State):
 
 @contextlib.contextmanager
 def preserved(model: keras.Model) -> Iterator[State]:
-    """Within it a model may be run; after it, its variables are as before.
+    """Restores a model's variables when the block ends.
 
     These are all of `model.variables`, and plain `tf.Variable`s that layers
-    hold and Keras does not track.
+    hold and Keras does not track. The model may be run in the block.
 
     Args:
         model: a built model.
@@ -113,7 +113,7 @@ def preserved(model: keras.Model) -> Iterator[State]:
 
 
 def layers_with_losses(model: keras.Model) -> list[keras.Layer]:
-    """Those that added a loss computed from their inputs in the last call."""
+    """The layers that added a loss from their inputs in the last call."""
     return [
         layer
         for layer in model._flatten_layers()
@@ -121,20 +121,20 @@ def layers_with_losses(model: keras.Model) -> list[keras.Layer]:
     ]
 
 
-def variables_of(model: keras.Model) -> list[Held]:
+def variables_of(model: keras.Model) -> list[HeldVariable]:
     """All variables that the layers of a model hold, each once."""
-    held: dict[int, Held] = {}
+    held: dict[int, HeldVariable] = {}
     layers = model._flatten_layers()
     for layer in reversed(layers):  # the innermost own what is in them
         seeds = {id(value_of(s.state)) for s in _seeds_of(layer)}
         tracked = layer._trainable_variables + layer._non_trainable_variables
         for variable in (*tracked, *_within(vars(layer).values())):
             key = id(value_of(variable))
-            held.setdefault(key, Held(variable, layer, key in seeds))
+            held.setdefault(key, HeldVariable(variable, layer, key in seeds))
     for variable in model.variables:  # whatever else Keras knows of
         key = id(value_of(variable))
         is_seed = "seed_generator_state" in variable.path
-        held.setdefault(key, Held(variable, model, is_seed))
+        held.setdefault(key, HeldVariable(variable, model, is_seed))
     return list(held.values())
 
 

@@ -189,7 +189,7 @@ def score_distribution(
             side, edges, weights=share, color=colour, alpha=0.6, label=label
         )
     axes.set(xlabel=name, ylabel="Share of the examples")
-    axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # figure_of percentages
+    axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # whole percentages
     axes.yaxis.set_major_formatter("{x:.0%}")
     if wrong is not None:
         axes.legend(frameon=False, fontsize=9)

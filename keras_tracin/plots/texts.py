@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_tracin.plots.columns import column, find_positions
 from keras_tracin.plots.figures import WRONG, new_figure
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results import TopK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Examples, chosen, open_examples
+from keras_tracin.data.batches import Examples
+from keras_tracin.data.examples import open_examples, select
 from keras_tracin.report.labels import (
     Predictions,
     label_values,
@@ -93,7 +94,7 @@ def _columns(
     examples: Examples, ids: np.ndarray, view: View
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Labels `[k]`, and images, texts and rows, in the order of `ids [k]`."""
-    selection = chosen(examples, ids)
+    selection = select(examples, ids)
     view = view.with_limits(selection.batches(_BATCH))
     read_ids: list[Any] = []
     labels: list[Any] = []

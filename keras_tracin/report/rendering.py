@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.report.images import check_colours, encoder, is_grey
 
 KINDS = ("image", "text", "row")

@@ -12,7 +12,7 @@ from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
 from keras_tracin.report.rendering import KINDS
-from keras_tracin.results.attribution import SelfInfluence, TopK
+from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.storage.files import written_whole
 
 

@@ -1,1 +1,15 @@
 """What the methods return: scores with the ids of their examples."""
+
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.self_influence import SelfInfluence
+from keras_tracin.results.streaming import ScoreColumns, TopKMerger
+from keras_tracin.results.top_k import Ranking, TopK
+
+__all__ = [
+    "Attribution",
+    "Ranking",
+    "ScoreColumns",
+    "SelfInfluence",
+    "TopK",
+    "TopKMerger",
+]

@@ -1,14 +1,16 @@
 """Training runs: their checkpoints, on the disk and put into a model."""
 
+from keras_tracin.runs.checkpoint import Checkpoint
+from keras_tracin.runs.onlooker import Onlooker
 from keras_tracin.runs.optimizer_state import (
     RecordedState,
     initial_optimizer,
     recorded_state,
 )
-from keras_tracin.runs.run import Checkpoint, TrainingRun
+from keras_tracin.runs.run import TrainingRun
 from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
 from keras_tracin.runs.weights import check_checkpoint, run_weights
-from keras_tracin.runs.writer import Onlooker, RunWriter
+from keras_tracin.runs.writer import RunWriter
 
 __all__ = [
     "Checkpoint",

@@ -2,7 +2,8 @@
 
 A layer may hold a `tf.Variable` that Keras does not track, and a loss may read
 a temperature or another model. No weights file has their values. So a run notes
-digests of them, and what changed while it was recorded can be refused.
+digests of them, so that a variable that changed while it was recorded can be
+refused.
 
 Synopsis:
 
@@ -20,19 +21,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.models.compiled import losses_of
 from keras_tracin.models.state import value_of, variables_of
 
-_DEEPEST = 4  # objects in objects that are looked into
+_DEEPEST = 4  # levels of nested objects to look into
 
 
 def variables_beside(model: keras.Model) -> list[tuple[str, Any]]:
-    """Variables that its layers hold, or its loss refers to, beside `weights`.
+    """The variables beside `model.weights` that layers hold or the loss reads.
 
-    Those that a loss refers to are found in its attributes and closures, and
-    among the globals that it names.
+    Those of the loss are looked for in its attributes and closures, and among
+    the globals that it names.
 
     Returns:
-        Where each is, in words, and the variable; always in the same order.
+        The place of each in words, and the variable; always in the same order.
     """
     known = {id(value_of(variable)) for variable in model.variables}
     beside: dict[int, tuple[str, Any]] = {}
@@ -46,8 +48,7 @@ def variables_beside(model: keras.Model) -> list[tuple[str, Any]]:
         if not held.is_seed:
             owner = held.owner.path or held.owner.name
             add(f"'{held.name}' of layer '{owner}'", held.variable)
-    compiled = getattr(model, "_compile_loss", None)
-    for loss in tf.nest.flatten(getattr(compiled, "_user_loss", None)):
+    for loss in losses_of(model):
         for variable in _referred_by(loss, 0):
             name = getattr(variable, "path", None) or variable.name
             add(f"'{name}', which the loss refers to", variable)
@@ -55,7 +56,7 @@ def variables_beside(model: keras.Model) -> list[tuple[str, Any]]:
 
 
 def digests_beside(model: keras.Model) -> list[tuple[str, str]]:
-    """Where each of these variables is, and a digest of its values."""
+    """The place of each of these variables, and a digest of its values."""
     return [
         (where, digest_of(variable))
         for where, variable in variables_beside(model)
@@ -63,7 +64,7 @@ def digests_beside(model: keras.Model) -> list[tuple[str, str]]:
 
 
 def digest_of(variable: Any) -> str:
-    """What identifies the present values of a variable."""
+    """A digest of the present values of a variable."""
     value = np.ascontiguousarray(
         tf.convert_to_tensor(value_of(variable)).numpy()
     )
@@ -103,7 +104,7 @@ def _members(value: Any) -> list[Any]:
         named = [scope[name] for name in code.co_names if name in scope]
         # Of what is global, only variables and models: modules hold anything.
         kinds = keras.Variable | tf.Variable | keras.Layer
-        globals_read = [one for one in named if isinstance(one, kinds)]
+        globals_read = [value for value in named if isinstance(value, kinds)]
         return [*cells, *(value.__defaults__ or ()), *globals_read]
     if hasattr(value, "__func__"):  # a method
         return [value.__func__, value.__self__]

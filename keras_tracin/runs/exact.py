@@ -45,9 +45,9 @@ def path_beside(weights_file: Path) -> Path:
 
 
 def save_weights(model: keras.Model, file: Any) -> None:
-    """As `model.save_weights(file)`, after which the model is as before.
+    """Calls `model.save_weights(file)`, and leaves the model as before.
 
-    There are layers that assign a weight as they are saved.
+    Some layers assign a weight as they are saved.
     """
     before = [
         (weight, keras.ops.convert_to_numpy(weight))
@@ -70,7 +70,7 @@ def unheld_weights(model: keras.Model, weights_file: Path) -> list[int]:
     and the file has these very bytes at a place of its layer's.
 
     Args:
-        model: As it was when the file was written.
+        model: A model like the one that the file was written from.
         weights_file: A `.weights.h5` file.
     """
     weights = {id(weight): i for i, weight in enumerate(model.weights)}

@@ -41,23 +41,23 @@ FILE_NAME = "recording.lock"
 
 _BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
-# The locks of this process, by the directory's device and number.
+# The locks of this process, by the directory's device and inode.
 _held: dict[tuple[int, int], weakref.ref[RunLock]] = {}
 _registry = threading.RLock()
 
 
 class RunLock:
-    """The right to write a run, from when it is made until `release`.
+    """The right to write a run, from construction until `release`.
 
     It also ends with the object, and with the process.
 
-    A thread trains one model at a time. So whoever asks in the thread of a
-    holder gets the lock: the holder's training has ended, in an exception that
-    kept it from saying so. Should it go on after all, `ensure` tells.
+    A thread trains one model at a time. So a second request in the thread of a
+    holder gets the lock: the holder's training has ended by an exception that
+    kept it from releasing the lock. If it goes on after all, `ensure` raises.
 
     Args:
-        directory: Of the run. It is made if needed.
-        fit: What all callbacks of one `fit` have in common, and no two fits:
+        directory: The directory of the run. It is made if needed.
+        fit: An object that all callbacks of one `fit` share, and no two fits:
             two of them may not write to one directory.
 
     Raises:
@@ -86,7 +86,7 @@ class RunLock:
             self._file = file
 
     def _replace(self, holder: RunLock | None) -> None:
-        """Has a holder in this process end, or raises ValueError."""
+        """Releases the lock of a holder in this process, or raises an error."""
         if holder is None:
             return
         if self._fit is not None and holder._fit is self._fit:
@@ -106,16 +106,16 @@ class RunLock:
         )
 
     def ensure(self) -> None:
-        """Takes the lock again if another training has had it in between.
+        """Takes the lock again if another training held it in between.
 
         Raises:
-            ValueError: The other one still has it.
+            ValueError: The other training still holds it.
         """
         if self._file is None or not self._file.is_own:
             self._acquire()
 
     def release(self) -> None:
-        """Lets others write. May be called again."""
+        """Releases the lock; may be called more than once."""
         with _registry:
             if self._file is not None:
                 self._end()
@@ -140,7 +140,7 @@ class _LockFile:
         _open_files.add(self)
 
     def _open(self) -> bool:
-        """Whether the file that was locked is still the one of that name."""
+        """Tries to lock the file; False if it was deleted meanwhile."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._lock(descriptor)
@@ -174,7 +174,7 @@ class _LockFile:
         os.write(descriptor, holder.encode())
 
     def _holder(self, descriptor: int) -> str:
-        """What the one who has the lock wrote of itself."""
+        """The name that the holder of the lock wrote into the file."""
         with contextlib.suppress(OSError):
             os.lseek(descriptor, 0, os.SEEK_SET)
             text = os.read(descriptor, 300).decode(errors="replace")
@@ -210,7 +210,10 @@ _open_files: weakref.WeakSet[_LockFile] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """In a forked child, which would keep the parent's locks past its end."""
+    """Closes the lock files in a forked child.
+
+    It would keep the parent's locks past the parent's end.
+    """
     global _registry
     _registry = threading.RLock()  # Another thread may have had it.
     for file in list(_open_files):

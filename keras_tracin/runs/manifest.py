@@ -52,6 +52,8 @@ from keras_tracin.storage.arrays import load_arrays
 FORMAT_VERSION = 2
 FILE_NAME = "run.json"
 
+REMEDY = "Copy the run directory again, or train again into a new one."
+
 _PARTS = {"model": dict, "initial": dict, "checkpoints": list, "segments": list}
 
 
@@ -77,7 +79,7 @@ def read(directory: Path) -> dict[str, Any]:
         )
     manifest = _parse(path)
     for entry in listed_files(manifest):
-        files.check_size(directory / entry["file"], entry["size"])
+        files.check_size(directory / entry["file"], entry["size"], REMEDY)
     return manifest
 
 
@@ -89,16 +91,16 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path} is damaged, it is not valid JSON: {error}. Copy the run "
             "directory again, or train again into a new one."
         ) from error
-    found = manifest.get("format_version") if type(manifest) is dict else None
-    if type(found) is int and found > FORMAT_VERSION:
+    version = manifest.get("format_version") if type(manifest) is dict else None
+    if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {found}, but this version of "
+            f"{path} has format version {version}, but this version of "
             f"keras_tracin reads up to {FORMAT_VERSION}. Update keras_tracin."
         )
     bad = [
         name
         for name, kind in {"format_version": int, **_PARTS}.items()
-        if found is None or not isinstance(manifest.get(name), kind)
+        if version is None or not isinstance(manifest.get(name), kind)
     ]
     if not bad and not all(map(_lists_a_file, listed_files(manifest))):
         bad = ["the size or checksum of a file"]
@@ -168,8 +170,8 @@ def read_arrays(
         ValueError: if the file is missing or damaged.
     """
     path = directory / entry["file"]
-    files.check_digest(path, entry["sha256"])
-    return load_arrays(path, "Copy the run directory again.")
+    files.check_digest(path, entry["sha256"], REMEDY)
+    return load_arrays(path, REMEDY)
 
 
 def architecture(model: keras.Model) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import h5py
 import keras
 import numpy as np
 
-from keras_tracin.runs.run import Checkpoint, TrainingRun
+from keras_tracin.runs.checkpoint import Checkpoint
+from keras_tracin.runs.run import TrainingRun
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 
@@ -36,9 +37,9 @@ class RecordedState:
 
     Attributes:
         optimizer: a new one of the model's kind, with the scalars that were
-            recorded; its slots are empty. Of `LossScaleOptimizer` it is the
-            inner one.
-        variables: those that it trains.
+            recorded; its slots are empty. For `LossScaleOptimizer`, the inner
+            one.
+        variables: the variables that it trains.
     """
 
     optimizer: Any
@@ -50,7 +51,7 @@ class RecordedState:
         """The slot of one variable, as it lies in the file.
 
         Args:
-            name: of the optimizer's attribute, a list of slots.
+            name: the name of the optimizer's attribute, a list of slots.
             variable: one of `variables`.
         """
         ids = [id(v) for v in self.variables]
@@ -102,7 +103,7 @@ def initial_optimizer(
 ) -> keras.optimizers.Optimizer:
     """A new optimizer in the state that a run began with.
 
-    Of `LossScaleOptimizer` it is the inner one.
+    For `LossScaleOptimizer`, this is the inner one.
 
     Raises:
         ValueError: as `recorded_state`, but that an optimizer which had

@@ -1,4 +1,4 @@
-"""A snapshot's files, and what is known of the weights in them."""
+"""The files of a snapshot, and reading them into a model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.storage import files
 
+_REMEDY = (
+    "Copy the run directory again, leave this checkpoint out, as in "
+    "`kt.TrainingRun(directory)[1:]`, or train again into a new directory."
+)
+
 LOADING_ERRORS = (OSError, KeyError, ValueError, zipfile.BadZipFile)
 
 RECORD_AGAIN = (
@@ -25,17 +30,17 @@ RECORD_AGAIN = (
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A weights file and what belongs to it.
+    """A weights file, and what is known of the weights in it.
 
     Attributes:
         path: The file that Keras wrote.
         sha256: Its digest, if it was recorded.
         exact: The file with the weights that Keras's does not hold as they
-            are, None where there are none.
+            are, or None.
         exact_sha256: The digest of that file, if it was recorded.
         digests: Digests of the model's weights at that moment, as
-            `manifest.weights_digest` makes them. Any one will do; none if
-            they were not recorded.
+            `manifest.weights_digest` makes them, any of which may be the
+            right one; empty if they were not recorded.
         weights: Path, shape and dtype of each of the model's weights, if that
             was recorded.
     """
@@ -48,10 +53,10 @@ class SavedWeights:
     weights: tuple = ()
 
 
-def listed(
+def listed_weights(
     directory: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> SavedWeights:
-    """What a manifest says of one of its snapshots."""
+    """The saved weights of a snapshot that a manifest lists."""
     beside = entry.get("exact")
     return SavedWeights(
         path=directory / entry["file"],
@@ -81,10 +86,10 @@ def _digests(
 
 
 def saved_at(path: Path) -> SavedWeights:
-    """The same for a path: of a run's snapshot, or of a file of its own."""
+    """The saved weights in a file, of a run's snapshot or a file of its own."""
     entry = run_manifest.entry_of(path)
     if entry is not None:
-        return listed(path.parent.parent, *entry)
+        return listed_weights(path.parent.parent, *entry)
     beside = exact.path_beside(path)
     return SavedWeights(path, exact=beside if beside.is_file() else None)
 
@@ -112,7 +117,7 @@ def check_saved(model: keras.Model, saved: SavedWeights) -> None:
         (saved.exact, saved.exact_sha256),
     ]:
         if path is not None and sha256 is not None:
-            files.check_digest(path, sha256)
+            files.check_digest(path, sha256, _REMEDY)
         elif path is not None and not path.is_file():
             raise ValueError(f"{path} does not exist, expected a weights file.")
     if saved.weights:  # Else Keras compares the shapes as it loads.

@@ -1,8 +1,8 @@
-"""Which checkpoints to use: those where training was learning (section D).
+"""Selecting checkpoints where training was learning.
 
-Section D advises checkpoints where the loss falls, more of them where it
-falls faster; none in the fluctuation at the beginning, and none after
-convergence, where gradients are small and say little.
+Pruthi et al. 2020, section D, advises checkpoints where the loss falls, more
+of them where it falls faster; none in the fluctuation at the beginning, and
+none after convergence, where gradients are small and say little.
 
 Synopsis:
 
@@ -45,8 +45,8 @@ def select_checkpoints(
 
     Args:
         run: the training run, with the metric logged at each checkpoint.
-        count: how many to keep.
-        metric: what falls; `"val_loss"` for example.
+        count: the number of checkpoints to keep.
+        metric: the name of the loss that falls; `"val_loss"` for example.
         converged: the share of the fall that no longer counts, from 0 to 1.
         verbose: 0 for silence; else why each was kept or left is printed.
 
@@ -77,10 +77,10 @@ def select_checkpoints(
     end = int(np.argmax(falls >= (1 - converged) * falls[-1]))
     span = slice(0, max(end + 1, count))
     progress = _shares(falls[span]) + _shares(_elapsed(run[start:][span]))
-    chosen = [start + place for place in _places(progress, count)]
+    kept = [start + place for place in _places(progress, count)]
     if verbose:
-        print(_explanation(run, metric, losses, start, start + end, chosen))
-    return run.select(chosen)
+        print(_explanation(run, metric, losses, start, start + end, kept))
+    return run.select(kept)
 
 
 def _losses(run: TrainingRun, metric: str) -> np.ndarray:
@@ -89,7 +89,7 @@ def _losses(run: TrainingRun, metric: str) -> np.ndarray:
     # A metric that came later in training has fewer values than epochs.
     if len(run.history.get(metric, ())) == len(run.epochs) > 0:
         of_epoch = dict(zip(run.epochs, run.history[metric], strict=True))
-    found = np.array(
+    losses = np.array(
         [
             checkpoint.logs.get(
                 metric, of_epoch.get(checkpoint.epoch, math.nan)
@@ -97,25 +97,23 @@ def _losses(run: TrainingRun, metric: str) -> np.ndarray:
             for checkpoint in run
         ]
     )
-    if not np.isfinite(found).all():
-        bad = run[int(np.argmin(np.isfinite(found)))]
+    if not np.isfinite(losses).all():
+        bad = run[int(np.argmin(np.isfinite(losses)))]
         raise ValueError(
             f"The checkpoint of epoch {bad.epoch} has no finite '{metric}'. "
             f"Received: logs {dict(bad.logs)}. Pass as `metric=` one that "
             "was logged, or choose checkpoints by `run.select([...])`."
         )
-    return found
+    return losses
 
 
 def _elapsed(run: TrainingRun) -> np.ndarray:
     """Steps, or epochs if these are unknown, up to each checkpoint."""
-    return np.array(
-        [float(each.epoch if each.step is None else each.step) for each in run]
-    )
+    return np.array([float(c.epoch if c.step is None else c.step) for c in run])
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
-    """From 0 to 1, or all 0 where nothing changes."""
+    """Values scaled to go from 0 to 1, or all 0 where nothing changes."""
     whole = values[-1] - values[0]
     return (values - values[0]) / whole if whole else np.zeros_like(values)
 
@@ -125,16 +123,16 @@ def _places(progress: np.ndarray, count: int) -> list[int]:
     end = len(progress) - 1
     places: list[int] = []
     for part in range(1, count + 1):
-        wanted = progress[end] * part / count * (1 - 1e-9)
+        reached = progress[end] * part / count * (1 - 1e-9)
         lowest = places[-1] + 1 if places else 0
-        place = max(int(np.argmax(progress >= wanted)), lowest)
+        place = max(int(np.argmax(progress >= reached)), lowest)
         places.append(min(place, end - (count - part)))
     return places
 
 
-def _explanation(run, metric, losses, start, end, chosen) -> str:
+def _explanation(run, metric, losses, start, end, kept) -> str:
     """A line for each checkpoint: its loss, kept or left, and why."""
-    lines = [f"select_checkpoints: {len(chosen)} of {len(run)}, by '{metric}'"]
+    lines = [f"select_checkpoints: {len(kept)} of {len(run)}, by '{metric}'"]
     for position, checkpoint in enumerate(run):
         if position < start:
             reason = "before the highest loss: initial fluctuation"
@@ -142,7 +140,7 @@ def _explanation(run, metric, losses, start, end, chosen) -> str:
             reason = "after convergence"
         else:
             reason = "the loss falls here"
-        if position in chosen:
+        if position in kept:
             word = "kept"
             if position > end:
                 reason += ", but too few before it"
@@ -151,7 +149,7 @@ def _explanation(run, metric, losses, start, end, chosen) -> str:
             if start <= position <= end:
                 reason = (
                     "too little progress since the one kept before"
-                    if position > chosen[0]
+                    if position > kept[0]
                     else "too little progress by then"
                 )
         lines.append(
@@ -177,7 +175,8 @@ class WhenLossDrops:
     ```
 
     Args:
-        fraction: of the loss, between 0 and 1.
+        fraction: the share of the loss by which it has to fall, between 0
+            and 1.
         metric: the name of the loss in the logs.
 
     Raises:

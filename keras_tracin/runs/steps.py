@@ -52,8 +52,8 @@ class StepLog:
         before_first: called with the iterator of the first batch, before it.
 
     Attributes:
-        function: the train function that tells of updates, or None.
-        num_steps: how many steps were told of.
+        function: the train function that reports updates, or None.
+        num_steps: number of steps that were reported.
         has_weights: whether some batch had weights of its examples.
         added_losses: the layers that added losses from their inputs.
     """
@@ -76,7 +76,7 @@ class StepLog:
             before_first(iterator)
 
     def catch_up(self, num_steps: int = 0) -> None:
-        """Reads what is not known yet, if there may be this many steps."""
+        """Reads unreported updates, if there may be this many steps by now."""
         function = self.function
         if function and self.num_steps + function.num_possible >= num_steps:
             function.tell()
@@ -90,9 +90,9 @@ class StepLog:
         """Adds updates, in order.
 
         Args:
-            sources: int `[n]`, which of `positions` each updated.
-            rates: `[n]`.
-            positions: sets of variables.
+            sources: int `[n]`, indices into `positions` of what each updated.
+            rates: `[n]`, the learning rates.
+            positions: sets of variables, as positions in `model.weights`.
         """
         if not len(sources):
             return
@@ -107,7 +107,7 @@ class StepLog:
         steps = np.empty(len(sets), np.int64)
         variables = [frozenset(positions) for positions in self._updated]
         for place, current in enumerate(sets.tolist()):
-            # Updated twice, a variable has made two steps.
+            # A variable that is updated twice belongs to two steps.
             if not self.num_steps or any(
                 variables[current] & variables[other]
                 for other in self._last_step
@@ -119,7 +119,7 @@ class StepLog:
         return steps
 
     def take(self) -> Steps:
-        """The steps by now; the log is empty afterwards."""
+        """Returns the steps so far, and empties the log."""
         self.catch_up()
         rates = np.zeros([self.num_steps, len(self._updated)])
         for steps, sets, values in self._events:
@@ -171,7 +171,7 @@ class RecordingTrainFunction:
         assert self._twin is not None
         traced = self._noted.num_traced
         with self._noted.inside():
-            result = self._twin(self._watched(iterator))
+            result = self._twin(self._watch(iterator))
         self._calls += 1
         # Seen at once: what cannot be noted, and how many there are of one.
         unknown = self._is_first or self._noted.num_traced > traced
@@ -185,8 +185,8 @@ class RecordingTrainFunction:
         self._is_first = False
         return result
 
-    def _watched(self, iterator: Any) -> Any:
-        """The same; the logs are told whether its batches have weights."""
+    def _watch(self, iterator: Any) -> Any:
+        """Returns the iterator; tells the logs whether batches have weights."""
         spec = getattr(iterator, "element_spec", None)
         if spec is not None:
             self._note_weights(spec)
@@ -203,7 +203,7 @@ class RecordingTrainFunction:
 
     @property
     def num_possible(self) -> int:
-        """At most how many updates there are of which no log was told."""
+        """Upper bound of the number of updates that no log was told of."""
         if self._noted is None:
             return 0
         traced = self._noted.steps_per_call * self._noted.num_traced
@@ -212,7 +212,7 @@ class RecordingTrainFunction:
 
     @property
     def logs(self) -> list[StepLog]:
-        """Those that are still wanted."""
+        """The logs that still exist."""
         logs = [reference() for reference in self._logs]
         return [log for log in logs if log is not None]
 
@@ -299,7 +299,7 @@ def _untraced(model: keras.Model, own: Callable | None) -> Callable:
 
 
 def record_steps(model: keras.Model, log: StepLog) -> None:
-    """From now on, `log` is told of each step that `model.fit` makes."""
+    """Tells `log` of each step that `model.fit` makes from now on."""
     function = model.train_function
     if not isinstance(function, RecordingTrainFunction):
         own = function
@@ -322,34 +322,6 @@ def record_steps(model: keras.Model, log: StepLog) -> None:
 
 
 def stop_recording(log: StepLog) -> None:
-    """The opposite of `record_steps`."""
+    """Tells the log of no more steps: undoes `record_steps`."""
     if log.function is not None:
         log.function.stop(log)
-
-
-def rate_at(model: keras.Model, count: int) -> float:
-    """The learning rate, as it is now, of the update after `count` batches."""
-    rate = _updating_optimizer(model)._learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return _number(rate(count))
-    # `learning_rate` would evaluate a schedule, and calls a callable.
-    return _number(_updating_optimizer(model).learning_rate)
-
-
-def num_batches(model: keras.Model) -> int:
-    """How many batches the model's optimizer has seen."""
-    # Under a distribution strategy a variable does not convert by int().
-    count = _updating_optimizer(model)._iterations
-    return int(keras.ops.convert_to_numpy(count))
-
-
-def _updating_optimizer(model: keras.Model) -> Any:
-    """The optimizer whose counter advances with each update."""
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
-
-
-def _number(value) -> float:
-    return float(keras.ops.convert_to_numpy(value))

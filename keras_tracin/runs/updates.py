@@ -1,9 +1,9 @@
-"""Notes that the updates of a model's optimizers take of themselves.
+"""Recording of the updates that a model's optimizers make, in the step itself.
 
-The rate of an update is whatever the optimizer computed it to be, in the step:
-a schedule may read variables that other callbacks assign, and be another a
-moment later. So the update itself writes down its rate and which variables it
-was of, into a small variable on the device. Nothing is read before it is full.
+The rate of an update is known for sure only in the step: a schedule may read
+variables that other callbacks assign, and have another value a moment later. So
+the update itself writes its rate and its variables into a small variable on the
+device, which is not read before it is full.
 
 Synopsis:
 
@@ -28,7 +28,8 @@ import numpy as np
 import tensorflow as tf
 
 _CAPACITY = 512  # updates that are noted between two reads
-_HOOK = "_backend_update_step"  # what every update of Keras's goes through
+# The method by which every optimizer of Keras updates.
+_HOOK = "_backend_update_step"
 _OptimizerMap = getattr(keras.optimizers, "OptimizerMap", ())
 
 
@@ -43,15 +44,15 @@ class NotedUpdates:
     Args:
         model: a compiled model. Its optimizers are those that it or a layer of
             it holds as attributes, and those in them.
-        steps_per_call: how many steps a call of the train function makes.
+        steps_per_call: number of steps that a call of the train function makes.
 
     Attributes:
-        capacity: how many updates fit between two reads.
-        steps_per_call: as given.
+        capacity: number of updates that fit between two reads.
+        steps_per_call: number of steps that a call makes.
         sources: the positions in `model.weights` of the variables that an
             update was of, for each kind of update.
-        num_traced: how often an update was traced.
-        num_made: how many were made eagerly since the last read.
+        num_traced: number of updates that were traced.
+        num_made: number of updates made eagerly since the last read.
     """
 
     def __init__(self, model: keras.Model, steps_per_call: int = 1):
@@ -71,14 +72,14 @@ class NotedUpdates:
         self._taken = 0
 
     def fits(self) -> bool:
-        """Whether what was traced is of the weights that the model has."""
+        """Whether the model still has the weights that were traced."""
         return not self._weights or self._weights == self._ids()
 
     def _ids(self) -> list[int]:
         return [id(weight) for weight in self._model.weights]
 
     def begin(self) -> None:
-        """Has the optimizers note their updates, and forgets earlier ones."""
+        """Makes the optimizers note their updates, and forgets earlier ones."""
         self.join()
         for hooked in self._hooked:
             hooked.count = hooked.read_count()
@@ -87,7 +88,7 @@ class NotedUpdates:
         self.num_made = 0
 
     def join(self) -> None:
-        """Has optimizers take part that the model did not have before."""
+        """Makes optimizers that the model got meanwhile note their updates."""
         for optimizer in self._unknown():
             self._hook(optimizer)
 
@@ -102,7 +103,7 @@ class NotedUpdates:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """The time in which the train function runs."""
+        """Marks the time in which the train function runs."""
         self._is_inside = True
         try:
             yield
@@ -163,7 +164,7 @@ class NotedUpdates:
         self._hooked.append(hooked)
 
     def _note(self, hooked: _Hooked, variables: Any, rate: Any) -> None:
-        """Writes an update down, as part of the step or at once."""
+        """Records an update, as part of the step or at once."""
         positions = self._positions(variables)
         if not positions:
             return  # It is of another model.
@@ -229,7 +230,7 @@ class _Hooked:
                 own[_HOOK] = self._before
 
     def read_count(self) -> int:
-        """Batches it has seen, of which it may accumulate several."""
+        """Number of batches that it has seen; it may accumulate several."""
         return int(keras.ops.convert_to_numpy(self.optimizer._iterations))
 
     def warn_of_outside(self) -> None:
@@ -272,7 +273,7 @@ def _warn_of_outside(start: int, stop: int) -> None:
 
 
 def _per_replica(value: tf.Tensor) -> tf.Variable:
-    """A variable of which each replica has its own, alike in all of them."""
+    """A variable that each replica has its own copy of."""
     return tf.Variable(
         value,
         trainable=False,
@@ -292,20 +293,21 @@ def _as_float64(rate: Any) -> tf.Tensor:
 def optimizers_of(model: keras.Model) -> list[Any]:
     """The optimizers that a model, a layer of it or one of them holds.
 
-    They are found in attributes, and in lists, tuples and dictionaries there.
+    They are looked for in attributes, and in lists, tuples and dictionaries in
+    them.
     """
     return _optimizers_in([vars(layer) for layer in model._flatten_layers()])
 
 
 def count_updates(model: keras.Model) -> int:
-    """The sum of what the model's optimizers count."""
+    """The sum of the counters of the model's optimizers."""
     return sum(_Hooked(o).read_count() for o in optimizers_of(model))
 
 
 def weight_marks(model: keras.Model) -> dict[int, int]:
     """A checksum of each weight that may be trained, by its position.
 
-    Those that layers hold as their state, such as moving averages, have none.
+    Weights that are a layer's state, such as moving averages, have none.
     """
     trained = {
         id(variable)

@@ -1,4 +1,4 @@
-"""Putting the weights of checkpoints into a model, and its own back."""
+"""Lends a model the weights of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import Untracked
 from keras_tracin.runs import exact
-from keras_tracin.runs.run import Checkpoint
+from keras_tracin.runs.checkpoint import Checkpoint
 from keras_tracin.runs.saved import (
     LOADING_ERRORS,
     RECORD_AGAIN,
@@ -30,7 +30,7 @@ from keras_tracin.runs.saved import (
 
 _WEIGHTS_IN_KERAS_FILE = "model.weights.h5"
 _MARK = 0.7390625  # all of a weight's elements, before an adopted file is read
-_SLICE = 2**22  # numbers that are looked at together
+_SLICE = 2**22  # numbers to look at together
 
 
 @contextlib.contextmanager
@@ -230,12 +230,13 @@ def _load_file(model: keras.Model, path: Path) -> None:
 
 
 def _other_objects(model: keras.Model) -> list[Any]:
-    """What Keras would load beside weights: optimizers, metrics, losses.
+    """The objects that Keras would load beside weights.
 
-    Also those of a compiled model inside the model, and in containers.
+    They are optimizers, metrics and losses, also those of a compiled model
+    inside the model, and those in containers.
     """
     kinds = (keras.Optimizer, keras.Metric, keras.Loss)
-    found: list[Any] = list(model.metrics)
+    objects: list[Any] = list(model.metrics)
     for layer in model._flatten_layers():
         for value in vars(layer).values():
             if isinstance(value, dict):
@@ -244,8 +245,8 @@ def _other_objects(model: keras.Model) -> list[Any]:
                 members = list(value)
             else:
                 members = [value]
-            found += [each for each in members if isinstance(each, kinds)]
-    return found
+            objects += [m for m in members if isinstance(m, kinds)]
+    return objects
 
 
 def _check_numbers(model: keras.Model, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,16 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
+from keras_tracin.runs import run_files
 from keras_tracin.runs.lock import RunLock
 from keras_tracin.runs.seeds import seed_states
-from keras_tracin.storage import files
-from keras_tracin.storage.arrays import save_arrays
-
-_OWN_FILES = re.compile(
-    rf"({files.UNFINISHED})?(step-\d{{8,}}\.(weights\.h5|exact\.npz)|\d{{8,}}\.npz)"
-)
 
 
 class RunWriter:
@@ -46,7 +39,7 @@ class RunWriter:
         A run that is already there is lost.
 
         Args:
-            directory: Where to write.
+            directory: The directory to write to.
             model: A built model.
             fit: See `RunLock`.
 
@@ -54,21 +47,24 @@ class RunWriter:
             ValueError: Another training records into the directory.
         """
         writer = cls(directory, {"checkpoints": [], "segments": []}, fit)
-        with writer._released_on_error():
+        with _released_on_error(writer):
             writer._begin(model)
         return writer
 
     def _begin(self, model: keras.Model) -> None:
         # The old manifest goes first: without it, its files are just files.
         (self.directory / run_manifest.FILE_NAME).unlink(missing_ok=True)
-        self._remove_unlisted()
+        run_files.remove_unlisted(self.directory, self._manifest)
         self._write_manifest(
             {
                 "format_version": run_manifest.FORMAT_VERSION,
                 "model": run_manifest.architecture(model),
                 "initial": {
-                    **self._save_weights(
-                        model, 0, run_manifest.weights_digest(model)
+                    **run_files.save_weights(
+                        self.directory,
+                        model,
+                        0,
+                        run_manifest.weights_digest(model),
                     ),
                     "step": 0,
                     "seeds": [state.tolist() for state in seed_states(model)],
@@ -93,7 +89,7 @@ class RunWriter:
                 training records into it.
         """
         writer = cls(directory, {}, fit)
-        with writer._released_on_error():
+        with _released_on_error(writer):
             writer._continue(model)
         return writer
 
@@ -111,7 +107,7 @@ class RunWriter:
             )
         self._manifest = manifest
         self._rewind(run_manifest.weights_digest(model))
-        self._remove_unlisted()
+        run_files.remove_unlisted(self.directory, self._manifest)
         # Found out now, not at the first snapshot: that nothing can be written.
         self._write_manifest(self._manifest)
 
@@ -119,18 +115,9 @@ class RunWriter:
         """Lets another training write to the directory."""
         self._lock.release()
 
-    @contextlib.contextmanager
-    def _released_on_error(self) -> Iterator[None]:
-        # A traceback would keep this object, and the lock with it.
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
-
     @property
     def last_step(self) -> int:
-        """How many steps the run has recorded."""
+        """Number of steps that the run has recorded."""
         segments = self._manifest["segments"]
         return segments[-1]["last_step"] if segments else 0
 
@@ -178,7 +165,8 @@ class RunWriter:
             updated: The sets of variables that the steps updated, as positions
                 in `model.weights`; None if that is unknown. For more than one
                 set, `arrays` has `rates` `[num_steps, sets]`.
-            notes: What else is known of the steps, as JSON; see the manifest.
+            notes: Anything else that is known of the steps, as JSON; see the
+                manifest.
 
         Returns:
             The file with the weights, or None if none was written.
@@ -199,10 +187,10 @@ class RunWriter:
             "epoch": epoch,
             "epoch_end": epoch_end,
             "logs": dict(logs) if epoch_end else None,
-            **self._save_arrays(arrays, len(segments)),
+            **run_files.save_steps(self.directory, arrays, len(segments)),
             "weights_digest": run_manifest.weights_digest(model),
         }
-        sets = [list(positions) for positions in self._updated()]
+        sets = [list(p) for p in self._manifest.get("updated", [])]
         if updated is not None:
             new = [list(p) for p in updated if list(p) not in sets]
             sets += new
@@ -210,16 +198,15 @@ class RunWriter:
         segment |= notes or {}
         path = None
         if save_weights and step > self.last_saved_step:
-            saved = self._save_weights(model, step, segment["weights_digest"])
+            saved = run_files.save_weights(
+                self.directory, model, step, segment["weights_digest"]
+            )
             path = self.directory / saved["file"]
             checkpoints.append(
                 {"step": step, "epoch": epoch, "logs": dict(logs), **saved}
             )
         self._commit([*segments, segment], checkpoints, sets)
         return path
-
-    def _updated(self) -> list[list[int]]:
-        return self._manifest.get("updated", [])
 
     def _commit(
         self,
@@ -254,37 +241,6 @@ class RunWriter:
                 "again with a directory of its own."
             )
 
-    def _save_weights(
-        self, model: keras.Model, step: int, digest: str
-    ) -> dict[str, Any]:
-        file = f"checkpoints/step-{step:08d}.weights.h5"
-        with (
-            files.written_whole(self.directory / file) as unfinished,
-            files.error_keeping(unfinished) as open_file,
-        ):
-            exact.save_weights(model, open_file)
-        entry = {
-            "file": file,
-            **files.describe(self.directory / file),
-            "weights_digest": digest,
-        }
-        missing = exact.unheld_weights(model, self.directory / file)
-        if missing:
-            beside = exact.path_beside(Path(file))
-            exact.write(self.directory / beside, model, missing)
-            entry["exact"] = {
-                "file": beside.as_posix(),
-                **files.describe(self.directory / beside),
-            }
-        return entry
-
-    def _save_arrays(
-        self, arrays: Mapping[str, np.ndarray], index: int
-    ) -> dict[str, Any]:
-        file = f"steps/{index:08d}.npz"
-        save_arrays(self.directory / file, arrays)
-        return {"file": file, **files.describe(self.directory / file)}
-
     def _rewind(self, digest: str) -> None:
         """Goes back to the last recorded state with these weights."""
         segments = self._manifest["segments"]
@@ -300,13 +256,13 @@ class RunWriter:
         # At the initial weights of a run with checkpoints, a script with a
         # seed was started again rather than training resumed at step 0.
         if kept is None or (kept == 0 and self._manifest["checkpoints"]):
-            raise ValueError(self._not_this_state())
+            raise ValueError(_not_this_state(self))
         step = segments[kept - 1]["last_step"] if kept else 0
         last_step = self.last_step
         self._commit(
             segments[:kept],
             [c for c in self._manifest["checkpoints"] if c["step"] <= step],
-            self._updated(),
+            self._manifest.get("updated", []),
         )
         warnings.warn(
             f"The model is at step {step} of the run in {self.directory}, "
@@ -315,62 +271,28 @@ class RunWriter:
             stacklevel=2,
         )
 
-    def _not_this_state(self) -> str:
-        return (
-            f"{self.directory} holds a run whose last state is step "
-            f"{self.last_step} (epoch {self.last_epoch} is its last full "
-            "one), which is not the state of this model. Pass overwrite=True "
-            "to replace the run; or choose another directory; or continue it "
-            f"after compiling the model and calling {self.restoring}. If "
-            "BackupAndRestore has put the weights of a later step into the "
-            "model, the learning rates up to it are lost: delete its backup "
-            "directory, restore the model as above, and list TracInCheckpoint "
-            "before BackupAndRestore, so that the run is never behind. It and "
-            "model.load_weights cannot bring back a model with LoRA, which "
-            "Keras merges as it saves."
-        )
 
-    def _remove_unlisted(self) -> None:
-        """Deletes what interrupted writes and dropped entries left behind."""
-        listed = {"initial": {"file": None}, **self._manifest}
-        kept = {entry["file"] for entry in run_manifest.listed_files(listed)}
-        for folder in ("checkpoints", "steps"):
-            for path in (self.directory / folder).glob("*"):
-                listed_as = f"{folder}/{path.name}"
-                if _OWN_FILES.fullmatch(path.name) and listed_as not in kept:
-                    path.unlink()
-        unfinished = files.UNFINISHED + run_manifest.FILE_NAME
-        (self.directory / unfinished).unlink(missing_ok=True)
+def _not_this_state(writer: RunWriter) -> str:
+    return (
+        f"{writer.directory} holds a run whose last state is step "
+        f"{writer.last_step} (epoch {writer.last_epoch} is its last full "
+        "one), which is not the state of this model. Pass overwrite=True "
+        "to replace the run; or choose another directory; or continue it "
+        f"after compiling the model and calling {writer.restoring}. If "
+        "BackupAndRestore has put the weights of a later step into the "
+        "model, the learning rates up to it are lost: delete its backup "
+        "directory, restore the model as above, and list TracInCheckpoint "
+        "before BackupAndRestore, so that the run is never behind. It and "
+        "model.load_weights cannot bring back a model with LoRA, which "
+        "Keras merges as it saves."
+    )
 
 
-class Onlooker:
-    """In place of a `RunWriter`, where another process writes the run.
-
-    It counts along from where training began in this process, so that a
-    callback goes the same way in all processes.
-    """
-
-    def __init__(self) -> None:
-        self.last_step = self.last_epoch = self.last_saved_step = 0
-
-    def append(
-        self,
-        model: keras.Model,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        epoch: int,
-        logs: Mapping[str, float],
-        epoch_end: bool,
-        save_weights: bool,
-        updated: Sequence[Sequence[int]] | None = None,
-        notes: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Counts what `RunWriter.append` would record."""
-        self.last_step += len(arrays["learning_rate"])
-        if epoch_end:
-            self.last_epoch = epoch
-        if save_weights:
-            self.last_saved_step = self.last_step
-
-    def close(self) -> None:
-        """Does nothing: it holds nothing."""
+@contextlib.contextmanager
+def _released_on_error(writer: RunWriter) -> Iterator[None]:
+    # A traceback would keep the writer, and the lock with it.
+    try:
+        yield
+    except BaseException:
+        writer.close()
+        raise

@@ -20,7 +20,7 @@ OUTPUT = "Output"
 
 METHODS = ("tracin", "influence", "trak", "representer")
 PROJECTIONS = ("tensor_sketch", "gaussian", "factored")
-SOLVERS = ("cg", "exact", "lissa", "arnoldi", "sketch")
+SOLVERS = ("cg", "ekfac", "exact", "lissa", "arnoldi", "sketch")
 
 # Methods whose scores an index can hold.
 INDEXED_METHODS = ("tracin", "influence")
@@ -70,20 +70,20 @@ class _EpochsParser(flags.ArgumentParser):
 
 def define_task(values: flags.FlagValues) -> None:
     """Defines `--task` and the flags of where and how it runs."""
-    here: dict[str, Any] = {"flag_values": values, "module_name": TASK}
+    options: dict[str, Any] = {"flag_values": values, "module_name": TASK}
     flags.DEFINE_string(
         "task",
         None,
         "The Python module, or module:attribute, that builds the model and its "
         "data. --helpfull shows how to write one.",
         required=True,
-        **here,
+        **options,
     )
     flags.DEFINE_integer(
         "seed",
         0,
         "Random seed of Python, NumPy, TensorFlow and projections.",
-        **here,
+        **options,
     )
     flags.DEFINE_enum(
         "strategy",
@@ -91,7 +91,7 @@ def define_task(values: flags.FlagValues) -> None:
         sorted(NAMED),
         "Distribution strategy to build the model under and to spread the work "
         "over. Scores do not depend on it.",
-        **here,
+        **options,
     )
     flags.DEFINE(
         _BytesParser(),
@@ -106,14 +106,14 @@ def define_task(values: flags.FlagValues) -> None:
 
 def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
     """Defines `--run` and the flags that select its checkpoints."""
-    here: dict[str, Any] = {"flag_values": values, "module_name": section}
+    options: dict[str, Any] = {"flag_values": values, "module_name": section}
     flags.DEFINE_string(
         "run",
         None,
         "Directory that TracInCheckpoint recorded. Default: the task's `run`. "
         "--method=influence and representer use the weights of its last "
         "checkpoint or, without a run, the present weights of the model.",
-        **here,
+        **options,
     )
     flags.DEFINE_integer(
         "checkpoints",
@@ -121,7 +121,7 @@ def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
         "Number of the run's checkpoints to use, selected where the loss falls "
         "most. Default: all of them.",
         lower_bound=1,
-        **here,
+        **options,
     )
     flags.DEFINE(
         _EpochsParser(),
@@ -129,13 +129,13 @@ def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
         None,
         "Epochs whose checkpoints to use, such as 3,7,12, in place of "
         "--checkpoints.",
-        **here,
+        **options,
     )
     flags.DEFINE_list(
         "layers",
         None,
         "Names of the layers whose gradients to use. Default: all layers.",
-        **here,
+        **options,
     )
 
 
@@ -153,9 +153,12 @@ def define_method(values: flags.FlagValues) -> None:
     define_run(values)
     define_tracin(values)
     define_influence(values)
-    here: dict[str, Any] = {"flag_values": values, "module_name": REPRESENTER}
+    options: dict[str, Any] = {
+        "flag_values": values,
+        "module_name": REPRESENTER,
+    }
     flags.DEFINE_float(
-        "l2", 1e-3, "L2 regularisation λ of the retuned last layer.", **here
+        "l2", 1e-3, "L2 regularisation λ of the retuned last layer.", **options
     )
     flags.DEFINE_enum(
         "representer",
@@ -163,20 +166,20 @@ def define_method(values: flags.FlagValues) -> None:
         ("l2", "lje"),
         "l2: retune the last layer with --l2. lje: keep the last layer and "
         "expand its loss around it (local Jacobian expansion).",
-        **here,
+        **options,
     )
 
 
 def define_tracin(values: flags.FlagValues) -> None:
     """Defines the options of TracIn."""
-    here: dict[str, Any] = {"flag_values": values, "module_name": TRACIN}
+    options: dict[str, Any] = {"flag_values": values, "module_name": TRACIN}
     flags.DEFINE_enum(
         "weights",
         "mean",
         ("mean", "sum"),
         "How checkpoints are weighted: by the mean or the sum of the learning "
         "rates applied since the previous one.",
-        **here,
+        **options,
     )
     flags.DEFINE_enum(
         "projection",
@@ -184,13 +187,13 @@ def define_tracin(values: flags.FlagValues) -> None:
         PROJECTIONS,
         "Random projection that compresses each gradient to a sketch of --dim "
         "numbers. Also for --method=trak, whose default is tensor_sketch.",
-        **here,
+        **options,
     )
     flags.DEFINE_bool(
         "optimizer_aware",
         False,
         "Precondition gradients as Adam and related optimizers do.",
-        **here,
+        **options,
     )
     flags.DEFINE_integer(
         "dim",
@@ -198,7 +201,7 @@ def define_tracin(values: flags.FlagValues) -> None:
         "Length of a sketch: of --projection at each checkpoint, of "
         "--solver=sketch, or of --method=trak, whose default is 2048.",
         lower_bound=1,
-        **here,
+        **options,
     )
     define_query_loss(values)
 
@@ -219,27 +222,28 @@ def define_query_loss(values: flags.FlagValues) -> None:
 
 def define_influence(values: flags.FlagValues) -> None:
     """Defines the options of influence functions."""
-    here: dict[str, Any] = {"flag_values": values, "module_name": INFLUENCE}
+    options: dict[str, Any] = {"flag_values": values, "module_name": INFLUENCE}
     flags.DEFINE_float(
         "damping",
         None,
         "Damping λ, added to the curvature; required. Also for --method=trak, "
         "whose default is 1.",
-        **here,
+        **options,
     )
     flags.DEFINE_enum(
         "curvature",
-        "hessian",
+        None,
         ("hessian", "gauss_newton", "ekfac"),
-        "Curvature matrix to invert.",
-        **here,
+        "Curvature matrix to invert; ekfac is short for --solver=ekfac. "
+        "Default: hessian, or gauss_newton with --solver=ekfac.",
+        **options,
     )
     flags.DEFINE_enum(
         "solver",
         "cg",
         SOLVERS,
-        "Solver that inverts it. --curvature=ekfac takes none.",
-        **here,
+        "Solver that inverts the curvature. Not with --curvature=ekfac.",
+        **options,
     )
     flags.DEFINE_enum(
         "relative",
@@ -247,18 +251,18 @@ def define_influence(values: flags.FlagValues) -> None:
         ("loss", "parameters"),
         "Divide scores by an example's own influence: on its loss, or on the "
         "parameters (RelatIF, Barshan et al. 2020).",
-        **here,
+        **options,
     )
 
 
 def define_queries(values: flags.FlagValues, k: int | None) -> None:
     """Defines `--queries` and `--k`."""
-    here: dict[str, Any] = {"flag_values": values, "module_name": QUERIES}
+    options: dict[str, Any] = {"flag_values": values, "module_name": QUERIES}
     flags.DEFINE_list(
         "queries",
         None,
         "Ids of the test examples to score. Default: all of them.",
-        **here,
+        **options,
     )
     flags.DEFINE_integer(
         "k",
@@ -266,7 +270,7 @@ def define_queries(values: flags.FlagValues, k: int | None) -> None:
         "Number of strongest proponents and opponents to list for each query."
         + ("" if k else " Without it, all training examples are scored."),
         lower_bound=1,
-        **here,
+        **options,
     )
 
 
@@ -298,8 +302,8 @@ def define_output(
     values: flags.FlagValues, text: str, required: bool = False
 ) -> None:
     """Defines `--output`, `--overwrite` and `--quiet`."""
-    here: dict[str, Any] = {"flag_values": values, "module_name": OUTPUT}
-    flags.DEFINE_string("output", None, text, required=required, **here)
+    options: dict[str, Any] = {"flag_values": values, "module_name": OUTPUT}
+    flags.DEFINE_string("output", None, text, required=required, **options)
     define_overwrite(values, "Replace an existing output file.")
     define_quiet(values)
 

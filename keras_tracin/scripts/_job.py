@@ -3,14 +3,14 @@
 Synopsis:
 
     with open_job(values) as job:
-        job.method().influence(job.queries(), verbose=job.verbose)
+        test = job.queries()    # and job.model, job.run, job.task.train()
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,10 @@ import keras
 import numpy as np
 from absl import flags
 
-from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA
-from keras_tracin.curvature.solvers.randomized_sketch import RandomizedSketch
-from keras_tracin.data.examples import chosen, joined, open_examples, with_ids
+from keras_tracin.data.batches import join
+from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.engine.distribution import NAMED, Strategy
-from keras_tracin.methods.base import Attributor
-from keras_tracin.methods.influence import InfluenceFunctions
-from keras_tracin.methods.representer import RepresenterPoints
-from keras_tracin.methods.tracin import TracIn
-from keras_tracin.methods.trak import TRAK
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
@@ -69,26 +64,6 @@ class Job:
     def verbose(self) -> int:
         """Value of the `verbose` argument of library calls."""
         return 0 if self.values.quiet else 1
-
-    def method(self, projected: bool = True) -> Attributor:
-        """Creates the method that `--method` names.
-
-        Args:
-            projected: If true, TracIn uses the `--projection`.
-
-        Raises:
-            UsageError: if a flag that the method needs is missing.
-            ValueError, TypeError: raised by the method.
-        """
-        if self.values.method == "tracin":
-            projects = projected and self.values.projection is not None
-            return _tracin(self, projects)
-        makers: dict[str, Callable[[Job], Any]] = {
-            "influence": _influence,
-            "representer": _representer,
-            "trak": _trak,
-        }
-        return makers[self.values.method](self)
 
     def queries(self) -> Any:
         """The task's queries, or those that `--queries` names.
@@ -251,98 +226,5 @@ def select_queries(test: Any, names: Sequence[str]) -> Any:
             f"{', '.join(list(id_of)[:3])}, ...."
         )
     selected = np.array([id_of[name] for name in names])
-    batch = joined(list(chosen(examples, selected).batches(_BATCH)))
+    batch = join(list(select(examples, selected).batches(_BATCH)))
     return with_ids(batch.data, batch.ids).batch(_BATCH)
-
-
-def _require_run(job: Job, method: str) -> TrainingRun:
-    if job.run is None:
-        raise UsageError(
-            f"{method} needs a training run: --run=DIRECTORY, or a `run` of "
-            "the task. `kt.TracInCheckpoint(DIRECTORY)` records one in `fit`."
-        )
-    return job.run
-
-
-def _tracin(job: Job, projected: bool) -> TracIn:
-    values = job.values
-    return TracIn(
-        job.model,
-        job.task.train(),
-        _require_run(job, "TracIn"),
-        projection=job.projection() if projected else None,
-        optimizer_aware=values.optimizer_aware,
-        **job.options(
-            "weights",
-            "query_loss",
-            "loss",
-            "class_weight",
-            "layers",
-            "strategy",
-            "memory_limit",
-        ),
-    )
-
-
-def _trak(job: Job) -> TRAK:
-    values = job.values
-    projects = values["dim"].present or values.projection is not None
-    return TRAK(
-        job.model,
-        job.task.train(),
-        _require_run(job, "TRAK"),
-        projection=job.projection() if projects else None,
-        damping=1.0 if values.damping is None else values.damping,
-        **job.options("loss", "layers", "strategy", "memory_limit"),
-    )
-
-
-def _influence(job: Job) -> InfluenceFunctions:
-    values = job.values
-    if values.damping is None:
-        raise UsageError(
-            "--method=influence needs --damping, such as --damping=0.01, which "
-            "is added to the curvature."
-        )
-    own_inverse = values.curvature == "ekfac"
-    if own_inverse and values["solver"].present:
-        raise UsageError("--curvature=ekfac takes no --solver.")
-    return InfluenceFunctions(
-        job.model,
-        job.task.train(),
-        damping=values.damping,
-        curvature=values.curvature,
-        solver=None if own_inverse else _solver(values),
-        relative=values.relative,
-        **job.options(
-            "query_loss", "loss", "layers", "strategy", "memory_limit"
-        ),
-    )
-
-
-def _solver(values: flags.FlagValues) -> Any:
-    return {
-        "cg": lambda: CG(),
-        "exact": lambda: Exact(),
-        "lissa": lambda: LiSSA(seed=values.seed),
-        "arnoldi": lambda: Arnoldi(seed=values.seed),
-        "sketch": lambda: RandomizedSketch(values.dim, seed=values.seed),
-    }[values.solver]()
-
-
-def _representer(job: Job) -> RepresenterPoints:
-    values, layers = job.values, job.values.layers or []
-    if len(layers) > 1:
-        raise UsageError(
-            "--method=representer explains one layer. Received: "
-            f"--layers={','.join(layers)}."
-        )
-    return RepresenterPoints(
-        job.model,
-        job.task.train(),
-        l2=values.l2,
-        layer=layers[0] if layers else None,
-        method=values.representer,
-        verbose=job.verbose,
-        **job.options("loss", "strategy", "memory_limit"),
-    )

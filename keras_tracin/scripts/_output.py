@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from keras_tracin.results.attribution import Attribution, SelfInfluence, TopK
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.storage.files import written_whole
 

@@ -26,9 +26,10 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.index.store import FILE_NAME
+from keras_tracin.index.manifest import FILE_NAME
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
 
@@ -40,23 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     _flags.define_task(values)
     _flags.define_method(values)
-    here: dict[str, Any] = {"flag_values": values, "module_name": _flags.INDEX}
+    options: dict[str, Any] = {
+        "flag_values": values,
+        "module_name": _flags.INDEX,
+    }
     flags.DEFINE_string(
-        "index", None, "Directory of the index.", required=True, **here
+        "index", None, "Directory of the index.", required=True, **options
     )
     flags.DEFINE_enum(
         "dtype",
         "float32",
         ("float32", "float16"),
         "Precision of rows on disk.",
-        **here,
+        **options,
     )
     flags.DEFINE_enum(
         "search",
         None,
         ("exact", "flat", "hnsw", "ivf"),
         "Search method. Default: the first that is fast enough.",
-        **here,
+        **options,
     )
     _flags.define_overwrite(
         values, "Delete an existing index in the directory and begin anew."
@@ -90,7 +94,7 @@ def _directory(values: flags.FlagValues) -> Path:
 
 def _build(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
-    method: Any = job.method(projected=False)  # the index projects
+    method: Any = create_method(job, projected=False)  # the index projects
     if values.overwrite and directory.exists():
         shutil.rmtree(directory)
     return InfluenceIndex.build(

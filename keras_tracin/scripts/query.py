@@ -23,9 +23,10 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.index import InfluenceIndex
-from keras_tracin.results.attribution import TopK
+from keras_tracin.results import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -38,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     _flags.define_task(values)
     _flags.define_queries(values, k=10)
-    here: dict[str, Any] = {"flag_values": values, "module_name": _flags.INDEX}
+    options: dict[str, Any] = {
+        "flag_values": values,
+        "module_name": _flags.INDEX,
+    }
     flags.DEFINE_string(
-        "index", None, "Directory of the index.", required=True, **here
+        "index", None, "Directory of the index.", required=True, **options
     )
     flags.DEFINE_integer(
         "rerank",
@@ -49,7 +53,7 @@ def _define(values: flags.FlagValues) -> None:
         "exactly. The run, its checkpoints and --layers must be those of the "
         "index.",
         lower_bound=0,
-        **here,
+        **options,
     )
     _flags.define_method(values)
     _flags.define_output(values, ".npz or .csv file for the answers.")
@@ -77,7 +81,7 @@ def _answer(job: Job) -> TopK:
     # The index records how its rows were made, except for a custom loss.
     needs_method = values.rerank or job.task.option("loss") is not None
     run = job.run if values["run"].present else None
-    method: Any = job.method(projected=False) if needs_method else None
+    method: Any = create_method(job, projected=False) if needs_method else None
     index = InfluenceIndex(
         values.index,
         job.model,

@@ -28,11 +28,12 @@ import numpy as np
 from absl import flags
 
 from keras_tracin.data.preprocessing import open_for_model
-from keras_tracin.methods.base import Attributor
+from keras_tracin.methods.attributor import Attributor
 from keras_tracin.report import write_html
-from keras_tracin.results.attribution import SelfInfluence, TopK
+from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import output_path
 from keras_tracin.scripts._program import SUCCESS, Program
 
@@ -50,12 +51,12 @@ def _define(values: flags.FlagValues) -> None:
     _flags.define_method(values)
     _flags.define_target(values)
     _flags.define_output(values, ".html file for the page.", required=True)
-    here: dict[str, Any] = {
+    options: dict[str, Any] = {
         "flag_values": values,
         "module_name": _flags.OUTPUT,
     }
     flags.DEFINE_string(
-        "title", "Training data attribution", "Title of the page.", **here
+        "title", "Training data attribution", "Title of the page.", **options
     )
     flags.DEFINE_integer(
         "max_suspects",
@@ -63,7 +64,7 @@ def _define(values: flags.FlagValues) -> None:
         "Number of examples of highest self-influence to list; 0 for none, "
         "which also saves computing self-influence.",
         lower_bound=0,
-        **here,
+        **options,
     )
     _flags.define_directory(values)
 
@@ -72,7 +73,7 @@ def _work(values: flags.FlagValues) -> int:
     path = output_path(values, (".html",))
     # The page shows predictions at the final weights.
     with open_job(values, at_end=True) as job:
-        method = job.method()
+        method = create_method(job)
         top, suspects = _queries(job, method), _suspects(job, method)
         write_html(
             path,

@@ -5,7 +5,7 @@ Synopsis:
     with written_whole(path) as unfinished:
         unfinished.write_text("...")
     entry = describe(path)  # {"size": ..., "sha256": ...}
-    check_digest(path, entry["sha256"])
+    check_digest(path, entry["sha256"], "Copy the directory again.")
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A prefix, since Keras insists on the ending of a weights file's name.
 UNFINISHED = "unfinished-"
 
-_HELP = "Copy its directory again, or make the directory anew."
-
 
 def absolute_directory(directory: str | os.PathLike) -> Path:
-    """A directory that a user named, wherever the process goes later.
+    """The absolute path of a directory that a user named.
 
-    It need not be there.
+    It need not exist. It stays the same where the process changes its working
+    directory.
 
     Raises:
-        TypeError: It is no path.
-        ValueError: It is empty, an address, or below a file.
+        TypeError: if it is no path.
+        ValueError: if it is empty, a URL, or below a file.
     """
     try:
         name = os.fspath(directory)
@@ -71,7 +70,7 @@ def absolute_directory(directory: str | os.PathLike) -> Path:
 
 
 def shown(path: Path) -> str:
-    """A path for people to read: short where it is below the current one."""
+    """A path for people to read: relative, below the working directory."""
     with contextlib.suppress(ValueError, OSError):
         return str(path.relative_to(Path.cwd()))
     return str(path)
@@ -85,9 +84,10 @@ def written_whole(path: Path, unique: bool = False) -> Iterator[Path]:
     of it. A crash at any moment leaves `path` as it was, or complete.
 
     Args:
-        path: what is to be written.
-        unique: whether another process may be writing the same; what a crash
-            leaves is then not replaced by the next attempt.
+        path: the file to write.
+        unique: whether another process may be writing the same file. The
+            temporary name is then a new one each time, so that a file left by
+            a crash is not replaced by the next attempt.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = f".{uuid.uuid4().hex}" if unique else ""
@@ -103,13 +103,13 @@ def written_whole(path: Path, unique: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def error_keeping(path: Path) -> Iterator[ErrorKeepingFile]:
-    """A file for a library that cannot bear an error while it writes.
+    """Opens a file for a library that must not see an error while it writes.
 
-    HDF5 ends the process, now or later, if a file that it writes is refused
-    by the disk. So the error is kept from it until it is done.
+    HDF5 ends the process, now or later, if the disk refuses a write. So an
+    error is kept back until the library is done.
 
     Raises:
-        OSError: when the block ends, if anything could not be written.
+        OSError: when the block ends, if something could not be written.
     """
     with open(path, "w+b", buffering=0) as raw:
         file = ErrorKeepingFile(path, raw)
@@ -163,23 +163,23 @@ class ErrorKeepingFile(io.BytesIO):
             return size or 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As of any file."""
+        """As for any file."""
         return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
-        """As of any file."""
+        """As for any file."""
         return self._raw.tell()
 
     def readinto(self, buffer) -> int:
-        """As of any file."""
+        """As for any file."""
         return self._raw.readinto(buffer)
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of any file."""
+        """As for any file."""
         return self._raw.read(-1 if size is None else size)
 
     def flush(self) -> None:
-        """As of any file; nothing is buffered here."""
+        """Does nothing: nothing is buffered."""
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -193,13 +193,14 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def check_room(directory: Path, needed: int, what: str, remedy: str) -> None:
-    """Raises OSError unless the disk has room for a number of bytes.
+    """Raises OSError unless the disk has room for this many bytes.
 
     Args:
-        directory: where they are to be written.
-        needed: how many.
-        what: what they are of, in words.
-        remedy: what to do, in words.
+        directory: the directory to write to.
+        needed: the number of bytes.
+        what: name of the data, for the error.
+        remedy: what to do if there is too little room, a sentence without its
+            full stop.
     """
     free = shutil.disk_usage(directory).free
     if needed > free:
@@ -218,8 +219,8 @@ def explain_full_disk(
 
     Args:
         directory: the directory that is written to.
-        what: what is written, in words.
-        kept: says what stays there, in words; called once the disk is full.
+        what: name of what is written, for the error.
+        kept: returns a name of what stays there; called once the disk is full.
 
     Raises:
         OSError: if the block raises one because the disk is full.
@@ -250,24 +251,40 @@ def describe(path: Path) -> dict:
     return {"size": path.stat().st_size, "sha256": digest(path)}
 
 
-def check_size(path: Path, size: int) -> None:
-    """Raises ValueError unless the file is there with this many bytes."""
+def check_size(path: Path, size: int, remedy: str) -> None:
+    """Raises ValueError unless the file is there with this many bytes.
+
+    Args:
+        path: the file.
+        size: number of bytes that are listed.
+        remedy: what to do about a damaged file, a sentence for errors.
+    """
+    _check_is_there(path, remedy)
+    received = path.stat().st_size
+    if received != size:
+        raise ValueError(
+            f"{path} is damaged: it has {received} bytes, expected {size}. "
+            f"{remedy}"
+        )
+
+
+def check_digest(path: Path, sha256: str, remedy: str) -> None:
+    """Raises ValueError unless the file is there with this content.
+
+    Args:
+        path: the file.
+        sha256: hexadecimal SHA-256 that is listed.
+        remedy: what to do about a damaged file, a sentence for errors.
+    """
+    _check_is_there(path, remedy)
+    received = digest(path)
+    if received != sha256:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {received}, expected {sha256}. "
+            f"{remedy}"
+        )
+
+
+def _check_is_there(path: Path, remedy: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(
-            f"{path} is damaged: it has {found} bytes, expected {size}. {_HELP}"
-        )
-
-
-def check_digest(path: Path, sha256: str) -> None:
-    """Raises ValueError unless the file is there with this content."""
-    found = digest(path) if path.is_file() else None
-    if found is None:
-        raise ValueError(f"{path} is missing, though it is listed. {_HELP}")
-    if found != sha256:
-        raise ValueError(
-            f"{path} is damaged: its SHA-256 is {found}, expected {sha256}. "
-            f"{_HELP}"
-        )
+        raise ValueError(f"{path} is missing, though it is listed. {remedy}")

@@ -1,4 +1,4 @@
-"""Processes that share a directory: who is first, and waiting for the others.
+"""Processes that work together by the files of a directory that they share.
 
 Processes of one cluster do not talk to each other. Each writes files of its
 own, whole or absent, and looks for those of the others.
@@ -23,7 +23,7 @@ from keras_tracin.storage.arrays import save_arrays
 from keras_tracin.storage.files import written_whole
 
 _POLL = 0.2  # seconds between looks at what others have done
-_PATIENCE = 60.0  # seconds after which waiting is announced, again and again
+_PATIENCE = 60.0  # seconds between announcements of waiting
 
 
 def write_first(path: Path, text: str) -> None:
@@ -40,7 +40,7 @@ def write_first_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _first(path: Path) -> Iterator[Path]:
-    """Yields a path whose file becomes `path`, unless there is one by then."""
+    """Yields a temporary path, whose file becomes `path` unless that exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{uuid.uuid4().hex}-{path.name}")
     try:
@@ -54,13 +54,13 @@ def _first(path: Path) -> Iterator[Path]:
 def wait_for_worker(
     there: Callable[[], bool], worker: int, workers: int, what: str
 ) -> None:
-    """Returns once another process has written something.
+    """Waits until another process has written something.
 
     Args:
-        there: asked again and again.
-        worker: the index of the process whose work it is.
-        workers: how many share the work.
-        what: it, in words.
+        there: returns whether it is there; called again and again.
+        worker: the index of the process that writes it.
+        workers: the number of processes that share the work.
+        what: name of what is written, for the message.
     """
     announced = time.monotonic()
     while not there():

@@ -2,7 +2,8 @@
 
 from keras_tracin.trace.plain import record_training
 from keras_tracin.trace.result import StepTable, TrainingTrace
-from keras_tracin.trace.sketching import TrainingSketches, sketch_training
+from keras_tracin.trace.sketches import TrainingSketches
+from keras_tracin.trace.sketching import sketch_training
 from keras_tracin.trace.tracing import trace_training
 
 __all__ = [

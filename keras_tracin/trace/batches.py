@@ -117,12 +117,12 @@ class TrainingBatches:
             return batch
         if self._preprocessed is None or self._preprocessed[0] is not batch:
             ids, element = batch
-            preprocessed = ids, self._pipeline.of(element)
+            preprocessed = ids, self._pipeline.preprocess(element)
             self._preprocessed = batch, preprocessed
         return self._preprocessed[1]
 
     def advance(self) -> None:
-        """Moves on to the batch after the next."""
+        """Moves on to the following batch."""
         self._reader.advance()
 
     def _batches(self, epoch: int) -> Iterator[IdsAndData]:

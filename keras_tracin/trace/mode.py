@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 
-from keras_tracin.gradients.sites import Site, intercepted
+from keras_tracin.gradients.sites import Site, intercept
 
 
 def find_inference_layers(
@@ -46,7 +46,7 @@ def inference_mode(layers: Sequence[keras.Layer]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer in layers:
             call = _call_in_inference_mode(layer)
-            stack.enter_context(intercepted(layer, call))
+            stack.enter_context(intercept(layer, call))
         yield
 
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_tracin.runs.present_rate import num_batches, rate_at
 from keras_tracin.runs.save_options import scalar_metrics
-from keras_tracin.runs.steps import num_batches, rate_at
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.recording import Recording
 

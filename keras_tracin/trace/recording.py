@@ -25,7 +25,7 @@ import numpy as np
 from keras_tracin.models.descriptions import describe_loss
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import manifest as run_manifest
-from keras_tracin.runs.saved import listed, restore
+from keras_tracin.runs.saved import listed_weights, restore
 from keras_tracin.runs.seeds import seed_states, seed_variables
 from keras_tracin.storage import files
 
@@ -148,7 +148,7 @@ class Recording:
             return
         last = epoch_ends[-1]["last_step"]
         (entry,) = (c for c in checkpoints if c["step"] == last)
-        restore(self._model, listed(self._directory, manifest, entry))
+        restore(self._model, listed_weights(self._directory, manifest, entry))
         # Drops, with a warning, what was recorded of a later epoch.
         self._writer = RunWriter.reopen(self._directory, self._model)
         _restore_seeds(

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.trace.recording import read_segments, recorded_history
 
 ESTIMATES = ("first_order", "along_step")

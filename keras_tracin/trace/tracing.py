@@ -49,7 +49,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.trace.batches import TrainingBatches

@@ -7,8 +7,9 @@ import tensorflow as tf
 from keras import layers
 
 import keras_tracin as kt
-from keras_tracin.curvature.ekfac import fit_ekfac
 from keras_tracin.curvature.objective import GaussNewton
+from keras_tracin.curvature.operators import Damped
+from keras_tracin.curvature.solvers import EKFAC
 from keras_tracin.curvature.solvers.exact import as_matrix
 from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.steps import GradientFunctions
@@ -37,10 +38,9 @@ def fitted(model, loss="mse", tokens=0, damping=DAMPING):
         y = rng.normal(size=(COUNT, *model.output_shape[1:]))
     examples, per_example = open_examples((x, y)), per_example_loss(model)
     functions = GradientFunctions(model, per_example, examples.first(2).data)
-    groups = functions.variables
-    flat = [variable for group in groups for variable in group]
+    flat = [variable for group in functions.variables for variable in group]
     operator = GaussNewton(model, per_example, examples, flat)
-    return fit_ekfac(operator, groups, None, damping), as_matrix(operator)
+    return EKFAC().prepare(Damped(operator, damping)), as_matrix(operator)
 
 
 def everything(inverse, size):
@@ -134,7 +134,7 @@ def test_it_serves_the_three_calls():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(COUNT, 4)), rng.integers(CLASSES, size=COUNT)
 
-    def scores(curvature, solver=None):
+    def scores(curvature=None, solver=None):
         method = kt.InfluenceFunctions(
             model, data, damping=0.1, curvature=curvature, solver=solver
         )
@@ -144,20 +144,29 @@ def test_it_serves_the_three_calls():
         np.testing.assert_allclose(own, np.diag(everything), rtol=1e-6)
         return everything
 
-    pair = scores("ekfac"), scores("gauss_newton", kt.Exact())
+    approximate = scores("ekfac")
+    pair = approximate, scores("gauss_newton", kt.Exact())
     assert np.corrcoef(*map(np.ravel, pair))[0, 1] > 0.9
+    np.testing.assert_array_equal(scores(solver=kt.EKFAC()), approximate)
 
 
-def test_a_solver_beside_it_is_refused():
+@pytest.mark.parametrize(
+    ("curvature", "solver", "message"),
+    [
+        ("ekfac", kt.CG(), "takes no other solver.*CG"),
+        ("hessian", kt.EKFAC(), "curvature='hessian'; expected"),
+    ],
+)
+def test_curvature_and_solver_have_to_go_together(curvature, solver, message):
     model = CASES["dense"][0]()
     model.compile(loss="mse")
-    with pytest.raises(ValueError, match="takes no solver"):
+    with pytest.raises(ValueError, match=message):
         kt.InfluenceFunctions(
             model,
             (np.ones((2, 4)), np.ones((2, 3))),
             damping=0.1,
-            curvature="ekfac",
-            solver=kt.CG(),
+            curvature=curvature,
+            solver=solver,
         )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_tracin.curvature import examples as examples_module
-from keras_tracin.curvature.examples import HeldExamples
+from keras_tracin.curvature.examples import Minibatches
 from keras_tracin.data.examples import open_examples
 
 COUNT = 20
@@ -13,7 +13,7 @@ Y = np.arange(COUNT)
 
 
 def held(memory, data=(X, Y)):
-    return HeldExamples(open_examples(data), memory)
+    return Minibatches(open_examples(data), memory)
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_tracin.curvature.operators import Damped, Matrix
-from keras_tracin.curvature.solvers import CG, Arnoldi, Exact, LiSSA, solve
+from keras_tracin.curvature.operators import Damped, Matrix, Operator
+from keras_tracin.curvature.solvers import (
+    CG,
+    EKFAC,
+    Arnoldi,
+    Exact,
+    LiSSA,
+    solve,
+)
 from keras_tracin.curvature.spectrum import extreme_eigenvalues, lanczos
 
 SIZE, ROWS = 30, 4
@@ -25,7 +32,7 @@ def right_hand_sides(rows=ROWS, size=SIZE):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Noisy:
+class Noisy(Operator):
     """A mean of matrices; a sample is the mean of some of them."""
 
     parts: np.ndarray  # [n, p, p]
@@ -148,6 +155,20 @@ def test_arnoldi_sees_a_floor_that_regularisers_put_under_the_rest():
 def test_exact_refuses_what_is_too_large_and_says_how_large():
     with pytest.raises(ValueError, match=r"take .* GB.*CG\(\)"):
         solve(Matrix(matrix(SPREAD)), right_hand_sides(), Exact(max_size=29))
+
+
+def test_ekfac_refuses_what_has_no_layers():
+    with pytest.raises(ValueError, match=r"Received: Matrix.*CG\(\)"):
+        solve(Damped(Matrix(matrix(SPREAD)), 0.1), right_hand_sides(), EKFAC())
+
+
+def test_operators_say_what_damping_they_have():
+    plain = Matrix(matrix(SPREAD))
+    damped = Damped(plain, 0.5)
+    assert (plain.damping, plain.undamped) == (0, plain)
+    assert (damped.damping, damped.undamped) == (0.5, plain)
+    rng = np.random.default_rng(0)
+    assert damped.sample(rng, 1).damping == 0.5
 
 
 def test_a_right_hand_side_of_another_width_is_refused():

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.data.example_ids import _READERS, DatasetWithIds
-from keras_tracin.data.examples import check_unique, chosen, open_examples
+from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.ids import check_unique
 
 COUNT = 6
 NAMES = np.array([f"name {at}" for at in range(COUNT)])
@@ -247,7 +248,7 @@ def test_ids_in_any_script_are_text():
 def test_ids_that_occur_twice_select_nothing():
     data = open_examples(kt.with_ids((X, Y), [1, 2, 2, 3, 4, 5]).batch(2))
     with pytest.raises(ValueError, match=r"Received \[2\] more than once"):
-        list(chosen(data, np.array([2, 3])).batches(2))
-    selected = list(chosen(data, np.array([1, 3])).batches(2))
+        list(select(data, np.array([2, 3])).batches(2))
+    selected = list(select(data, np.array([1, 3])).batches(2))
     assert [batch.ids.tolist() for batch in selected] == [[1, 3]]
     check_unique(np.array([1, 2]), "train")

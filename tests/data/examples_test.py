@@ -7,14 +7,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_tracin.data.examples import (
-    Batch,
-    DatasetWithIds,
-    chosen,
-    content_digest,
-    open_examples,
-    with_ids,
-)
+from keras_tracin.data.batches import Batch, content_digest
+from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.with_ids import with_ids
 
 
 def arrays(count=10):
@@ -435,7 +431,7 @@ def test_dataset_without_labels_is_refused(dataset):
 
 
 def test_chosen_examples_come_in_full_batches():
-    examples = chosen(open_examples(arrays(100)), np.array([90, 2, 3, 40, 41]))
+    examples = select(open_examples(arrays(100)), np.array([90, 2, 3, 40, 41]))
     batches = list(examples.batches(4))
     assert [batch.ids.tolist() for batch in batches] == [[2, 3, 40, 41], [90]]
     np.testing.assert_array_equal(

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.data import examples as datasets
+from keras_tracin.data.datasets import DatasetExamples
 from tests import records
 from tests.engine import scoring_worker
 from tests.index import index_worker
@@ -58,7 +58,7 @@ class Watch:
 
 @pytest.fixture
 def watch(monkeypatch):
-    watch, kind = Watch(), datasets._DatasetExamples
+    watch, kind = Watch(), DatasetExamples
     monkeypatch.setattr(kind, "batches", watch.watched(kind.batches))
     return watch
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.engine.diagnosis import first_not_finite
 from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.gradients import flat
 from keras_tracin.losses.per_example import per_example_loss
@@ -242,10 +243,10 @@ def test_kind_tells_batches_that_need_steps_of_their_own():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_first_not_finite_names_the_rows(functions, bad):
     x, y = data(5)
-    assert functions.first_not_finite((x, y)) is None
+    assert first_not_finite(functions, (x, y)) is None
     x = x.copy()
     x[[1, 3], 0, 0, 0] = bad
-    _, found = functions.first_not_finite((x, y))
+    _, found = first_not_finite(functions, (x, y))
     np.testing.assert_array_equal(found, [1, 3])
 
 
@@ -256,7 +257,7 @@ def test_first_not_finite_names_the_layer():
     root.set_weights([np.ones((1, 1)), np.zeros(1)])
     batch = np.array([[1.0], [0.0], [4.0]], "float32"), np.ones(3, "float32")
     functions = GradientFunctions(model, uneven_loss, like=batch)
-    name, found = functions.first_not_finite(batch)
+    name, found = first_not_finite(functions, batch)
     assert name.endswith("root")
     np.testing.assert_array_equal(found, [1])
 

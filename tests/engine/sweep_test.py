@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from keras_tracin.data.examples import Batch, open_examples
+from keras_tracin.data.batches import Batch
+from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import Footprint

@@ -8,7 +8,7 @@ from keras import layers
 
 import keras_tracin as kt
 from keras_tracin.engine.steps import GradientFunctions
-from keras_tracin.gradients.compiling import wanted
+from keras_tracin.gradients.compiling import should_compile
 from keras_tracin.losses.per_example import per_example_loss
 
 COUNT, CLASSES = 6, 3
@@ -121,8 +121,8 @@ def test_methods_pass_it_on(tmp_path):
 
 def test_a_cpu_alone_is_not_worth_it():
     assert tf.config.list_logical_devices("GPU") == []
-    assert not wanted("auto")
-    assert wanted(True)
-    assert not wanted(False)
+    assert not should_compile("auto")
+    assert should_compile(True)
+    assert not should_compile(False)
     with pytest.raises(ValueError, match=r"True, False or 'auto'.*'yes'"):
-        wanted("yes")
+        should_compile("yes")

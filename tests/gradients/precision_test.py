@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.engine.diagnosis import first_not_finite
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import precision as module
 from keras_tracin.gradients.factors import squared_norm
@@ -227,7 +228,7 @@ def test_what_is_broken_already_stays_so_and_is_named(bad):
     norms = functions.squared_norms(batch, RATE).numpy()
     assert np.isnan(norms[1])
     np.testing.assert_array_equal(norms[[0, 2]], np.array(good)[[0, 2]])
-    _, rows = functions.first_not_finite(batch)
+    _, rows = first_not_finite(functions, batch)
     np.testing.assert_array_equal(rows, [1])
 
 
@@ -240,7 +241,7 @@ def test_an_infinite_gradient_names_its_layer():
     root.set_weights([np.ones((1, 1)), np.zeros(1)])
     batch = np.array([[1.0], [0.0], [4.0]], "float32"), np.ones(3, "float32")
     functions = GradientFunctions(model, uneven_loss, like=batch)
-    name, rows = functions.first_not_finite(batch)
+    name, rows = first_not_finite(functions, batch)
     assert name.endswith("root")
     np.testing.assert_array_equal(rows, [1])
 

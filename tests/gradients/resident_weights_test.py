@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin.engine.sketch_steps import sketches, sketches_at
 from keras_tracin.engine.steps import GradientFunctions
 
 layers = keras.layers
@@ -75,16 +76,16 @@ def test_all_at_once_is_one_after_another(name):
         for _ in range(3)
     ]
     held = [[tf.constant(value) for value in weights] for weights in sets]
-    found = functions.sketches_at(PROJECTION, held)((x, y)).numpy()
+    found = sketches_at(functions, PROJECTION, held)((x, y)).numpy()
     for old, new in zip(own, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    slow = functions.sketches(PROJECTION)
+    slow = sketches(functions, PROJECTION)
     for position, weights in enumerate(sets):
         model.set_weights(weights)
         if name == "normalization":
             model.layers[0].finalize_state()
             # Made anew, since a trace keeps what the layer has computed.
-            slow = GradientFunctions(model, loss, (x, y)).sketches(PROJECTION)
+            slow = sketches(GradientFunctions(model, loss, (x, y)), PROJECTION)
         expected = slow((x, y), np.int32(position)).numpy()
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found[position], expected, atol=1e-5 * scale)

@@ -15,7 +15,6 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin.gradients import flat
 from keras_tracin.index import search as searches
-from keras_tracin.index import writing
 from keras_tracin.index.store import Store
 from keras_tracin.storage import files
 
@@ -56,23 +55,21 @@ def trained(tmp_path_factory):
     return model, directory
 
 
+def make_tracin(model, run, train=TRAIN, **options):
+    """TracIn whose index has a batch of 256 examples in each shard."""
+    return kt.TracIn(model, train, run, **options).within(shard=1)
+
+
 @pytest.fixture(scope="module")
 def tracin(trained):
-    return kt.TracIn(trained[0], TRAIN, trained[1])
-
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch):
-    monkeypatch.setattr(writing, "_SHARD", 1)  # a batch of 256 each
+    return make_tracin(*trained)
 
 
 @pytest.fixture(scope="module")
 def whole(tracin, tmp_path_factory):
     """A finished index of three shards; tests copy it to do it harm."""
     directory = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "_SHARD", 1)
-        kt.InfluenceIndex.build(tracin, directory, projection=PROJECTION)
+    kt.InfluenceIndex.build(tracin, directory, projection=PROJECTION)
     return directory
 
 
@@ -159,12 +156,10 @@ def test_half_precision_rows_are_half_the_size(tracin, whole, tmp_path):
 CHILD = """
 import os, signal, sys
 import keras_tracin as kt
-from keras_tracin import _files
-from tests import index_test
+from keras_tracin.storage import files
+from tests.index import index_test
 
-index_test.writing._SHARD = 1
-model = index_test.build()
-tracin = kt.TracIn(model, index_test.TRAIN, sys.argv[1])
+tracin = index_test.make_tracin(index_test.build(), sys.argv[1])
 describe, calls = files.describe, []
 
 def killed(path):
@@ -233,15 +228,15 @@ def test_what_does_not_match_is_refused(trained, tracin, copied):
         again(dtype="float16")
     run = kt.TrainingRun(trained[1])[1:]
     with pytest.raises(ValueError, match="another checkpoints"):
-        again(kt.TracIn(trained[0], TRAIN, run))
+        again(make_tracin(trained[0], run))
     with pytest.raises(ValueError, match="holds an index already"):
         again(resume=False)
     manifest = json.loads((copied / "index.json").read_text())
     (copied / "index.json").write_text(json.dumps({**manifest, "finished": 0}))
     other = examples(NUM_TRAIN, 9)
     with pytest.raises(ValueError, match="other training examples"):
-        again(kt.TracIn(trained[0], other, trained[1]))
-    weighted = kt.TracIn(*(trained[0], TRAIN, trained[1]), class_weight={0: 2})
+        again(make_tracin(*trained, other))
+    weighted = make_tracin(*trained, class_weight={0: 2})
     with pytest.raises(ValueError, match="another class_weight"):
         again(weighted)
 
@@ -293,7 +288,7 @@ def test_bad_options_are_refused(tracin, trained, tmp_path):
 def test_a_nan_is_named_by_id(trained, tmp_path, whole):
     x = TRAIN[0].copy()
     x[300] = np.nan
-    broken = kt.TracIn(trained[0], (x, TRAIN[1]), trained[1])
+    broken = make_tracin(*trained, (x, TRAIN[1]))
     with pytest.raises(ValueError, match=r"\[300\]"):
         kt.InfluenceIndex.build(broken, tmp_path, projection=PROJECTION)
     bad = TEST[0].copy()
@@ -321,9 +316,9 @@ def long(tmp_path_factory):
         rows = rng.normal(size=(size, 20)).astype("float32") @ plane
         rows *= 10 ** rng.uniform(-2, 0, size=(size, 1)).astype("float32")
         rows += 0.01 * rng.normal(size=rows.shape).astype("float32")
-        ids = store.size + np.arange(size)
-        store.put(store.num_shards, {"rows": rows, "ids": ids}, "")
-        store.take(store.num_shards, "")
+        ids = store.shards.size + np.arange(size)
+        store.put(store.manifest.num_shards, {"rows": rows, "ids": ids}, "")
+        store.take(store.manifest.num_shards, "")
     return store, rng.normal(size=(6, 20)).astype("float32") @ plane
 
 
@@ -335,16 +330,16 @@ def test_each_search_finds_the_best_rows(long, kind, has_faiss, monkeypatch):
         _, noted = searches.make(store, vectors, kind)
         store.finish(noted)
     if not has_faiss:
-        monkeypatch.setattr(searches, "_faiss", lambda: None)
+        monkeypatch.setitem(sys.modules, "faiss", None)
     if has_faiss or kind in ("exact", "flat"):
         made, noted = searches.make(store, vectors, kind)
         store.finish(noted)
         before = made.best(vectors, 10)
     found = searches.load(store)
     sides = found.both(vectors, 10)
-    scores = vectors @ store.rows(np.arange(store.size)).T
+    scores = vectors @ store.shards.read(np.arange(store.shards.size)).T
     for sign, (positions, values) in zip((1, -1), sides, strict=True):
-        ids, expected = of(np.arange(store.size), sign * scores, 10)
+        ids, expected = of(np.arange(store.shards.size), sign * scores, 10)
         hits = [
             np.isin(a, b).mean() for a, b in zip(ids, positions, strict=True)
         ]
@@ -401,7 +396,7 @@ def test_appended_examples_are_as_if_built_together(
     everything = tuple(
         np.concatenate(parts) for parts in zip(TRAIN, MORE, strict=True)
     )
-    together = kt.TracIn(model, everything, run)
+    together = make_tracin(model, run, everything)
     expected = kt.InfluenceIndex.build(
         together, tmp_path / "together", projection=PROJECTION
     )
@@ -487,7 +482,7 @@ def test_bad_appends_are_refused(trained, tracin, copied):
     with pytest.raises(ValueError, match=r"\[7\]"):
         index.append((x, MORE[1]))
     few = tuple(part[:100] for part in TRAIN)
-    other = kt.TracIn(trained[0], few, trained[1])
+    other = make_tracin(*trained, few)
     with pytest.raises(ValueError, match="are needed to compare"):
         kt.InfluenceIndex(copied, trained[0], method=other).append(MORE)
     assert len(kt.InfluenceIndex(copied, trained[0], **run)) == NUM_TRAIN
@@ -499,7 +494,10 @@ def test_bad_appends_are_refused(trained, tracin, copied):
 @pytest.fixture(scope="module")
 def sketched(trained):
     solver = kt.RandomizedSketch(24, seed=1, method="cg")
-    return kt.InfluenceFunctions(trained[0], TRAIN, damping=1.0, solver=solver)
+    method = kt.InfluenceFunctions(
+        trained[0], TRAIN, damping=1.0, solver=solver
+    )
+    return method.within(shard=1)
 
 
 @pytest.mark.filterwarnings("ignore:The model has not converged")
@@ -565,7 +563,7 @@ def test_an_index_does_not_depend_on_the_number_of_replicas(
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         model = build()
-    method = kt.TracIn(model, TRAIN, trained[1], strategy=strategy)
+    method = make_tracin(model, trained[1], strategy=strategy)
     index = kt.InfluenceIndex.build(method, tmp_path, projection=PROJECTION)
     expected = kt.InfluenceIndex(whole, trained[0])
     same(index.query(TEST, 5), expected.query(TEST, 5), rtol=1e-3)

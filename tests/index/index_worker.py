@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 import keras_tracin as kt
-from keras_tracin.index import writing
 from keras_tracin.index.store import Store
 from keras_tracin.storage import files
 from tests.engine import scoring_worker
@@ -24,16 +23,18 @@ FINGERPRINT = "fingerprint.npz"  # numbers that are alike up to rounding
 
 def tracin(run, strategy=None, train=TRAIN):
     """The same in every process."""
-    return scoring_worker.tracin(run, strategy, train)
+    return in_small_shards(scoring_worker.tracin(run, strategy, train))
+
+
+def in_small_shards(method):
+    """A method whose index has a batch of 256 examples in each shard."""
+    return method.within(shard=1)
 
 
 def build(method, directory):
     """An index of small shards: one batch of 256 each."""
-    shard, writing._SHARD = writing._SHARD, 1
-    try:
-        return kt.InfluenceIndex.build(method, directory, projection=PROJECTION)
-    finally:
-        writing._SHARD = shard
+    method = in_small_shards(method)
+    return kt.InfluenceIndex.build(method, directory, projection=PROJECTION)
 
 
 def contents(directory):

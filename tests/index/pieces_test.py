@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import keras_tracin as kt
-from keras_tracin.index import writing
 from keras_tracin.index.pieces import BuildPieces
+from keras_tracin.index.store import Store
 from tests import records, source_tree
 from tests.engine import scoring_worker
 from tests.index import index_worker
@@ -22,11 +22,6 @@ OF_RECORDS = {
     "num_examples": COUNT,
     "read": "tests.records:read",
 }
-
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch):
-    monkeypatch.setattr(writing, "_SHARD", 1)  # a batch of 256 each
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +79,13 @@ def test_pieces_that_were_written_are_not_made_again(
     pieces.begin()
     pieces.write(2)
     written = []
-    put = writing.Store.put
+    put = Store.put
 
     def spy(self, shard, *arguments):
         written.append(shard)
         put(self, shard, *arguments)
 
-    monkeypatch.setattr(writing.Store, "put", spy)
+    monkeypatch.setattr(Store, "put", spy)
     digests = {shard: pieces.write(shard) for shard in pieces.begin()}
     assert written == [0, 1, 3, 4, 5]
     pieces.finish(digests)

@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 import keras_tracin as kt
-from keras_tracin.losses.output_kinds import Statement, kind_of, outputs_of
+from keras_tracin.losses.expected_outputs import ExpectedOutputs
+from keras_tracin.losses.output_kinds import kind_of, outputs_of
 from keras_tracin.losses.query_losses import query_value
 
 COUNT, WIDTH, CLASSES = 12, 3, 4
@@ -182,7 +183,7 @@ def test_sequences_of_probabilities_have_margins():
     chosen = chosen.astype(np.float64)
     expected = np.log(chosen / (1 - chosen)).mean(axis=1)
     np.testing.assert_allclose(-value, expected, rtol=1e-5)
-    assert kind_of(tf.constant(p), Statement()).kind == "probabilities"
+    assert kind_of(tf.constant(p), ExpectedOutputs()).kind == "probabilities"
 
 
 @pytest.mark.parametrize("measure", ["logit", "margin"])

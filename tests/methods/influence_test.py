@@ -1,7 +1,5 @@
 """Influence functions against closed forms, retraining and whole matrices."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -225,66 +223,6 @@ def test_query_loss_turns_the_sign_so_that_positive_helps(model, truth):
     )
     found = method.influence(TEST, verbose=0).scores
     close(found, test @ inverse @ train.T)
-
-
-def ridge(reduction, batch_size, penalty=0.3):
-    """Linear regression at its minimum, its data and its penalty."""
-    rng = np.random.default_rng(3)
-    x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 1))
-    layer = layers.Dense(
-        1, use_bias=False, kernel_regularizer=keras.regularizers.L2(penalty)
-    )
-    model = sequential((4,), layer)
-    model.compile(loss=keras.losses.MeanSquaredError(reduction=reduction))
-    count = batch_size or 1
-    matrix = x.T @ x / 20 + penalty / count * np.eye(4)
-    layer.kernel.assign(np.linalg.solve(matrix, x.T @ y / 20))
-    return model, (x, y), matrix
-
-
-@pytest.mark.parametrize(
-    ("reduction", "batch_size"), [("sum_over_batch_size", None), ("sum", 5)]
-)
-def test_ridge_regression_has_the_closed_forms_first_order_term(
-    reduction, batch_size
-):
-    model, (x, y), matrix = ridge(reduction, batch_size)
-    rng = np.random.default_rng(4)
-    test = rng.normal(size=(3, 4)), rng.normal(size=(3, 1))
-    method = kt.InfluenceFunctions(
-        model, (x, y), damping=0, solver=kt.Exact(), batch_size=batch_size
-    )
-    with warnings.catch_warnings():
-        # It is at its minimum, and says nothing.
-        warnings.simplefilter("error", UserWarning)
-        scores = method.influence(test, verbose=0).scores
-    weights = model.get_weights()[0]
-    slopes = 2 * (test[0] @ weights - test[1]) * test[0]
-    expected = []
-    for left_out in range(20):
-        one = x[left_out]
-        without = matrix - np.outer(one, one) / 20
-        keep = np.arange(20) != left_out
-        again = np.linalg.solve(without, x[keep].T @ y[keep] / 20)
-        change = slopes @ (again - weights)
-        # To first order in 1/n: the exact change has a factor 1 / (1 - h).
-        leverage = one @ np.linalg.solve(matrix, one) / 20
-        expected.append(change[:, 0] * (1 - leverage))
-    close(scores / 20, np.stack(expected, axis=1), 1e-6)
-
-
-def test_a_summed_loss_with_regularisers_needs_the_batch_size():
-    model, data, _ = ridge("sum", 5)
-    with pytest.raises(ValueError, match="batch_size="):
-        kt.InfluenceFunctions(model, data, damping=0)
-
-
-def test_a_model_that_has_not_converged_is_warned_of():
-    model, data, _ = ridge("sum_over_batch_size", None)
-    model.set_weights([model.get_weights()[0] + 1])
-    method = kt.InfluenceFunctions(model, data, damping=0.1)
-    with pytest.warns(UserWarning, match=r"not converged.* length \d"):
-        method.influence(data, verbose=0)
 
 
 def test_negative_curvature_is_warned_of():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_tracin.results.attribution import Ranking, TopK
+from keras_tracin.results import Ranking, TopK
 
 
 def top_of(proponents, opponents, query_ids=(0, 1)):

@@ -4,7 +4,7 @@ from matplotlib.colors import to_hex
 
 from keras_tracin import plots
 from keras_tracin.plots.figures import WRONG
-from keras_tracin.results.attribution import SelfInfluence
+from keras_tracin.results import SelfInfluence
 
 
 def curves(figure):

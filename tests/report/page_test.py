@@ -106,7 +106,7 @@ def test_filters_and_orders_choose_what_is_listed(images):
     images.click(".filters .shown button")
     images.one("input[type=search]").send_keys("nothing like this")
     assert images.row_ids() == []
-    assert images.text(".none") == "Nothing fits the filter."
+    assert images.text(".none") == "Nothing matches the filter."
     assert images.all(".marks button") == []
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_tracin.results.attribution import Ranking, SelfInfluence, TopK
+from keras_tracin.results import Ranking, SelfInfluence, TopK
 
 NUM_TRAIN, NUM_TEST, K = 40, 6, 3
 

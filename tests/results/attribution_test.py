@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_tracin.results.attribution import (
+from keras_tracin.results import (
     Attribution,
     SelfInfluence,
     TopK,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.first_look import FirstLook
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra

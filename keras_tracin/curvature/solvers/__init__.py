@@ -1,12 +1,19 @@
 """Ways to solve `A x = b` for an operator, one in a module.
 
-solution = solve(Damped(hessian, 0.01), gradients, CG())
+Synopsis:
+
+    solution = solve(Damped(hessian, 0.01), gradients, CG())
 """
 
 from keras_tracin.curvature.solvers.arnoldi import Arnoldi
 from keras_tracin.curvature.solvers.cg import CG
+from keras_tracin.curvature.solvers.ekfac import EKFAC
 from keras_tracin.curvature.solvers.exact import Exact
 from keras_tracin.curvature.solvers.lissa import LiSSA
+from keras_tracin.curvature.solvers.randomized_sketch import (
+    InverseSketch,
+    RandomizedSketch,
+)
 from keras_tracin.curvature.solvers.solution import (
     Inverse,
     Solution,
@@ -15,12 +22,19 @@ from keras_tracin.curvature.solvers.solution import (
     solve,
 )
 
+# Fields describe these completely, unlike a solver of the user's own.
+SOLVERS = (CG, EKFAC, Arnoldi, Exact, InverseSketch, LiSSA, RandomizedSketch)
+
 __all__ = [
     "CG",
+    "EKFAC",
+    "SOLVERS",
     "Arnoldi",
     "Exact",
     "Inverse",
+    "InverseSketch",
     "LiSSA",
+    "RandomizedSketch",
     "Solution",
     "Solver",
     "report",

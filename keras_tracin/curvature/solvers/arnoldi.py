@@ -1,4 +1,10 @@
-"""The inverse on the directions that the curvature bends most."""
+"""The inverse on the directions of largest curvature.
+
+Synopsis:
+
+    inverse = Arnoldi(rank=200).prepare(Damped(hessian, 0.01))
+    inverse(rows).value         # [m, p]
+"""
 
 from __future__ import annotations
 
@@ -7,29 +13,30 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.curvature.operators import Damped, Operator
+from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution
 from keras_tracin.curvature.spectrum import Ritz, lanczos
 
-_PROBES = 8  # random vectors that the rest of the space is judged by
+_PROBES = 8  # random vectors that the mean outside is estimated with
 
 
 @dataclasses.dataclass(frozen=True)
 class Arnoldi:
     """The eigenpairs of largest magnitude (Schioppa et al. 2022).
 
-    They are found once, in a Krylov space, and any right-hand side is then
-    solved by two products `[m, p] × [p, rank]`: the way to self-influence.
+    They are computed once, in a Krylov space, and any right-hand side is then
+    solved by two products `[m, p] × [p, rank]`: this suits self-influence.
 
     Attributes:
-        rank: how many eigenpairs are kept, those of largest magnitude.
+        rank: number of eigenpairs to keep, those of largest magnitude.
         steps: dimension of the Krylov space, one pass over the data each; by
             default the rank and a tenth more.
-        complement: what is not within the kept space is divided by the mean
-            curvature there, λ included, estimated with a few random vectors.
-            With regularisers this is far above λ. False leaves it out, as
-            Schioppa et al. do; so does a mean that is not positive.
-        seed: of the space's first vector.
+        complement: whether the part of a right-hand side outside the kept
+            space is divided by the mean curvature there, λ included, as a few
+            random vectors estimate it. With regularisers this is far above λ.
+            False leaves that part out, as Schioppa et al. do; so does a mean
+            that is not positive.
+        seed: seed of the space's first vector.
     """
 
     rank: int = 200
@@ -45,16 +52,15 @@ class Arnoldi:
             )
 
     def prepare(self, operator: Operator) -> ArnoldiInverse:
-        """Finds the eigenpairs; a pass over the data for each step.
+        """Computes the eigenpairs; a pass over the data for each step.
 
         Args:
             operator: what is to be inverted, damping included.
         """
-        damping, inner = 0.0, operator
-        if isinstance(operator, Damped):
-            damping, inner = operator.damping, operator.operator
+        # A + λI has the Krylov spaces of A.
+        damping, undamped = operator.damping, operator.undamped
         steps = self.steps or self.rank + max(10, self.rank // 10)
-        ritz = lanczos(inner, steps, self.seed)
+        ritz = lanczos(undamped, steps, self.seed)
         kept = np.sort(np.argsort(-np.abs(ritz.values))[: self.rank])
         negative = bool(ritz.values.min() + damping <= 0)
         raised = ritz.values[kept] + damping
@@ -63,7 +69,7 @@ class Arnoldi:
         vectors = tf.gather(ritz.vectors, kept)
         outside = 0.0
         if self.complement and len(kept) < operator.size:
-            mean = _mean_outside(inner, vectors, self.seed) + damping
+            mean = _mean_outside(undamped, vectors, self.seed) + damping
             outside = 1 / mean if mean > 0 else 0.0
         return ArnoldiInverse(
             Ritz(raised[usable], vectors), outside, steps, negative
@@ -80,8 +86,8 @@ def _mean_outside(operator: Operator, vectors: tf.Tensor, seed: int) -> float:
     )
     shares = tf.matmul(probes, vectors, transpose_b=True)
     probes -= tf.matmul(shares, vectors)
-    bent = tf.reduce_sum(probes * operator.matmat(probes))
-    return float(bent / tf.reduce_sum(probes * probes))
+    curvature = tf.reduce_sum(probes * operator.matmat(probes))
+    return float(curvature / tf.reduce_sum(probes * probes))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,8 +96,8 @@ class ArnoldiInverse:
 
     Attributes:
         ritz: their values, damping included, and vectors.
-        outside: what the rest of the space is multiplied by.
-        steps: products with the operator that it took.
+        outside: factor of the part outside the kept space.
+        steps: number of products with the operator that it took.
         negative_curvature: whether a negative eigenvalue was seen.
     """
 

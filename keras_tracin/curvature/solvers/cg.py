@@ -1,4 +1,9 @@
-"""Conjugate gradients for many right-hand sides at once."""
+"""Conjugate gradients for many right-hand sides at once.
+
+Synopsis:
+
+    solution = solve(Damped(hessian, 0.01), gradients, CG(tol=1e-6))
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,12 @@ class CG:
     """Block conjugate gradients (O'Leary 1980; Dubrulle 2001, BCGrQ).
 
     All right-hand sides search one common space, to which each step adds a
-    vector for each of them: it takes far fewer steps than solving them apart,
-    and each step multiplies all vectors at once.
+    vector for each of them. This takes far fewer steps than solving them one
+    by one, and each step multiplies all vectors at once.
 
     Attributes:
-        tol: residual, of the right-hand side's length, to stop at.
-        max_steps: products with the operator.
+        tol: residual to stop at, relative to the right-hand side.
+        max_steps: largest number of products with the operator.
     """
 
     tol: float = 1e-4
@@ -35,7 +40,7 @@ class CG:
             )
 
     def prepare(self, operator: Operator) -> CGInverse:
-        """Nothing to be done beforehand.
+        """Keeps the operator; there is nothing to compute beforehand.
 
         Args:
             operator: what is to be inverted, damping included.
@@ -59,11 +64,13 @@ class CGInverse:
             before = residual.max(initial=0)
             if before <= self.solver.tol:
                 break
-            # What rounding has added up is left behind by starting again from
-            # the residual that there really is.
+            # Starting again from the true residual leaves behind the rounding
+            # errors that have added up.
             left = rhs - self.operator.matmat(value) if steps else rhs
-            added, taken, found = self._run(left, tf.norm(rhs, axis=1), steps)
-            steps, negative = steps + taken, negative or found
+            added, taken, negative_run = self._run(
+                left, tf.norm(rhs, axis=1), steps
+            )
+            steps, negative = steps + taken, negative or negative_run
             trial = value + added
             after = residuals(self.operator, trial, rhs)
             better = after < residual
@@ -80,29 +87,35 @@ class CGInverse:
         )
 
     def _run(self, rhs, scale, used: int) -> tuple[tf.Tensor, int, bool]:
-        """One run from zero: the solutions, its steps, whether one bent down.
+        """Runs from zero; tells its steps and whether curvature was negative.
 
         In Dubrulle's notation, transposed: `q` is an orthonormal basis of the
-        residuals, `share` how they are made of it, `search` the directions.
+        residuals, `share` their coordinates in it, `search` the directions.
+
+        Args:
+            rhs: right-hand sides, `[m, p]`.
+            scale: lengths that residuals are relative to, `[m]`.
+            used: number of steps taken before.
         """
-        q, share = _orthonormal(rhs)
+        q, share = _orthonormalize(rhs)
         search, value = q, tf.zeros_like(rhs)
         negative, steps = False, 0
         while steps < self.solver.max_steps - used:
             steps += 1
             image = self.operator.matmat(search)
-            bend = tf.matmul(search, image, transpose_b=True)
-            bend = tf.cast((bend + tf.transpose(bend)) / 2, tf.float64)
-            values, vectors = np.linalg.eigh(bend.numpy())
+            curvature = tf.matmul(search, image, transpose_b=True)
+            curvature = (curvature + tf.transpose(curvature)) / 2
+            curvature = tf.cast(curvature, tf.float64)
+            values, vectors = np.linalg.eigh(curvature.numpy())
             size = np.abs(values).max()
             if not np.isfinite(size) or size == 0:
                 break
             negative = negative or bool(values[0] < -1e-6 * size)
             usable = np.abs(values) > 1e-12 * size
             inverse = np.where(usable, 1 / np.where(usable, values, 1), 0)
-            pace = tf.constant((vectors * inverse) @ vectors.T, rhs.dtype)
-            value += tf.matmul(share, tf.matmul(pace, search), transpose_a=True)
-            q, change = _orthonormal(q - tf.matmul(pace, image))
+            step = tf.constant((vectors * inverse) @ vectors.T, rhs.dtype)
+            value += tf.matmul(share, tf.matmul(step, search), transpose_a=True)
+            q, change = _orthonormalize(q - tf.matmul(step, image))
             share = tf.matmul(change, share)
             search = q + tf.matmul(change, search)
             left = tf.math.divide_no_nan(tf.norm(share, axis=0), scale)
@@ -113,7 +126,7 @@ class CGInverse:
         return value, steps, negative
 
 
-def _orthonormal(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Orthonormal `q [k, p]` and `share [k, m]` with `rows = shareᵀ q`."""
+def _orthonormalize(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns orthonormal `q [k, p]` and `share [k, m]`: `rows = shareᵀ q`."""
     q, r = tf.linalg.qr(tf.transpose(rows))
     return tf.transpose(q), r

@@ -1,4 +1,9 @@
-"""The matrix itself, for networks of a few thousand numbers."""
+"""The matrix itself, for networks of a few thousand weights.
+
+Synopsis:
+
+    solution = solve(Damped(hessian, 0.01), gradients, Exact())
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import tensorflow as tf
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution
 
-_ROWS = 256  # of the matrix, made at a time
+_ROWS = 256  # of the matrix, computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Exact:
     max_size: int = 10_000
 
     def prepare(self, operator: Operator) -> ExactInverse:
-        """Makes the matrix and factorises it.
+        """Computes the matrix and factorises it.
 
         Args:
             operator: what is to be inverted, damping included.
@@ -41,7 +46,7 @@ class Exact:
                 f"`Exact` makes the whole matrix: {size:,} × {size:,} numbers "
                 f"take {16 * size**2 / 2**30:,.1f} GB with their "
                 f"factorisation. Expected at most {self.max_size:,} rows. Use "
-                "`CG()`, `Arnoldi()` or curvature='ekfac', name fewer "
+                "`CG()`, `Arnoldi()` or `EKFAC()`, name fewer "
                 "`layers=`, or raise `max_size`."
             )
         matrix = as_matrix(operator)
@@ -70,10 +75,10 @@ class ExactInverse:
     """A factorised matrix: by Cholesky, or by its eigenvalues.
 
     Attributes:
-        dtype: of the vectors.
-        factor: Cholesky's, or None.
+        dtype: type of the vectors.
+        factor: Cholesky's factor, or None.
         eigenvalues: `[p]`, ascending, where `factor` is None.
-        eigenvectors: `[p, p]`, in columns.
+        eigenvectors: `[p, p]`, in columns, where `factor` is None.
     """
 
     dtype: tf.DType
@@ -89,7 +94,7 @@ class ExactInverse:
             value = scipy.linalg.cho_solve(self.factor, right)
             solved = np.ones(len(rhs), bool)
         else:
-            value, solved = self._by_eigenvalues(right)
+            value, solved = self._solve_by_eigenvalues(right)
         return Solution(
             value=tf.constant(value.T, self.dtype),
             converged=solved,
@@ -98,7 +103,7 @@ class ExactInverse:
             negative_curvature=negative,
         )
 
-    def _by_eigenvalues(self, right) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_by_eigenvalues(self, right) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = self.eigenvalues, self.eigenvectors
         assert values is not None
         assert vectors is not None

@@ -1,4 +1,9 @@
-"""LiSSA: the inverse as a series, a random minibatch to each term."""
+"""LiSSA: the inverse as a series, with a random minibatch for each term.
+
+Synopsis:
+
+    solution = solve(Damped(hessian, 0.01), gradients, LiSSA(batch_size=64))
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution, residuals
 from keras_tracin.curvature.spectrum import extreme_eigenvalues
 
-_PROBES = 3  # minibatches that the largest eigenvalue is looked for in
+_PROBES = 3  # minibatches whose largest eigenvalue is estimated
 _MOST_STEPS = 5000
 
 
@@ -27,12 +32,11 @@ class LiSSA:
 
     Attributes:
         batch_size: examples in a minibatch.
-        steps: terms of the series; by default what the slowest direction that
-            matters needs, `4 σ / λ`, at most 5,000 (λ the smallest eigenvalue
-            seen).
+        steps: terms of the series; by default `4 σ / λ` with λ the smallest
+            eigenvalue seen, which its direction needs, and at most 5,000.
         tol: residual up to which a solution counts as converged. The noise of
             the minibatches keeps it well above that of `CG`.
-        seed: of the minibatches.
+        seed: seed of the minibatches.
     """
 
     batch_size: int = 64
@@ -49,7 +53,7 @@ class LiSSA:
             )
 
     def prepare(self, operator: Operator) -> LiSSAInverse:
-        """Estimates the scale, and how many steps it takes.
+        """Estimates the scale and the number of steps.
 
         Args:
             operator: what is to be inverted, damping included.
@@ -73,8 +77,10 @@ class LiSSAInverse:
     """The series on one operator.
 
     Attributes:
+        operator: what is inverted.
+        solver: the settings.
         scale: σ.
-        steps: terms.
+        steps: terms of the series.
         smallest: the smallest eigenvalue that was seen, damping included.
     """
 
@@ -97,9 +103,9 @@ class LiSSAInverse:
             residual = residuals(self.operator, value, rhs)
             if np.isfinite(residual).all() and residual.max(initial=0) < 1.5:
                 break
-            scale *= 2  # it diverged: a minibatch bent more than σ
+            scale *= 2  # it diverged: a minibatch had curvature above σ
         else:
-            raise ValueError(self._divergence(residual, taken))
+            raise ValueError(self._explain_divergence(residual, taken))
         return Solution(
             value=value,
             converged=residual <= self.solver.tol,
@@ -108,8 +114,8 @@ class LiSSAInverse:
             negative_curvature=self.smallest <= 0,
         )
 
-    def _divergence(self, residual: np.ndarray, taken: int) -> str:
-        """What to do about a series that grows."""
+    def _explain_divergence(self, residual: np.ndarray, taken: int) -> str:
+        """The error of a series that grows, with its remedy."""
         finite = residual[np.isfinite(residual)]
         worst = f"{finite.max():.1e}" if len(finite) == len(residual) else "inf"
         if self.smallest <= 0:

@@ -1,10 +1,10 @@
-"""The paper's randomized sketch of the inverse curvature (section A.1).
+"""A randomized sketch of the inverse (Pruthi et al. 2020, section A.1).
 
 With a Gaussian G `[d, p]`, E[GᵀG] = I, the sketch S = (H + λI)⁻¹Gᵀ takes O(dp)
 memory and `[S][G∇ℓ(z')]` is an unbiased estimate of (H + λI)⁻¹∇ℓ(z'). S solves
 `min ‖(H + λI)S − Gᵀ‖²_F`, by stochastic gradients with two independent
-minibatches (eq. 3) or by conjugate gradients. It is made once and serves any
-query.
+minibatches (eq. 3) or by conjugate gradients. It is computed once and serves
+any query.
 
 Synopsis:
 
@@ -24,16 +24,17 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.curvature.operators import Damped, Operator
-from keras_tracin.curvature.solvers import CG, Solution, solve
+from keras_tracin.curvature.operators import Operator
+from keras_tracin.curvature.solvers.cg import CG
+from keras_tracin.curvature.solvers.solution import Solution, solve
 from keras_tracin.curvature.spectrum import extreme_eigenvalues
 from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 _BLOCK = 64  # rows of G from one state of the generator
 _COPIES = 6  # arrays of S's size that the descent holds at the same time
-_CHECKS = 20  # times that the residual is estimated
-_PROBES = 3  # minibatches that the largest eigenvalue is looked for in
+_CHECKS = 20  # estimates of the residual
+_PROBES = 3  # minibatches whose largest eigenvalue is estimated
 
 
 def gaussian_rows(dim: int, size: int, seed: int, dtype: tf.DType) -> tf.Tensor:
@@ -59,17 +60,18 @@ class RandomizedSketch:
     perfect S: this is the method. `Arnoldi` and `CG` have no such error.
 
     Descent squares the condition number. So S starts at Gᵀ/λ, which is right
-    where the curvature is far below λ; steps are by the largest eigenvalue
-    that minibatches have; there is momentum; the minibatches grow fourfold
-    over the run; and the mean over the last quarter is kept.
+    where the curvature is far below λ; the step size follows from the largest
+    eigenvalue that minibatches have; there is momentum; the minibatches grow
+    fourfold over the descent; and the mean over its last quarter is kept.
 
     Attributes:
-        dim: d, rows of G.
-        seed: of G and of the minibatches.
+        dim: d, number of rows of G.
+        seed: seed of G and of the minibatches.
         method: `"sgd"`, the paper's, or `"cg"`, block conjugate gradients.
-        steps: of the descent, or at most of the conjugate gradients.
+        steps: number of steps of the descent, or the largest number of those
+            of the conjugate gradients.
         batch_size: examples in each of the two minibatches, at first.
-        momentum: between 0 and 1.
+        momentum: momentum of the descent, between 0 and 1.
         tol: residual up to which the sketch counts as converged.
     """
 
@@ -96,7 +98,7 @@ class RandomizedSketch:
             )
 
     def prepare(self, operator: Operator) -> InverseSketch:
-        """Makes the sketch.
+        """Computes the sketch.
 
         Args:
             operator: what is to be inverted, damping included.
@@ -114,10 +116,10 @@ class RandomizedSketch:
             )
         rows = gaussian_rows(self.dim, size, self.seed, dtype)
         if self.method == "cg":
-            found = solve(operator, rows, CG(1e-3, self.steps))
-            history = [(found.steps, float(np.max(found.residual)))]
-            negative = found.negative_curvature
-            sketch = found.value
+            solution = solve(operator, rows, CG(1e-3, self.steps))
+            history = [(solution.steps, float(np.max(solution.residual)))]
+            negative = solution.negative_curvature
+            sketch = solution.value
         else:
             sketch, history, negative = self._descend(operator, rows)
         return InverseSketch(
@@ -125,30 +127,34 @@ class RandomizedSketch:
         )
 
     def _descend(self, operator: Operator, rows: tf.Tensor):
-        """Eq. 3 with momentum: S, its residuals, and a warning's cause."""
+        """Descends by eq. 3 with momentum.
+
+        Returns:
+            Sᵀ, its residuals `[(step, residual), ...]`, and whether a negative
+            eigenvalue was seen.
+        """
         rng = np.random.default_rng([self.seed, 1])
         checks = np.random.default_rng([self.seed, 2])
         smallest, largest = extreme_eigenvalues(operator)
         for _ in range(_PROBES):
             sample = operator.sample(rng, self.batch_size)
             largest = max(largest, extreme_eigenvalues(sample, 10)[1])
-        pace = (1 - self.momentum / 2) / largest**2
-        damping = operator.damping if isinstance(operator, Damped) else 0.0
-        value = rows / (damping or largest)
-        speed = tf.zeros_like(value)
+        step_size = (1 - self.momentum / 2) / largest**2
+        value = rows / (operator.damping or largest)
+        velocity = tf.zeros_like(value)
         total, kept = tf.zeros_like(value), 0
         history: list[tuple[int, float]] = []
         every = max(1, self.steps // _CHECKS)
         for step in range(1, self.steps + 1):
             batch = int(self.batch_size * 4 ** (step / self.steps))
-            slope = stochastic_gradient(operator, value, rows, rng, batch) / 2
-            speed = self.momentum * speed - pace * slope
-            value += speed
+            gradient = stochastic_gradient(operator, value, rows, rng, batch)
+            velocity = self.momentum * velocity - step_size * (gradient / 2)
+            value += velocity
             if step > self.steps - max(1, self.steps // 4):
                 total, kept = total + value, kept + 1
             if step % every == 0 or step == self.steps:
                 current = total / kept if kept else value
-                held_out = _residual(
+                held_out = _estimate_residual(
                     operator, current, rows, checks, 4 * self.batch_size
                 )
                 history.append((step, held_out))
@@ -162,26 +168,26 @@ def stochastic_gradient(
     rng: np.random.Generator,
     batch_size: int,
 ) -> tf.Tensor:
-    """Eq. 3: an unbiased estimate of `2A(AS − Gᵀ)`, as rows `[d, p]`.
+    """An unbiased estimate of `2A(AS − Gᵀ)`, as rows `[d, p]` (eq. 3).
 
-    Two independent minibatches: with one, the expectation of the product would
-    be that of a square, which is larger.
+    It takes two independent minibatches: with one, the expectation of the
+    product would be that of a square, which is larger.
     """
     outer = operator.sample(rng, batch_size)
     inner = operator.sample(rng, batch_size)
     return 2 * outer.matmat(inner.matmat(sketch) - rows)
 
 
-def _residual(operator, sketch, rows, rng, batch_size: int) -> float:
+def _estimate_residual(operator, sketch, rows, rng, batch_size: int) -> float:
     """`‖AS − Gᵀ‖ / ‖G‖` on two minibatches that no step has used.
 
     The product of two independent errors: squaring that of one minibatch would
     count its noise as an error of the sketch.
     """
-    one, other = (
+    errors = [
         operator.sample(rng, batch_size).matmat(sketch) - rows for _ in range(2)
-    )
-    square = float(tf.reduce_sum(one * other)) / float(
+    ]
+    square = float(tf.reduce_sum(errors[0] * errors[1])) / float(
         tf.reduce_sum(rows * rows)
     )
     return math.sqrt(max(square, 0.0))
@@ -193,9 +199,10 @@ class InverseSketch:
 
     Attributes:
         rows: Sᵀ `[d, p]`.
-        seed: that G is made again from.
-        history: `[k, 2]`, the residual `‖AS − Gᵀ‖/‖G‖` after so many steps, on
-            held-out minibatches (of the worst row, by conjugate gradients).
+        seed: seed of G.
+        history: `[k, 2]`, numbers of steps and the residuals `‖AS − Gᵀ‖/‖G‖`
+            after them, on held-out minibatches (by conjugate gradients, the
+            worst row's).
         tol: residual up to which it counts as converged.
         negative_curvature: whether a negative eigenvalue was seen.
     """
@@ -254,7 +261,7 @@ class InverseSketch:
             operator: what it inverts.
 
         Raises:
-            ValueError: if it was made for another number of weights.
+            ValueError: if it was computed for another number of weights.
         """
         if operator.size != self.rows.shape[1]:
             raise ValueError(
@@ -265,7 +272,7 @@ class InverseSketch:
         return self
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one `.npz` file; it appears whole or not at all."""
+        """Writes an `.npz` file, which appears whole or not at all."""
         save_arrays(
             Path(path),
             {
@@ -279,7 +286,7 @@ class InverseSketch:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> InverseSketch:
-        """Reads what `save` wrote; it fits the weights it was made at.
+        """Reads what `save` wrote; it is right at the weights of that time.
 
         Raises:
             ValueError: if the file holds something else.

@@ -1,4 +1,4 @@
-"""What a solver returns, and what it says when it did not get there.
+"""The result of a solver, and the warnings when it did not converge.
 
 Synopsis:
 
@@ -26,9 +26,9 @@ class Solution:
     Attributes:
         value: `[m, p]`.
         converged: `[m]`, whether the residual is within the tolerance.
-        steps: products with the operator, or with samples of it.
+        steps: number of products with the operator, or with samples of it.
         residual: `[m]`, `‖b − A x‖ / ‖b‖`; NaN where it was not measured.
-        negative_curvature: whether the operator was found not to be positive
+        negative_curvature: whether the operator turned out not to be positive
             definite. The value may solve the equation all the same, but no
             longer tells how the minimum moves.
     """
@@ -41,17 +41,17 @@ class Solution:
 
 
 class Inverse(Protocol):
-    """A solver made ready for one operator, to be used many times."""
+    """A solver prepared for one operator, to be used many times."""
 
     def __call__(self, rhs: tf.Tensor) -> Solution:
         """Solves for each row of `rhs [m, p]`."""
 
 
 class Solver(Protocol):
-    """A way to solve, as a small value."""
+    """A way to solve, as a small frozen value."""
 
     def prepare(self, operator: Operator) -> Inverse:
-        """Does what is the same for all right-hand sides."""
+        """Does the work that all right-hand sides share."""
 
 
 def solve(operator: Operator, rhs: tf.Tensor, solver: Solver) -> Solution:
@@ -60,14 +60,16 @@ def solve(operator: Operator, rhs: tf.Tensor, solver: Solver) -> Solution:
     Args:
         operator: symmetric and, for a meaningful answer, positive definite.
         rhs: `[m, p]`.
-        solver: `Exact()`, `CG()`, `LiSSA()`, `Arnoldi()`, `RandomizedSketch`.
+        solver: `Exact()`, `CG()`, `LiSSA()`, `Arnoldi()`, `EKFAC()` or
+            `RandomizedSketch(dim)`.
 
     Returns:
-        A `Solution`; what went wrong is in it and in a warning that names the
-        remedy.
+        A `Solution`. One that did not converge says so, and a warning names
+        the remedy.
 
     Raises:
-        ValueError: if `rhs` does not have the operator's width.
+        ValueError: if `rhs` does not have the operator's width, or the solver
+            does not take the operator.
     """
     rhs = tf.convert_to_tensor(rhs, operator.dtype)
     if rhs.shape.rank != 2 or rhs.shape[1] != operator.size:
@@ -92,7 +94,12 @@ def residuals(
 
 
 def report(solution: Solution, name: str) -> None:
-    """Warns of what went wrong, once for all rows, and names the remedy."""
+    """Warns of solutions that are not to be trusted, and names the remedy.
+
+    Args:
+        solution: the solutions, warned of once for all rows.
+        name: the solver's.
+    """
     if solution.negative_curvature:
         warnings.warn(
             f"{name}: the damped curvature is not positive definite, so the "

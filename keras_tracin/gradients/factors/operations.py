@@ -53,18 +53,18 @@ class Work:
     """Cost of one example's gradient in its `compact` form.
 
     Attributes:
-        held: bytes of memory.
+        nbytes: bytes of memory.
         making: multiplications of the backward pass that computes it.
         pairing: multiplications of an inner product with another gradient.
     """
 
-    held: int
+    nbytes: int
     making: int = 0
     pairing: int = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(
-            self.held + other.held,
+            self.nbytes + other.nbytes,
             self.making + other.making,
             self.pairing + other.pairing,
         )

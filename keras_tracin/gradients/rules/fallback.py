@@ -196,7 +196,7 @@ def differentiable_outputs(outputs: Any) -> Iterator[tf.Tensor]:
                 yield logits
 
 
-def with_probes(outputs: Any, watch: Callable[[tf.Tensor], tf.Tensor]) -> Any:
+def add_probes(outputs: Any, watch: Callable[[tf.Tensor], tf.Tensor]) -> Any:
     """Passes each of `differentiable_outputs(outputs)` through `watch`."""
 
     def probe_leaf(leaf):

@@ -25,7 +25,7 @@ class L2Points:
     """Representer points of a retuned layer, `α_i = −1/(2λn) ∂ℓ_i/∂φ_i`.
 
     Args:
-        objective: what the layer was retuned on.
+        objective: the objective that the layer was retuned on.
         weights: the retuned weights, `[f, k]`.
 
     Attributes:
@@ -37,12 +37,17 @@ class L2Points:
     def __init__(self, objective: Objective, weights: np.ndarray):
         self._features = objective.train.features
         scale = -1 / (2 * objective.l2 * len(objective.train))
-        self.values = scale * objective.slopes(weights)
+        self.values = scale * objective.logit_gradients(weights)
         self.importance = np.linalg.norm(self.values, axis=1)
         self.total = self._features.T @ self.values
 
-    def prepared(self, features: np.ndarray, outputs: np.ndarray):
-        """What `scores` wants to know of `m` queries' outputs."""
+    def prepare(self, features: np.ndarray, outputs: np.ndarray):
+        """Prepares `scores` of `m` queries' outputs.
+
+        Args:
+            features: the queries' features, `[m, f]`.
+            outputs: the output that each asks about, `[m]`.
+        """
         return features, outputs
 
     def scores(self, prepared, rows: slice) -> np.ndarray:
@@ -51,8 +56,8 @@ class L2Points:
         products = features @ self._features[rows].T
         return products * self.values[rows][:, outputs].T
 
-    def prepared_for_all(self, features: np.ndarray):
-        """What `class_scores` wants to know of `m` queries."""
+    def prepare_all(self, features: np.ndarray):
+        """Prepares `class_scores` of `m` queries with features `[m, f]`."""
         return features
 
     def class_scores(self, prepared, rows: slice) -> np.ndarray:
@@ -95,25 +100,25 @@ class LocalExpansion:
     def __init__(
         self, objective: Objective, weights: np.ndarray, memory_limit: int
     ):
-        _check_fits(weights.size, memory_limit)
+        check_hessian_fits(weights.size, memory_limit)
         self._objective, self._weights = objective, weights
         self._features = objective.train.features
         self._count = len(self._features)
-        self._slopes = objective.slopes(weights)
-        self._factor = _factored_hessian(objective, weights)
-        gradient = self._features.T @ self._slopes / self._count
-        self.total = weights - self._solved(gradient[np.newaxis])[0]
+        self._gradients = objective.logit_gradients(weights)
+        self._factor = _factorize_hessian(objective, weights)
+        gradient = self._features.T @ self._gradients / self._count
+        self.total = weights - self._solve(gradient[np.newaxis])[0]
 
     @functools.cached_property
     def _own(self) -> np.ndarray:
-        """The scores of each example for each output of itself, `[n, k]`."""
+        """The scores of each example for its own outputs, `[n, k]`."""
         own = self._features @ self._weights / self._count
         size = max(1, 2**24 // self._weights.size)
         for start in range(0, self._count, size):
             rows = slice(start, start + size)
             features = self._features[rows]
-            gradients = np.einsum("nf,nk->nfk", features, self._slopes[rows])
-            solved = self._solved(gradients)
+            gradients = np.einsum("nf,nk->nfk", features, self._gradients[rows])
+            solved = self._solve(gradients)
             own[rows] -= np.einsum("nf,nfk->nk", features, solved) / self._count
         return own
 
@@ -133,8 +138,13 @@ class LocalExpansion:
         """‖f_i w_i‖ over the outputs, `[n]`."""
         return np.linalg.norm(self._own, axis=1)
 
-    def prepared(self, features: np.ndarray, outputs: np.ndarray):
-        """What `scores` wants to know of `m` queries' outputs."""
+    def prepare(self, features: np.ndarray, outputs: np.ndarray):
+        """Prepares `scores` of `m` queries' outputs.
+
+        Args:
+            features: the queries' features, `[m, f]`.
+            outputs: the output that each asks about, `[m]`.
+        """
         # ∂φ_c/∂W is the query's features in column c; H is symmetric, so one
         # solution for each query serves every training example.
         directions = np.zeros((len(features), *self._weights.shape))
@@ -142,7 +152,7 @@ class LocalExpansion:
         logits = np.take_along_axis(
             features @ self._weights, outputs[:, np.newaxis], axis=1
         )
-        return logits, self._solved(directions)
+        return logits, self._solve(directions)
 
     def scores(self, prepared, rows: slice) -> np.ndarray:
         """The scores `[m, c]` of the training examples in `rows`."""
@@ -150,13 +160,13 @@ class LocalExpansion:
         scores = np.tile(logits, (1, len(self._features[rows])))
         for output in range(self._weights.shape[1]):
             along = solved[:, :, output] @ self._features[rows].T
-            scores -= along * self._slopes[rows, output]
+            scores -= along * self._gradients[rows, output]
         return scores / self._count
 
-    def prepared_for_all(self, features: np.ndarray):
-        """What `class_scores` wants to know of `m` queries."""
+    def prepare_all(self, features: np.ndarray):
+        """Prepares `class_scores` of `m` queries with features `[m, f]`."""
         return [
-            self.prepared(features, np.full(len(features), output))
+            self.prepare(features, np.full(len(features), output))
             for output in range(self._weights.shape[1])
         ]
 
@@ -164,15 +174,16 @@ class LocalExpansion:
         """The scores `[m, c, k]` for every output."""
         return np.stack([self.scores(p, rows) for p in prepared], axis=-1)
 
-    def _solved(self, stack: np.ndarray) -> np.ndarray:
+    def _solve(self, stack: np.ndarray) -> np.ndarray:
         """H⁻¹ times each of `[b, f, k]`."""
         columns = stack.transpose(2, 1, 0).reshape(-1, len(stack))
-        found = linalg.cho_solve(self._factor, columns)
+        solved = linalg.cho_solve(self._factor, columns)
         shape = (*self._weights.shape[::-1], len(stack))
-        return found.reshape(shape).transpose(2, 1, 0)
+        return solved.reshape(shape).transpose(2, 1, 0)
 
 
-def _check_fits(size: int, memory_limit: int) -> None:
+def check_hessian_fits(size: int, memory_limit: int) -> None:
+    """Raises ValueError if the Hessian of `size` weights exceeds the limit."""
     needed = 3 * 8 * size**2
     if needed > memory_limit:
         raise ValueError(
@@ -183,7 +194,7 @@ def _check_fits(size: int, memory_limit: int) -> None:
         )
 
 
-def _factored_hessian(objective: Objective, weights: np.ndarray):
+def _factorize_hessian(objective: Objective, weights: np.ndarray):
     """The Cholesky factor of ∇²J, with rows in the order (output, feature)."""
     inputs, outputs = weights.shape
     hessian = np.zeros((outputs, inputs, outputs, inputs))

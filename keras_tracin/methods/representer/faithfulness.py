@@ -1,4 +1,4 @@
-"""How faithful representer points are: to their sum, and to the model.
+"""Faithfulness of representer points to the logits and to the model.
 
 Synopsis:
 
@@ -24,19 +24,19 @@ from keras_tracin.methods.representer.retune import retune
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
-    """What representer points leave open.
+    """Differences between representer points, logits and model.
 
     Attributes:
-        residual: how far the sum of the points is from the weights of the
-            layer they explain, as a part of their length. For a retuned layer
+        residual: distance of the sum of the points from the weights of the
+            layer they explain, as a share of their length. For a retuned layer
             this is its stationarity residual ‖∇J‖ / (2λ‖w2‖).
-        gradient_ratio: ‖∇J‖ of the retuned layer, as a part of that of the
+        gradient_ratio: ‖∇J‖ of the retuned layer, as a share of that of the
             layer before; None with `method="lje"`.
         agreement: the largest difference between the sum of the scores and
-            the explained layer's logit, as a part of the largest logit.
-        correlation: between the logits that the points add up to and those of
-            the user's model; each example's mean over the classes is taken
-            off first, which a softmax does not see.
+            the explained layer's logit, as a share of the largest logit.
+        correlation: correlation of the logits that the points add up to with
+            those of the user's model. Each example's mean over the classes,
+            which a softmax ignores, is subtracted first.
     """
 
     residual: float
@@ -70,31 +70,31 @@ def compare(
     Args:
         features: `[n, f]`.
         original: the user's weights, `[f, k]`.
-        explained: those the points decompose.
+        explained: the weights that the points decompose.
         points: the sum of the points.
-        gradient_ratio: handed on.
+        gradient_ratio: as in `Faithfulness`.
     """
     sums, logits = features @ points, features @ explained
     length = float(np.linalg.norm(explained))
     largest = np.abs(logits).max()
     return Faithfulness(
-        residual=_part(float(np.linalg.norm(points - explained)), length),
+        residual=_share(float(np.linalg.norm(points - explained)), length),
         gradient_ratio=gradient_ratio,
-        agreement=_part(np.abs(sums - logits).max(), largest),
+        agreement=_share(np.abs(sums - logits).max(), largest),
         correlation=_correlation(sums, features @ original),
     )
 
 
-def _part(value: float, whole: float) -> float:
+def _share(value: float, whole: float) -> float:
     if whole == 0:
         return 0.0 if value == 0 else float("inf")
     return float(value / whole)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's, over class-centred logits `[n, k]`; NaN if one is constant."""
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's, of class-centred logits `[n, k]`; NaN if any is constant."""
     centred = []
-    for logits in (one, other):
+    for logits in (first, second):
         if logits.shape[1] > 1:
             logits = logits - logits.mean(axis=1, keepdims=True)
         centred.append(logits - logits.mean())
@@ -105,7 +105,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class L2Sweep:
-    """Faithfulness of representer points against λ.
+    """Faithfulness of representer points for several λ.
 
     Attributes:
         l2: the values of λ, descending.
@@ -121,7 +121,7 @@ class L2Sweep:
         return self.l2[int(np.nanargmax(correlations))]
 
     def to_dataframe(self):
-        """A `pandas.DataFrame` with a row per λ. Needs pandas."""
+        """A `pandas.DataFrame` with a row for each λ. Needs pandas."""
         import pandas as pd
 
         index = pd.Index(self.l2, name="l2")
@@ -143,10 +143,10 @@ def sweep_l2(
     memory_limit: int | None = None,
     verbose: int = 1,
 ) -> L2Sweep:
-    """Retunes the last layer for several λ, to choose one.
+    """Retunes the last layer for several λ, to choose among them.
 
-    The representations are computed once, and each layer is retuned from the
-    one before it, from the largest λ to the smallest.
+    The representations are computed once. Retuning begins with the largest λ
+    and continues for each λ from the weights for the one before.
 
     Args:
         model: as in `RepresenterPoints`, and so the arguments after `l2`.
@@ -164,7 +164,7 @@ def sweep_l2(
     values = sorted(map(checked_l2, l2), reverse=True)
     if not values:
         raise ValueError("`l2` should hold at least one λ. Received none.")
-    problem = Problem.read(
+    problem = Problem(
         model,
         train,
         layer=layer,
@@ -173,6 +173,7 @@ def sweep_l2(
         memory_limit=memory_limit,
         verbose=verbose,
     )
+    problem.represent(verbose)
     original = weights = problem.head.weights
     rows = []
     for value in values:

@@ -1,13 +1,13 @@
-"""The representations of examples: what goes into a model's last layer.
+"""The representations of examples: the inputs of a model's last layer.
 
 They are computed once, batch by batch, and kept in float64; on each batch the
-head must give the model's own prediction back.
+head must reproduce the model's own prediction.
 
 Synopsis:
 
-    reader = FeatureReader(model, head, memory_limit)
+    reader = FeatureReader(model, head, Execution())
     train = reader.read(open_examples(data))      # Representations
-    for block in reader.blocks(examples, 1024):   # at most that many each
+    for block in reader.blocks(examples, 1024):
         block.ids, block.features
 """
 
@@ -21,17 +21,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Examples
 from keras_tracin.engine.chunks import in_chunks
 from keras_tracin.engine.diagnosis import check_fits
-from keras_tracin.engine.distribution import Strategy, spread
+from keras_tracin.engine.distribution import spread
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import batch_spec, kind_of
-from keras_tracin.gradients.sites import intercepted, without_rematerialization
+from keras_tracin.gradients.sites import intercept, without_rematerialization
 from keras_tracin.losses.per_example import check_no_activation_losses
 from keras_tracin.methods.representer.head import (
     Head,
@@ -49,7 +49,7 @@ class Representations:
     Attributes:
         ids: `[n]`.
         features: `[n, f]` float64, with the constant feature of the bias.
-        y: the labels, as the data has them.
+        y: the labels, in the form of the data.
         sample_weight: the sample weights, or None.
     """
 
@@ -63,13 +63,13 @@ class Representations:
 
     @property
     def labels(self) -> tuple[Any, ...]:
-        """`(y,)` or `(y, sample_weight)`, what a loss wants to know."""
+        """`(y,)` or `(y, sample_weight)`."""
         if self.sample_weight is None:
             return (self.y,)
         return self.y, self.sample_weight
 
     def rows(self, rows: slice) -> Representations:
-        """Some of the examples."""
+        """The examples at some positions."""
         y, sample_weight = tf.nest.map_structure(
             lambda leaf: None if leaf is None else leaf[rows],
             (self.y, self.sample_weight),
@@ -85,22 +85,20 @@ class FeatureReader:
     Args:
         model: the model, whose weights stay as they are.
         head: its last layer.
-        memory_limit: bytes that a step may use.
-        strict: refuse losses that layers add from their inputs.
-        strategy: where to run; each replica works on a share of a batch.
+        execution: where and within what limits steps run; each replica of a
+            strategy works on a share of a batch.
+        strict: whether losses that layers add from their inputs are refused.
     """
 
     def __init__(
         self,
         model: keras.Model,
         head: Head,
-        memory_limit: int,
+        execution: Execution,
         strict: bool = True,
-        strategy: Strategy | None = None,
     ):
         self._model, self._head = model, head
-        self._memory_limit, self._strict = memory_limit, strict
-        self._strategy = strategy
+        self._execution, self._strict = execution, strict
         self._steps: dict[str, Any] = {}
 
     def read(self, examples: Examples, verbose: int = 0) -> Representations:
@@ -114,14 +112,14 @@ class FeatureReader:
             ValueError: if the head does not make the prediction, or a
                 representation is NaN or infinite, naming the ids.
         """
-        return _joined(list(self._batches(examples, None, verbose)))
+        return _join(list(self._batches(examples, None, verbose)))
 
     def blocks(
         self, examples: Examples, size: int, verbose: int = 0
     ) -> Iterator[Representations]:
         """The examples in blocks of about `size`."""
         batches = self._batches(examples, size, verbose)
-        yield from map(_joined, in_chunks(batches, size))
+        yield from map(_join, in_chunks(batches, size))
 
     def _batches(
         self, examples: Examples, largest: int | None, verbose: int
@@ -138,7 +136,7 @@ class FeatureReader:
             num_checkpoints=1,
             footprint=needs,
             bytes_per_query=0,
-            execution=Execution(memory_limit=self._memory_limit),
+            execution=self._execution,
         )
         progress = Progress(plan, verbose, "Representations")
         size = min(plan.batch_size, largest or 2**31)
@@ -150,7 +148,7 @@ class FeatureReader:
         for number, batch in enumerate(examples.batches(size)):
             # When the model has its own weights, which come back.
             with exclusively, preserved(self._model):
-                inputs, output = (found.numpy() for found in step(batch.x))
+                inputs, output = (result.numpy() for result in step(batch.x))
                 spots.look(number, batch, inputs.T, inputs_of)
             features = self._head.features(inputs)
             _check_finite(features, batch.ids, examples.name)
@@ -168,42 +166,42 @@ class FeatureReader:
         kind = kind_of(x)
         if kind not in self._steps:
             self._steps[kind] = tf.function(
-                spread(self._step, self._strategy, axis=0),
+                spread(self._step, self._execution.strategy, axis=0),
                 autograph=False,
                 input_signature=[batch_spec(x)],
             )
         return self._steps[kind]
 
     def _step(self, x):
-        found = []
+        recorded = []
 
         def record(original, *args, **kwargs):
-            found.append(first_argument(args, kwargs))
+            recorded.append(first_argument(args, kwargs))
             return original(*args, **kwargs)
 
         with (
             without_rematerialization(self._model),
-            intercepted(self._head.layer, record),
+            intercept(self._head.layer, record),
         ):
             y_pred = self._model(x, training=False)
         if self._strict:
             check_no_activation_losses(self._model)
-        (inputs,), (output,) = found, keras.tree.flatten(y_pred)
-        return _widened(inputs), _widened(output)
+        (inputs,), (output,) = recorded, keras.tree.flatten(y_pred)
+        return _widen(inputs), _widen(output)
 
 
 def _no_loss(y: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor:
-    """Stands for a loss where representations alone are compared."""
+    """A loss for comparisons of representations alone."""
     leaf = tf.convert_to_tensor(tf.nest.flatten(y_pred)[0])
     return tf.reduce_sum(leaf, axis=list(range(1, leaf.shape.rank)))
 
 
-def _widened(tensor: tf.Tensor) -> tf.Tensor:
-    """The same in float32 or wider."""
+def _widen(tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor in float32 or wider."""
     return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
 
 
-def _joined(parts: list[Representations]) -> Representations:
+def _join(parts: list[Representations]) -> Representations:
     if len(parts) == 1:
         return parts[0]
     fields = [

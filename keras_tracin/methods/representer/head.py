@@ -2,8 +2,9 @@
 
 A representer decomposition needs logits that are linear in a representation,
 `φ(z) = f(z) W`, and a prediction that is a known function of the logits. Both
-are found by running the model: the inputs of its Dense layers are recorded,
-and those of the last one, times its weights, must give the prediction back.
+are identified by running the model: the inputs of its Dense layers are
+recorded, and those of the last one, times its weights, must reproduce the
+prediction.
 
 Synopsis:
 
@@ -23,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.gradients.sites import intercepted, named_layers
+from keras_tracin.gradients.sites import intercept, named_layers
 from keras_tracin.models.exclusive import exclusively
 
 # Functions of the logits that are recognised, in the order they are tried.
@@ -36,8 +37,8 @@ ACTIVATIONS = {
     "exponential": keras.activations.exponential,
 }
 
-# How far a prediction may be from that of the same logits in float64, as a
-# part of the largest logit: half of the digits that a layer computes with.
+# Largest distance of a prediction from that of the same logits in float64, as
+# a share of the largest logit: half of the digits that a layer computes with.
 _TOLERANCES = {"float16": 2**-5, "bfloat16": 2**-4, "float64": 2**-26}
 _FLOAT32_TOLERANCE = 2**-12
 
@@ -49,8 +50,8 @@ class Head:
     Attributes:
         layer: the layer.
         weights: `[f, k]` float64, its kernel with the bias as last row.
-        activation: what turns logits into the prediction, a name in
-            `ACTIVATIONS`.
+        activation: name in `ACTIVATIONS` of the function that turns logits
+            into the prediction.
         structure: the model's output, with a 0 in the tensor's place.
     """
 
@@ -67,12 +68,12 @@ class Head:
         return _features(self.layer, inputs)
 
     def prediction(self, logits: tf.Tensor) -> Any:
-        """What the model returns where its logits are `[n, k]`."""
+        """The model's prediction for logits `[n, k]`."""
         output = ACTIVATIONS[self.activation](logits)
         return keras.tree.pack_sequence_as(self.structure, [output])
 
     def explains(self, features: np.ndarray, output: np.ndarray) -> bool:
-        """Whether these features have the model's `output [n, k]`."""
+        """Whether these features lead to the model's `output [n, k]`."""
         return _explains(
             self.layer, self.activation, features @ self.weights, output
         )
@@ -85,7 +86,7 @@ def find_head(
 
     Args:
         model: a built model with one output.
-        x: inputs of some examples, on which what is found is tried.
+        x: inputs of some examples, on which a layer is tried.
         layer: the layer's name, path or object; by default the Dense layer
             that is called last.
 
@@ -99,38 +100,38 @@ def find_head(
     if not calls:
         raise ValueError(
             f"No Dense layer of the model '{model.name}' was called: "
-            f"{[found.name for found in dense]}. Name the one that makes the "
+            f"{[layer.name for layer in dense]}. Name the one that makes the "
             "logits as `layer=`."
         )
-    found, inputs = calls[-1]
-    if sum(called is found for called, _ in calls) > 1:
-        _refuse(found, "is called more than once for each prediction")
+    last, inputs = calls[-1]
+    if sum(called is last for called, _ in calls) > 1:
+        _refuse(last, "is called more than once for each prediction")
     if inputs.ndim != 2 or len(inputs) != len(output):
         _refuse(
-            found,
+            last,
             f"reads an input of shape {inputs.shape} for {len(output)} "
             "examples, expected one vector for each",
         )
-    weights = _weights(found)
-    features = _features(found, inputs)
+    weights = _weights(last)
+    features = _features(last, inputs)
     finite = np.isfinite(features).all(axis=1)
     logits = features[finite] @ weights
     gaps = {
         activation: _gap(activation, logits, output[finite])
         for activation in ACTIVATIONS
-        if _explains(found, activation, logits, output[finite])
+        if _explains(last, activation, logits, output[finite])
         # Of a single logit a softmax is constant.
         and (activation != "softmax" or output.shape[-1] > 1)
     }
     if not gaps:
-        refuse_output(found)
+        refuse_output(last)
     # Near zero, or where they are saturated, several are much the same.
     closest = min(gaps, key=lambda activation: gaps[activation])
-    return Head(found, weights, closest, structure)
+    return Head(last, weights, closest, structure)
 
 
 def refuse_output(layer: keras.Layer) -> NoReturn:
-    """Raises the error about a prediction that is no known function."""
+    """Raises ValueError: the prediction is no known function of logits."""
     _refuse(
         layer,
         "makes no logits: the model's prediction is none of "
@@ -158,9 +159,9 @@ def _dense_layers(model, layer) -> list[keras.layers.Dense]:
             )
         return [named]
     dense = [
-        found
-        for found in model._flatten_layers()
-        if isinstance(found, keras.layers.Dense)
+        inner
+        for inner in model._flatten_layers()
+        if isinstance(inner, keras.layers.Dense)
     ]
     if not dense:
         raise ValueError(
@@ -186,7 +187,7 @@ def _run(model, x, layers: Sequence[keras.Layer]):
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(intercepted(layer, recorder(layer)))
+            stack.enter_context(intercept(layer, recorder(layer)))
         y_pred = model(
             tf.nest.map_structure(tf.convert_to_tensor, x), training=False
         )
@@ -202,7 +203,7 @@ def _run(model, x, layers: Sequence[keras.Layer]):
 
 
 def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What a layer's call was given first, however it was passed."""
+    """The first argument of a layer's call, however it was passed."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
@@ -231,7 +232,7 @@ def _explains(layer, activation: str, logits, output) -> bool:
 
 
 def _gap(activation: str, logits, output) -> float:
-    """How far a prediction is from an activation of the logits, at most."""
+    """The largest distance of a prediction from an activation of logits."""
     expected = ACTIVATIONS[activation](tf.constant(logits)).numpy()
     return float(np.abs(expected - output.astype(np.float64)).max())
 
@@ -276,5 +277,5 @@ class RetunedModel(keras.Model):
             logits = tf.matmul(inputs, kernel) + bias
             return layer.activation(logits) if layer.activation else logits
 
-        with exclusively, intercepted(layer, instead):
+        with exclusively, intercept(layer, instead):
             return self._model(x, training=False)

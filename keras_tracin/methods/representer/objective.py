@@ -2,20 +2,20 @@
 
     J(W) = (1/n) Σ_i ℓ_i(φ_i) + λ ‖W‖²,  φ_i = f_i W
 
-over cached representations f_i, in float64. The loss and its derivatives with
-respect to the logits φ come from TensorFlow, for whatever loss the model was
-compiled with; the rest are matrix products, block by block.
+over cached representations f_i, in float64. The loss and its derivatives by
+the logits φ come from TensorFlow, for whatever loss the model was compiled
+with; the rest are matrix products, block by block.
 
 Synopsis:
 
-    objective = Objective(head, train, model, loss=None).with_l2(1e-3)
+    loss = LogitLoss(head, labels, model)       # compiled, for any examples
+    objective = Objective(loss, train, l2=1e-3)
     value, gradient = objective.value_and_gradient(weights)   # [f, k]
-    objective.slopes(weights)                                 # ∂ℓ/∂φ [n, k]
+    objective.logit_gradients(weights)                        # ∂ℓ/∂φ [n, k]
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,46 +34,81 @@ _BLOCK_BYTES = 8 * 2**20  # of a block of representations or logits
 Losses = Callable[[tf.Tensor, tuple], tf.Tensor]  # (logits, labels) -> [n]
 
 
-class Objective:
-    """The regularised loss of a last layer over cached representations.
+class LogitLoss:
+    """The per-example loss as a function of logits, compiled.
+
+    It is computed in float64, unless the loss holds float32 constants.
 
     Args:
-        head: the layer.
-        train: the examples.
+        head: the layer that makes the logits.
+        labels: `(y,)` or `(y, sample_weight)` of some examples.
         model: the model, for its compiled loss.
         loss: used in place of the compiled loss.
 
     Attributes:
-        train: the examples.
-        l2: λ; 0 until `with_l2`.
+        num_outputs: the number of logits, k.
+        sum_and_gradients: `(logits [n, k], labels) -> Σ ℓ_i, ∂ℓ_i/∂φ_i
+            [n, k]`.
 
     Raises:
-        ValueError: if the loss has no gradient with respect to the logits.
+        ValueError: if the loss has no gradient by the logits.
     """
 
     def __init__(
-        self,
-        head: Head,
-        train: Representations,
-        model: keras.Model,
-        loss: Any,
+        self, head: Head, labels: tuple, model: keras.Model, loss: Any = None
     ):
-        self.train, self.l2 = train, 0.0
-        outputs = head.weights.shape[1]
-        logits = tf.TensorSpec([None, outputs], tf.float64)
-        labels = batch_spec(train.rows(slice(0, 1)).labels)
-        self._logits, self._labels = logits, labels
-        self._losses, self._slopes = _differentiable(
-            head, model, loss, (logits, labels)
+        self.num_outputs = head.weights.shape[1]
+        self._logits = tf.TensorSpec([None, self.num_outputs], tf.float64)
+        self._labels = batch_spec(labels)
+        self._losses, self.sum_and_gradients = _differentiable(
+            head, model, loss, (self._logits, self._labels)
         )
-        widest = max(train.features.shape[1], outputs)
-        self._block = max(1, _BLOCK_BYTES // (8 * widest))
 
-    def with_l2(self, l2: float) -> Objective:
-        """The same with this λ; the compiled steps are shared."""
-        other = copy.copy(self)
-        other.l2 = l2
-        return other
+    @functools.cached_property
+    def gradient_changes(self):
+        """`(logits, change, labels) -> [n, k]`, `∂²ℓ/∂φ²` times the change."""
+
+        def step(logits, change, labels):
+            with tf.GradientTape() as outer:
+                outer.watch(logits)
+                _, gradients = _sum_and_gradients(self._losses, logits, labels)
+                along = tf.reduce_sum(gradients * change)
+            return outer.gradient(along, logits, unconnected_gradients="zero")
+
+        return _traced(step, self._logits, self._logits, self._labels)
+
+    @functools.cached_property
+    def curvatures(self):
+        """`(logits, labels) -> [n, k, k]`, `∂²ℓ/∂φ²` of each example."""
+
+        def step(logits, labels):
+            with tf.GradientTape() as outer:
+                outer.watch(logits)
+                _, gradients = _sum_and_gradients(self._losses, logits, labels)
+            return outer.batch_jacobian(
+                gradients, logits, unconnected_gradients="zero"
+            )
+
+        return _traced(step, self._logits, self._labels)
+
+
+class Objective:
+    """The regularised loss of a last layer over cached representations.
+
+    Args:
+        loss: the loss as a function of logits.
+        train: the examples.
+        l2: λ.
+
+    Attributes:
+        train: the examples.
+        l2: λ.
+    """
+
+    def __init__(self, loss: LogitLoss, train: Representations, l2: float):
+        self.train, self.l2, self._loss = train, l2, loss
+        widest = max(train.features.shape[1], loss.num_outputs)
+        self._block = max(1, _BLOCK_BYTES // (8 * widest))
 
     def value_and_gradient(
         self, weights: np.ndarray
@@ -81,22 +116,24 @@ class Objective:
         """J and ∇J at `weights [f, k]`."""
         total, gradient = 0.0, np.zeros_like(weights)
         for block in self._blocks():
-            losses, slopes = self._slopes(
+            losses, by_logits = self._loss.sum_and_gradients(
                 block.features @ weights, block.labels
             )
             total += float(losses)
-            gradient += block.features.T @ slopes.numpy()
+            gradient += block.features.T @ by_logits.numpy()
         n = len(self.train)
         value = total / n + self.l2 * np.sum(weights**2)
         return value, gradient / n + 2 * self.l2 * weights
 
-    def slopes(self, weights: np.ndarray) -> np.ndarray:
+    def logit_gradients(self, weights: np.ndarray) -> np.ndarray:
         """∂ℓ_i/∂φ_i of every example, `[n, k]`."""
-        found = [
-            self._slopes(block.features @ weights, block.labels)[1].numpy()
-            for block in self._blocks()
-        ]
-        return np.concatenate(found)
+        compute = self._loss.sum_and_gradients
+        return np.concatenate(
+            [
+                compute(block.features @ weights, block.labels)[1].numpy()
+                for block in self._blocks()
+            ]
+        )
 
     def hessian_product(
         self, weights: np.ndarray, direction: np.ndarray
@@ -104,12 +141,12 @@ class Objective:
         """∇²J at `weights` times `direction`, both `[f, k]`."""
         product = np.zeros_like(direction)
         for block in self._blocks():
-            curved = self._slope_changes(
+            changes = self._loss.gradient_changes(
                 block.features @ weights,
                 block.features @ direction,
                 block.labels,
             )
-            product += block.features.T @ curved.numpy()
+            product += block.features.T @ changes.numpy()
         return product / len(self.train) + 2 * self.l2 * direction
 
     def curvatures(
@@ -117,55 +154,30 @@ class Objective:
     ) -> Iterator[tuple[Representations, np.ndarray]]:
         """Blocks of examples, each with its `∂²ℓ_i/∂φ_i²` `[b, k, k]`."""
         for block in self._blocks():
-            found = self._curvatures(block.features @ weights, block.labels)
-            yield block, found.numpy()
+            logits = block.features @ weights
+            yield block, self._loss.curvatures(logits, block.labels).numpy()
 
     def _blocks(self) -> Iterator[Representations]:
         for start in range(0, len(self.train), self._block):
             yield self.train.rows(slice(start, start + self._block))
-
-    @functools.cached_property
-    def _slope_changes(self):
-        """`(logits, change, labels) -> [n, k]`, how ∂ℓ/∂φ changes."""
-
-        def step(logits, change, labels):
-            with tf.GradientTape() as outer:
-                outer.watch(logits)
-                _, slopes = _sum_and_slopes(self._losses, logits, labels)
-                along = tf.reduce_sum(slopes * change)
-            return outer.gradient(along, logits, unconnected_gradients="zero")
-
-        return _traced(step, self._logits, self._logits, self._labels)
-
-    @functools.cached_property
-    def _curvatures(self):
-        def step(logits, labels):
-            with tf.GradientTape() as outer:
-                outer.watch(logits)
-                _, slopes = _sum_and_slopes(self._losses, logits, labels)
-            return outer.batch_jacobian(
-                slopes, logits, unconnected_gradients="zero"
-            )
-
-        return _traced(step, self._logits, self._labels)
 
 
 def _traced(step: Callable, *signature):
     return tf.function(step, autograph=False, input_signature=signature)
 
 
-def _sum_and_slopes(losses: Losses, logits, labels):
+def _sum_and_gradients(losses: Losses, logits, labels):
     """Σ ℓ_i and every ∂ℓ_i/∂φ_i `[n, k]`."""
     with tf.GradientTape() as tape:
         tape.watch(logits)
         values = losses(logits, labels)
-    slopes = tape.gradient(values, logits)
-    if slopes is None:
+    gradients = tape.gradient(values, logits)
+    if gradients is None:
         raise ValueError(
             "The loss has no gradient with respect to the logits, which "
             f"representer values are made of. {_REMEDY}"
         )
-    return tf.reduce_sum(values), slopes
+    return tf.reduce_sum(values), gradients
 
 
 _REMEDY = (
@@ -175,14 +187,16 @@ _REMEDY = (
 
 
 def _differentiable(head, model, loss, signature) -> tuple[Losses, Any]:
-    """The losses, and the compiled step to their sum and slopes.
+    """The losses, and the compiled step to their sum and gradients.
 
     They are computed in float64. A loss that holds float32 constants cannot
     be; it is given float32.
     """
     for dtype in ("float64", None):
         losses = _losses(head, model, loss, dtype)
-        step = _traced(functools.partial(_sum_and_slopes, losses), *signature)
+        step = _traced(
+            functools.partial(_sum_and_gradients, losses), *signature
+        )
         try:
             step.get_concrete_function()
         except Exception as error:

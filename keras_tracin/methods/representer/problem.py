@@ -1,92 +1,85 @@
-"""What representer points start from: a head, its inputs, and the loss.
+"""The last layer of a model over its training examples, and its loss.
 
 Synopsis:
 
-    problem = Problem.read(model, train, layer=None, loss=None,
-                           strategy=None, memory_limit=None, verbose=0)
-    problem.objective(l2=1e-3)          # what the head is retuned on
+    problem = Problem(model, train, memory_limit=2**30)
+    problem.head, problem.meaning       # known without reading the data
+    problem.represent(verbose=1)        # reads it, once
+    problem.objective(l2=1e-3)          # the objective of retuning
     problem.blocks(test, 1024)          # queries, represented
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from keras_tracin.data.examples import Examples
+from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.distribution import Strategy, check_built_under
-from keras_tracin.engine.execution import default_memory_limit
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.placement import check_loss_of_outputs
-from keras_tracin.losses.output_kinds import check_consistent, outputs_of
+from keras_tracin.losses.output_kinds import outputs_of
+from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.representer.features import (
     FeatureReader,
     Representations,
 )
-from keras_tracin.methods.representer.head import Head, find_head
-from keras_tracin.methods.representer.objective import Objective
-from keras_tracin.methods.representer.targets import Meaning, meaning_of
+from keras_tracin.methods.representer.head import find_head
+from keras_tracin.methods.representer.objective import LogitLoss, Objective
+from keras_tracin.methods.representer.targets import meaning_of
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.models.state import preserved
 
-_SAMPLE = 32  # examples on which the head is looked for
+_SAMPLE = 32  # examples on which the head is identified
 
 
-@dataclasses.dataclass(frozen=True)
 class Problem:
     """The last layer of a model over its training examples.
 
+    The arguments are those of `RepresenterPoints`. A few training examples are
+    read at once, all of them by `represent`.
+
     Attributes:
-        model: the whole of it.
-        head: the last layer.
+        model: the whole model.
+        head: its last layer.
+        examples: the opened training examples.
         reader: computes representations.
-        examples: the training examples.
-        train: their representations.
         meaning: what the logits stand for.
+        execution: where and within what limits the model runs.
     """
 
-    model: keras.Model
-    head: Head
-    reader: FeatureReader
-    examples: Examples
-    train: Representations
-    meaning: Meaning
-    _unregularised: Objective
-    _memory_limit: int | None
-
-    @classmethod
     @exclusively
-    def read(
-        cls,
+    def __init__(
+        self,
         model: keras.Model,
         train: Any,
         *,
-        layer: str | keras.Layer | None,
-        loss: Any,
-        strategy: Strategy | None,
-        memory_limit: int | None,
-        verbose: int,
-    ) -> Problem:
-        """Finds the head and reads the training examples.
-
-        The arguments are those of `RepresenterPoints`.
-        """
-        examples = open_for_model(model, train, "train")
+        layer: str | keras.Layer | None = None,
+        loss: Any = None,
+        strategy: Strategy | None = None,
+        memory_limit: int | None = None,
+        verbose: int = 0,
+    ):
+        self.model = model
+        self.execution = Execution(strategy, memory_limit=memory_limit)
+        self.examples = open_for_model(model, train, "train")
         if verbose:
-            announce(model, examples)
-        sample = examples.first(_SAMPLE)
+            announce(model, self.examples)
+        sample = self.examples.first(_SAMPLE)
         check_fits(model, sample, "train")
         check_built_under(strategy, model)
         with preserved(model):
-            head = find_head(model, sample.x, layer)
+            self.head = find_head(model, sample.x, layer)
             check_consistent(outputs_of(model, loss, sample.x))
             check_loss_of_outputs(
                 model,
@@ -94,24 +87,42 @@ class Problem:
                 batch_spec(sample.data),
                 "Representer points",
             )
-        limit = memory_limit or default_memory_limit()
-        reader = FeatureReader(model, head, limit, loss is None, strategy)
-        represented = reader.read(examples, verbose)
-        objective = Objective(head, represented, model, loss)
-        meaning = meaning_of(head, model, loss, represented.y)
-        return cls(
-            *(model, head, reader, examples, represented),
-            *(meaning, objective, memory_limit),
+        self.reader = FeatureReader(
+            model, self.head, self.execution, loss is None
         )
+        y, *sample_weight = _labels_of(sample)
+        self._loss = LogitLoss(self.head, (y, *sample_weight), model, loss)
+        self.meaning = meaning_of(self.head, model, loss, y)
+        self._train: Representations | None = None
 
     @property
-    def memory_limit(self) -> int:
-        """Bytes that may be used now."""
-        return self._memory_limit or default_memory_limit()
+    def train(self) -> Representations:
+        """The representations of the training examples."""
+        return self.represent()
+
+    @property
+    def num_train(self) -> int | None:
+        """Number of training examples; None as long as it is not known."""
+        return self.examples.size if self._train is None else len(self._train)
+
+    @exclusively
+    def represent(self, verbose: int = 0) -> Representations:
+        """Reads and represents the training examples, unless that was done.
+
+        Args:
+            verbose: 0 for silence; else long work has a progress bar.
+
+        Raises:
+            ValueError: if a representation is NaN or infinite, naming the ids,
+                or does not lead to the model's prediction.
+        """
+        if self._train is None:
+            self._train = self.reader.read(self.examples, verbose)
+        return self._train
 
     def objective(self, l2: float) -> Objective:
         """The head's objective with this λ."""
-        return self._unregularised.with_l2(checked_l2(l2))
+        return Objective(self._loss, self.train, l2)
 
     def blocks(
         self, test: Any, size: int, verbose: int = 0
@@ -121,10 +132,19 @@ class Problem:
         return self.reader.blocks(examples, size, verbose)
 
 
+def _labels_of(batch: Batch) -> tuple[Any, ...]:
+    """`(y,)` or `(y, sample_weight)` as arrays."""
+    labels = (batch.y, batch.sample_weight)
+    present = labels if batch.sample_weight is not None else labels[:1]
+    return tf.nest.map_structure(
+        lambda leaf: None if leaf is None else np.asarray(leaf), present
+    )
+
+
 def checked_l2(l2: Any) -> float:
     """λ as a float; ValueError if it is not a number above zero."""
-    known = isinstance(l2, numbers.Real) and not isinstance(l2, bool)
-    if not known or not math.isfinite(l2) or l2 <= 0:
+    is_number = isinstance(l2, numbers.Real) and not isinstance(l2, bool)
+    if not is_number or not math.isfinite(l2) or l2 <= 0:
         raise ValueError(
             "`l2` should be a number above zero: without the penalty the last "
             "layer has no representer decomposition. Received: "

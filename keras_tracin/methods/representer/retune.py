@@ -1,13 +1,13 @@
 """Retuning of a last layer to the stationary point of its objective.
 
-SciPy's L-BFGS-B goes all the way as a rule. Where it stops early, its
-trust-region Newton method with conjugate gradients takes over from there.
+SciPy's L-BFGS-B reaches it as a rule. Where it stops early, SciPy's
+trust-region Newton method with conjugate gradients continues from there.
 
 Synopsis:
 
     retuned = retune(objective, start=head.weights)
     retuned.weights                  # [f, k]
-    retuned.gradient_ratio           # ‖∇J‖, as a part of that at the start
+    retuned.gradient_ratio           # ‖∇J‖, as a share of that at the start
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy import optimize
 
 from keras_tracin.methods.representer.objective import Objective
 
-# What is aimed at: ‖∇J‖ as a part of that at the reference or, should that be
+# The goal: ‖∇J‖ as a share of that at the reference or, should that be
 # stationary already, a residual that cannot matter.
 _GRADIENT_RATIO = 1e-7
 _NEGLIGIBLE_RESIDUAL = 1e-9
@@ -35,9 +35,9 @@ class Retuned:
 
     Attributes:
         weights: `[f, k]`.
-        gradient_ratio: ‖∇J‖ there, as a part of that at the reference.
-        residual: ‖∇J‖ / (2λ‖W‖), which is how far the sum of the representer
-            points is from the weights, as a part of them.
+        gradient_ratio: ‖∇J‖ there, as a share of that at the reference.
+        residual: ‖∇J‖ / (2λ‖W‖), the distance of the sum of the representer
+            points from the weights, as a share of their length.
     """
 
     weights: np.ndarray
@@ -53,10 +53,10 @@ def retune(
     """Minimises an objective.
 
     Args:
-        objective: what to minimise.
-        start: `[f, k]`, where to begin.
-        reference: `[f, k]`, the weights whose gradient is the measure of what
-            is left of it; `start` by default.
+        objective: the objective to minimise.
+        start: `[f, k]`, the weights to start from.
+        reference: `[f, k]`, the weights whose gradient the remaining one is
+            compared with; `start` by default.
 
     Warns if the residual stays so large that representer points will not add
     up to the logits.
@@ -82,7 +82,7 @@ def retune(
 
 
 class _Search:
-    """SciPy's view of an objective: flat vectors, and where to stop."""
+    """An objective as SciPy takes it: of flat vectors, with a stop."""
 
     def __init__(self, objective: Objective, reference: np.ndarray):
         self._objective, self._shape = objective, reference.shape
@@ -100,7 +100,7 @@ class _Search:
         )
 
     def run(self, method: str, start: np.ndarray, **options) -> np.ndarray:
-        """The weights at which a method of SciPy's stops."""
+        """The weights at which one of SciPy's methods stops."""
         latest = np.inf
 
         def value_and_gradient(flat):
@@ -112,10 +112,10 @@ class _Search:
             return value, gradient.reshape(-1)
 
         def hessian_product(flat, direction):
-            found = self._objective.hessian_product(
+            product = self._objective.hessian_product(
                 flat.reshape(self._shape), direction.reshape(self._shape)
             )
-            return found.reshape(-1)
+            return product.reshape(-1)
 
         def stop_at_goal(_):
             # L-BFGS-B's own limit is on the largest entry, not the length.

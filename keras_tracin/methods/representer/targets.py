@@ -20,28 +20,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_tracin.losses.expected_outputs import (
+    ExpectedOutputs,
+    choice_of,
+)
 from keras_tracin.methods.representer.features import Representations
 from keras_tracin.methods.representer.head import Head
 
 Target = int | str
-
-# What the loss says of the logits, where the activation does not.
-_OF_CLASSES = frozenset(
-    {
-        keras.losses.categorical_crossentropy,
-        keras.losses.categorical_focal_crossentropy,
-        keras.losses.categorical_hinge,
-        keras.losses.sparse_categorical_crossentropy,
-    }
-)
-_OF_SIDES = frozenset(
-    {
-        keras.losses.binary_crossentropy,
-        keras.losses.binary_focal_crossentropy,
-        keras.losses.hinge,
-        keras.losses.squared_hinge,
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +44,7 @@ class Meaning:
 
     Attributes:
         kind: "classes", one logit for each; "sides", a logit that is high on
-            one side and low on the other; or "values", of a regression.
+            one side and low on the other; or "numbers", of a regression.
         outputs: the number of logits.
     """
 
@@ -82,7 +68,7 @@ class Meaning:
         count = len(queries)
         if not isinstance(target, str):
             return self._all(int(target), count)
-        if self.kind == "values":
+        if self.kind == "numbers":
             return self._all(0, count)
         if self.kind == "sides":
             high = logits if target == "predicted" else _flat(queries.y) - 0.5
@@ -148,29 +134,11 @@ def meaning_of(head: Head, model: keras.Model, loss: Any, y: Any) -> Meaning:
         y: the labels of some examples.
     """
     outputs, labels = head.weights.shape[1], _flat(y)
-    function = _function(model, loss)
-    if head.activation == "softmax" or function in _OF_CLASSES:
-        kind = "classes"
-    elif head.activation == "sigmoid" or function in _OF_SIDES:
-        kind = "sides"
-    elif (
-        outputs > 1 and labels.size == len(labels) and labels.dtype.kind in "iu"
-    ):
+    one_each = labels.size == len(labels) and labels.dtype.kind in "iu"
+    kind = choice_of(head.activation, ExpectedOutputs.of(model, loss))
+    if kind is None and outputs > 1 and one_each:
         kind = "classes"  # a loss of the user's, and one whole number each
-    else:
-        kind = "values"
-    return Meaning(kind, outputs)
-
-
-def _function(model: keras.Model, loss: Any) -> Any:
-    """The function that a loss wraps, or the loss itself."""
-    if loss is None:
-        loss = model._compile_loss._user_loss
-    leaves = [leaf for leaf in keras.tree.flatten(loss) if leaf is not None]
-    found = leaves[0] if len(leaves) == 1 else None
-    if isinstance(found, str):
-        found = keras.losses.get(found)
-    return getattr(found, "fn", found)
+    return Meaning(kind or "numbers", outputs)
 
 
 def _flat(y: Any) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 Synopsis:
 
-    held = Held.of(open_examples(train))          # data by position
+    held = HeldExamples.read(open_examples(train))
     steps = training_steps(run, train, held, batches=None)
-    held.data(steps.rows[t])                      # the batch of step t
+    held.take(steps.rows[t]).data                 # the batch of step t
 """
 
 from __future__ import annotations
@@ -18,68 +18,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
-from keras_tracin.data.examples import Batch, Examples, check_unique, joined
+from keras_tracin.data.held import HeldExamples
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs import manifest as run_manifest
-
-_READ = 1024  # examples read at a time
 
 _REMEDY = (
     "Train with `kt.record_training`, which records it; or with "
     "`model.fit(..., shuffle=False)` and pass the batch size as `batches=`; or "
     "pass the ids of each step's batch, `batches=[[3, 1], [0, 2], ...]`."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """All training examples in memory.
-
-    Attributes:
-        ids: `[n]`, in reading order.
-        leaves: `(x, y[, sample_weight])` of arrays `[n, ...]`.
-    """
-
-    ids: np.ndarray
-    leaves: Any
-
-    @classmethod
-    def of(cls, examples: Examples) -> Held:
-        """Reads them once; arrays in memory are not copied."""
-        whole = examples.first(examples.size or _READ)
-        if examples.size is None:
-            whole = joined(list(examples.batches(_READ)))
-        return cls(whole.ids, tf.nest.map_structure(np.asarray, whole.data))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def data(self, rows: np.ndarray) -> Any:
-        """The examples at these positions."""
-        return tf.nest.map_structure(lambda leaf: leaf[rows], self.leaves)
-
-    def first(self, count: int) -> Batch:
-        """The first of them."""
-        rows = np.arange(min(count, len(self)))
-        return Batch(self.ids[rows], *self.data(rows))
-
-    def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Where the examples with these ids are.
-
-        Raises:
-            ValueError: if some are not among them, or ids are not unique.
-        """
-        check_unique(self.ids, "train")
-        order = np.argsort(self.ids, kind="stable")
-        places = np.searchsorted(self.ids, ids, sorter=order)
-        found = order[np.minimum(places, len(self) - 1)]
-        missing = np.asarray(ids)[self.ids[found] != ids]
-        if len(missing):
-            raise ValueError(
-                "`train` should hold every example that was trained on. "
-                f"Received data without the ids {missing[:5].tolist()}."
-            )
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +46,7 @@ class Steps:
 
 
 def training_steps(
-    run: TrainingRun, train: Any, held: Held, batches: Any = None
+    run: TrainingRun, train: Any, held: HeldExamples, batches: Any = None
 ) -> Steps:
     """The steps up to a run's last checkpoint.
 
@@ -125,7 +72,14 @@ def training_steps(
             f"`batches` should name the batch of each of the {count} steps of "
             f"{run!r}. Received {len(found)}."
         )
-    rows = held.rows_of(np.concatenate(found))
+    ids_of_steps = np.concatenate(found)
+    rows = held.positions_of(ids_of_steps)
+    missing = ids_of_steps[rows < 0]
+    if len(missing):
+        raise ValueError(
+            "`train` should hold every example that was trained on. "
+            f"Received data without the ids {missing[:5].tolist()}."
+        )
     ends = np.cumsum([len(one) for one in found])
     return Steps(
         run.learning_rates[:count],
@@ -147,7 +101,9 @@ def _recorded(run: TrainingRun) -> Iterator[np.ndarray] | None:
     )
 
 
-def _given(batches: Any, held: Held, count: int) -> Iterator[np.ndarray]:
+def _given(
+    batches: Any, held: HeldExamples, count: int
+) -> Iterator[np.ndarray]:
     if isinstance(batches, int | np.integer):
         if isinstance(batches, bool) or batches < 1:
             raise ValueError(
@@ -165,7 +121,7 @@ def _given(batches: Any, held: Held, count: int) -> Iterator[np.ndarray]:
     return iter([np.asarray(ids) for ids in batches[:count]])
 
 
-def _as_read(train: Any, held: Held) -> Iterator[np.ndarray]:
+def _as_read(train: Any, held: HeldExamples) -> Iterator[np.ndarray]:
     """A dataset that is read in one order only is trained on in that order."""
     if not isinstance(train, tf.data.Dataset):
         raise ValueError(

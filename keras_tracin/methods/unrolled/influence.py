@@ -28,41 +28,39 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
-from keras_tracin.engine import collecting
+from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.diagnosis import check_fits
-from keras_tracin.engine.distribution import check_alone, worker_of
 from keras_tracin.engine.fingerprint import tolerance as fingerprint_tolerance
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.progress import Progress
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
+from keras_tracin.methods.attributor import Directory, GroupsOfIds
+from keras_tracin.methods.base import Method
 from keras_tracin.methods.unrolled.queries import (
     Backward,
     UnrolledPlan,
     sum_queries,
 )
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
-from keras_tracin.methods.unrolled.training import Adjoint
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution, TopK
+from keras_tracin.results.attribution import Attribution
 from keras_tracin.runs import TrainingRun
 
-_MOST_QUERIES = 128  # carried back together
-_COPIES = 6  # of a query's adjoint, while a step is differentiated
+_READ = 128  # queries at a time
 
 
-class UnrolledInfluence:
+class UnrolledInfluence(Method):
     """Influence through the whole of a recorded training, to first order.
 
     Example:
@@ -112,6 +110,8 @@ class UnrolledInfluence:
             data, run and model do not fit one another.
     """
 
+    title = "Unrolled influence"
+
     @exclusively
     def __init__(
         self,
@@ -134,24 +134,26 @@ class UnrolledInfluence:
             tolerance=tolerance,
             memory_limit=memory_limit,
         )
-        self._model, self._held = model, self._recorded.held
-        x = self._held.first(SAMPLE).x
+        x = self._recorded.held.first(SAMPLE).x
         self._query_loss = query_loss or "loss"
-        self._value = query_value(model, self._query_loss, x=x)
+        value = query_value(model, self._query_loss, x=x)
+        self._backward = Backward(self._recorded, value)
 
     @exclusively
     def influence(
         self,
         test: Any,
         *,
+        groups: GroupsOfIds | None = None,
         aggregate: bool = False,
-        directory: str | os.PathLike | None = None,
+        directory: Directory | None = None,
         verbose: int = 1,
     ) -> Attribution:
         """The score of every training example for every query.
 
         Args:
             test: the queries, in the same form as `train`.
+            groups: as in `TracIn.influence`.
             aggregate: score the sum of the queries' losses, in one row: it is
                 carried back once for all of them.
             directory: where finished blocks of queries are kept, as in
@@ -165,72 +167,18 @@ class UnrolledInfluence:
 
         Raises:
             ValueError: if the replayed training does not lead to the recorded
-                weights, saying where; if adjoints overflow; or if `directory`
+                weights, saying where; if adjoints overflow; if `groups` holds
+                ids that are not among the training examples; or if `directory`
                 holds parts of another call.
         """
-        if aggregate:
-            if directory is not None:
-                raise ValueError(
-                    "`aggregate=True` makes a single row, in the time of one "
-                    "query, and keeps no parts of it. Leave out `directory=`."
-                )
-            return self._influence_on_sum(test, verbose)
-        parts = self._open_parts(directory, "influence", test)
-        return collecting.influence(
-            self._blocks(test, parts), self._stream(verbose), parts
-        )
-
-    @exclusively
-    def top_k(
-        self,
-        test: Any,
-        k: int = 10,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> TopK:
-        """The `k` strongest proponents and opponents of every query.
-
-        Args:
-            test: the queries, in the same form as `train`.
-            k: number of training examples on each side.
-            directory: as in `influence`.
-            verbose: 0 for silence.
-
-        Raises:
-            ValueError: if `k` is below 1 or above the number of training
-                examples; and as `influence`.
-        """
-        parts = self._open_parts(directory, "top_k", test, k=k)
-        return collecting.top_k(
-            self._blocks(test, parts),
-            self._stream(verbose),
-            k,
-            len(self._held),
-            parts,
-        )
-
-    def self_influence(
-        self,
-        *,
-        directory: str | os.PathLike | None = None,
-        verbose: int = 1,
-    ) -> NoReturn:
-        """Refused: every training example would be carried back as a query.
-
-        Args:
-            directory: plays no part.
-            verbose: plays no part.
-
-        Raises:
-            NotImplementedError: always; it says what to do.
-        """
-        raise NotImplementedError(
-            "Unrolled self-influence carries each of the "
-            f"{len(self._held)} examples back through the whole training. Use "
-            "`TracIn` for self-influence, or `influence(some)` for the "
-            "examples in question."
-        )
+        if not aggregate:
+            return self._influence(test, groups, directory, verbose)
+        if directory is not None:
+            raise ValueError(
+                "`aggregate=True` makes a single row, in the time of one "
+                "query, and keeps no parts of it. Leave out `directory=`."
+            )
+        return self._influence(test, groups, None, verbose, aggregate=True)
 
     @exclusively
     def plan(self, test: Any = None) -> UnrolledPlan:
@@ -246,14 +194,15 @@ class UnrolledInfluence:
             ValueError: if `test` does not fit the model.
         """
         if test is None:
-            self.self_influence()
-        block = next(self._blocks(test))
-        total = open_for_model(self._model, test, "test").size or len(block)
+            self._check_self_influence()
+        block = next(self._batches(test, Call()))
+        total = open_for_model(self.model, test, "test").size or len(block)
         blocks = math.ceil(total / len(block))
-        plan = self._plan(len(block))
-        seconds = self._backward.seconds(block, blocks)
         return dataclasses.replace(
-            plan, num_queries=total, num_blocks=blocks, seconds=seconds
+            self._backward.plan(len(block)),
+            num_queries=total,
+            num_blocks=blocks,
+            seconds=self._backward.seconds(block, blocks),
         )
 
     @exclusively
@@ -277,14 +226,14 @@ class UnrolledInfluence:
             ValueError: if `counts` has another shape.
         """
         rows = np.atleast_2d(np.asarray(counts, np.float64))
-        if rows.ndim != 2 or rows.shape[1] != len(self._held):
+        if rows.ndim != 2 or rows.shape[1] != self.num_train:
             raise ValueError(
                 "`counts` should have one number for each training example, "
-                f"[{len(self._held)}] or [s, {len(self._held)}]. Received "
+                f"[{self.num_train}] or [s, {self.num_train}]. Received "
                 f"shape {np.shape(counts)}."
             )
-        opened = open_for_model(self._model, test, "test")
-        queries = list(opened.batches(_MOST_QUERIES))
+        opened = open_for_model(self.model, test, "test")
+        queries = list(opened.batches(_READ))
         values = []
         for row in rows:
             state = self._recorded.replay.end(row)
@@ -308,127 +257,98 @@ class UnrolledInfluence:
         """
         return self._recorded.replay_error
 
-    def describe(self) -> dict[str, Any]:
-        """The options on which scores depend, as JSON."""
+    @property
+    def model(self) -> keras.Model:
+        """The model."""
+        return self._recorded.model
+
+    @property
+    def strategy(self) -> None:
+        """None: each batch is replayed on one device."""
+        return None
+
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return len(self._recorded.held)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options that scores depend on, as JSON, without reading any data."""
         return {
-            "method": "UnrolledInfluence",
             "query_loss": describe(self._query_loss),
             **self._recorded.describe(),
         }
 
-    def __repr__(self) -> str:
+    @property
+    def no_self_influence(self) -> str:
+        """Why there is no self-influence, and what to use."""
         return (
-            f"UnrolledInfluence({self._model.name!r}, {len(self._held):,} "
-            f"training examples, {len(self._recorded.steps):,} steps)"
+            "Unrolled self-influence would carry each of the "
+            f"{self.num_train} examples back through the whole training. Use "
+            "`kt.TracIn` for self-influence, or `influence(some)` for the "
+            "examples in question."
         )
 
-    def _influence_on_sum(self, test: Any, verbose: int) -> Attribution:
-        """One row: the sum of the queries' adjoints is carried back."""
-        total: Any = None
-        for block in self._blocks(test):
-            summed = sum_queries(self._adjoint(block))
-            total = (
-                summed
-                if total is None
-                else tf.nest.map_structure(tf.add, total, summed)
-            )
-        ids = np.array(["sum"])
-        scores = self._carry_back(ids, total, verbose)
-        return Attribution(scores, ids, self._held.ids)
+    def describe(self) -> dict[str, Any]:
+        """The method and its options, as JSON."""
+        return {"method": type(self).__name__, **self.settings}
 
-    def _open_parts(
-        self,
-        directory: str | os.PathLike | None,
-        call: str,
-        test: Any,
-        **options: Any,
-    ) -> Parts | None:
-        """The parts of a call on disk, None without a directory."""
-        if directory is None:
-            check_alone(None)
-            return None
-        job = {
-            **self.describe(),
-            "call": call,
-            "training": self._recorded.digest,
-            "test": content_digest(
-                open_for_model(self._model, test, "test").batches(_MOST_QUERIES)
-            ),
-            **options,
-        }
-        parts = Parts.open(directory, job, worker_of(None))
-        parts.made_of(self._numbers(), fingerprint_tolerance(self._model))
-        return parts
-
-    def _numbers(self) -> Numbers:
-        """Numbers that the losses, the model and the optimizer compute."""
-        replay, first = self._recorded.replay, self._held.first(32)
-        moved = replay.advance(0, replay.start)
-        pairs = zip(moved.weights, replay.start.weights, strict=True)
+    def job(self, test: Any) -> dict[str, Any]:
+        """What scores depend on, as JSON, for the parts on disk."""
+        queries = open_for_model(self.model, test, "test")
         return {
-            "ids": first.ids,
-            "query losses": self._backward.values(replay.start, first),
-            "steps": np.array([float(tf.norm(a - b)) for a, b in pairs]),
+            **self.describe(),
+            "training": self._recorded.digest,
+            "test": content_digest(queries.batches(_READ)),
         }
 
-    @functools.cached_property
-    def _backward(self) -> Backward:
-        recorded = self._recorded
-        return Backward(recorded.replay, recorded.steps, self._value)
+    def fingerprint(self, test: Any) -> tuple[Numbers, float]:
+        """What scores are made of as numbers, and by what they may differ."""
+        return self._backward.numbers(), fingerprint_tolerance(self.model)
 
-    def _blocks(self, test: Any, parts: Parts | None = None) -> Iterator[Batch]:
-        """Queries in blocks that are carried back together."""
-        recorded = self._recorded
-        per_query = _COPIES * recorded.bytes_of_state
-        room = recorded.memory_limit // (2 * per_query)
-        size = min(max(1, room), _MOST_QUERIES)
-        if parts is not None:
-            size = parts.agreed("block", size)
-        queries = open_for_model(self._model, test, "test")
-        check_fits(self._model, queries.first(1), "test")
+    def blocks(self, test: Any, call: Call) -> Iterator[Batch | _Sum]:
+        """The queries in blocks that are carried back together."""
+        batches = self._batches(test, call)
+        return (
+            iter([_Sum(batches)]) if call.options.get("aggregate") else batches
+        )
+
+    def stream(self, queries: Batch | _Sum, sink: Sink, call: Call) -> None:
+        """Streams the scores of one block of queries, as a single chunk."""
+        ids = self._recorded.held.ids
+        if not sink.wants(Chunk(0, 0, (Batch(ids, None),))):
+            return
+        backward = self._backward
+        if isinstance(queries, _Sum):
+            adjoints = (
+                sum_queries(backward.adjoint(batch))
+                for batch in queries.batches
+            )
+            add = functools.partial(tf.nest.map_structure, tf.add)
+            adjoint = functools.reduce(add, adjoints)
+        else:
+            adjoint = backward.adjoint(queries)
+        if call.verbose:
+            announce(self.model, self._recorded.examples)
+        plan = backward.plan(len(queries.ids))
+        progress = Progress(plan, call.verbose, self.title)
+        sink.add(ids, backward.scores(queries.ids, adjoint, progress))
+
+    def _batches(self, test: Any, call: Call) -> Iterator[Batch]:
+        size = call.agree("block", self._backward.block_size)
+        queries = open_for_model(self.model, test, "test")
+        check_fits(self.model, queries.first(1), "test")
         return queries.batches(size)
 
-    def _adjoint(self, block: Batch) -> Adjoint:
-        """The derivatives of queries at the end of the checked replay."""
-        recorded = self._recorded
-        assert recorded.replay_error >= 0  # makes the last state
-        return self._backward.adjoint(recorded.replay.last, block)
 
-    def _stream(self, verbose: int) -> collecting.Stream[Batch]:
-        """Streams the scores of one block of queries, as a single chunk."""
-        ids = self._held.ids
-        chunk = Chunk(0, 0, (Batch(ids, None),))
+class _Sum:
+    """The sum of all queries, as a block of one.
 
-        def stream(block: Batch, sink: Sink) -> None:
-            if sink.wants(chunk):
-                adjoint = self._adjoint(block)
-                sink.add(ids, self._carry_back(block.ids, adjoint, verbose))
+    Args:
+        batches: the queries.
+    """
 
-        return stream
-
-    def _carry_back(
-        self, ids: np.ndarray, adjoint: Adjoint, verbose: int
-    ) -> np.ndarray:
-        """The scores `[m, n]` of queries with this adjoint of the end."""
-        if verbose:
-            announce(self._model, self._recorded.examples)
-        progress = Progress(self._plan(len(ids)), verbose, "Unrolled influence")
-        scores = self._backward.scores(ids, adjoint, len(self._held), progress)
-        dtype = self._model.trainable_variables[0].dtype
-        wide = np.float64 if dtype == "float64" else np.float32
-        return np.ascontiguousarray(scores, wide)
-
-    def _plan(self, num_queries: int) -> UnrolledPlan:
-        """The plan of one block of queries."""
-        recorded = self._recorded
-        steps, size = len(recorded.steps), len(recorded.held)
-        held = min(steps, recorded.states_held)
-        states = held + _COPIES * num_queries
-        return UnrolledPlan(
-            num_train=size,
-            num_queries=num_queries,
-            num_checkpoints=steps,
-            batch_size=size,
-            chunk=size,
-            memory=states * recorded.bytes_of_state,
-        )
+    def __init__(self, batches: Iterator[Batch]):
+        self.batches = batches
+        self.ids = np.array(["sum"])

@@ -2,10 +2,10 @@
 
 Synopsis:
 
-    backward = Backward(replay, steps, value)
-    backward.values(replay.last, batch)               # [m]
-    adjoint = backward.adjoint(replay.last, batch)
-    backward.scores(batch.ids, adjoint, len(held), progress)  # [m, n]
+    backward = Backward(recorded, value)
+    plan = backward.plan(num_queries=len(batch))
+    adjoint = backward.adjoint(batch)
+    scores = backward.scores(batch.ids, adjoint, Progress(plan, 1, "Scores"))
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch
+from keras_tracin.data.batches import Batch
+from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.planning import Plan, in_words
 from keras_tracin.engine.progress import Progress
 from keras_tracin.losses.per_example import PerExampleLoss
-from keras_tracin.methods.unrolled.batches import Steps
-from keras_tracin.methods.unrolled.replay import Replay
+from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.methods.unrolled.training import Adjoint, State
+
+_MOST_QUERIES = 128  # carried back together
+_COPIES = 6  # of a query's adjoint, while a step is differentiated
+_COMPARED = 32  # training examples, with those of finished parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,43 +55,68 @@ class Backward:
     """Carries queries back through a replayed training.
 
     Args:
-        replay: the training.
-        steps: its steps.
+        recorded: the training.
         value: what queries measure, `(y, y_pred, sample_weight) -> [m]`.
     """
 
-    def __init__(self, replay: Replay, steps: Steps, value: PerExampleLoss):
-        self._replay, self._steps, self._value = replay, steps, value
+    def __init__(self, recorded: RecordedTraining, value: PerExampleLoss):
+        self._recorded, self._value = recorded, value
+
+    @property
+    def block_size(self) -> int:
+        """Number of queries that are carried back together."""
+        per_query = _COPIES * self._recorded.bytes_of_state
+        room = self._recorded.memory_limit // (2 * per_query)
+        return min(max(1, room), _MOST_QUERIES)
+
+    def plan(self, num_queries: int) -> UnrolledPlan:
+        """The plan of one block of queries."""
+        recorded = self._recorded
+        steps, size = len(recorded.steps), len(recorded.held)
+        states = min(steps, recorded.states_held) + _COPIES * num_queries
+        return UnrolledPlan(
+            num_train=size,
+            num_queries=num_queries,
+            num_checkpoints=steps,
+            batch_size=size,
+            chunk=size,
+            memory=states * recorded.bytes_of_state,
+        )
 
     def values(self, state: State, batch: Batch) -> np.ndarray:
         """What `m` queries measure with a state's weights, `[m]`."""
         return np.asarray(self._compiled_values(state, batch.data))
 
-    def adjoint(self, state: State, batch: Batch) -> Adjoint:
-        """The derivatives of `m` queries' values by the last state."""
-        _, adjoint = self._compiled_adjoint(state, batch.data)
-        return adjoint
+    def adjoint(self, batch: Batch) -> Adjoint:
+        """The derivatives of `m` queries' values by the checked last state.
+
+        Raises:
+            ValueError: if the replay does not lead to the recorded weights.
+        """
+        recorded = self._recorded
+        assert recorded.replay_error >= 0  # makes the last state
+        return self._adjoint(recorded.replay.last, batch)
 
     def scores(
-        self, ids: np.ndarray, adjoint: Adjoint, count: int, progress: Progress
+        self, ids: np.ndarray, adjoint: Adjoint, progress: Progress
     ) -> np.ndarray:
         """The scores `[m, n]` of queries with this adjoint of the last state.
 
         Args:
             ids: the queries' ids, `[m]`.
             adjoint: as `adjoint` returns it.
-            count: n, the number of training examples.
             progress: told of every step.
 
         Raises:
             ValueError: if derivatives overflow, naming the queries.
         """
-        columns = np.zeros((count, len(ids)))
-        for number, state in self._replay.backwards():
-            adjoint, products = self._replay.training.backward(
-                state, *self._replay.inputs(number), adjoint
+        recorded, replay = self._recorded, self._recorded.replay
+        columns = np.zeros((len(recorded.held), len(ids)))
+        for number, state in replay.backwards():
+            adjoint, products = replay.training.backward(
+                state, *replay.inputs(number), adjoint
             )
-            np.add.at(columns, self._steps.rows[number], products.numpy().T)
+            np.add.at(columns, recorded.steps.rows[number], products.numpy().T)
             progress.advance()
         scores = columns.T
         broken = ~np.isfinite(scores).all(axis=1)
@@ -95,35 +124,53 @@ class Backward:
             raise ValueError(
                 "The derivatives of queries with ids "
                 f"{ids[broken][:5].tolist()} overflow on their way back "
-                f"through {len(self._steps)} steps: training is so unstable "
+                f"through {len(recorded.steps)} steps: training is so unstable "
                 "that a small change of the beginning is beyond any bound at "
                 "the end. Lower the learning rate, or use a slice of the run "
                 "that ends earlier."
             )
-        return scores
+        dtype = recorded.model.trainable_variables[0].dtype
+        wide = np.float64 if dtype == "float64" else np.float32
+        return np.ascontiguousarray(scores, wide)
+
+    def numbers(self) -> Numbers:
+        """Numbers that losses, model and optimizer compute, at the start."""
+        replay = self._recorded.replay
+        first = self._recorded.held.first(_COMPARED)
+        moved = replay.advance(0, replay.start)
+        pairs = zip(moved.weights, replay.start.weights, strict=True)
+        return {
+            "ids": first.ids,
+            "query losses": self.values(replay.start, first),
+            "steps": np.array([float(tf.norm(a - b)) for a, b in pairs]),
+        }
 
     def seconds(self, batch: Batch, blocks: int) -> float:
         """An estimate of the time that blocks of queries like one will take.
 
         The first step is made forwards and backwards, for real.
         """
-        replay = self._replay
+        recorded, replay = self._recorded, self._recorded.replay
         start, inputs = replay.start, replay.inputs(0)
-        adjoint = self.adjoint(start, batch)
+        adjoint = self._adjoint(start, batch)
         forwards = _seconds(lambda: replay.advance(0, start))
         backwards = _seconds(
             lambda: replay.training.backward(start, *inputs, adjoint)
         )
         again = 0.0 if replay.holds_all else forwards
-        return len(self._steps) * (forwards + blocks * (backwards + again))
+        return len(recorded.steps) * (forwards + blocks * (backwards + again))
+
+    def _adjoint(self, state: State, batch: Batch) -> Adjoint:
+        _, adjoint = self._compiled_adjoint(state, batch.data)
+        return adjoint
 
     @functools.cached_property
     def _compiled_values(self) -> Callable[[State, Any], tf.Tensor]:
-        return self._compile(self._replay.training.values)
+        return self._compile(self._recorded.replay.training.values)
 
     @functools.cached_property
     def _compiled_adjoint(self) -> Callable[[State, Any], Any]:
-        return self._compile(self._replay.training.adjoint)
+        return self._compile(self._recorded.replay.training.adjoint)
 
     def _compile(self, function: Callable) -> Any:
         """The compiled function of `(state, data)`."""

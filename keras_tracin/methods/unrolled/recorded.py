@@ -20,13 +20,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.examples import Batch, content_digest
+from keras_tracin.data.batches import Batch, content_digest
+from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.execution import default_memory_limit
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.flat import nbytes, size_of
-from keras_tracin.methods.unrolled.batches import Held, training_steps
+from keras_tracin.methods.unrolled.batches import training_steps
 from keras_tracin.methods.unrolled.replay import Replay
 from keras_tracin.methods.unrolled.training import (
     State,
@@ -80,7 +81,7 @@ class RecordedTraining:
         _check_run(self.run)
         check_checkpoint(model, self.run[-1])
         self.examples = open_for_model(model, train, "train")
-        self.held = Held.of(self.examples)
+        self.held = HeldExamples.read(self.examples)
         self.steps = training_steps(self.run, train, self.held, batches)
         check_fits(model, self.held.first(4), "train")
         self._class_weight = class_weight
@@ -168,7 +169,7 @@ class RecordedTraining:
     def digest(self) -> str:
         """A digest of the examples, batches, rates and recorded weights."""
         held = self.held
-        examples = content_digest([Batch(held.ids, *held.leaves)])
+        examples = content_digest([Batch(held.ids, *held.data)])
         whole = hashlib.blake2b(examples.encode(), digest_size=16)
         whole.update(np.ascontiguousarray(self.steps.rates).tobytes())
         for rows in self.steps.rows:

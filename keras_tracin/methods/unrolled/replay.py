@@ -22,7 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.methods.unrolled.batches import Held, Steps
+from keras_tracin.data.held import HeldExamples
+from keras_tracin.methods.unrolled.batches import Steps
 from keras_tracin.methods.unrolled.training import State, Training
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
@@ -51,7 +52,7 @@ class Replay:
         self,
         training: Training,
         steps: Steps,
-        held: Held,
+        held: HeldExamples,
         start: State,
         first: int,
         room: int,
@@ -69,7 +70,7 @@ class Replay:
     def inputs(self, number: int) -> tuple[Any, tf.Tensor, tf.Tensor]:
         """The data, rate and update number of step `number`, from 0."""
         return (
-            self._held.data(self._steps.rows[number]),
+            self._held.take(self._steps.rows[number]).data,
             tf.constant(self._steps.rates[number], tf.float64),
             tf.constant(self._first + number, tf.int64),
         )

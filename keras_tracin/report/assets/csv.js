@@ -1,10 +1,10 @@
-// Decisions as a table: out to a file, and in from one.
+// Exports decisions to a table, and reads them from one.
 
 const quoted = (field) =>
   /[",\r\n]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field;
 
-// A spreadsheet takes a field that begins like this for a formula. Names are
-// there to be read; values and ids have to stay what they are.
+// A spreadsheet interprets a field that begins like this as a formula. Names may
+// be changed to avoid it; values and ids may not.
 const harmless = (name) => (/^[=+\-@\t\r]/.test(name) ? `'${name}` : name);
 
 const hasNames = classes.some(([value, name]) => value !== name);
@@ -21,7 +21,7 @@ function labelFields(label) {
   return hasNames ? [value, harmless(nameOf(label))] : [value];
 }
 
-// In the order of suspicion, then of ids.
+// Ordered by suspicion, then by id.
 function decidedExamples() {
   const rank = (example) => suspicion.get(example)?.rank ?? Infinity;
   return [...decisions.byExample.keys()].sort(
@@ -65,8 +65,8 @@ function parseCsv(text) {
   return lines;
 }
 
-// The decisions in a table, and how many of its rows are of other examples or
-// of examples that have another label here.
+// The decisions in a table, and the number of rows for unknown examples or for
+// examples with another label here.
 function readCsv(text) {
   const [head, ...lines] = parseCsv(text);
   const place = (name) => {

@@ -1,4 +1,4 @@
-// What the page holds. An example is `{set, at}`; of the training set, `at`.
+// The data of the page. An example is `{set, at}`; of the training set, `at`.
 
 const report = JSON.parse(find("#data").textContent);
 const { classes, queries, suspects } = report;
@@ -6,7 +6,7 @@ const { classes, queries, suspects } = report;
 const train = report.sets.train;
 const test = report.sets.test ?? null;
 
-// A label is the place of its class, or a text where there are no classes.
+// A label is the index of its class, or a text if there are no classes.
 const nameOf = (label) => (typeof label === "number" ? classes[label][1] : label);
 const valueOf = (label) => (typeof label === "number" ? classes[label][0] : label);
 
@@ -15,7 +15,7 @@ const labelOfValue = (value) => classPlaces.get(value) ?? value;
 
 const trainPlaces = new Map(train.ids.map((id, place) => [id, place]));
 
-// By place in the training set: how suspicious, and the how-manieth.
+// By index in the training set: score and rank of the suspicion.
 const suspicion = new Map();
 if (suspects) {
   suspects.examples.forEach((example, place) => {
@@ -31,7 +31,7 @@ function isMisread(set, at) {
 }
 
 function percent(share) {
-  // Not 100% unless it is.
+  // 100% only if it is exact.
   if (share >= 0.995 && share < 1) return ">99%";
   return `${Math.round(share * 100)}%`;
 }
@@ -43,7 +43,7 @@ function predictionText(set, at) {
   return `${nameOf(predicted)}${sure}`;
 }
 
-// Three digits are enough to compare by eye; the export has all of them.
+// Three digits for display; the export has all digits.
 function short(score) {
   const size = Math.abs(score);
   if (size !== 0 && (size < 1e-3 || size >= 1e5)) return size.toExponential(2);
@@ -57,7 +57,7 @@ const count = (number) => number.toLocaleString("en");
 
 const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 
-// In lower case, for searching; made when it is first asked for.
+// In lower case, for searching; created at the first use.
 const searchable = new Map();
 function searchText(set, at) {
   const places = searchable.get(set) ?? new Map();
@@ -75,7 +75,7 @@ function searchText(set, at) {
   return places.get(at);
 }
 
-// Ids that are whole numbers are sorted as such.
+// Integer ids are sorted as numbers.
 function compareIds(one, other) {
   const whole = /^-?\d+$/;
   if (whole.test(one) && whole.test(other)) {

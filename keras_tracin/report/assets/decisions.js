@@ -1,4 +1,4 @@
-// What was decided on training examples: kept in the browser, and undone.
+// Decisions on training examples: stored in the browser, with undo.
 
 const KINDS = {
   keep: { key: "k", word: "Keep", sign: "✓" },
@@ -18,7 +18,7 @@ const decisions = {
     return this.byExample.get(example) ?? null;
   },
 
-  // Takes [[example, {kind, label} or null], …] as one step to be undone.
+  // Applies [[example, {kind, label} or null], …] as one step for undo.
   set(changes) {
     const real = changes.filter(([example, next]) => !isSame(this.get(example), next));
     if (!real.length) return;
@@ -44,7 +44,7 @@ const decisions = {
     for (const watcher of this.watchers) watcher(examples);
   },
 
-  // Where a page may keep nothing, `storage` stays null.
+  // `storage` stays null if the page may not store anything.
   open() {
     try {
       localStorage.setItem(`${this.key}.probe`, "1");
@@ -54,7 +54,7 @@ const decisions = {
       return;
     }
     this.read();
-    // Another tab with the same report.
+    // Changes in another tab with the same report.
     addEventListener("storage", (event) => {
       if (event.key !== this.key && event.key !== null) return;
       const before = [...this.byExample.keys()];
@@ -128,5 +128,5 @@ function warnUnkept() {
   const notice = find("#notice");
   notice.hidden = false;
   notice.textContent =
-    "This browser does not keep decisions for this page. Export them before you close it.";
+    "This browser does not store decisions for this page. Export them before you close it.";
 }

@@ -1,4 +1,4 @@
-// Making elements. Text goes in as text, and nothing is ever parsed as markup.
+// Creates elements. Text is inserted as text and never parsed as markup.
 
 const find = (selector, within = document) => within.querySelector(selector);
 
@@ -17,7 +17,7 @@ function element(tag, attributes = {}, ...children) {
 const button = (text, onclick, attributes = {}) =>
   element("button", { type: "button", onclick, ...attributes }, text);
 
-// Read out by screen readers; seen by nobody.
+// For screen readers only.
 function say(text) {
   find("#said").textContent = text;
 }

@@ -1,11 +1,11 @@
-// How examples look: in a row of a list, on a card, and whole.
+// Renders examples: in a row of a list, on a card, and in full.
 
 function picture(set, at, alt = "") {
   return (set.images[at] ?? []).map((source) =>
     element("img", {
       alt,
       src: source,
-      // Few pixels are shown as they are, not smeared.
+      // Small images are enlarged without smoothing.
       onload: ({ target }) => target.classList.toggle("sharp", target.naturalWidth <= 64),
     }),
   );
@@ -53,7 +53,7 @@ function facts(entries) {
   );
 }
 
-// What the model says, with a word where it is not the label.
+// The prediction, with a remark if it is not the label.
 function predictionFact(set, at) {
   const text = predictionText(set, at);
   if (text === null) return null;
@@ -61,7 +61,7 @@ function predictionFact(set, at) {
   return [text, differs ? element("span", { class: "differs" }, " ≠ label") : null];
 }
 
-// The label and, in a few words, what the model says instead or as well.
+// The label and, in short, the prediction.
 function labels(set, at) {
   const label = element("b", {}, nameOf(set.labels[at]));
   const predicted = predictionText(set, at);
@@ -74,8 +74,8 @@ function labels(set, at) {
   return element("span", { class: "labels" }, label, model);
 }
 
-// The queries that a training example moved most: by its place, lists of
-// [query, side].
+// The queries with a training example among their strongest: by its index, lists
+// of [query, side].
 let moved = null;
 function movedBy(example) {
   if (!queries) return [];

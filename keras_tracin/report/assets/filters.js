@@ -1,8 +1,8 @@
-// What is listed and in which order.
+// Filters and sorts a list.
 
 class Filters {
   // selects: [{name, label, options: [[value, text], …]}]; changed() is called
-  // with each change.
+  // after every change.
   constructor(form, selects, changed) {
     this.form = form;
     this.changed = changed;
@@ -60,7 +60,7 @@ function select({ name, label, options }) {
   );
 }
 
-// The classes that items have, or nothing where labels are no classes.
+// The classes of items; empty if labels are not classes.
 function classSelect(labelsOfItems) {
   if (!classes.length) return [];
   const numbers = new Map();
@@ -76,7 +76,7 @@ const modelSelect = (set) =>
     ? [
         {
           name: "model",
-          label: "What the model predicts",
+          label: "Prediction",
           options: [
             ["", "Any prediction"],
             ["differs", "Predicted ≠ label"],
@@ -86,7 +86,7 @@ const modelSelect = (set) =>
       ]
     : [];
 
-// Whether an example has the label, prediction and words that are wanted.
+// Whether an example matches the selected label, prediction and words.
 function fits({ label = "", model = "", search = "" }, set, at) {
   if (label && set.labels[at] !== Number(label)) return false;
   if (model && isMisread(set, at) !== (model === "differs")) return false;

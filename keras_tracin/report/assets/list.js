@@ -1,11 +1,11 @@
-// A list of any length of which only what can be seen is in the document.
+// A list of any length; only visible rows are in the document.
 
 const ROW_HEIGHT = 68; // as in page.css
 const OVERSCAN = 6; // rows drawn beyond the edges
 
 class List {
-  // draw(item) gives a row's children; choose(item) is told of each choice;
-  // open(item) of a click or Enter.
+  // draw(item) returns a row's children; choose(item) is called when a row becomes
+  // current, open(item) after a click or Enter.
   constructor(root, label, { draw, choose, open }) {
     this.root = root;
     this.callbacks = { draw, choose, open };
@@ -14,7 +14,7 @@ class List {
     this.rows = new Map(); // place -> element
     this.current = -1;
     this.space = element("div", { class: "space" });
-    this.none = element("p", { class: "none quiet", hidden: true }, "Nothing fits the filter.");
+    this.none = element("p", { class: "none quiet", hidden: true }, "Nothing matches the filter.");
     root.append(this.space, this.none);
     root.setAttribute("role", "listbox");
     root.setAttribute("aria-label", label);
@@ -28,7 +28,7 @@ class List {
     return this.items[this.current] ?? null;
   }
 
-  // Shows these; stays at the item where it was, if that is among them.
+  // Shows these items; the current one stays if it is among them.
   setItems(items) {
     const before = this.item;
     this.items = items;
@@ -51,7 +51,7 @@ class List {
     this.go(this.places.get(item) ?? -1, options);
   }
 
-  // Makes the row at a place the current one.
+  // Makes the row at an index the current one.
   go(place, { focus = false } = {}) {
     if (place < 0 || place >= this.items.length) return;
     const before = this.rows.get(this.current);
@@ -75,7 +75,7 @@ class List {
     this.rows.get(this.current)?.focus({ preventScroll: true });
   }
 
-  // Draws the rows of these items again, if they are drawn.
+  // Redraws the visible rows among these items.
   refresh(items) {
     for (const item of items) {
       const row = this.rows.get(this.places.get(item));
@@ -108,7 +108,7 @@ class List {
       this.items.length - 1,
       Math.ceil((scrollTop + clientHeight) / ROW_HEIGHT) + OVERSCAN,
     );
-    // The current row stays, so that focus is not lost by scrolling.
+    // The current row stays, so that scrolling does not lose the focus.
     const isWanted = (place) => (place >= first && place <= last) || place === this.current;
     for (const [place, row] of this.rows) {
       if (isWanted(place)) continue;

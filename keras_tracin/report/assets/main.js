@@ -1,4 +1,4 @@
-// Puts the views together: tabs, tools, keys, printing.
+// Connects the views: tabs, tools, keys, printing.
 
 decisions.open();
 
@@ -19,11 +19,11 @@ function openView(name, { focus = true } = {}) {
   current.list.draw();
   if (focus) current.list.focus();
   try {
-    // So that a reload returns here. Not the name of an element: going to one
-    // would take the focus away.
+    // So that a reload returns here. It is not the id of an element, since jumping
+    // to one would change the focus.
     history.replaceState(null, "", `#view=${name}`);
   } catch {
-    // A sandbox may forbid it.
+    // A sandbox may refuse this.
   }
 }
 
@@ -56,7 +56,7 @@ function tellTools() {
   find("#export").textContent = number ? `Export CSV (${count(number)})` : "Export CSV";
 }
 
-// The example that a key decides on, and what happens then.
+// The example that a key decides on, and the action after it.
 function markByKey(kind) {
   if (shownExample.example !== null) return shownExample.marks.mark(kind);
   const focused = document.activeElement?.closest("[data-example]");
@@ -80,7 +80,7 @@ function onKey(event) {
   act();
 }
 
-// First what was typed goes, then the focus.
+// Clears the input first, then the focus.
 function leaveField(event) {
   event.preventDefault();
   if (event.target.type !== "search" || !event.target.value) return current.list.focus();
@@ -113,7 +113,7 @@ function onTabKey(event) {
   find(`#tab-${next}`).focus();
 }
 
-// On paper: what the current row shows, and all decisions.
+// Printed: the current example or query, and all decisions.
 function fillPrint() {
   const examples = decidedExamples();
   const rows = examples.map((example) =>
@@ -149,8 +149,8 @@ function start() {
   });
   find("#help").addEventListener("click", () => find("#about").showModal());
   find("#kept").textContent = decisions.storage
-    ? "Decisions are kept in this browser, for this report."
-    : "This browser keeps no decisions for this page.";
+    ? "Decisions are stored in this browser, for this report."
+    : "This browser stores no decisions for this page.";
   if (!decisions.storage) warnUnkept();
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", ({ target }) => {

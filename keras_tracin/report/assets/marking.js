@@ -1,7 +1,7 @@
-// Deciding: the row of buttons, and the dialog that asks for the right label.
+// Buttons for decisions, and the dialog for the right label.
 
 class Marks {
-  // target() gives the example, or null; done() is called after a decision.
+  // target() returns the example, or null; done() is called after a decision.
   constructor(root, target, done) {
     Object.assign(this, { root, target, done });
     this.buttons = Object.entries(KINDS).map(([kind, { key, word, sign }]) =>
@@ -24,7 +24,7 @@ class Marks {
     }
   }
 
-  // A kind of decision, or null to take it away.
+  // A kind of decision, or null to remove it.
   mark(kind) {
     const example = this.target();
     if (example === null) return;
@@ -59,8 +59,8 @@ function askLabel(example, chosen) {
 
 let asking = null;
 
-// The classes that fit what was typed: first those that it names in full, then
-// those that begin with it. Before anything is typed, a preferred one is first.
+// Classes that match the input: first exact matches, then those that begin with
+// it. For an empty input, the preferred class is first.
 function listOptions(preferred = null) {
   const typed = find("#relabel-input").value.trim();
   const wanted = typed.toLowerCase();

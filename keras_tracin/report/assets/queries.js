@@ -1,4 +1,4 @@
-// Queries with the training examples that moved them.
+// Queries with their proponents and opponents.
 
 const queryExample = (query) => (queries.examples && test ? queries.examples[query] : null);
 
@@ -79,7 +79,7 @@ function makeQueries() {
   return view;
 }
 
-// Rows of values are compared in a table, in which the query is the first.
+// A table compares rows of values; the query is the first.
 const isTable = () => !train.images.length && !train.texts.length;
 
 function queryContent(query) {

@@ -1,4 +1,4 @@
-// Suspected labels, the most suspicious first, to be decided on one by one.
+// Suspected labels for decisions one by one, the most suspicious first.
 
 const STATES = [
   ["", "Reviewed or not"],
@@ -17,7 +17,7 @@ const REVIEW_ORDERS = {
   id: (one, other) => compareIds(train.ids[one], train.ids[other]),
 };
 
-// Classes in their order, numbers by size, other texts by the alphabet.
+// Classes in their order, numbers by size, other texts alphabetically.
 function compareLabels(one, other) {
   const difference = Number(one) - Number(other);
   return Number.isNaN(difference) ? String(one).localeCompare(String(other)) : difference;
@@ -96,13 +96,13 @@ function makeReview(openQuery) {
   return Object.assign(view, { marks });
 }
 
-// To the next row; focus stays where it is, in the list or on a button.
+// Moves to the next row; the focus stays in the list or on a button.
 function advance(view) {
   const { list } = view;
   if (list.current + 1 < list.items.length) {
     list.go(list.current + 1, { focus: list.root.contains(document.activeElement) });
   } else {
-    say("That was the last of the list.");
+    say("This was the last in the list.");
   }
 }
 

@@ -1,9 +1,9 @@
-// A list with filters at one side, and beside it what the current row shows.
-// On a narrow screen the one covers the other.
+// A list with filters, and the details of the current row beside it. On a narrow
+// screen, details cover the list.
 
 class View {
-  // items(filters) gives what is listed; row(item) a row's children;
-  // content(item) what the row shows; what: one and many in words.
+  // items(filters) returns the items to list; row(item) a row's children;
+  // content(item) the details; what: names for one and for many items.
   constructor(root, { label, what, selects, items, total, row, content, shown = () => {} }) {
     Object.assign(this, { root, items, total, what, content, shown });
     this.detail = find(".detail", root);
@@ -36,7 +36,7 @@ class View {
     this.filters.tell(found.length, this.total, this.what);
   }
 
-  // Goes to an item, and shows all if it is filtered out.
+  // Goes to an item; removes the filter if it hides the item.
   goTo(item, options) {
     if (!this.list.has(item)) {
       this.filters.form.reset();

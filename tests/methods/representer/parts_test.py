@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.engine.parts import Parts
-from keras_tracin.methods.representer import points as points_module
+from keras_tracin.methods import base
 from tests.engine import scoring_worker
 
 TRAIN, TEST = scoring_worker.examples(300, 0), scoring_worker.examples(6, 1)
@@ -105,9 +105,7 @@ def test_workers_share_the_scores(points, tmp_path, written, monkeypatch):
         return wanted
 
     monkeypatch.setattr(Parts, "wants", spy)
-    monkeypatch.setattr(
-        points_module, "worker_of", lambda strategy: (here.index, 2)
-    )
+    monkeypatch.setattr(base, "worker_of", lambda strategy: (here.index, 2))
     expected = answer(points, "influence")
 
     def work(index):

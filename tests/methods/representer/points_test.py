@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
-from keras_tracin.methods.representer import points as points_module
 from keras_tracin.methods.representer import retune as retune_module
 from keras_tracin.methods.representer.decomposition import L2Points
 
@@ -242,7 +241,7 @@ def test_pieces_are_of_bounded_size_however_much_memory_there_is(
     original = L2Points.scores
     expected = classes.points.top_k(classes.test, 4, verbose=0)
     monkeypatch.setattr(L2Points, "scores", scores)
-    monkeypatch.setattr(points_module, "_CHUNK", 10 * NUM_TEST)
+    monkeypatch.setattr(classes.points, "largest_chunk", 10 * NUM_TEST)
     found = classes.points.top_k(classes.test, 4, verbose=0)
     assert made == [10 * NUM_TEST] * (NUM_TRAIN // 10)
     np.testing.assert_array_equal(found.opponents.ids, expected.opponents.ids)
@@ -404,8 +403,11 @@ def test_the_sweep_reports_each_l2_as_its_points_do(classes):
 def test_no_stationary_point_is_a_warning_with_the_remedy(classes, monkeypatch):
     monkeypatch.setattr(retune_module, "_STEPS", 1)
     monkeypatch.setattr(retune_module, "_NEWTON_STEPS", 1)
+    points = kt.RepresenterPoints(
+        classes.model, classes.train, l2=1e-4, verbose=0
+    )
     with pytest.warns(UserWarning, match="larger `l2`"):
-        kt.RepresenterPoints(classes.model, classes.train, l2=1e-4, verbose=0)
+        points.self_influence()
 
 
 @pytest.mark.parametrize("l2", [0, -1.0, float("nan"), "1", True])
@@ -498,7 +500,11 @@ def test_a_loss_in_float32_is_served(classes):
 def test_a_nan_is_named_by_its_id(classes):
     x = classes.train[0].copy()
     x[11] = np.nan
-    refused(classes.model, (x, classes.train[1]), r"ids \[11\] are NaN")
+    points = kt.RepresenterPoints(
+        classes.model, (x, classes.train[1]), verbose=0
+    )
+    with pytest.raises(ValueError, match=r"ids \[11\] are NaN"):
+        points.top_k(classes.test, 2, verbose=0)
 
 
 def test_other_arguments_are_checked(classes):
@@ -512,3 +518,30 @@ def test_other_arguments_are_checked(classes):
     )
     with pytest.raises(ValueError, match="at least one"):
         kt.sweep_l2(classes.model, classes.train, [], verbose=0)
+
+
+def test_training_examples_are_read_and_retuned_on_at_the_first_call(classes):
+    read = []
+
+    def count(x, y):
+        read.append(len(x))
+        return x, y
+
+    x, y = classes.train
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    data = data.map(
+        lambda *e: tf.py_function(count, e, [e[0].dtype, e[1].dtype])
+    )
+    data = data.map(
+        lambda x, y: (tf.ensure_shape(x, [None, 4]), tf.ensure_shape(y, [None]))
+    )
+    points = kt.RepresenterPoints(classes.model, data, l2=0.01, verbose=0)
+    looked_at = sum(read)
+    scores = points.influence(classes.test, verbose=0).scores
+    assert sum(read) >= looked_at + NUM_TRAIN
+    looked_at = sum(read)
+    points.self_influence(verbose=0)
+    points.top_k(classes.test, 3, verbose=0)
+    assert sum(read) == looked_at
+    expected = classes.points.influence(classes.test, verbose=0).scores
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-5)

@@ -217,11 +217,14 @@ def test_datasets_with_ids_are_scored_by_them(tmp_path):
     by_position = np.zeros_like(found.scores)
     by_position[:, order] = found.scores
     batches = [
-        [int(name.removeprefix("no ")) for name in unrolled._held.ids[rows]]
+        [
+            int(name.removeprefix("no "))
+            for name in unrolled._recorded.held.ids[rows]
+        ]
         for rows in unrolled._recorded.steps.rows
     ]
     plain = kt.UnrolledInfluence(
-        unrolled._model, (X, Y), tmp_path, batches=batches
+        unrolled.model, (X, Y), tmp_path, batches=batches
     )
     np.testing.assert_allclose(by_position, scores(plain), atol=1e-6)
 

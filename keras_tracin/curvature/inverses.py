@@ -1,0 +1,231 @@
+"""The inverse of a damped curvature at each checkpoint, prepared once.
+
+Operators read the weights that the model has, so one operator, compiled once,
+is the curvature at every checkpoint in turn. What a solver prepares is right
+at one set of weights and is kept for each.
+
+Synopsis:
+
+    inverses = Inverses(engine, CG(), damping=0.01, title="Influence functions")
+    inverses.fit(checkpoints)
+    load(checkpoint)
+    solved = inverses.solve(checkpoint, rows)   # [m, p], at these weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.curvature.objective import GaussNewton, Hessian
+from keras_tracin.curvature.operators import Damped
+from keras_tracin.curvature.solvers.cg import CG
+from keras_tracin.curvature.solvers.ekfac import EKFAC
+from keras_tracin.curvature.solvers.solution import Inverse, Solver, report
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Sink
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.passes import norms_pass
+from keras_tracin.engine.progress import Progress
+from keras_tracin.engine.sweep import sweep
+from keras_tracin.engine.visits import PRESENT_WEIGHTS
+from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
+from keras_tracin.losses.outputs import check_consistent
+from keras_tracin.models.state import preserved
+from keras_tracin.runs import Checkpoint, run_weights
+
+# Relative to the typical length of one example's gradient: above this, the
+# gradient of the objective is more than the noise of the last steps.
+_AT_REST = 0.1
+
+
+def choose_solver(
+    curvature: str | None, solver: Solver | None
+) -> tuple[str, Solver]:
+    """The curvature and the solver that two options stand for.
+
+    Args:
+        curvature: "hessian", "gauss_newton", "ekfac" or None.
+        solver: how it is inverted, or None.
+
+    Returns:
+        Both; the curvature is "ekfac" with `EKFAC`, as in the jobs and indexes
+        of earlier versions.
+
+    Raises:
+        ValueError: if they do not go together.
+    """
+    layered = isinstance(solver, EKFAC)
+    if curvature == "ekfac" and solver is not None and not layered:
+        raise ValueError(
+            "curvature='ekfac' has an inverse of its own, `EKFAC()`, and takes "
+            f"no other solver. Received: solver={solver!r}. Leave it out, or "
+            "choose curvature='gauss_newton'."
+        )
+    if layered and curvature == "hessian":
+        raise ValueError(
+            "`EKFAC` approximates the Gauss-Newton matrix. Received: "
+            f"solver={solver!r} with curvature='hessian'; expected "
+            "curvature='gauss_newton', the default with `EKFAC`."
+        )
+    if layered or curvature == "ekfac":
+        return "ekfac", solver or EKFAC()
+    return curvature or "hessian", CG() if solver is None else solver
+
+
+class Inverses:
+    """Prepared solvers, one for each checkpoint.
+
+    Args:
+        engine: the model, and the training examples of the objective.
+        solver: how the curvature is inverted.
+        curvature: "hessian"; anything else is the Gauss-Newton matrix.
+        loss: used in place of the compiled loss, as the engine was given it.
+        damping: λ.
+        penalty: factor of the weight regularisers beside the mean loss.
+        title: name of the method, for the line that announces long work.
+
+    Attributes:
+        title: name of the method.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        solver: Solver,
+        *,
+        curvature: str = "hessian",
+        loss: Any = None,
+        damping: float,
+        penalty: float = 1.0,
+        title: str,
+    ):
+        self._engine, self._solver = engine, solver
+        self._curvature, self._loss = curvature, loss
+        self._damping, self._penalty = damping, penalty
+        self.title = title
+        self._prepared: dict[Checkpoint | None, Inverse] = {}
+        self._checked = False  # whether the last checkpoint is at rest
+
+    @functools.cached_property
+    def operator(self) -> Hessian | GaussNewton:
+        """The curvature at the weights that the model has, undamped."""
+        engine, execution = self._engine, self._engine.execution
+        groups = engine.train_steps.variables
+        arguments = (
+            engine.model,
+            engine.loss,
+            engine.train,
+            tuple(variable for group in groups for variable in group),
+            self._penalty,
+            execution.memory,
+            execution.strategy,
+            execution.jit_compile,
+        )
+        if self._curvature == "hessian":
+            return Hessian(*arguments)
+        x = engine.train.first(SAMPLE).x
+        outputs = outputs_of(engine.model, self._loss, x)
+        check_consistent(outputs)
+        return GaussNewton(*arguments, outputs.with_logits, engine.layers)
+
+    def fit(
+        self, checkpoints: Iterable[Checkpoint | None], verbose: int = 0
+    ) -> None:
+        """Prepares the solver at all checkpoints, unless that is done.
+
+        It warns if the last of them is not at a minimum of the objective.
+
+        Args:
+            checkpoints: the checkpoints; None for the weights the model has.
+            verbose: 0 for silence; else long work is announced.
+        """
+        *earlier, last = checkpoints
+        missing = [c for c in earlier if c not in self._prepared]
+        if last not in self._prepared or not self._checked:
+            missing.append(last)
+        if not missing:
+            return
+        with run_weights(self._engine.model) as load:
+            for checkpoint in missing:
+                if checkpoint is not None:
+                    load(checkpoint)
+                if checkpoint == last and not self._checked:
+                    self._warn_unless_at_rest()
+                    self._checked = True
+                self.at(checkpoint, verbose)
+
+    def at(self, checkpoint: Checkpoint | None, verbose: int = 0) -> Inverse:
+        """The inverse at a checkpoint, whose weights the model has.
+
+        Args:
+            checkpoint: the checkpoint; None for the model's own weights.
+            verbose: 0 for silence; else long work is announced.
+        """
+        if checkpoint not in self._prepared:
+            damped = Damped(self.operator, self._damping)
+            with self._announced("inverse of the curvature", verbose):
+                self._prepared[checkpoint] = self._solver.prepare(damped)
+        return self._prepared[checkpoint]
+
+    def solve(
+        self, checkpoint: Checkpoint | None, rows: tf.Tensor, verbose: int = 0
+    ) -> tf.Tensor:
+        """`(A + λI)⁻¹` times each row of `[m, p]`, A the curvature.
+
+        It warns of solutions that did not converge.
+
+        Args:
+            checkpoint: the checkpoint whose weights the model has.
+            rows: right-hand sides.
+            verbose: 0 for silence; else long work is announced.
+        """
+        inverse = self.at(checkpoint, verbose)
+        with self._announced(f"{len(rows):,} systems of equations", verbose):
+            solution = inverse(tf.cast(rows, self.operator.dtype))
+        report(solution, type(self._solver).__name__)
+        return tf.cast(solution.value, rows.dtype)
+
+    @contextlib.contextmanager
+    def _announced(self, what: str, verbose: int):
+        """Within it, batches that the solver uses advance a progress bar."""
+        work = _Work(f"{what}, by {type(self._solver).__name__}")
+        progress = Progress(work, verbose, self.title)
+        model, examples = self._engine.model, self.operator.held
+        with preserved(model), examples.watched(progress):
+            yield
+
+    def _warn_unless_at_rest(self) -> None:
+        squares: list[np.ndarray] = []
+        engine = self._engine
+        norms = norms_pass(self.title, engine.train_steps, PRESENT_WEIGHTS)
+        sink = Sink(lambda ids, norms: squares.append(norms))
+        sweep(engine, norms, sink, Call(verbose=0))
+        typical = float(np.sqrt(np.concatenate(squares).mean()))
+        length = float(tf.norm(self.operator.gradient()))
+        if length > _AT_REST * typical:
+            warnings.warn(
+                "The model has not converged: the gradient of its objective "
+                f"has length {length:.2g}, {length / typical:.0%} of that of "
+                "one example's loss. Influence functions describe a minimum; "
+                "train on, or use `TracIn`, which does not need one.",
+                stacklevel=2,
+            )
+
+
+class _Work:
+    """Work of an unknown number of steps, as it is announced."""
+
+    steps = None
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __str__(self) -> str:
+        return self._what

@@ -1,0 +1,137 @@
+"""Training examples' own products with the inverse of a curvature.
+
+Self-influence is `gᵀ(H + λI)⁻¹g` for the gradient g of an example; relative
+influence (RelatIF; Barshan et al. 2020, sec. 3) divides scores by its square
+root, or by the length of `(H + λI)⁻¹g`, at each checkpoint.
+
+Synopsis:
+
+    lengths = SolvedLengths(engine, inverses, "loss")
+    lengths.measure(checkpoints)
+    def gather(chunk):
+        return lengths.gather(chunk, engine.train)
+    scores = Pass(title, step, weights, gather=gather)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.curvature.inverses import Inverses
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Chunk, Sink
+from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.passes import Pass, Sums
+from keras_tracin.engine.per_example import PerExample
+from keras_tracin.engine.sweep import sweep
+from keras_tracin.engine.visits import Visit, Weights
+from keras_tracin.results.streaming import ScoreColumns
+from keras_tracin.runs import Checkpoint
+
+
+def solved_pass(
+    engine: Engine, inverses: Inverses, weights: Weights, kind: str = "loss"
+) -> Pass:
+    """The pass that solves for each training example.
+
+    Args:
+        engine: the model and its training examples.
+        inverses: the inverse at each checkpoint.
+        weights: checkpoints of equal weight, to take the mean over.
+        kind: "loss" for `gᵀ(H + λI)⁻¹g`, "parameters" for `‖(H + λI)⁻¹g‖`.
+    """
+    current: Checkpoint | None = None
+
+    def arrive(visit: Visit) -> None:
+        nonlocal current
+        current = visit.checkpoint
+
+    def measure(rows: tf.Tensor) -> np.ndarray:
+        solved = inverses.solve(current, rows)
+        if kind == "loss":
+            # Rows are gradients divided by the number of checkpoints.
+            products = tf.reduce_sum(rows * solved, axis=1)
+            return len(weights) * products.numpy()
+        return tf.norm(solved, axis=1).numpy()
+
+    return Pass(
+        inverses.title,
+        engine.train_steps.rows,
+        weights,
+        prepare=arrive,
+        finish=measure,
+        compared=lambda rows: np.linalg.norm(rows.numpy(), axis=-1),
+    )
+
+
+class SolvedLengths:
+    """Divisors of relative influence, computed once for each checkpoint.
+
+    Args:
+        engine: the model and all its training examples.
+        inverses: the inverse at each checkpoint.
+        kind: "loss" for `√(gᵀ(H + λI)⁻¹g)`, "parameters" for `‖(H + λI)⁻¹g‖`.
+    """
+
+    def __init__(self, engine: Engine, inverses: Inverses, kind: str):
+        self._engine, self._inverses, self._kind = engine, inverses, kind
+        self._lengths: dict[Checkpoint | None, PerExample] = {}
+
+    def measure(
+        self, checkpoints: Iterable[Checkpoint | None], verbose: int = 0
+    ) -> None:
+        """Computes the lengths at these checkpoints, unless that is done."""
+        engine = self._engine
+        for checkpoint in checkpoints:
+            if checkpoint in self._lengths:
+                continue
+            columns, weights = ScoreColumns(), {checkpoint: 1.0}
+            norms = solved_pass(engine, self._inverses, weights, self._kind)
+            sweep(engine, norms, Sink(columns.add), Call(verbose=verbose))
+            lengths = columns.scores
+            if self._kind == "loss":
+                lengths = np.sqrt(np.maximum(lengths, 0))
+            numbers = PerExample(engine.train, columns.ids, lengths)
+            self._lengths[checkpoint] = numbers
+
+    def gather(self, chunk: Chunk, train: Examples) -> Sums:
+        """Sums over checkpoints of a chunk's scores divided by the lengths.
+
+        Args:
+            chunk: the training examples.
+            train: what they were read from.
+        """
+        lengths = {
+            checkpoint: numbers.of(chunk, train)
+            for checkpoint, numbers in self._lengths.items()
+        }
+        return _Quotients(chunk, lengths)
+
+
+class _Quotients(Sums):
+    """Sums over checkpoints of scores divided by lengths.
+
+    Args:
+        chunk: the training examples.
+        lengths: their lengths at each checkpoint, `[c]`.
+    """
+
+    def __init__(
+        self, chunk: Chunk, lengths: Mapping[Checkpoint | None, np.ndarray]
+    ):
+        super().__init__(chunk)
+        self._lengths = lengths
+
+    def add(
+        self, visit: Visit, batch: Batch, rows: slice, values: np.ndarray
+    ) -> None:
+        """Divides scores `[..., b]` and adds them to the columns `rows`."""
+        lengths = self._lengths[visit.checkpoint][rows]
+        quotients = np.divide(
+            values, lengths, out=np.zeros_like(values), where=lengths > 0
+        )
+        super().add(visit, batch, rows, quotients)

@@ -1,0 +1,354 @@
+"""Ensembles: the mean of the scores of several methods or trainings.
+
+    score(z, z') = (1/K) Σ_k s_k(z, z') / σ_k(z')
+
+s_k are the members' scores. σ_k(z') is 1 or, with `scale="query"`, the standard
+deviation of s_k(·, z') over the training examples, so that members whose scores
+have other units weigh alike. Randomness of single trainings (initial weights,
+order) averages out, which improves scores of networks more than anything else
+(Park et al. 2023, sec. 3.2).
+
+Synopsis:
+
+    runs = ["runs/a", "runs/b", "runs/c"]
+    members = [kt.TracIn(model, train, run) for run in runs]
+    ensemble = kt.Ensemble(members)
+    ensemble.influence(test)       # Attribution [num_test, num_train]
+    ensemble.top_k(test, k=10)     # TopK
+    ensemble.self_influence()      # SelfInfluence
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.data.batches import Batch, Examples, content_digest, join
+from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.examples import open_examples
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Chunk, Sink
+from keras_tracin.engine.distribution import Strategy
+from keras_tracin.engine.execution import default_memory_limit
+from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.planning import Plan
+from keras_tracin.methods.attributor import Attributor
+from keras_tracin.methods.averaging import (
+    average,
+    check_members,
+    common_size,
+    unit_of,
+)
+from keras_tracin.methods.base import Method
+from keras_tracin.models.exclusive import exclusively
+from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.streaming import TopKMerger
+
+_BYTES = 12  # of each score: the member's, their sum, and what ranking takes
+_READ = 16  # queries, while the number of training examples is not known
+_DIGESTED = 256  # examples at a time
+
+
+class Ensemble(Method):
+    """The mean of the scores of several methods or trainings.
+
+    Example:
+    ```python
+    members = [kt.TracIn(model, train, run) for run in ("runs/a", "runs/b")]
+    kt.Ensemble(members).top_k(test, k=10).proponents.ids
+    kt.Ensemble([tracin, trak], scale="query").influence(test)
+    ```
+
+    Members are called one after another, for one block of queries at a time;
+    every block takes a pass of each member over the training examples. The
+    scores of one block for all training examples are held twice, those of all
+    queries never (`influence` returns them, and so holds them). Blocks are as
+    large as a quarter of `memory_limit` allows.
+
+    With `directory=`, every member scores all queries once and keeps its parts,
+    and then its whole matrix of scores, in a subdirectory; the sums are read
+    from there. This takes `4 · num_test · num_train` bytes of disk for each
+    member, for `top_k` as well.
+
+    With `scale="query"`, `self_influence` divides each member's self-influence
+    by its standard deviation over the training examples. Scores that are the
+    same for all training examples rank nothing, and are taken as 0. With
+    `among`, standard deviations are over the examples that remain.
+
+    Args:
+        attributors: the members: methods with the same training examples in
+            the same order, with the same ids. Where ids are positions, only
+            the number of examples is compared.
+        scale: None, for members of one class; or `"query"` to divide each
+            member's scores of a query by their standard deviation over the
+            training examples, as members of several classes need.
+        memory_limit: bytes for the scores of a block; half of what is free by
+            default. Members have their own limits.
+
+    Attributes:
+        attributors: the members.
+        scale: as given.
+
+    Raises:
+        TypeError: if a member is no method.
+        ValueError: if there are no members, if members of several classes are
+            to be averaged without a scale, if `scale` is anything else, or if
+            members differ in the number of training examples.
+    """
+
+    title = "Ensemble"
+
+    def __init__(
+        self,
+        attributors: Sequence[Attributor],
+        *,
+        scale: str | None = None,
+        memory_limit: int | None = None,
+    ):
+        self.attributors = check_members(attributors)
+        if scale not in (None, "query"):
+            raise ValueError(
+                f"`scale` should be None or 'query'. Received: {scale!r}."
+            )
+        kinds = sorted({unit_of(member) for member in self.attributors})
+        if scale is None and len(kinds) > 1:
+            raise ValueError(
+                "Scores of several methods have different units. Received "
+                f"members of {', '.join(kinds)} with scale=None. Pass "
+                "`scale='query'` to divide each member's scores by their "
+                "standard deviation, or members of one class."
+            )
+        self.scale = scale
+        self._memory_limit = memory_limit
+        self._size = common_size(self.attributors)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options that scores depend on, as JSON, without reading any data."""
+        return {"scale": self.scale}
+
+    @property
+    def unit(self) -> str:
+        """The class whose scores have the same units as the ensemble's."""
+        if self.scale is None:
+            return unit_of(self.attributors[0])
+        return "Ensemble(scale='query')"
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """The strategy of the first member."""
+        return getattr(self.attributors[0], "strategy", None)
+
+    @property
+    def num_train(self) -> int | None:
+        """Number of training examples; None where no member tells."""
+        return self._size
+
+    @property
+    def no_self_influence(self) -> str | None:
+        """Why there is no self-influence, and what to use; None if there is."""
+        for member in self.attributors:
+            reason = getattr(member, "no_self_influence", None)
+            if reason is not None:
+                return reason
+        return None
+
+    @exclusively
+    def plan(self, test: Any = None) -> Plan:
+        """What scoring `test` will take; without it, self-influence.
+
+        The sum of the members' plans: checkpoints and seconds add up, memory
+        is that of the largest member beside the scores of a block.
+
+        Args:
+            test: the queries, in the same form as `train`.
+
+        Raises:
+            NotImplementedError: without `test`, as `self_influence`.
+            ValueError: if `test` does not fit a member's model.
+        """
+        plans = [member.plan(test) for member in self.attributors]
+        largest = max(plans, key=lambda plan: plan.memory)
+        times = [plan.seconds for plan in plans if plan.seconds is not None]
+        queries, blocks = max(plan.num_queries for plan in plans), 1
+        block = max(1, queries)
+        if test is not None:
+            block = min(block, self._room(self._size, _open_queries(test)))
+            blocks = -(-queries // block)
+        scores = _BYTES * block * (self._size or 0)
+        fields = {
+            field.name: getattr(largest, field.name)
+            for field in dataclasses.fields(Plan)
+        }
+        return dataclasses.replace(
+            Plan(**fields),
+            num_checkpoints=sum(plan.num_checkpoints for plan in plans),
+            memory=largest.memory + scores,
+            num_blocks=max(blocks, *(plan.num_blocks for plan in plans)),
+            seconds=sum(times) if len(times) == len(plans) else None,
+        )
+
+    def among(self, ids: Any) -> Self:
+        """The ensemble restricted to the training examples with these ids.
+
+        Args:
+            ids: ids of any number of training examples.
+        """
+        ids = np.asarray(ids)
+        ensemble = copy.copy(self)
+        ensemble.attributors = [m.among(ids) for m in self.attributors]
+        ensemble._size = len(ids)
+        return ensemble
+
+    def describe(self) -> dict[str, Any]:
+        """The members and their options, as JSON."""
+        members = [member.describe() for member in self.attributors]
+        return {"method": "Ensemble", **self.settings, "members": members}
+
+    def __repr__(self) -> str:
+        members = "".join(f"    {m!r},\n" for m in self.attributors)
+        scale = "" if self.scale is None else f", scale={self.scale!r}"
+        return f"Ensemble([\n{members}]{scale})"
+
+    def check_weights(self) -> None:
+        """Nothing: members compare the weights themselves."""
+
+    def job(self, test: Any) -> dict[str, Any]:
+        """What scores depend on, as JSON, for the parts on disk."""
+        job = self.describe()
+        if test is not None:
+            batches = _open_queries(test).batches(_DIGESTED)
+            job["test"] = content_digest(batches)
+        return job
+
+    def fingerprint(self, test: Any) -> tuple[Numbers, float]:
+        """The number of members, which compare more in their directories."""
+        return {"members": np.array([len(self.attributors)])}, 0.0
+
+    def blocks(self, test: Any, call: Call) -> Iterator[_Block]:
+        """The queries in blocks whose scores are averaged together."""
+        if "k" in call.options:  # before members do long work
+            TopKMerger(np.zeros(0), call.options["k"], self.num_train)
+        examples = _open_queries(test)
+        if call.parts is None:
+            for block in self._cut(examples):
+                whole = len(block) == examples.size
+                data = test if whole else _dataset_of(block)
+                yield _Block((block,), functools.partial(self._ask, data, call))
+            return
+        members = list(self._ask(test, call))
+        room = self._room(len(members[0].train_ids), examples)
+        start = 0
+        for block in examples.batches(call.agree("block", room)):
+            rows = slice(start, start + len(block))
+            start = rows.stop
+            own = functools.partial(map, functools.partial(_rows_of, rows))
+            yield _Block((block,), functools.partial(own, members))
+
+    def stream(self, queries: _Block, sink: Sink, call: Call) -> None:
+        """Streams the scores of one block of queries into a sink."""
+        scores = iter(queries.scores())
+        first = next(scores)
+        ids = first.train_ids
+        self._size = len(ids)
+        if sink.wants(Chunk(0, 0, (Batch(ids, None),))):
+            members = itertools.chain([first], scores)
+            sink.add(ids, average(members, queries.ids, self.scale))
+
+    def stream_self(self, sink: Sink, call: Call) -> None:
+        """Streams the scores of training examples for themselves."""
+
+        def ask() -> Iterator[Attribution]:
+            for number, member in enumerate(self.attributors):
+                result = member.self_influence(
+                    directory=_subdirectory(call, number), verbose=call.verbose
+                )
+                row = result.scores[np.newaxis]
+                yield Attribution(row, np.array(["self"]), result.ids)
+
+        queries = _Block((Batch(np.array(["self"]), None),), ask)
+        self.stream(queries, sink=_first_row(sink), call=call)
+
+    def _ask(self, test: Any, call: Call) -> Iterator[Attribution]:
+        """The members' scores, one member after another."""
+        for number, member in enumerate(self.attributors):
+            yield member.influence(
+                test,
+                directory=_subdirectory(call, number),
+                verbose=call.verbose,
+            )
+
+    def _cut(self, examples: Examples) -> Iterator[Batch]:
+        """Queries in blocks whose scores fit memory."""
+        kept: list[Batch] = []
+        room = self._room(self._size, examples)
+        for batch in examples.batches(min(room, examples.size or _READ)):
+            kept.append(batch)
+            # The first scores tell how many training examples there are.
+            if sum(map(len, kept)) >= self._room(self._size, examples):
+                yield join(kept) if len(kept) > 1 else kept[0]
+                kept = []
+        if kept:
+            yield join(kept) if len(kept) > 1 else kept[0]
+
+    def _room(self, num_train: int | None, examples: Examples) -> int:
+        """Number of queries in a block."""
+        if num_train is None:
+            return _READ
+        memory = self._memory_limit or default_memory_limit()
+        per_query = _BYTES * num_train + 4 * examples.bytes_read_per_example
+        return max(1, memory // (4 * max(1, per_query)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Queries whose scores are averaged together.
+
+    Attributes:
+        batches: the queries.
+        scores: makes the members' scores, one member after another.
+    """
+
+    batches: tuple[Batch, ...]
+    scores: Callable[[], Iterable[Attribution]]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The queries' ids."""
+        return np.concatenate([batch.ids for batch in self.batches])
+
+
+def _open_queries(test: Any) -> Examples:
+    return open_examples(test, "test", labels=False)
+
+
+def _dataset_of(block: Batch) -> DatasetWithIds:
+    """Some queries with their ids, as `fit` would take them."""
+    return DatasetWithIds(tf.data.Dataset.from_tensors((block.ids, block.data)))
+
+
+def _rows_of(rows: slice, scores: Attribution) -> Attribution:
+    """The scores of some of the queries."""
+    return Attribution(
+        scores.scores[rows], scores.query_ids[rows], scores.train_ids
+    )
+
+
+def _first_row(sink: Sink) -> Sink:
+    """A sink of rows `[1, c]` that passes on `[c]`."""
+    return Sink(lambda ids, scores: sink.add(ids, scores[0]), sink.wants)
+
+
+def _subdirectory(call: Call, number: int) -> Path | None:
+    """The directory of a member's own parts."""
+    if call.parts is None:
+        return None
+    return call.parts.directory / f"member-{number:02}"
