@@ -1,7 +1,9 @@
 """Runs the checks: `python -m tests` all of them, as CI does.
 
-With arguments it runs pytest alone on them, in this process:
-`python -m tests tests/runs_test.py -k rate`. That is also how Bazel calls it.
+`python -m tests --quick` runs the linters and the tests of `QUICK`, in some two
+minutes. With other arguments it runs pytest alone on them, in this process:
+`python -m tests tests/runs/run_test.py -k rate`. That is also how Bazel calls
+it.
 """
 
 import os
@@ -13,19 +15,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).absolute().parents[1]
-CHECKS = (
-    "ruff check",
-    "ruff format --check",
-    "mypy",
-    # One process for each core, and a file's fixtures made in one of them.
-    "pytest --numprocesses=auto --dist=loadfile",
+LINTERS = ("ruff check", "ruff format --check", "mypy")
+# One process for each core. Each begins with its share of the files in their
+# order, so that it seldom makes another's fixtures again, and takes from the
+# others what is left when it is done.
+PYTEST = "pytest --numprocesses=auto --dist=worksteal"
+# For the one who edits: tests of every room that take seconds, not minutes.
+QUICK = (
+    "tests/build_test.py",
+    "tests/repository_test.py",
+    "tests/check/training_loss_test.py",
+    "tests/curvature/solvers_test.py",
+    "tests/data/example_ids_test.py",
+    "tests/engine/progress_test.py",
+    "tests/engine/sweep_test.py",
+    "tests/evaluation/mislabels_test.py",
+    "tests/gradients/factors_test.py",
+    "tests/gradients/rules/dense_test.py",
+    "tests/index/pieces_test.py",
+    "tests/losses/loss_terms_test.py",
+    "tests/methods/training_notes_test.py",
+    "tests/models/state_test.py",
+    "tests/plots",
+    "tests/projection/projection_test.py",
+    "tests/report/writing_test.py",
+    "tests/results",
+    "tests/runs/run_test.py",
+    "tests/runs/selection_test.py",
+    "tests/scripts/check_test.py",
+    "tests/storage",
+    "tests/trace/plain_test.py",
 )
 
 
-def run_checks() -> list[str]:
+def run_checks(quick: bool = False) -> list[str]:
     """Runs every check, also after a failed one; returns those that failed."""
     failed = []
-    for check in CHECKS:
+    tests = shlex.join([*shlex.split(PYTEST), *(QUICK if quick else ())])
+    for check in (*LINTERS, tests):
         print(f"--- {check}", flush=True)
         command = [sys.executable, "-m", *shlex.split(check)]
         if subprocess.run(command, cwd=ROOT).returncode:
@@ -35,9 +62,10 @@ def run_checks() -> list[str]:
 
 def main() -> int | str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if len(sys.argv) > 1:
-        return pytest.main(sys.argv[1:])
-    failed = run_checks()
+    arguments = sys.argv[1:]
+    if arguments and arguments != ["--quick"]:
+        return pytest.main(arguments)
+    failed = run_checks(quick=bool(arguments))
     return f"Failed: {', '.join(failed)}." if failed else 0
 
 

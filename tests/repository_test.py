@@ -10,6 +10,7 @@ import setuptools
 
 import keras_tracin
 from tests import source_tree
+from tests.__main__ import QUICK
 from tests.source_tree import ROOT
 
 # An import goes to a room further up in this list or stays inside its own. A
@@ -174,6 +175,15 @@ def test_version_is_the_same_everywhere(monkeypatch):
         "MODULE.bazel": bazel_module and bazel_module[1],
     }
     assert len(set(versions.values())) == 1, versions
+
+
+def test_the_quick_tests_are_of_every_room():
+    chosen = [ROOT / path for path in QUICK]
+    missing = [str(path) for path in chosen if not path.exists()]
+    assert not missing, f"QUICK of tests/__main__.py names {missing}."
+    tested = {path.relative_to(ROOT / "tests").parts[0] for path in chosen}
+    rooms = {room for room in ROOMS if (ROOT / "tests" / room).is_dir()}
+    assert rooms - {""} <= tested
 
 
 def test_setup_installs_the_whole_package_and_nothing_else(monkeypatch):

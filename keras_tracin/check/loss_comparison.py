@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    yield from loss_findings("train", comparisons, first_loss)
+    findings = list(loss_findings("train", comparisons, first_loss))
 """
 
 from __future__ import annotations

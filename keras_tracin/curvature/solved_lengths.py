@@ -8,7 +8,9 @@ Synopsis:
 
     lengths = SolvedLengths(engine, inverses, "loss")
     lengths.measure(checkpoints)
-    Pass(..., gather=lambda chunk: lengths.gather(chunk, engine.train))
+    def gather(chunk):
+        return lengths.gather(chunk, engine.train)
+    scores = Pass(title, step, weights, gather=gather)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    capturing = Capturing(model, loss, batch_spec(data), layers=None)
+    capturing = Capturing(model, loss, batch_spec(data), **options)
     captured = capturing.capture(data)           # inside a `tf.function`
     factors = capturing.factors(data, position)  # or those of sketches
 """

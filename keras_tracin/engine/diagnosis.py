@@ -6,7 +6,7 @@ again, eagerly and piece by piece, until the reason is found.
 
 Synopsis:
 
-    suspects = [Suspect("training", batch, functions), ...]
+    suspects = [Suspect("training", batch, functions)]
     with explaining(suspects):
         scores = step(batch.data)
     if not np.isfinite(scores).all():

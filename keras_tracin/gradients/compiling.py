@@ -6,7 +6,7 @@ each batch size, and must have no operations whose results vary in size.
 Synopsis:
 
     if should_compile("auto"):
-        step = compile_step(step)           # traced for XLA
+        step = compile_step(step, jit_compile=True, signature=signature)
     if shapes_are_static():             # called while tracing
         ...
 """

@@ -4,8 +4,8 @@ Synopsis:
 
     recipe = recipe_of(tracin, kt.TensorSketch(1024), directory)
     check_model(store.manifest, model)
-    recipe = recipe_in(store, model, tracin, None)      # None without a method
-    resident = open_resident(store, model, recipe, None, run)
+    known = recipe_in(store, model, tracin, None)       # None without a method
+    resident = open_resident(store, model, known, None, run)
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ differ from one checkpoint to the next are held once.
 
 Synopsis:
 
-    resident = Resident(model, projection, files, rates, functions_like)
+    resident = Resident(
+        model, projection, [(path, digest)], [0.1], functions_like
+    )
     resident.vectors(batch)     # [n, checkpoints · dim]
 """
 

@@ -10,7 +10,8 @@ Synopsis:
 
     y_true, outside = separate(loss, y_true, y_pred)
     values = loss.call(y_true, y_pred)  # cannot fail any more
-    values = outside.marked(values)     # NaN, or raises
+    if outside is not None:
+        values = outside.marked(values)     # NaN, or raises
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ example's loss is, and what the batch makes of it.
 
 Synopsis:
 
-    terms = terms_of(keras.losses.MeanSquaredError(), y, y_pred)
+    mse = keras.losses.MeanSquaredError()
+    terms = terms_of(mse, y, y_pred, sample_weight)
     per_example(terms)      # ℓ [n]
     batch_weights(terms)    # b [n]; Keras's batch loss is Σ_i b_i ℓ_i
 """

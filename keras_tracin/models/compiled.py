@@ -5,8 +5,9 @@ only one that reads them.
 
 Synopsis:
 
-    compiled = compiled_loss(model)          # None before `compile(loss=...)`
-    compiled.loss, compiled.weights          # as `compile` was given them
+    compiled = compiled_loss(model)
+    if compiled is not None:                 # None before `compile(loss=...)`
+        compiled.loss, compiled.weights      # as `compile` was given them
     losses_of(model, loss=None)              # the losses alone, in a list
 """
 

@@ -6,7 +6,7 @@ script, this style and images inside the page; nothing is loaded.
 
 Synopsis:
 
-    html = build("Digits", {"classes": None, …})
+    html = build("Digits", data)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Synopsis:
 
     with open_job(values) as job:
-        job.method().influence(job.queries(), verbose=job.verbose)
+        test = job.queries()    # and job.model, job.run, job.task.train()
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from keras_tracin.data.batches import join
 from keras_tracin.data.examples import open_examples, select
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.engine.distribution import NAMED, Strategy
-from keras_tracin.methods.attributor import Attributor
 from keras_tracin.projection import (
     FactoredProjection,
     GaussianProjection,
@@ -31,7 +30,6 @@ from keras_tracin.projection import (
 )
 from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
 from keras_tracin.scripts._flags import INDEXED_METHODS, METHODS_WITH
-from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.scripts.task import Task, load_task
 
@@ -66,18 +64,6 @@ class Job:
     def verbose(self) -> int:
         """Value of the `verbose` argument of library calls."""
         return 0 if self.values.quiet else 1
-
-    def method(self, projected: bool = True) -> Attributor:
-        """Creates the method that `--method` names.
-
-        Args:
-            projected: If true, TracIn uses the `--projection`.
-
-        Raises:
-            UsageError: if a flag that the method needs is missing.
-            ValueError, TypeError: raised by the method.
-        """
-        return create_method(self, projected)
 
     def queries(self) -> Any:
         """The task's queries, or those that `--queries` names.

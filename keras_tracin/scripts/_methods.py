@@ -8,7 +8,7 @@ Synopsis:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
@@ -20,13 +20,11 @@ from keras_tracin.methods.representer import RepresenterPoints
 from keras_tracin.methods.tracin import TracIn
 from keras_tracin.methods.trak import TRAK
 from keras_tracin.runs import TrainingRun
+from keras_tracin.scripts._job import Job
 from keras_tracin.scripts._program import UsageError
 
-if TYPE_CHECKING:
-    from keras_tracin.scripts._job import Job
 
-
-def create_method(job: Job, projected: bool) -> Attributor:
+def create_method(job: Job, projected: bool = True) -> Attributor:
     """Creates the method of a job.
 
     Args:

@@ -29,6 +29,7 @@ from keras_tracin.index import InfluenceIndex
 from keras_tracin.index.manifest import FILE_NAME
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
 
@@ -93,7 +94,7 @@ def _directory(values: flags.FlagValues) -> Path:
 
 def _build(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
-    method: Any = job.method(projected=False)  # the index projects
+    method: Any = create_method(job, projected=False)  # the index projects
     if values.overwrite and directory.exists():
         shutil.rmtree(directory)
     return InfluenceIndex.build(

@@ -26,6 +26,7 @@ from keras_tracin.index import InfluenceIndex
 from keras_tracin.results import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -80,7 +81,7 @@ def _answer(job: Job) -> TopK:
     # The index records how its rows were made, except for a custom loss.
     needs_method = values.rerank or job.task.option("loss") is not None
     run = job.run if values["run"].present else None
-    method: Any = job.method(projected=False) if needs_method else None
+    method: Any = create_method(job, projected=False) if needs_method else None
     index = InfluenceIndex(
         values.index,
         job.model,

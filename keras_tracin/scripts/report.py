@@ -33,6 +33,7 @@ from keras_tracin.report import write_html
 from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import output_path
 from keras_tracin.scripts._program import SUCCESS, Program
 
@@ -72,7 +73,7 @@ def _work(values: flags.FlagValues) -> int:
     path = output_path(values, (".html",))
     # The page shows predictions at the final weights.
     with open_job(values, at_end=True) as job:
-        method = job.method()
+        method = create_method(job)
         top, suspects = _queries(job, method), _suspects(job, method)
         write_html(
             path,

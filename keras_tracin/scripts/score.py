@@ -34,6 +34,7 @@ from absl import flags
 from keras_tracin.results import Attribution, TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -72,7 +73,7 @@ def _work(values: flags.FlagValues) -> int:
 
 
 def _score(job: Job) -> Attribution | TopK:
-    values, queries, method = job.values, job.queries(), job.method()
+    values, queries, method = job.values, job.queries(), create_method(job)
     if values.k is not None and not values.aggregate:
         return method.top_k(queries, values.k, **job.call_options("top_k"))
     options = job.call_options("influence")

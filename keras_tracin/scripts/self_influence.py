@@ -21,6 +21,7 @@ from absl import flags
 
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import open_job
+from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program
 
@@ -41,7 +42,7 @@ def _work(values: flags.FlagValues) -> int:
     output = Output.from_flags(values)
     with open_job(values) as job:
         options = job.call_options("self_influence")
-        scores = job.method().self_influence(**options)
+        scores = create_method(job).self_influence(**options)
         output.write(scores)
         if not values.quiet:
             print(

@@ -77,7 +77,7 @@ def test_the_estimate_over_seeds_of_the_projection_is_unbiased():
     right = vectors(2)
     draws = [
         RandomizedSketch(5, seed, method="cg").prepare(operator)(right).value
-        for seed in range(300)
+        for seed in range(100)
     ]
     assert within_confidence(draws, exact(operator, right)).all()
 
@@ -91,7 +91,7 @@ def test_the_error_falls_as_the_theory_of_random_projections_says():
                 RandomizedSketch(dim, seed, method="cg")
                 .prepare(operator)(right[None])
                 .value[0]
-                for seed in range(200)
+                for seed in range(100)
             ]
         )
         error = np.square(draws - right / 0.5).sum(axis=1).mean()

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.engine.preconditioner import diagonal
-from tests.methods.tracin_test import (
+from tests.methods.network import (
     TEST,
     TRAIN,
     assert_close,
@@ -89,13 +89,18 @@ def expected(trained):
     return scores, np.sqrt(np.outer(own_test, own_train)), own_train
 
 
+@pytest.fixture(scope="module")
+def aware(trained):
+    model, run = trained
+    return kt.TracIn(model, TRAIN, run, optimizer_aware=True)
+
+
 def test_scores_are_products_under_the_recorded_second_moment(
-    trained, expected
+    trained, aware, expected
 ):
     model, run = trained
     before = [v.numpy() for v in model.optimizer.variables]
-    tracin = kt.TracIn(model, TRAIN, run, optimizer_aware=True)
-    found = tracin.influence(TEST, verbose=0)
+    found = aware.influence(TEST, verbose=0)
     assert_close(found.scores, *expected[:2])
     plain = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
     assert (
@@ -107,20 +112,18 @@ def test_scores_are_products_under_the_recorded_second_moment(
 
 
 def test_sum_of_queries_ranking_and_self_influence_use_the_same_products(
-    trained, expected
+    aware, expected
 ):
     scores, scale, own = expected
-    model, run = trained
-    tracin = kt.TracIn(model, TRAIN, run, optimizer_aware=True)
-    summed = tracin.influence(TEST, aggregate=True, verbose=0).scores
+    summed = aware.influence(TEST, aggregate=True, verbose=0).scores
     np.testing.assert_allclose(
         summed[0], scores.sum(0), atol=1e-4 * scale.sum(0).max()
     )
-    top = tracin.top_k(TEST, k=3, verbose=0)
+    top = aware.top_k(TEST, k=3, verbose=0)
     np.testing.assert_array_equal(
         top.proponents.ids, np.argsort(-scores, axis=1)[:, :3]
     )
-    found = tracin.self_influence(verbose=0).scores
+    found = aware.self_influence(verbose=0).scores
     np.testing.assert_allclose(found, own, rtol=1e-4)
 
 

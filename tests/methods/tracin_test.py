@@ -1,5 +1,7 @@
 """TracIn against the definition, computed slowly in float64."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,38 +10,15 @@ import tensorflow as tf
 import keras_tracin as kt
 from keras_tracin.engine import progress as progress_module
 from keras_tracin.gradients import flat
-
-NUM_TRAIN, NUM_TEST, CLASSES = 37, 5, 3
-
-
-def build(dtype="float32", compiled=True):
-    """A small network with a convolution, statistics and a shared layer."""
-    keras.utils.set_random_seed(1)
-    options = {"dtype": dtype}
-    shared = keras.layers.Dense(6, activation="tanh", **options)
-    inputs = keras.Input((6, 5, 2), dtype=dtype)
-    x = keras.layers.Conv2D(4, 3, activation="relu", **options)(inputs)
-    x = keras.layers.BatchNormalization(momentum=0.5, **options)(x)
-    x = keras.layers.Flatten(**options)(x)
-    x = keras.layers.Dense(6, **options)(x)
-    x = shared(shared(x))
-    x = keras.layers.Dropout(0.5, **options)(x)
-    outputs = keras.layers.Dense(CLASSES, **options)(x)
-    model = keras.Model(inputs, outputs)
-    if compiled:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(0.02), loss)
-    return model
-
-
-def examples(count, seed):
-    """Random images and labels."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, 6, 5, 2)).astype("float32")
-    return x, rng.integers(0, CLASSES, count)
-
-
-TRAIN, TEST = examples(NUM_TRAIN, 0), examples(NUM_TEST, 1)
+from tests.methods.network import (
+    NUM_TEST,
+    NUM_TRAIN,
+    TEST,
+    TRAIN,
+    assert_close,
+    build,
+    gradients,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,61 +33,61 @@ def trained(tmp_path_factory):
     return model, kt.TrainingRun(directory)
 
 
-def gradients(checkpoint, x, y, weight=None, value=None):
-    """Per-example gradients `[n, p]` in float64, by `tape.jacobian`."""
-    twin, source = build("float64", compiled=False), build(compiled=False)
-    source.load_weights(checkpoint.path)
-    twin.set_weights([w.astype("float64") for w in source.get_weights()])
-    weight = np.ones(len(x)) if weight is None else np.asarray(weight)
-    with tf.GradientTape() as tape:
-        logits = twin(x.astype("float64"), training=False)
-        if value is None:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-        else:
-            losses = value(tf.constant(y), logits)
-        losses *= weight
-    jacobian = tape.jacobian(losses, [v.value for v in twin.trainable_weights])
-    return np.hstack([np.reshape(part, (len(x), -1)) for part in jacobian])
+@pytest.fixture(scope="module")
+def tracin(trained):
+    """The method without options, traced once for the calls of all tests."""
+    return kt.TracIn(trained[0], TRAIN, trained[1])
+
+
+@pytest.fixture(scope="module")
+def influence(tracin):
+    """Its scores of `TEST`."""
+    return tracin.influence(TEST, verbose=0)
+
+
+@functools.cache
+def gradients_of(run, of_train, value=None):
+    """Those of `TRAIN` or `TEST` at each checkpoint: they take seconds."""
+    data = TRAIN if of_train else TEST
+    return [gradients(checkpoint, *data, value) for checkpoint in run]
 
 
 def oracle(trained, rates=None, train_weight=None, value=None):
     """Σ_k η_k ∇ℓ(w_k, z')·∇ℓ(w_k, z), and √(s_ii s_jj) for its scale."""
     _, run = trained
     rates = [c.learning_rate for c in run] if rates is None else rates
+    weight = np.ones(NUM_TRAIN) if train_weight is None else train_weight
+    at_checkpoints = zip(
+        rates,
+        gradients_of(run, of_train=True),
+        gradients_of(run, of_train=False, value=value),
+        strict=True,
+    )
     scores, own_test, own_train = 0.0, 0.0, 0.0
-    for checkpoint, rate in zip(run, rates, strict=True):
-        train = gradients(checkpoint, *TRAIN, weight=train_weight)
-        test = gradients(checkpoint, *TEST, value=value)
+    for rate, train, test in at_checkpoints:
+        train = train * weight[:, None]
         scores = scores + rate * test @ train.T
         own_train = own_train + rate * (train**2).sum(1)
         own_test = own_test + rate * (test**2).sum(1)
     return scores, np.sqrt(np.outer(own_test, own_train)), own_train
 
 
-def assert_close(scores, expected, scale, tolerance=1e-4):
-    """The issue's measure: differences relative to √(s_ii s_jj)."""
-    assert np.max(np.abs(scores - expected) / scale) < tolerance
-
-
-def test_influence_is_the_sum_over_checkpoints(trained):
+def test_influence_is_the_sum_over_checkpoints(trained, influence):
     expected, scale, _ = oracle(trained)
-    found = kt.TracIn(trained[0], TRAIN, trained[1]).influence(TEST, verbose=0)
-    assert_close(found.scores, expected, scale)
-    np.testing.assert_array_equal(found.train_ids, np.arange(NUM_TRAIN))
-    np.testing.assert_array_equal(found.query_ids, np.arange(NUM_TEST))
+    assert_close(influence.scores, expected, scale)
+    np.testing.assert_array_equal(influence.train_ids, np.arange(NUM_TRAIN))
+    np.testing.assert_array_equal(influence.query_ids, np.arange(NUM_TEST))
 
 
-def test_a_run_may_be_given_by_its_directory(trained):
+def test_a_run_may_be_given_by_its_directory(trained, influence):
     model, run = trained
-    by_run = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
     by_path = kt.TracIn(model, TRAIN, str(run.directory))
     again = by_path.influence(TEST, verbose=0)
-    np.testing.assert_array_equal(by_run.scores, again.scores)  # same bits
+    np.testing.assert_array_equal(influence.scores, again.scores)  # same bits
 
 
-def test_self_influence_is_the_diagonal(trained):
+def test_self_influence_is_the_diagonal(trained, tracin):
     _, _, expected = oracle(trained)
-    tracin = kt.TracIn(trained[0], TRAIN, trained[1])
     found = tracin.self_influence(verbose=0)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-4)
     full = tracin.influence(TRAIN, verbose=0).scores
@@ -125,17 +104,15 @@ def test_weights_sum_counts_every_step(trained):
     assert_close(scores, expected, scale)
 
 
-def test_aggregate_is_the_sum_over_queries(trained):
-    tracin = kt.TracIn(trained[0], TRAIN, trained[1])
-    each = tracin.influence(TEST, verbose=0).scores
+def test_aggregate_is_the_sum_over_queries(tracin, influence):
+    expected = influence.scores.sum(0)[None]
     summed = tracin.influence(TEST, aggregate=True, verbose=0)
-    np.testing.assert_allclose(summed.scores, each.sum(0)[None], atol=1e-5)
+    np.testing.assert_allclose(summed.scores, expected, atol=1e-5)
     assert summed.query_ids.tolist() == ["sum"]
 
 
-def test_top_k_agrees_with_all_scores(trained):
-    tracin = kt.TracIn(trained[0], TRAIN, trained[1])
-    expected = tracin.influence(TEST, verbose=0).top_k(4)
+def test_top_k_agrees_with_all_scores(tracin, influence):
+    expected = influence.top_k(4)
     found = tracin.top_k(TEST, 4, verbose=0)
     for side in ("proponents", "opponents"):
         a, b = getattr(found, side), getattr(expected, side)
@@ -143,45 +120,44 @@ def test_top_k_agrees_with_all_scores(trained):
         np.testing.assert_allclose(a.scores, b.scores, rtol=1e-5)
 
 
-def test_small_memory_gives_the_same_scores_in_pieces(trained):
+def test_small_memory_gives_the_same_scores_in_pieces(
+    trained, tracin, influence
+):
     model, run = trained
-    whole = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
-    tracin = kt.TracIn(model, TRAIN, run, memory_limit=1)
-    tracin = tracin.within(batch_sizes=(4, 4), query_batch=2)
-    pieces = tracin.influence(TEST, verbose=0)
-    assert tracin.plan(TEST).chunk == tracin.plan(TEST).batch_size == 4
-    np.testing.assert_array_equal(pieces.train_ids, whole.train_ids)
-    np.testing.assert_array_equal(pieces.query_ids, whole.query_ids)
-    np.testing.assert_allclose(pieces.scores, whole.scores, atol=1e-6)
-    top = tracin.top_k(TEST, 7, verbose=0)
-    expected = whole.top_k(7).proponents
+    small = kt.TracIn(model, TRAIN, run, memory_limit=1)
+    small = small.within(batch_sizes=(4, 4), query_batch=2)
+    pieces = small.influence(TEST, verbose=0)
+    assert small.plan(TEST).chunk == small.plan(TEST).batch_size == 4
+    np.testing.assert_array_equal(pieces.train_ids, influence.train_ids)
+    np.testing.assert_array_equal(pieces.query_ids, influence.query_ids)
+    np.testing.assert_allclose(pieces.scores, influence.scores, atol=1e-6)
+    top = small.top_k(TEST, 7, verbose=0)
+    expected = influence.top_k(7).proponents
     np.testing.assert_array_equal(top.proponents.ids, expected.ids)
     np.testing.assert_allclose(
+        small.self_influence(verbose=0).scores,
         tracin.self_influence(verbose=0).scores,
-        kt.TracIn(model, TRAIN, run).self_influence(verbose=0).scores,
         rtol=1e-5,
     )
 
 
-@pytest.mark.parametrize("batch", [1, 5, 64])
-def test_a_dataset_scores_like_its_arrays(trained, batch):
+@pytest.mark.parametrize("batch", [5, 64])
+def test_a_dataset_scores_like_its_arrays(trained, influence, batch):
     model, run = trained
-    expected = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
     train = tf.data.Dataset.from_tensor_slices(TRAIN).batch(batch)
     test = tf.data.Dataset.from_tensor_slices(TEST).batch(batch)
     found = kt.TracIn(model, train, run).influence(test, verbose=0)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    np.testing.assert_allclose(found.scores, influence.scores, atol=1e-6)
 
 
-def test_scores_follow_ids_through_a_shuffle(trained):
+def test_scores_follow_ids_through_a_shuffle(trained, influence):
     model, run = trained
-    expected = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
     shuffled = kt.with_ids(TRAIN).shuffle(NUM_TRAIN).batch(6)
     found = kt.TracIn(model, shuffled, run).influence(TEST, verbose=0)
-    assert found.train_ids.tolist() != expected.train_ids.tolist()
+    assert found.train_ids.tolist() != influence.train_ids.tolist()
     order = np.argsort(found.train_ids)
     np.testing.assert_allclose(
-        found.scores[:, order], expected.scores, atol=1e-6
+        found.scores[:, order], influence.scores, atol=1e-6
     )
 
 
@@ -231,17 +207,17 @@ def test_query_loss_keeps_the_sign(trained, query_loss, value):
     assert_close(tracin.influence(TEST, verbose=0).scores, expected, scale)
 
 
-def test_layers_split_the_score(trained):
+def test_layers_split_the_score(trained, influence):
     model, run = trained
-    whole = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0).scores
+    names = [layer.name for layer in model.layers if layer.trainable_variables]
+    rest = [model.get_layer(name) for name in names[3:]]
     parts = [
-        kt.TracIn(model, TRAIN, run, layers=layer)
+        kt.TracIn(model, TRAIN, run, layers=layers)
         .influence(TEST, verbose=0)
         .scores
-        for layer in model.layers
-        if layer.trainable_variables
+        for layers in (names[0], names[1:3], rest)
     ]
-    np.testing.assert_allclose(sum(parts), whole, atol=1e-5)
+    np.testing.assert_allclose(sum(parts), influence.scores, atol=1e-5)
 
 
 def state(model):
@@ -257,10 +233,9 @@ def assert_untouched(model, before):
     assert all("call" not in vars(lay) for lay in model._flatten_layers())
 
 
-def test_the_model_gets_everything_back(trained):
-    model, run = trained
+def test_the_model_gets_everything_back(trained, tracin):
+    model, _ = trained
     before = state(model)
-    tracin = kt.TracIn(model, TRAIN, run)
     tracin.influence(TEST, verbose=0)
     tracin.influence(TEST, aggregate=True, verbose=0)
     tracin.top_k(TEST, 2, verbose=0)
@@ -269,10 +244,11 @@ def test_the_model_gets_everything_back(trained):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_model_gets_everything_back_after(trained, error, monkeypatch):
-    model, run = trained
+def test_the_model_gets_everything_back_after(
+    trained, tracin, error, monkeypatch
+):
+    model, _ = trained
     before = state(model)
-    tracin = kt.TracIn(model, TRAIN, run)
 
     def fail(self):
         raise error("in the middle")
@@ -298,21 +274,20 @@ def test_weights_are_loaded_once_per_checkpoint(trained, monkeypatch):
     assert loaded == [str(checkpoint.path) for checkpoint in run]
 
 
-def test_nan_in_the_data_is_named_by_id(trained):
+def test_nan_in_the_data_is_named_by_id(trained, tracin):
     model, run = trained
     before = state(model)
     x = TRAIN[0].copy()
     x[11] = np.nan
-    tracin = kt.TracIn(model, (x, TRAIN[1]), run)
+    of_nan = kt.TracIn(model, (x, TRAIN[1]), run)
     for call in (
-        lambda: tracin.influence(TEST, verbose=0),
-        lambda: tracin.self_influence(verbose=0),
+        lambda: of_nan.influence(TEST, verbose=0),
+        lambda: of_nan.self_influence(verbose=0),
     ):
         with pytest.raises(ValueError, match=r"training.*ids \[11\].*`x`"):
             call()
     bad = TEST[0].copy()
     bad[2] = np.inf
-    tracin = kt.TracIn(model, TRAIN, run)
     with pytest.raises(ValueError, match=r"query examples with ids \[2\]"):
         tracin.influence((bad, TEST[1]), verbose=0)
     assert_untouched(model, before)
@@ -363,10 +338,9 @@ def test_sum_needs_the_rates_of_steps(trained):
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, NUM_TRAIN + 1])
-def test_bad_k_is_refused(trained, k):
-    model, run = trained
+def test_bad_k_is_refused(tracin, k):
     with pytest.raises(ValueError, match="`k` should"):
-        kt.TracIn(model, TRAIN, run).top_k(TEST, k, verbose=0)
+        tracin.top_k(TEST, k, verbose=0)
 
 
 def test_an_uncompiled_model_needs_a_loss(trained):
@@ -380,12 +354,10 @@ def test_an_uncompiled_model_needs_a_loss(trained):
     assert_close(scores.scores, expected, scale)
 
 
-def test_queries_may_have_another_form_than_training(trained):
-    model, run = trained
-    expected = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
+def test_queries_may_have_another_form_than_training(tracin, influence):
     weighted = (*TEST, np.ones(NUM_TEST, "float32"))
-    found = kt.TracIn(model, TRAIN, run).influence(weighted, verbose=0)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    found = tracin.influence(weighted, verbose=0)
+    np.testing.assert_allclose(found.scores, influence.scores, atol=1e-6)
 
 
 def test_losses_from_activations_are_refused_unless_loss_is_given(tmp_path):
@@ -405,9 +377,7 @@ def test_losses_from_activations_are_refused_unless_loss_is_given(tmp_path):
     assert len(tracin.self_influence(verbose=0)) == 6
 
 
-def test_short_work_and_verbose_zero_are_quiet(trained, capsys, monkeypatch):
-    model, run = trained
-    tracin = kt.TracIn(model, TRAIN, run)
+def test_short_work_and_verbose_zero_are_quiet(tracin, capsys, monkeypatch):
     tracin.influence(TEST, verbose=0)
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(progress_module, "_PATIENCE", 0.0)  # all work is long
@@ -420,8 +390,7 @@ def test_short_work_and_verbose_zero_are_quiet(trained, capsys, monkeypatch):
     assert "MB of memory" in shown
 
 
-def test_the_plan_tells_what_scoring_takes(trained):
-    tracin = kt.TracIn(trained[0], TRAIN, trained[1])
+def test_the_plan_tells_what_scoring_takes(tracin):
     plan = tracin.plan(TEST)
     assert (plan.num_train, plan.num_queries, plan.num_checkpoints) == (
         NUM_TRAIN,
@@ -442,20 +411,28 @@ PROJECTIONS = (
 
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=repr)
 def test_projected_scores_are_near_the_exact_ones(trained, projection):
-    expected, scale, own = oracle(trained)
-    tracin = kt.TracIn(trained[0], TRAIN, trained[1], projection=projection)
-    scores = tracin.influence(TEST, verbose=0).scores
+    expected, scale, _ = oracle(trained)
+    projected = kt.TracIn(trained[0], TRAIN, trained[1], projection=projection)
+    scores = projected.influence(TEST, verbose=0).scores
     errors = (scores - expected) / scale
     # A Gaussian's standard error is between 1/16 and √2/16 of the scale.
     assert 0.001 < np.sqrt(np.mean(errors**2)) < 0.2
-    top = tracin.top_k(TEST, 3, verbose=0).proponents
+
+
+def test_every_call_takes_the_same_projected_gradients(trained):
+    _, _, own = oracle(trained)
+    projected = kt.TracIn(
+        trained[0], TRAIN, trained[1], projection=PROJECTIONS[0]
+    )
+    scores = projected.influence(TEST, verbose=0).scores
+    top = projected.top_k(TEST, 3, verbose=0).proponents
     order = np.argsort(-scores, axis=1, kind="stable")[:, :3]
     np.testing.assert_array_equal(top.ids, order)
-    summed = tracin.influence(TEST, aggregate=True, verbose=0).scores
+    summed = projected.influence(TEST, aggregate=True, verbose=0).scores
     atol = 1e-4 * np.abs(scores).max()
     np.testing.assert_allclose(summed[0], scores.sum(axis=0), atol=atol)
-    found = tracin.self_influence(verbose=0).scores
-    full = tracin.influence(TRAIN, verbose=0).scores
+    found = projected.self_influence(verbose=0).scores
+    full = projected.influence(TRAIN, verbose=0).scores
     np.testing.assert_allclose(found, np.diag(full), rtol=1e-3)
     assert np.corrcoef(found, own)[0, 1] > 0.9
 
@@ -474,15 +451,14 @@ class Rotation:
         return rows @ tf.constant(self.matrix, rows.dtype)
 
 
-def test_an_orthonormal_projection_changes_nothing(trained):
+def test_an_orthonormal_projection_changes_nothing(trained, influence):
     model, run = trained
-    expected = kt.TracIn(model, TRAIN, run).influence(TEST, verbose=0)
     rotation = Rotation(
         sum(v.value.shape.num_elements() for v in model.trainable_variables)
     )
-    tracin = kt.TracIn(model, TRAIN, run, projection=rotation)
-    found = tracin.influence(TEST, verbose=0)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    rotated = kt.TracIn(model, TRAIN, run, projection=rotation)
+    found = rotated.influence(TEST, verbose=0)
+    np.testing.assert_allclose(found.scores, influence.scores, atol=1e-4)
 
 
 def test_what_is_no_projection_is_refused(trained):

@@ -155,13 +155,6 @@ def test_warning_is_one_line_and_interruption_has_its_exit_code(capsys):
     )
 
 
-def test_module_run_as_a_program_prints_its_help(tmp_path):
-    done = process(tmp_path, "keras_tracin.scripts.self_influence", "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("Ranks training examples by self-influence")
-    assert "--task" in done.stdout
-
-
 def test_missing_run_ends_the_process_with_2_and_one_line(trained):
     done = process(
         trained, "keras_tracin.scripts.score", TASK, "--run=runs/lost"

@@ -4,7 +4,8 @@ Synopsis:
 
     @register(keras.layers.Dense, watching=watch_before_activation)
     def dense(layer, use):
-        return [((layer.kernel, layer.bias), OuterFactors(...))]
+        factors = OuterFactors(use.args[0], use.grads[0], bias=True)
+        return [((layer.kernel, layer.bias), factors)]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Synopsis:
 
     size = block_size(memory, weights)               # queries in a block
-    size = chunk_size(memory, columns=100)           # examples in a chunk
+    size = chunk_size(memory, columns=100, largest=1024)    # and in a chunk
     pour(scores_of, sink, ids, size)
 """
 

@@ -6,7 +6,7 @@ to be held: with room for √T states, T steps are made twice (Griewank 1992).
 
 Synopsis:
 
-    replay = Replay(training, steps, held, start, room=100)
+    replay = Replay(training, steps, held, start, first=0, room=100)
     replay.check(model, run, tolerance=1e-3)
     for number, state in replay.backwards():
         training.backward(state, *replay.inputs(number), adjoint)

@@ -19,7 +19,7 @@ changed. It is in training mode; the seeds of Dropout are part of the state.
 
 Synopsis:
 
-    training = Training(model, update, spec)
+    training = Training(model, update, spec, like=state, constants=[])
     state = training.forward(state, data, counts, rate, number)
     adjoint, scores = training.backward(state, data, rate, number, adjoint)
 """
