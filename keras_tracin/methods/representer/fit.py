@@ -83,7 +83,7 @@ class Fit:
         return cls(train, weights, L2Points(objective, weights), retuned)
 
     def scores(self, queries: Representations, targets: Targets) -> ScoresOf:
-        """The float32 scores of queries for their targets: `rows -> [m, c]`."""
+        """The float32 scores for the queries' targets: `rows -> [m, c]`."""
 
         @functools.cache
         def prepare():
@@ -97,7 +97,7 @@ class Fit:
         return scores_of
 
     def class_scores(self, queries: Representations) -> ScoresOf:
-        """The float32 scores of queries for all outputs: `rows -> [m, c, k]`."""
+        """The float32 scores for all outputs: `rows -> [m, c, k]`."""
 
         @functools.cache
         def prepare():
