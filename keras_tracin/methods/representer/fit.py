@@ -83,7 +83,7 @@ class Fit:
         return cls(train, weights, L2Points(objective, weights), retuned)
 
     def scores(self, queries: Representations, targets: Targets) -> ScoresOf:
-        """The scores of queries for their targets, `rows -> [m, c]`."""
+        """The float32 scores for the queries' targets: `rows -> [m, c]`."""
 
         @functools.cache
         def prepare():
@@ -92,18 +92,22 @@ class Fit:
         def scores_of(rows: slice) -> np.ndarray:
             scores = self.points.scores(prepare(), rows)
             scores *= targets.signs[:, np.newaxis]
-            return scores
+            return scores.astype(np.float32, copy=False)
 
         return scores_of
 
     def class_scores(self, queries: Representations) -> ScoresOf:
-        """The scores of queries for every output, `rows -> [m, c, k]`."""
+        """The float32 scores for all outputs: `rows -> [m, c, k]`."""
 
         @functools.cache
         def prepare():
             return self.points.prepare_all(queries.features)
 
-        return lambda rows: self.points.class_scores(prepare(), rows)
+        def scores_of(rows: slice) -> np.ndarray:
+            scores = self.points.class_scores(prepare(), rows)
+            return scores.astype(np.float32, copy=False)
+
+        return scores_of
 
     def numbers(self) -> Numbers:
         """Numbers of a few training examples that scores are made of."""
