@@ -242,7 +242,17 @@ class InfluenceFunctions(Method):
     def index_rows(
         self, projection: Projection | None, keep: Keep
     ) -> RowRecipe:
-        """How an index makes rows and vectors; see `Indexable`."""
+        """How an index makes its rows and the vectors of queries.
+
+        Args:
+            projection: None: the sketched inverse is the projection.
+            keep: as in `Indexable`; keeps the sketched inverse.
+
+        Raises:
+            ValueError: if there is no sketched inverse, an option has no
+                effect, or the model has other weights than when this was
+                made.
+        """
         self._check_one_inverse()
         return inverse_rows(
             self.engine,

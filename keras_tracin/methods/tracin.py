@@ -288,7 +288,17 @@ class TracIn(Method):
     def index_rows(
         self, projection: Projection | None, keep: Keep
     ) -> RowRecipe:
-        """How an index makes rows and vectors; see `Indexable`."""
+        """How an index makes its rows and the vectors of queries.
+
+        Args:
+            projection: makes the sketches, `TensorSketch(1024)` by default.
+            keep: as in `Indexable`; nothing is kept.
+
+        Raises:
+            TypeError: if nothing can be projected by such a projection.
+            ValueError: if scores are not products of plain gradients, or the
+                projection keeps its sides apart.
+        """
         return checkpoint_rows(
             self.engine,
             self.checkpoints,
