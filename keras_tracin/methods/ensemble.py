@@ -69,8 +69,7 @@ class Ensemble(Method):
     Members are called one after another, for one block of queries at a time;
     every block takes a pass of each member over the training examples. The
     scores of one block for all training examples are held twice, those of all
-    queries only by `influence`, which returns them. A block takes a quarter of
-    `memory_limit`.
+    queries only by `influence`. A block takes a quarter of `memory_limit`.
 
     With `directory=`, every member scores all queries once and keeps its parts,
     and then its matrix of scores, in a subdirectory, from which sums are read:
@@ -255,8 +254,7 @@ class Ensemble(Method):
         """Streams the scores of one block of queries into a sink."""
         scores = iter(queries.scores())
         first = next(scores)
-        ids = first.train_ids
-        self._size = len(ids)
+        self._size = len(ids := first.train_ids)
         if sink.wants(Chunk(0, 0, (Batch(ids, None),))):
             members = itertools.chain([first], scores)
             sink.add(ids, average(members, queries.ids, self.scale))
