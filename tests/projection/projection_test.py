@@ -104,7 +104,7 @@ def test_variance_of_the_gaussian_is_the_theory():
 def test_variance_of_the_tensor_sketch_is_the_theory():
     projection = kt.TensorSketch(64)
     group = OuterFactors(normal(N, 1, 150), normal(N, 1, 90, seed=1))
-    assert projection._is_convolved(group)
+    assert projection._convolves(group)
     x, c = moments((DenseGradients((group.inputs[:, 0],)),))
     delta, e = moments((DenseGradients((group.grads[:, 0],)),))
     expected = x * delta + c**2 * delta + x * e**2 + 3 * c**2 * e**2
@@ -142,7 +142,7 @@ def test_tensor_sketch_is_the_same_whether_or_not_the_kernel_is_made(dim, bias):
     whole = projection.sketch((group,))
     made = projection.sketch((materialize(group),))
     np.testing.assert_allclose(made, whole, rtol=1e-4, atol=1e-3)
-    if projection._is_convolved(group):
+    if projection._convolves(group):
         key = random.fold(random.root(5), 0, 0)
         spectrum = projection._spectrum(group, key)
         convolved = tf.signal.irfft(spectrum, [dim])
@@ -153,7 +153,7 @@ def test_tensor_sketch_chooses_by_cost():
     projection = kt.TensorSketch(64)
 
     def chosen(t, i, o):
-        return projection._is_convolved(
+        return projection._convolves(
             OuterFactors(tf.zeros([1, t, i]), tf.zeros([1, t, o]))
         )
 
