@@ -25,20 +25,36 @@ import tensorflow as tf
 
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.operators import Damped
-from keras_tracin.curvature.solvers.cg import CG
-from keras_tracin.curvature.solvers.ekfac import EKFAC
-from keras_tracin.curvature.solvers.solution import Inverse, Solver, report
+from keras_tracin.curvature.solvers import (
+    CG,
+    EKFAC,
+    Arnoldi,
+    Exact,
+    Inverse,
+    InverseSketch,
+    LiSSA,
+    RandomizedSketch,
+    Solver,
+    report,
+)
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.passes import norms_pass
 from keras_tracin.engine.progress import Progress
+from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS
+from keras_tracin.gradients import flat
 from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
 from keras_tracin.losses.outputs import check_consistent
 from keras_tracin.models.state import preserved
 from keras_tracin.runs import Checkpoint, run_weights
+
+# Fields describe these completely, unlike a solver of the user's own.
+_SOLVERS = (CG, EKFAC, Arnoldi, Exact, InverseSketch, LiSSA, RandomizedSketch)
 
 # Relative to the typical length of one example's gradient: above this, the
 # gradient of the objective is more than the noise of the last steps.
@@ -191,6 +207,52 @@ class Inverses:
             solution = inverse(tf.cast(rows, self.operator.dtype))
         report(solution, type(self._solver).__name__)
         return tf.cast(solution.value, rows.dtype)
+
+    def directions(
+        self,
+        checkpoint: Checkpoint | None,
+        queries: Queries,
+        verbose: int = 0,
+    ) -> tuple:
+        """`(A + λI)⁻¹` times the queries' gradients, as dense gradients.
+
+        Args:
+            checkpoint: the checkpoint whose weights the model has.
+            queries: the queries.
+            verbose: 0 for silence; else long work is announced.
+
+        Raises:
+            ValueError: if a gradient is NaN or infinite.
+        """
+        query, rate = queries.steps.query, np.float32(1)
+        rows = [query.rows(batch.data, rate) for batch in queries.batches]
+        rows = tf.concat(rows, axis=0)
+        if not np.isfinite(rows).all():
+            raise self._engine.not_finite(None, queries, checkpoint)
+        solved = self.solve(checkpoint, rows, verbose)
+        return flat.directions(solved, query.variables)
+
+    def numbers(self, checkpoint: Checkpoint | None, batch: Batch) -> Numbers:
+        """The results of regularisers and of a solver of the user's own.
+
+        They tell apart what no description does.
+
+        Args:
+            checkpoint: the checkpoint whose weights the model has.
+            batch: a few training examples.
+        """
+        penalties = [
+            float(weight.regularizer(weight.value))
+            for weight in self._engine.model.weights
+            if getattr(weight, "regularizer", None) is not None
+        ]
+        numbers = {"penalties": np.array(penalties)}
+        if type(self._solver) not in _SOLVERS:
+            rows = self._engine.train_steps.rows(batch.data, np.float32(1))
+            mean = tf.reduce_mean(rows, axis=0, keepdims=True)
+            solved = self.solve(checkpoint, mean)
+            numbers["solution"] = tf.norm(solved, axis=1).numpy()
+        return numbers
 
     @contextlib.contextmanager
     def _announced(self, what: str, verbose: int):

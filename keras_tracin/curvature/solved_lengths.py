@@ -29,7 +29,7 @@ from keras_tracin.engine.passes import Pass, Sums
 from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import Visit, Weights
-from keras_tracin.results.streaming import ScoreColumns
+from keras_tracin.results import ScoreColumns
 from keras_tracin.runs import Checkpoint
 
 

@@ -1,4 +1,4 @@
-"""What belongs to one call of a method, and ends with it.
+"""The state of one call of a method, which ends with it.
 
 Synopsis:
 
@@ -25,7 +25,7 @@ class Call:
     Attributes:
         parts: finished parts on disk, if the call keeps any.
         verbose: 0 for silence.
-        options: what the call was given beside its data, for the method.
+        options: keywords of the call that its method knows.
         warned: kinds of warnings that were given.
     """
 
@@ -38,7 +38,7 @@ class Call:
         """The value of all calls and processes that share the parts.
 
         Args:
-            name: of the value.
+            name: the value's name.
             value: this call's own, which counts where it is the first.
         """
         return value if self.parts is None else self.parts.agree(name, value)

@@ -1,4 +1,4 @@
-"""Training examples in chunks, and what scores flow into.
+"""Training examples in chunks, and sinks that take their scores.
 
 Synopsis:
 
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 
@@ -51,7 +50,7 @@ def _want_all(chunk: Chunk) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sink:
-    """What scores flow into, chunk by chunk.
+    """A receiver of scores, chunk by chunk.
 
     Attributes:
         add: takes ids `[c]` and their scores `[..., c]`.
@@ -78,15 +77,11 @@ def restrict(sink: Sink, ids: np.ndarray) -> Sink:
         rows = np.flatnonzero(np.isin(chunk.ids, ids))
         if not len(rows):
             return False
-        batches: list[Batch] = []
-        for batch in chunk.batches:
-            inside = np.flatnonzero(np.isin(batch.ids, ids))
-            data = tf.nest.map_structure(
-                lambda leaf, inside=inside: np.asarray(leaf)[inside],
-                batch.data if batch.x is not None else (),
-            )
-            batches.append(Batch(batch.ids[inside], *(data or (None,))))
-        part = Chunk(number, start, tuple(batches))
+        batches = tuple(
+            batch.take(np.flatnonzero(np.isin(batch.ids, ids)))
+            for batch in chunk.batches
+        )
+        part = Chunk(number, start, batches)
         number, start = number + 1, start + len(rows)
         return sink.wants(part)
 

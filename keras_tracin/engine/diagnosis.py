@@ -204,7 +204,7 @@ def _unfit_labels(suspect: Suspect) -> str | None:
 
 
 def broken_rows(batch: Batch) -> dict[str, list[int]]:
-    """Where `x`, `y` and `sample_weight` are NaN or infinite, if they are."""
+    """The rows of `x`, `y` and `sample_weight` that are NaN or infinite."""
     named = {"x": batch.x, "y": batch.y, "sample_weight": batch.sample_weight}
     rows = {}
     for part, structure in named.items():
@@ -298,7 +298,7 @@ def _refused_by_tensorflow(suspect: Suspect) -> str | None:
 
 
 def _stopped(suspects: Sequence[Suspect], error: Exception) -> str:
-    """What TensorFlow says of examples whose losses it can compute."""
+    """An error of TensorFlow on examples whose losses it can compute."""
     named = [suspect.name(range(len(suspect.batch))) for suspect in suspects]
     return (
         "TensorFlow cannot compute gradients of "

@@ -118,7 +118,7 @@ def spread(step: Callable, strategy: Strategy | None, axis: int) -> Callable:
     Args:
         step: `(data, *others) -> results`, where every tensor in `data` has
             the examples along its first axis and every result along `axis`.
-        strategy: where to run; None returns `step` as it is.
+        strategy: the strategy to run under; None returns `step` as it is.
         axis: the examples' axis in the results: 0 or -1.
 
     Returns:
@@ -163,7 +163,7 @@ def spread_sum(step: Callable, strategy: Strategy | None) -> Callable:
     Args:
         step: `(data, real, *others) -> sum`, a tensor to which only examples
             with `real [n]` contribute: others make the shares equal.
-        strategy: where to run; None runs on one device.
+        strategy: the strategy to run under; None runs on one device.
 
     Returns:
         `(data, *others) -> sum`, to be called inside a `tf.function`.

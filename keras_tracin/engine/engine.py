@@ -52,7 +52,7 @@ class Engine:
 
     Args:
         model: a Keras model; built here if it is not yet.
-        train: what `model.fit` took.
+        train: the training examples, as `model.fit` took them.
         loss: used in place of the compiled loss; anything `compile` takes.
         query_loss: measure of a query's influence, as in `TracIn`.
         class_weight: the `class_weight` given to `fit`.
@@ -62,16 +62,17 @@ class Engine:
             and queries alike: `(y, y_pred, sample_weight) -> [n]`.
         checkpoints: checkpoints to visit, whose steps say which variables
             gradients are taken by; by default those trainable now.
-        execution: where to run, and within what limits.
+        execution: the place to run, and the limits.
 
     Attributes:
         model: the model.
         train: the opened training examples.
         layers: names or layers that the gradients are restricted to.
         projection: makes the sketches, or None.
-        execution: where to run, and within what limits.
+        execution: the place to run, and the limits.
         loss: the per-example loss of training, or `output`.
-        query_value: what queries are differentiated by, in the form of a loss.
+        query_value: the measure of queries that is differentiated, in the
+            form of a loss.
         same_loss: whether `loss` and `query_value` are the same.
         has_own_loss: whether a loss was given in place of the compiled one.
         losses: the losses and class weights, as JSON.

@@ -1,4 +1,4 @@
-"""Where a computation runs, and within what limits.
+"""The place where a computation runs, and its limits.
 
 Synopsis:
 
@@ -19,7 +19,7 @@ from keras_tracin.gradients import compiling
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Where a computation runs, and within what limits.
+    """The place where a computation runs, and its limits.
 
     Attributes:
         strategy: `tf.distribute.Strategy` that each step is spread over.

@@ -173,7 +173,7 @@ def examples_with(examples: Examples, ids: np.ndarray) -> Batch:
 
 
 def identify(batch: Batch) -> Numbers:
-    """Which examples these are: their "ids" and a digest of their "content"."""
+    """Numbers that identify examples: "ids", and a digest as "content"."""
     return {"ids": batch.ids, "content": np.array(content_digest([batch]))}
 
 
@@ -212,7 +212,7 @@ def agree(
         received: the numbers of this call.
         share: largest difference, as a share of the largest number of each
             array.
-        remedy: what to do, where they differ.
+        remedy: advice for the case that they differ, a sentence.
 
     Raises:
         Mismatch: if they differ, saying in what.

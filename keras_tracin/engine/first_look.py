@@ -73,7 +73,7 @@ class FirstLook:
         self._tolerance = tolerance_of(functions.model)
 
     def complaint(self) -> str | None:
-        """What is wrong, in words; None if nothing is.
+        """The mistake in words; None if there is none.
 
         A model that draws random numbers in inference mode is warned of.
         """

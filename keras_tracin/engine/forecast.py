@@ -1,4 +1,4 @@
-"""How long a call will take here, from a small part of its work.
+"""The time that a call will take here, from a small part of its work.
 
 Synopsis:
 
@@ -38,7 +38,7 @@ _LONG = 1.0  # seconds after which a piece of work is not repeated
 
 
 def forecast(engine: Engine, work: Pass, test: Any = None) -> Plan:
-    """What a call will do, what memory it needs, and how long it will take.
+    """The work of a call, the memory it needs, and the time it will take.
 
     A batch of training examples is read and scored, a block of queries
     prepared, and a checkpoint loaded, for real: a second or so, and longer

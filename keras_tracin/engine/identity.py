@@ -1,4 +1,4 @@
-"""What scores of an engine depend on: as JSON, and as numbers.
+"""Model and losses that scores depend on: as JSON, and as numbers.
 
 Synopsis:
 
@@ -39,7 +39,7 @@ def no_more(batch: Batch, numbers: Numbers) -> Numbers:
 
 
 def identity(engine: Engine) -> dict[str, Any]:
-    """What scores depend on beside data, weights and options, as JSON."""
+    """The model, layers and losses that scores depend on, as JSON."""
     known = engine.model._flatten_layers()
     with engine.updated.trainable():
         sites = find_sites(engine.model, engine.layers)
@@ -68,7 +68,7 @@ def numbers(
     ids: np.ndarray | None = None,
     as_queries: bool = False,
 ) -> Numbers:
-    """What scores are made of, as numbers of a few examples.
+    """Numbers of a few examples that scores are computed from.
 
     At the last checkpoint; see `keras_tracin.engine.fingerprint`. Training
     examples stand for queries where these have the same form.

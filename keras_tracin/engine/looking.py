@@ -35,7 +35,8 @@ def look(
         engine: the model and its training examples.
         queries: the queries that are scored, if any; with a loss or in a form
             of their own, they are looked at as well.
-        size: of all batches, where XLA compiles for each size.
+        size: number of examples in all batches, where XLA compiles for each
+            size.
 
     Raises:
         ValueError: if gradients differ, or examples of a batch interact,

@@ -29,7 +29,7 @@ def write_matrix(
     Args:
         path: the file.
         shape: `(rows, columns)`, and more axes where the pieces have them.
-        dtype: of its numbers.
+        dtype: the type of its numbers.
         pieces: rows, columns, and what belongs there.
 
     Raises:

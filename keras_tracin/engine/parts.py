@@ -142,7 +142,7 @@ class Parts:
         """The value of the first process, which may be this one.
 
         Args:
-            name: of the value, and of its file.
+            name: the name of the value, and of its file.
             value: this process's own, as JSON.
 
         Raises:
@@ -175,7 +175,7 @@ class Parts:
         Args:
             block: the block of queries.
             chunk: the chunk of training examples.
-            digest: that of the part's queries and training examples.
+            digest: digest of the part's queries and training examples.
 
         Raises:
             ValueError: if it was done with other data.

@@ -37,12 +37,12 @@ class Gathering(Protocol):
             visit: the checkpoint that they were computed at.
             batch: the examples.
             rows: their places in the chunk.
-            values: what `Pass.finish` returned, without the examples that
+            values: the results of `Pass.finish`, without the examples that
                 filled the batch up.
         """
 
     def result(self) -> Any:
-        """What goes into the sink, `[..., c]`."""
+        """The gathered results for the sink, `[..., c]`."""
 
 
 class Sums:
@@ -110,10 +110,11 @@ class Pass:
             the queries' gradients.
         arguments: makes the step's arguments after the batch, of a `Visit`
             and what `prepare` returned.
-        finish: makes arrays `[..., n]`, the examples along the last axis, of
-            a step's result.
+        finish: makes an array `[..., n]`, the examples along the last axis,
+            or a tuple of such arrays, of a step's result.
         compared: makes the array `[..., n]` that spot checks compare, of a
-            step's result; by default `finish`.
+            step's result; by default `finish`. Needed where that makes a
+            tuple, or takes long.
         gather: puts the arrays of a chunk's batches and checkpoints together;
             by default their sums over the checkpoints.
         rescale: `(gathered, chunk) -> gathered`, before the sink takes them.

@@ -33,7 +33,7 @@ class PerExample:
 
         Args:
             chunk: the examples.
-            examples: where they were read from: all training examples, or
+            examples: the examples they were read from: all for training, or
                 those that were selected by their ids.
         """
         if examples is self._examples:

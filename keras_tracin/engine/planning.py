@@ -1,4 +1,4 @@
-"""How a pass is cut into batches and chunks, and what it will need.
+"""The batches and chunks of a pass, and the memory it will need.
 
 Synopsis:
 
@@ -20,7 +20,7 @@ from keras_tracin.engine.footprint import Footprint
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a call is going to do, and what it will need.
+    """The work of a call, and what it will need.
 
     Attributes:
         num_train: number of training examples, None where the data does not

@@ -1,4 +1,4 @@
-"""How far results may differ by rounding alone.
+"""Differences of results that rounding alone explains.
 
 Synopsis:
 

@@ -63,7 +63,7 @@ class SpotChecks:
         """Compares examples of a batch, if it is one of those to look at.
 
         Args:
-            number: of the batch in its pass, from 0 on.
+            number: place of the batch in its pass, from 0 on.
             batch: the examples.
             values: the step's results, `[..., n]`.
             again: computes the same for other data.

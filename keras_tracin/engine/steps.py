@@ -45,7 +45,8 @@ class GradientFunctions:
         queries: the steps that make the factors `products` and
             `contractions` are given; these by default.
         strict: refuse losses that layers add from their inputs.
-        strategy: where to run; each replica works on a share of a batch.
+        strategy: the strategy to run under; each replica works on a share of
+            a batch.
         projection: replaces gradients by sketches of them, in all steps but
             `captured`, `rows` and `along`. These steps then take one more
             argument at their end: the checkpoint's position.

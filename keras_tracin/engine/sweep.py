@@ -26,6 +26,7 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.data.preprocessing import announce
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
+from keras_tracin.engine.diagnosis import explaining
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.looking import look
@@ -163,7 +164,7 @@ class _Runner:
     Args:
         engine: the model and its training examples.
         work: the pass.
-        plan: its sizes.
+        plan: the sizes of batches and chunks.
         call: the call that it is part of.
     """
 
@@ -196,17 +197,18 @@ class _Runner:
             visit: the checkpoint whose weights the model has.
             number: the batch's place in its chunk.
             batch: the examples.
-            arguments: what `arrive` returned.
+            arguments: the step's arguments, as `arrive` makes them.
         """
         engine, work = self._engine, self._work
         data = self._fill(batch.data)
-        with engine.explaining(batch, work.queries):
+        suspects = engine.suspects(batch, work.queries)
+        with explaining(suspects):
             raw = work.step(data, *arguments)
             values = _first(work.finish(raw), len(batch))
         if not all(np.isfinite(array).all() for array in _arrays(values)):
             raise engine.not_finite(batch, work.queries, visit.checkpoint)
         if work.scores:
-            with engine.explaining(batch, work.queries):
+            with explaining(suspects):
                 self._watch.look(values, batch, float(visit.rate))
         if visit.position == 0 and self._spots.wants(number):
             compare = work.compared or work.finish

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.methods.attributor import Attributor
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 
 _CALLS = (
     "influence",

@@ -194,13 +194,14 @@ class Method:
 
     @exclusively
     def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence.
+        """The work, memory and time that scoring will take.
 
         Print it: examples, checkpoints, and the memory and time it will take
         here. To estimate the time, one batch is scored.
 
         Args:
-            test: the queries, in the same form as `train`.
+            test: the queries, in the same form as `train`; without them, the
+                plan is that of `self_influence`.
 
         Raises:
             NotImplementedError: without `test`, as `self_influence`.
@@ -271,7 +272,11 @@ class Method:
         return {}
 
     def query_pass(self, queries: Any) -> Pass:
-        """The pass that scores a block of queries."""
+        """The pass that scores a block of queries.
+
+        Args:
+            queries: the queries.
+        """
         raise NotImplementedError
 
     def self_pass(self) -> Pass:
@@ -279,7 +284,11 @@ class Method:
         raise NotImplementedError
 
     def trial_pass(self, queries: Any) -> Pass:
-        """A pass that takes as long as `query_pass`, but needs no fit."""
+        """A pass that takes as long as `query_pass`, but needs no fit.
+
+        Args:
+            queries: the queries.
+        """
         return self.query_pass(queries)
 
     def fitting_pass(self) -> Pass | None:
@@ -287,7 +296,11 @@ class Method:
         return None
 
     def fit(self, call: Call) -> None:
-        """Computes what all scores need, unless that has been done."""
+        """Computes what all scores need, unless that has been done.
+
+        Args:
+            call: the call that needs it.
+        """
 
     @property
     def no_self_influence(self) -> str | None:
@@ -326,23 +339,47 @@ class Method:
         return self.engine.train.size
 
     def blocks(self, test: Any, call: Call) -> Iterator[Any]:
-        """The queries in blocks that are scored together."""
+        """The queries in blocks that are scored together.
+
+        Args:
+            test: the queries.
+            call: the call that they are for.
+        """
         return blocks(self.engine, test, call, self.bytes_per_query)
 
     def stream(self, queries: Any, sink: Sink, call: Call) -> None:
-        """Streams the scores of one block of queries into a sink."""
+        """Streams the scores of one block of queries into a sink.
+
+        Args:
+            queries: the queries.
+            sink: takes the scores.
+            call: the call that they are for.
+        """
         sweep(self.engine, self.query_pass(queries), sink, call)
 
     def stream_self(self, sink: Sink, call: Call) -> None:
-        """Streams the scores of training examples for themselves."""
+        """Streams the scores of training examples for themselves.
+
+        Args:
+            sink: takes the scores.
+            call: the call that they are for.
+        """
         sweep(self.engine, self.self_pass(), sink, call)
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """All that scores depend on, as JSON, for the parts on disk.
+
+        Args:
+            test: the queries, if there are any.
+        """
         return {**identity(self.engine), **self.describe()}
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
-        """What scores are made of as numbers, and by what they may differ."""
+        """Numbers that scores are computed from, and their largest difference.
+
+        Args:
+            test: the queries, if there are any.
+        """
         seen = numbers(self.engine, self.checkpoints, test, self.more_numbers)
         return seen, tolerance(self.model)
 
@@ -420,7 +457,7 @@ class Method:
         """A call, which may keep what is finished of it.
 
         Args:
-            name: of the call.
+            name: the call's name.
             test: the queries, if there are any.
             directory: where finished parts are kept; None for nowhere.
             verbose: 0 for silence.

@@ -49,8 +49,7 @@ from keras_tracin.methods.averaging import (
 )
 from keras_tracin.methods.base import Method
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution
-from keras_tracin.results.streaming import TopKMerger
+from keras_tracin.results import Attribution, TopKMerger
 
 _BYTES = 12  # of each score: the member's, their sum, and what ranking takes
 _READ = 16  # queries, while the number of training examples is not known
@@ -70,18 +69,17 @@ class Ensemble(Method):
     Members are called one after another, for one block of queries at a time;
     every block takes a pass of each member over the training examples. The
     scores of one block for all training examples are held twice, those of all
-    queries never (`influence` returns them, and so holds them). Blocks are as
-    large as a quarter of `memory_limit` allows.
+    queries only by `influence`, which returns them. A block takes a quarter of
+    `memory_limit`.
 
     With `directory=`, every member scores all queries once and keeps its parts,
-    and then its whole matrix of scores, in a subdirectory; the sums are read
-    from there. This takes `4 · num_test · num_train` bytes of disk for each
-    member, for `top_k` as well.
+    and then its matrix of scores, in a subdirectory, from which sums are read:
+    `4 · num_test · num_train` bytes for each member, for `top_k` as well.
 
     With `scale="query"`, `self_influence` divides each member's self-influence
     by its standard deviation over the training examples. Scores that are the
-    same for all training examples rank nothing, and are taken as 0. With
-    `among`, standard deviations are over the examples that remain.
+    same for all training examples are taken as 0. With `among`, standard
+    deviations are over the examples that remain.
 
     Args:
         attributors: the members: methods with the same training examples in
@@ -95,7 +93,7 @@ class Ensemble(Method):
 
     Attributes:
         attributors: the members.
-        scale: as given.
+        scale: None or `"query"`.
 
     Raises:
         TypeError: if a member is no method.

@@ -25,13 +25,11 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.curvature.inverses import Inverses, choose_solver
 from keras_tracin.curvature.operators import check_damping
 from keras_tracin.curvature.solved_lengths import SolvedLengths, solved_pass
 from keras_tracin.curvature.solvers import (
-    SOLVERS,
     Inverse,
     InverseSketch,
     Solver,
@@ -47,7 +45,6 @@ from keras_tracin.engine.passes import Pass, Sums
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Visit, Weights
-from keras_tracin.gradients import flat
 from keras_tracin.losses.per_example import penalty_weight
 from keras_tracin.methods.base import Method
 from keras_tracin.methods.index_rows import inverse_rows
@@ -245,7 +242,17 @@ class InfluenceFunctions(Method):
     def index_rows(
         self, projection: Projection | None, keep: Keep
     ) -> RowRecipe:
-        """How an index makes rows and vectors; see `Indexable`."""
+        """How an index makes its rows and the vectors of queries.
+
+        Args:
+            projection: None: the sketched inverse is the projection.
+            keep: as in `Indexable`; keeps the sketched inverse.
+
+        Raises:
+            ValueError: if there is no sketched inverse, an option has no
+                effect, or the model has other weights than when this was
+                made.
+        """
         self._check_one_inverse()
         return inverse_rows(
             self.engine,
@@ -268,19 +275,8 @@ class InfluenceFunctions(Method):
 
     def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
         """The results of regularisers and of a solver of the user's own."""
-        penalties = [
-            float(weight.regularizer(weight.value))
-            for weight in self.model.weights
-            if getattr(weight, "regularizer", None) is not None
-        ]
-        more = {"penalties": np.array(penalties)}
-        if type(self.solver) not in SOLVERS:
-            *_, last = self.checkpoints
-            rows = self.engine.train_steps.rows(batch.data, np.float32(1))
-            mean = tf.reduce_mean(rows, axis=0, keepdims=True)
-            solved = self._inverses.solve(last, mean)
-            more["solution"] = tf.norm(solved, axis=1).numpy()
-        return more
+        *_, last = self.checkpoints
+        return self._inverses.numbers(last, batch)
 
     @property
     def bytes_per_query(self) -> int | None:
@@ -308,7 +304,9 @@ class InfluenceFunctions(Method):
         def directions(visit: Visit) -> tuple:
             if visit.position not in held:
                 held.clear()
-                held[visit.position] = self._solve(queries, visit, verbose)
+                held[visit.position] = self._inverses.directions(
+                    visit.checkpoint, queries, verbose
+                )
             return held[visit.position]
 
         return Pass(
@@ -327,20 +325,11 @@ class InfluenceFunctions(Method):
 
     def trial_pass(self, queries: Queries) -> Pass:
         """A pass that takes as long as `query_pass` does at first."""
+        solve = self._inverses.directions
         return dataclasses.replace(
             self.query_pass(queries),
-            prepare=lambda visit: self._solve(queries, visit),
+            prepare=lambda visit: solve(visit.checkpoint, queries),
         )
-
-    def _solve(self, queries: Queries, visit: Visit, verbose: int = 0) -> tuple:
-        """`(H + λI)⁻¹` times the queries' gradients, as dense gradients."""
-        query, rate = queries.steps.query, np.float32(1)
-        rows = [query.rows(batch.data, rate) for batch in queries.batches]
-        rows = tf.concat(rows, axis=0)
-        if not np.isfinite(rows).all():
-            raise self.engine.not_finite(None, queries, visit.checkpoint)
-        solved = self._inverses.solve(visit.checkpoint, rows, verbose)
-        return flat.directions(solved, query.variables)
 
     def self_pass(self) -> Pass:
         """The pass that scores `gᵀ(H + λI)⁻¹g`."""

@@ -76,10 +76,15 @@ class TracIn(Method):
     several threads take turns; predictions of another thread meanwhile are at
     the weights that the model is lent, so let it have a model of its own.
 
+    `self_influence` is Σ_k η_k ‖∇ℓ(w_k, z)‖². It is large for examples that
+    the rest of the data does not explain: rare ones and wrongly labelled ones.
+    `query_loss` plays no part in it.
+
     Args:
         model: the trained model, compiled with its loss.
-        train: what `model.fit` took: a batched `tf.data.Dataset` or a tuple
-            of arrays, `(x, y)` or `(x, y, sample_weight)`.
+        train: the training examples as `model.fit` took them: a batched
+            `tf.data.Dataset` or a tuple of arrays, `(x, y)` or
+            `(x, y, sample_weight)`.
         run: a `TrainingRun`, or its directory.
         weights: how checkpoints are weighted: `"mean"`, by the mean learning
             rate applied since the one before, or `"sum"`, by the sum of those
@@ -97,9 +102,9 @@ class TracIn(Method):
             variables that training updated, or all trainable ones where the
             run does not know.
         projection: scores sketches of the gradients in place of these
-            (sections E and F): `kt.TensorSketch(dim=1024)` and the others.
-            Scores are then unbiased estimates; the sketch of a query takes
-            `dim` numbers, whatever the size of the model.
+            (the same paper, sections E and F): `kt.TensorSketch(dim=1024)`
+            and the others. Scores are then unbiased estimates; the sketch of
+            a query takes `dim` numbers, whatever the size of the model.
         optimizer_aware: score what the optimizer makes of a gradient,
 
                 Σ_k η_k ∇ℓ(w_k, z)ᵀ D_k ∇ℓ(w_k, z'),
@@ -245,13 +250,24 @@ class TracIn(Method):
         return super().describe() | ({"shares": shares} if shares else {})
 
     def blocks(self, test: Any, call: Call):
-        """The queries in blocks that are scored together."""
+        """The queries in blocks that are scored together.
+
+        Args:
+            test: the queries.
+            call: the call that they are for.
+        """
         if call.options.get("aggregate"):
             return iter([_Sum(all_queries(self.engine, test))])
         return super().blocks(test, call)
 
     def stream(self, queries: Queries | _Sum, sink: Sink, call: Call) -> None:
-        """Streams the scores of one block of queries into a sink."""
+        """Streams the scores of one block of queries into a sink.
+
+        Args:
+            queries: the queries.
+            sink: takes the scores.
+            call: the call that they are for.
+        """
         if not isinstance(queries, _Sum):
             return super().stream(queries, sink, call)
         aware = self._preconditioner
@@ -259,7 +275,11 @@ class TracIn(Method):
         return sweep(self.engine, work, sink, call)
 
     def query_pass(self, queries: Queries) -> Pass:
-        """The pass that scores a block of queries."""
+        """The pass that scores a block of queries.
+
+        Args:
+            queries: the queries.
+        """
         given = self.title, queries, self.checkpoints
         if self._preconditioner is None:
             return products_pass(*given)
@@ -268,7 +288,17 @@ class TracIn(Method):
     def index_rows(
         self, projection: Projection | None, keep: Keep
     ) -> RowRecipe:
-        """How an index makes rows and vectors; see `Indexable`."""
+        """How an index makes its rows and the vectors of queries.
+
+        Args:
+            projection: makes the sketches, `TensorSketch(1024)` by default.
+            keep: as in `Indexable`; nothing is kept.
+
+        Raises:
+            TypeError: if nothing can be projected by such a projection.
+            ValueError: if scores are not products of plain gradients, or the
+                projection keeps its sides apart.
+        """
         return checkpoint_rows(
             self.engine,
             self.checkpoints,

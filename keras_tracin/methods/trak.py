@@ -73,14 +73,17 @@ class TRAK(Method):
 
     Scores rank; their size is that of f in a linear model. A training
     example's sample weight multiplies its part in ΦᵀΦ and its Q.
+    `self_influence` is the leverage φᵀ(ΦᵀΦ + λI)⁻¹φ times Q: large for an
+    example that is unlike the others and not fitted well.
 
     Args:
         model: the trained model, compiled with its loss.
-        train: what `model.fit` took, as in `TracIn`.
+        train: the training examples as `model.fit` took them, as in `TracIn`.
         run: a `TrainingRun` or its directory, or a list of several: trainings
             of the same architecture, from other seeds or on other subsets.
-        projection: what makes φ. The larger its `dim`, the better, up to a
-            part of the number of examples; `kt.TensorSketch(2048)` by default.
+        projection: the projection that makes φ. The larger its `dim`, the
+            better, up to a part of the number of examples;
+            `kt.TensorSketch(2048)` by default.
         damping: λ, as a multiple of the mean squared length of φ, so that
             it means the same whatever the model, its data and `dim`: 1 was
             best, or nearly, wherever it was measured (benchmarks). 0 is
@@ -158,13 +161,21 @@ class TRAK(Method):
         }
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """All that scores depend on, as JSON, for the parts on disk.
+
+        Args:
+            test: the queries, if there are any.
+        """
         # All training examples have a part in the kernels.
         train = self._kernels.engine.train.batches(_DIGESTED)
         return {**super().job(test), "train": content_digest(train)}
 
     def fit(self, call: Call) -> None:
-        """Makes the kernels, unless that has been done."""
+        """Makes the kernels, unless that has been done.
+
+        Args:
+            call: the call that needs them.
+        """
         self._kernels.fit(call)
 
     def fitting_pass(self) -> Pass | None:
@@ -172,11 +183,19 @@ class TRAK(Method):
         return None if self._kernels.fitted else self._kernels.fitting_pass()
 
     def trial_pass(self, queries: Queries) -> Pass:
-        """A pass that takes as long as `query_pass`, but needs no kernels."""
+        """A pass that takes as long as `query_pass`, but needs no kernels.
+
+        Args:
+            queries: the queries.
+        """
         return products_pass(self.title, queries, self.checkpoints)
 
     def query_pass(self, queries: Queries) -> Pass:
-        """The pass that scores a block of queries."""
+        """The pass that scores a block of queries.
+
+        Args:
+            queries: the queries.
+        """
         return Pass(
             self.title,
             queries.steps.train.products,

@@ -71,7 +71,7 @@ class Kernels:
 
         Args:
             chunk: training examples.
-            engine: where they were read from.
+            engine: the engine whose training examples they are.
         """
         assert self._pulls is not None
         return self._pulls.of(chunk, engine.train)

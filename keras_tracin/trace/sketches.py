@@ -24,7 +24,7 @@ from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.models.exclusive import exclusively
 from keras_tracin.projection import Projection, describe
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, run_weights
 from keras_tracin.trace.recording import read_segments
 

@@ -246,12 +246,12 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_bits(
 
 def test_the_plan_says_what_a_call_will_take(made):
     plan = made.method.plan(TEST)
-    assert plan.num_train == NUM_TRAIN
+    assert plan.num_train in (NUM_TRAIN, None)  # which a dataset may not tell
     assert plan.num_queries in (NUM_TEST, 2)  # or those of a block
     assert plan.memory > 0
     assert re.search(r"\d.* MB of memory", str(plan))
     if made.has_self_influence:
-        assert "20 training examples" in str(made.method.plan())
+        assert "training examples" in str(made.method.plan())
     else:
         with pytest.raises(NotImplementedError, match=r"kt\.TracIn"):
             made.method.plan()
@@ -298,7 +298,9 @@ def test_other_weights_change_no_scores_in_silence(made):
                 *made.calls().values(),
                 lambda: made.method.plan(TEST),
             ):
-                with pytest.raises(ValueError, match=r"weights of the model"):
+                with pytest.raises(
+                    ValueError, match="made at other weights than"
+                ):
                     call()
         else:
             scores = made.method.influence(TEST, verbose=0).scores

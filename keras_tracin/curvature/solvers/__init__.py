@@ -22,13 +22,9 @@ from keras_tracin.curvature.solvers.solution import (
     solve,
 )
 
-# Fields describe these completely, unlike a solver of the user's own.
-SOLVERS = (CG, EKFAC, Arnoldi, Exact, InverseSketch, LiSSA, RandomizedSketch)
-
 __all__ = [
     "CG",
     "EKFAC",
-    "SOLVERS",
     "Arnoldi",
     "Exact",
     "Inverse",

@@ -83,7 +83,7 @@ class Fit:
         return cls(train, weights, L2Points(objective, weights), retuned)
 
     def scores(self, queries: Representations, targets: Targets) -> ScoresOf:
-        """The scores of queries for their targets, `rows -> [m, c]`."""
+        """The float32 scores for the queries' targets: `rows -> [m, c]`."""
 
         @functools.cache
         def prepare():
@@ -92,18 +92,22 @@ class Fit:
         def scores_of(rows: slice) -> np.ndarray:
             scores = self.points.scores(prepare(), rows)
             scores *= targets.signs[:, np.newaxis]
-            return scores
+            return scores.astype(np.float32, copy=False)
 
         return scores_of
 
     def class_scores(self, queries: Representations) -> ScoresOf:
-        """The scores of queries for every output, `rows -> [m, c, k]`."""
+        """The float32 scores for all outputs: `rows -> [m, c, k]`."""
 
         @functools.cache
         def prepare():
             return self.points.prepare_all(queries.features)
 
-        return lambda rows: self.points.class_scores(prepare(), rows)
+        def scores_of(rows: slice) -> np.ndarray:
+            scores = self.points.class_scores(prepare(), rows)
+            return scores.astype(np.float32, copy=False)
+
+        return scores_of
 
     def numbers(self) -> Numbers:
         """Numbers of a few training examples that scores are made of."""
@@ -160,20 +164,20 @@ class LastLayerMethod(Method):
     @property
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
-        layers = self.model._flatten_layers()
-        return {
-            "l2": self._l2,
-            "kind": self._kind,
-            **self._losses,
-            "layer": layers.index(self._problem.head.layer),
-        }
+        return {"l2": self._l2, "kind": self._kind}
 
     def job(self, test: Any) -> dict[str, Any]:
         """What scores depend on, as JSON, for the parts on disk."""
         if "train" not in self._state:
             batches = self._problem.examples.batches(LARGEST_BLOCK)
             self._state["train"] = content_digest(batches)
-        job = {**self.describe(), "train": self._state["train"]}
+        layers = self.model._flatten_layers()
+        job = {
+            **self.describe(),
+            **self._losses,
+            "layer": layers.index(self._problem.head.layer),
+            "train": self._state["train"],
+        }
         if test is not None:
             queries = open_for_model(self.model, test, "test")
             job["test"] = content_digest(queries.batches(LARGEST_BLOCK))
@@ -249,8 +253,8 @@ class LastLayerMethod(Method):
         queries, blocks = 0, 1
         if test is not None:
             size = block_size(self._problem.execution.memory, weights)
-            known = open_for_model(self.model, test, "test").size
-            queries = size if known is None else known
+            examples = open_for_model(self.model, test, "test")
+            queries = examples.size or len(examples.first(size))
             blocks = math.ceil(queries / size)
         columns = max(1, math.ceil(queries / blocks))
         plan = self._plan(columns)

@@ -40,8 +40,7 @@ from keras_tracin.methods.representer.problem import Problem, checked_l2
 from keras_tracin.methods.representer.scoring import LARGEST_BLOCK, filling
 from keras_tracin.methods.representer.targets import Target
 from keras_tracin.models.descriptions import describe_loss
-from keras_tracin.results.attribution import Attribution
-from keras_tracin.results.top_k import TopK
+from keras_tracin.results import Attribution, TopK
 
 
 class RepresenterPoints(LastLayerMethod):

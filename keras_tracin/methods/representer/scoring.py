@@ -52,7 +52,7 @@ def pour(scores_of: ScoresOf, sink: Sink, ids: np.ndarray, size: int) -> None:
 
     Args:
         scores_of: makes the scores of the training examples in a slice.
-        sink: takes them, chunk by chunk, in float32.
+        sink: takes them, chunk by chunk.
         ids: the training examples' ids, `[n]`.
         size: number of training examples in a chunk.
     """
@@ -60,7 +60,7 @@ def pour(scores_of: ScoresOf, sink: Sink, ids: np.ndarray, size: int) -> None:
         rows = slice(start, start + size)
         part = ids[rows]
         if sink.wants(Chunk(number, start, (Batch(part, None),))):
-            sink.add(part, scores_of(rows).astype(np.float32, copy=False))
+            sink.add(part, scores_of(rows))
 
 
 def filling(scores: np.ndarray) -> Sink:

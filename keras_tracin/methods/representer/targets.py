@@ -1,4 +1,4 @@
-"""Which logit a query asks about, and which way.
+"""The logit that a query asks about, and the direction towards its target.
 
 A softmax's logits stand for its classes. One sigmoid stands for two: label 1
 is its logit raised, label 0 its logit lowered. In a regression every output is
@@ -8,7 +8,7 @@ Synopsis:
 
     meaning = meaning_of(head, model, loss=None, y=labels)
     targets = meaning.targets("predicted", queries, logits)
-    targets.outputs     # [m] which logit
+    targets.outputs     # [m] indices of logits
     targets.signs       # [m] +1, or -1 where lower is towards the target
 """
 
@@ -32,7 +32,12 @@ Target = int | str
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """The logit each query asks about, `outputs [m]`, and `signs [m]`."""
+    """The logits that queries ask about, and the direction of their targets.
+
+    Attributes:
+        outputs: indices of logits, `[m]`.
+        signs: +1, or -1 where a lower logit is towards the target, `[m]`.
+    """
 
     outputs: np.ndarray
     signs: np.ndarray
@@ -40,12 +45,13 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What a model's logits stand for.
+    """The meaning of a model's logits.
 
     Attributes:
-        kind: "classes", one logit for each; "sides", a logit that is high on
-            one side and low on the other; or "numbers", of a regression.
-        outputs: the number of logits.
+        kind: "classes", a logit for each class; "sides", a logit that is high
+            for one of two classes and low for the other; or "numbers", those
+            of a regression.
+        outputs: number of logits.
     """
 
     kind: str
@@ -80,7 +86,7 @@ class Meaning:
         return Targets(self._labels(queries), np.ones(count, int))
 
     def check(self, target: Target) -> None:
-        """Raises ValueError if `target` is none that this model has."""
+        """Raises ValueError if this model has no such target."""
         if isinstance(target, str) and target in ("label", "predicted"):
             if self.kind != "classes" and self.outputs > 1:
                 raise ValueError(
@@ -125,7 +131,7 @@ class Meaning:
 
 
 def meaning_of(head: Head, model: keras.Model, loss: Any, y: Any) -> Meaning:
-    """Reads off the activation, the loss and the labels what logits stand for.
+    """The meaning of logits, from the activation, the loss and the labels.
 
     Args:
         head: the last layer.
@@ -134,15 +140,15 @@ def meaning_of(head: Head, model: keras.Model, loss: Any, y: Any) -> Meaning:
         y: the labels of some examples.
     """
     outputs, labels = head.weights.shape[1], _flat(y)
-    one_each = labels.size == len(labels) and labels.dtype.kind in "iu"
+    are_classes = labels.size == len(labels) and labels.dtype.kind in "iu"
     kind = choice_of(head.activation, ExpectedOutputs.of(model, loss))
-    if kind is None and outputs > 1 and one_each:
-        kind = "classes"  # a loss of the user's, and one whole number each
+    if kind is None and outputs > 1 and are_classes:
+        kind = "classes"  # a loss of the user's, and labels that are classes
     return Meaning(kind or "numbers", outputs)
 
 
 def _flat(y: Any) -> np.ndarray:
-    """The labels of a model with one output, out of whatever holds them."""
+    """The labels of a model with one output, from any structure."""
     (labels,) = keras.tree.flatten(y)
     return np.asarray(labels)
 

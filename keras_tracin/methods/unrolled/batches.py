@@ -1,4 +1,4 @@
-"""Which examples were in which batch of a recorded training.
+"""The batches of a recorded training, as positions among its examples.
 
 Synopsis:
 
@@ -34,8 +34,8 @@ class Steps:
     """The steps of a training.
 
     Attributes:
-        rates: float64 `[T]`, the learning rate that each applied.
-        rows: for each, where its examples are among those held.
+        rates: the learning rate that each step applied, float64 `[T]`.
+        rows: for each step, the positions of its examples among those held.
     """
 
     rates: np.ndarray
@@ -51,11 +51,11 @@ def training_steps(
     """The steps up to a run's last checkpoint.
 
     Args:
-        run: with the initial weights.
-        train: what was trained on.
+        run: a run with its initial weights.
+        train: the data that was trained on.
         held: the same in memory.
-        batches: what the run does not say of its batches: a number, of
-            examples in batches in reading order, or the ids of each step's.
+        batches: for runs that do not record their batches: the batch size,
+            where batches were read in order, or the ids of each step's batch.
 
     Raises:
         ValueError: if it is not known which examples were in which batch, or
@@ -63,16 +63,17 @@ def training_steps(
     """
     assert run.learning_rates is not None
     count = run[-1].step or 0
-    ids = _recorded(run) if batches is None else _given(batches, held, count)
-    if ids is None:
-        ids = _as_read(train, held)
-    found = list(itertools.islice(ids, count))
-    if len(found) < count:
+    if batches is not None:
+        ids = _given_ids(batches, held, count)
+    else:
+        ids = _recorded_ids(run) or _read_ids(train, held)
+    listed = list(itertools.islice(ids, count))
+    if len(listed) < count:
         raise ValueError(
             f"`batches` should name the batch of each of the {count} steps of "
-            f"{run!r}. Received {len(found)}."
+            f"{run!r}. Received {len(listed)}."
         )
-    ids_of_steps = np.concatenate(found)
+    ids_of_steps = np.concatenate(listed)
     rows = held.positions_of(ids_of_steps)
     missing = ids_of_steps[rows < 0]
     if len(missing):
@@ -80,30 +81,33 @@ def training_steps(
             "`train` should hold every example that was trained on. "
             f"Received data without the ids {missing[:5].tolist()}."
         )
-    ends = np.cumsum([len(one) for one in found])
+    ends = np.cumsum([len(batch) for batch in listed])
     return Steps(
         run.learning_rates[:count],
         tuple(np.split(rows, ends[:-1])),
     )
 
 
-def _recorded(run: TrainingRun) -> Iterator[np.ndarray] | None:
+def _recorded_ids(run: TrainingRun) -> Iterator[np.ndarray] | None:
     """The ids of all batches, if the run has them."""
     assert run.directory is not None
     entries = run_manifest.read(run.directory)["segments"]
-    arrays = [run_manifest.read_arrays(run.directory, one) for one in entries]
-    if not all({"ids", "batch_sizes"} <= one.keys() for one in arrays):
+    segments = [
+        run_manifest.read_arrays(run.directory, entry) for entry in entries
+    ]
+    if not all({"ids", "batch_sizes"} <= s.keys() for s in segments):
         return None
     return (
         ids
-        for one in arrays
-        for ids in np.split(one["ids"], np.cumsum(one["batch_sizes"])[:-1])
+        for s in segments
+        for ids in np.split(s["ids"], np.cumsum(s["batch_sizes"])[:-1])
     )
 
 
-def _given(
+def _given_ids(
     batches: Any, held: HeldExamples, count: int
 ) -> Iterator[np.ndarray]:
+    """The ids of all batches, from the argument `batches`."""
     if isinstance(batches, int | np.integer):
         if isinstance(batches, bool) or batches < 1:
             raise ValueError(
@@ -121,8 +125,8 @@ def _given(
     return iter([np.asarray(ids) for ids in batches[:count]])
 
 
-def _as_read(train: Any, held: HeldExamples) -> Iterator[np.ndarray]:
-    """A dataset that is read in one order only is trained on in that order."""
+def _read_ids(train: Any, held: HeldExamples) -> Iterator[np.ndarray]:
+    """The ids of all batches of a dataset that is read in one order only."""
     if not isinstance(train, tf.data.Dataset):
         raise ValueError(
             "The run does not say which examples were in which batch, and "

@@ -54,7 +54,7 @@ from keras_tracin.methods.unrolled.queries import (
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusively
-from keras_tracin.results.attribution import Attribution
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun
 
 _READ = 128  # queries at a time
@@ -134,6 +134,11 @@ class UnrolledInfluence(Method):
             tolerance=tolerance,
             memory_limit=memory_limit,
         )
+        self._options = {
+            "class_weight": describe(class_weight or {}),
+            "steps": len(self._recorded.steps),
+            "tolerance": tolerance,
+        }
         x = self._recorded.held.first(SAMPLE).x
         self._query_loss = query_loss or "loss"
         value = query_value(model, self._query_loss, x=x)
@@ -237,11 +242,8 @@ class UnrolledInfluence(Method):
         values = []
         for row in rows:
             state = self._recorded.replay.end(row)
-            values.append(
-                np.concatenate(
-                    [self._backward.values(state, block) for block in queries]
-                )
-            )
+            parts = [self._backward.values(state, block) for block in queries]
+            values.append(np.concatenate(parts))
         return np.stack(values) if np.ndim(counts) == 2 else values[0]
 
     @property
@@ -275,10 +277,7 @@ class UnrolledInfluence(Method):
     @property
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
-        return {
-            "query_loss": describe(self._query_loss),
-            **self._recorded.describe(),
-        }
+        return {"query_loss": describe(self._query_loss), **self._options}
 
     @property
     def no_self_influence(self) -> str:
@@ -299,7 +298,7 @@ class UnrolledInfluence(Method):
         queries = open_for_model(self.model, test, "test")
         return {
             **self.describe(),
-            "training": self._recorded.digest,
+            **self._recorded.describe(),
             "test": content_digest(queries.batches(_READ)),
         }
 
@@ -321,12 +320,9 @@ class UnrolledInfluence(Method):
             return
         backward = self._backward
         if isinstance(queries, _Sum):
-            adjoints = (
-                sum_queries(backward.adjoint(batch))
-                for batch in queries.batches
-            )
+            sums = (sum_queries(backward.adjoint(b)) for b in queries.batches)
             add = functools.partial(tf.nest.map_structure, tf.add)
-            adjoint = functools.reduce(add, adjoints)
+            adjoint = functools.reduce(add, sums)
         else:
             adjoint = backward.adjoint(queries)
         if call.verbose:

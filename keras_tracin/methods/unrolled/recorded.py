@@ -153,16 +153,11 @@ class RecordedTraining:
         )
 
     def describe(self) -> dict[str, Any]:
-        """The options of the replay, as JSON."""
-        weights = self._class_weight or {}
+        """What the replay depends on beside data and options, as JSON."""
         return {
-            "class_weight": {
-                str(label): float(weight) for label, weight in weights.items()
-            },
             "objective": describe_loss(self.model),
             "optimizer": describe_optimizer(self.model.optimizer),
-            "steps": len(self.steps),
-            "tolerance": self._tolerance,
+            "training": self.digest,
         }
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """One step of a training as a function of its state, forwards and backwards.
 
-With `c_i` what example i counts (1 in the training as it was), a step is
+With `c_i` the count of example i, a factor of its loss (1 in the training as it
+was), a step is
 
     g_t = Σ_i c_i b_i ∇ℓ(w_t, z_i) + ∇R(w_t),   (w, s)_{t+1} = update(w, s, g)_t
 
@@ -11,7 +12,7 @@ w, s and g in the update alone, a_w, a_s and a_g, and then
     λ_w,t = a_w + H_t a_g,   λ_s,t = a_s,   score(z_i) -= b_i ∇ℓ(w_t, z_i)·a_g.
 
 Both products are derivatives of `g_t · a_g`, by w and by c, so the examples'
-scores come with the Hessian's product and cost nothing beside it.
+scores come with the Hessian's product at no further cost.
 
 The model computes with weights that it is lent: its own are neither used nor
 changed. It is in training mode; the seeds of Dropout are part of the state.
@@ -47,12 +48,12 @@ _SCALARS = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.int64)
 
 
 class State(NamedTuple):
-    """All that a step reads and writes.
+    """The state of a training between two steps.
 
     Attributes:
-        weights: of the trainable variables.
-        slots: the optimizer's, for each of their names.
-        seeds: the states of random numbers.
+        weights: values of the trainable variables.
+        slots: the optimizer's slots: for each name, a tensor for each variable.
+        seeds: states of random numbers.
     """
 
     weights: Tensors
@@ -61,7 +62,7 @@ class State(NamedTuple):
 
 
 class Adjoint(NamedTuple):
-    """Derivatives of `m` queries' losses by a state, `[m, ...]` each."""
+    """Derivatives of `m` queries' values by a state, all `[m, ...]`."""
 
     weights: Tensors
     slots: tuple[Tensors, ...]
@@ -72,11 +73,11 @@ class Training:
 
     Args:
         model: a built and compiled model.
-        update: of its optimizer.
+        update: the update of its optimizer.
         spec: the types of a batch's parts, its size left open.
         like: a state, for its shapes.
         constants: the values of the weights that are not trained.
-        class_weight: the one that `fit` was given.
+        class_weight: the `class_weight` given to `fit`.
         side_by_side: whether queries are carried back all at once, which
             suits small models, or one after another.
 
@@ -142,20 +143,19 @@ class Training:
                     inner.watch(weights)
                     total, _ = self._total(state, data, counts)
                 grads = inner.gradient(total, weights, **_ZEROS)
-                slopes = [values_of(grad) for grad in grads]
-            pull = self._pulled(state, grads, rate, number)
+                numbers = [values_of(grad) for grad in grads]
+            pull = self._update_adjoint(state, grads, rate, number)
 
-            def one(later: Adjoint):
+            def carry_back(later: Adjoint):
                 direct, slots, along = pull(later)
                 curved, products = outer.gradient(
-                    slopes, (weights, counts), output_gradients=along, **_ZEROS
+                    numbers, (weights, counts), output_gradients=along, **_ZEROS
                 )
-                found = tuple(
-                    a + b for a, b in zip(direct, curved, strict=True)
-                )
-                return Adjoint(found, slots), -products  # [b]
+                both = zip(direct, curved, strict=True)
+                earlier = Adjoint(tuple(a + b for a, b in both), slots)
+                return earlier, -products  # [b]
 
-            return over(one, adjoint, (adjoint, counts[tf.newaxis]))
+            return over(carry_back, adjoint, (adjoint, counts[tf.newaxis]))
 
         # `tf.vectorized_map` cannot take second derivatives of a loop.
         together = self._side_by_side and not self._has_loops
@@ -174,17 +174,17 @@ class Training:
         inner = [node for f in graph.library.function for node in f.node_def]
         return any(op.op.endswith("While") for op in [*graph.node, *inner])
 
-    def _pulled(self, state: State, grads, rate, number) -> Callable:
-        """Takes an adjoint back through the update alone."""
-        slopes = [values_of(grad) for grad in grads]
-        leaves = state.weights, state.slots, slopes
+    def _update_adjoint(self, state: State, grads, rate, number) -> Callable:
+        """The function that takes an adjoint back through the update alone."""
+        numbers = [values_of(grad) for grad in grads]
+        leaves = state.weights, state.slots, numbers
         with tf.GradientTape(**_PERSISTENT) as tape:
             tape.watch(leaves)
-            again = [
-                with_values(*pair) for pair in zip(grads, slopes, strict=True)
+            watched = [
+                with_values(*pair) for pair in zip(grads, numbers, strict=True)
             ]
             updated = self._update(
-                state.weights, state.slots, again, rate, number
+                state.weights, state.slots, watched, rate, number
             )
         ends = tf.nest.flatten(updated)
 
@@ -199,7 +199,7 @@ class Training:
         return pull
 
     def values(self, value: PerExampleLoss, state: State, data: Any):
-        """What `adjoint` differentiates, `[m]`."""
+        """The queries' values, `[m]`, as `adjoint` differentiates them."""
         x, y, *weight = data
         with self._lent(state):
             y_pred = self._model(x, training=False)
@@ -220,31 +220,31 @@ class Training:
             tape.watch(state.weights)
             values = self.values(value, state, data)
 
-        def one(chosen):
-            found = tape.gradient(
-                values, state.weights, output_gradients=chosen, **_ZEROS
+        def differentiate(selection):
+            gradients = tape.gradient(
+                values, state.weights, output_gradients=selection, **_ZEROS
             )
-            return tuple(map(tf.convert_to_tensor, found))
+            return tuple(map(tf.convert_to_tensor, gradients))
 
-        each = tf.eye(tf.shape(values)[0], dtype=values.dtype)
+        selections = tf.eye(tf.shape(values)[0], dtype=values.dtype)
         rows = [w[tf.newaxis] for w in state.weights]
-        found = _one_by_one(one, each, tuple(rows))
+        weights = _one_by_one(differentiate, selections, tuple(rows))
         slots = tf.nest.map_structure(
             lambda slot: tf.zeros(
                 [tf.shape(values)[0], *slot.shape], slot.dtype
             ),
             state.slots,
         )
-        return values, Adjoint(found, slots)
+        return values, Adjoint(weights, slots)
 
     def _total(self, state: State, data, counts):
-        """The batch's loss with its examples counted, and the seeds after."""
+        """The batch's loss for these counts, and the seeds after the step."""
         x, y, *weight = data
         with self._lent(state) as scope:
             y_pred = self._model(x, training=True)
             shares = self._shares(y, y_pred, weight[0] if weight else None)
             if scope.losses:
-                raise ValueError(_of_activations(self._model))
+                raise ValueError(_refusal_of_added_losses(self._model))
             seeds = tuple(
                 tf.convert_to_tensor(scope.get_current_value(v))
                 for v in seed_variables(self._model)
@@ -312,7 +312,7 @@ def check_can_be_unrolled(model: keras.Model) -> None:
         )
 
 
-def _of_activations(model: keras.Model) -> str:
+def _refusal_of_added_losses(model: keras.Model) -> str:
     layers = [
         layer.name
         for layer in model._flatten_layers()
@@ -327,7 +327,7 @@ def _of_activations(model: keras.Model) -> str:
 
 
 def _one_by_one(function: Callable, rows: Any, like: Any) -> Any:
-    """Like `_at_once`, one row after another."""
+    """Like `_at_once`, but one row after another."""
     signature = tf.nest.map_structure(
         lambda t: tf.TensorSpec(t.shape[1:], t.dtype), like
     )
@@ -337,12 +337,12 @@ def _one_by_one(function: Callable, rows: Any, like: Any) -> Any:
 
 
 def _at_once(function: Callable, rows: Any, like: Any) -> Any:
-    """A function of each row `[m, ...]`, all of them side by side.
+    """The results of a function for all rows `[m, ...]`, side by side.
 
     Args:
-        function: of one row.
+        function: a function of one row.
         rows: a structure of tensors.
-        like: tensors with the shapes and types of what will be returned, the
-            number of rows aside.
+        like: tensors with the shapes and types of the results, but for the
+            number of rows.
     """
     return tf.vectorized_map(function, rows)

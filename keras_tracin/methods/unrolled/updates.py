@@ -42,10 +42,10 @@ class Update:
 
     Args:
         optimizer: a Keras optimizer; only its hyperparameters are used.
-        variables: those that it updates.
+        variables: the variables that it updates.
 
     Attributes:
-        slots: the names of its slots; each has a tensor for each variable.
+        slots: names of its slots, which hold a tensor for each variable.
 
     Raises:
         ValueError: if the optimizer is none of those above, or one whose
@@ -72,9 +72,9 @@ class Update:
         Args:
             weights: the variables' values.
             slots: for each of `self.slots` a tensor for each variable.
-            grads: of the variables.
+            grads: the variables' gradients.
             rate: the learning rate, a scalar.
-            number: how many updates there were before.
+            number: number of updates before this one.
         """
         optimizer = self._optimizer
         new_weights, new_slots = [], []
@@ -116,7 +116,7 @@ def _check(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
         ),
         "loss_scale_factor": optimizer.loss_scale_factor is not None,
     }
-    names = [name for name, found in refused.items() if found]
+    names = [name for name, is_used in refused.items() if is_used]
     if names:
         raise ValueError(
             "Unrolling needs each batch to be one plain update of the "
@@ -132,14 +132,14 @@ def _check(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
 
 
 def values_of(gradient: Gradient) -> tf.Tensor:
-    """The numbers that a gradient is made of."""
+    """The numbers of a gradient, as one tensor."""
     if isinstance(gradient, tf.IndexedSlices):
         return gradient.values
     return gradient
 
 
 def with_values(gradient: Gradient, values: tf.Tensor) -> Gradient:
-    """A gradient of the same form, of other numbers."""
+    """A gradient of the same form with other numbers."""
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
@@ -151,7 +151,7 @@ def dense(gradient: Gradient) -> tf.Tensor:
 
 
 def _clipped(optimizer: Any, grads: Sequence[Gradient]) -> list[Gradient]:
-    """Gradients as the optimizer clips them, by one rule at most."""
+    """Gradients as the optimizer clips them, by at most one rule."""
     values = [values_of(grad) for grad in grads]
     if optimizer.clipnorm:
         length = optimizer.clipnorm
