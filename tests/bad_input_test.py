@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.storage.files import digest
+from tests.states import Centred, flip, last_weights, state
 
 ROOT = Path(__file__).absolute().parents[1]
 NUM_TRAIN, NUM_TEST = 24, 6
@@ -35,11 +36,6 @@ def examples(count, seed):
 
 TRAIN, TEST = examples(NUM_TRAIN, 0), examples(NUM_TEST, 1)
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-class Centred(layers.Layer):
-    def call(self, x):
-        return x - ops.mean(x, axis=0)
 
 
 def make_model(*inside, loss=CROSSENTROPY, units=5):
@@ -77,21 +73,6 @@ def copied(trained, tmp_path):
     """The same model and a copy of its run to do damage to."""
     model, directory = trained
     return model, shutil.copytree(directory, tmp_path / "run")
-
-
-def state(model, directory=None):
-    """All values of the model and its optimizer, and the bytes of the run."""
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.variables, *(optimizer.variables if optimizer else ())]
-    values = [ops.convert_to_numpy(v).tobytes() for v in variables]
-    files = {}
-    if directory is not None and Path(directory).is_dir():
-        files = {
-            path: path.read_bytes()
-            for path in sorted(Path(directory).rglob("*"))
-            if path.is_file()
-        }
-    return values, files
 
 
 @contextlib.contextmanager
@@ -525,18 +506,8 @@ def edit_manifest(directory, edit):
     path.write_text(json.dumps(manifest))
 
 
-def last_weights(directory):
-    return sorted(Path(directory).glob("checkpoints/*"))[-1]
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:-7])
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-7] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

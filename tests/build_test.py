@@ -63,13 +63,16 @@ def test_targets_depend_on_what_their_files_import(targets, owners):
 
 
 def needs(target, owners):
-    """Labels of what the target's files import, other tests' files aside."""
+    """Labels of what the target's files import.
+
+    What two files of tests share belongs in a module beside them: a test that
+    imports another's file has nowhere to take it from.
+    """
     names = [name for name, path in MODULES.items() if str(path) in target.srcs]
     return {
         owners[MODULES[imported].as_posix()]
         for name in names
         for imported in source_tree.first_party_imports(name, MODULES)
-        if not imported.endswith("_test")
     }
 
 

@@ -1,8 +1,7 @@
 """What TracInCheckpoint records, held against what training did.
 
-The model is a row of weights that start at zero, the loss is its output, and
-batch t is the t-th unit vector. So the gradient of batch t is that vector, and
-under plain SGD the t-th weight moves by exactly the rate applied in batch t.
+The model of `tests/unit_steps.py`: batch t moves the t-th weight by exactly the
+rate that was applied in it.
 """
 
 import os
@@ -17,65 +16,26 @@ import pytest
 import tensorflow as tf
 
 from keras_tracin.callbacks import TracInCheckpoint
-from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.runs import TrainingRun
 from keras_tracin.runs.steps import RecordingTrainFunction
+from tests.unit_steps import (
+    BATCHES,
+    EXPONENTIAL,
+    SGD,
+    At,
+    CustomStep,
+    Interrupted,
+    Subclassed,
+    assert_rates_were_applied,
+    compiled,
+    fit,
+    make_model,
+    output,
+    weights_along,
+)
 
 ROOT = Path(__file__).absolute().parents[1]
-BATCHES = 6
-SGD = keras.optimizers.SGD
 Schedules = keras.optimizers.schedules
-
-
-def output(y_true, y_pred):
-    return keras.ops.mean(y_pred, axis=-1)
-
-
-def make_model(kind="sequential", inputs=BATCHES):
-    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
-    if kind == "sequential":
-        return keras.Sequential([keras.Input((inputs,)), dense])
-    if kind == "functional":
-        x = keras.Input((inputs,))
-        return keras.Model(x, dense(x))
-    if kind == "deferred":
-        return keras.Sequential([dense])
-    return Subclassed(dense)
-
-
-class Subclassed(keras.Model):
-    def __init__(self, dense):
-        super().__init__()
-        self.dense = dense
-
-    def call(self, x):
-        return self.dense(x)
-
-
-class CustomStep(keras.Sequential):
-    def train_step(self, data):
-        x, _ = data
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self(x, training=True))
-        gradients = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        return {"loss": loss}
-
-
-class At(keras.callbacks.Callback):
-    """Does something at one kind of moment: `At(train_batch_end=action)`."""
-
-    def __init__(self, **actions):
-        super().__init__()
-        for moment, action in actions.items():
-            setattr(
-                self,
-                f"on_{moment}",
-                lambda index, logs=None, action=action: action(self, index),
-            )
-
-
-class Interrupted(Exception):
-    pass
 
 
 def interrupt_at(epoch):
@@ -90,47 +50,6 @@ def set_rate(callback, batch):
     callback.model.optimizer.learning_rate = 0.01 * (batch + 1)
 
 
-def fit(model, callbacks, epochs=1, batches=BATCHES, x=None, **options):
-    x = np.eye(batches, dtype="float32") if x is None else x
-    model.fit(
-        x,
-        np.zeros([len(x), 1]),
-        batch_size=1,
-        shuffle=False,
-        epochs=epochs,
-        verbose=0,
-        callbacks=callbacks,
-        **options,
-    )
-
-
-def weights_along(model, run):
-    """The weights `[checkpoints + 1, inputs]`, the initial ones first."""
-    rows = []
-    with run_weights(model) as load:
-        for checkpoint in [run.initial, *run]:
-            load(checkpoint)
-            rows.append(model.get_weights()[0].ravel())
-    return np.stack(rows)
-
-
-def assert_rates_were_applied(model, directory):
-    """Each batch one update: w_{t+1} - w_t = -η_t g_t."""
-    run = TrainingRun(directory)
-    applied = -np.diff(weights_along(model, run), axis=0).ravel()
-    assert applied.any()
-    # The differences of float32 weights up to 0.5 are this exact.
-    np.testing.assert_allclose(run.learning_rates, applied, 1e-5, atol=1e-7)
-    return run
-
-
-def compiled(rate=0.1, kind="sequential", optimizer=None, **options):
-    model = make_model(kind)
-    model.compile(optimizer or SGD(rate), output, **options)
-    return model
-
-
-EXPONENTIAL = Schedules.ExponentialDecay(0.1, 3, 0.5)
 WARMUP = Schedules.CosineDecay(0.0, 8, warmup_target=0.2, warmup_steps=3)
 PIECEWISE = Schedules.PiecewiseConstantDecay([2, 5], [0.1, 0.2, 0.3])
 
@@ -526,7 +445,7 @@ logical = tf.config.LogicalDeviceConfiguration()
 tf.config.set_logical_device_configuration(cpu, [logical, logical])
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.runs import TrainingRun
-from tests.callbacks_test import EXPONENTIAL, make_model, output, weights_along
+from tests.unit_steps import EXPONENTIAL, make_model, output, weights_along
 
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     model = make_model()
@@ -566,7 +485,7 @@ def test_records_under_a_mirrored_strategy(tmp_path):
 ENDLESS = """
 import sys
 from keras_tracin.callbacks import TracInCheckpoint
-from tests.callbacks_test import EXPONENTIAL, compiled, fit
+from tests.unit_steps import EXPONENTIAL, compiled, fit
 
 model = compiled(EXPONENTIAL)
 if sys.argv[2:]:

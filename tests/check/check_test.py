@@ -11,7 +11,7 @@ import keras_tracin as kt
 from keras_tracin.check import job
 from keras_tracin.check.report import CheckReport, Finding
 from keras_tracin.engine.engine import Engine
-from tests.bad_input_test import Centred, flip, last_weights, state
+from tests.states import Centred, flip, last_weights, state
 
 layers, ops = keras.layers, keras.ops
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

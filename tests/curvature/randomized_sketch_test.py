@@ -16,7 +16,7 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     gaussian_rows,
     stochastic_gradient,
 )
-from tests.curvature.solvers_test import SIZE, noisy
+from tests.curvature.matrices import SIZE, noisy
 
 
 def exact(operator, rows):

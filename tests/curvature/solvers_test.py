@@ -1,12 +1,9 @@
 """Solvers on plain matrices, against `np.linalg.solve`."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from keras_tracin.curvature.operators import Damped, Matrix, Operator
+from keras_tracin.curvature.operators import Damped, Matrix
 from keras_tracin.curvature.solvers import (
     CG,
     EKFAC,
@@ -16,8 +13,7 @@ from keras_tracin.curvature.solvers import (
     solve,
 )
 from keras_tracin.curvature.spectrum import extreme_eigenvalues, lanczos
-
-SIZE, ROWS = 30, 4
+from tests.curvature.matrices import SIZE, noisy
 
 
 def matrix(values, seed=0):
@@ -27,33 +23,8 @@ def matrix(values, seed=0):
     return (q * values) @ q.T
 
 
-def right_hand_sides(rows=ROWS, size=SIZE):
+def right_hand_sides(rows=4, size=SIZE):
     return np.random.default_rng(1).normal(size=(rows, size))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Noisy(Operator):
-    """A mean of matrices; a sample is the mean of some of them."""
-
-    parts: np.ndarray  # [n, p, p]
-
-    size = property(lambda self: self.parts.shape[1])
-    dtype = tf.float64
-
-    def matmat(self, vectors):
-        return Matrix(self.parts.mean(axis=0)).matmat(vectors)
-
-    def sample(self, rng, batch_size):
-        count = min(batch_size, len(self.parts))
-        chosen = rng.choice(len(self.parts), count, replace=False)
-        return Noisy(self.parts[chosen])
-
-
-def noisy():
-    """Twelve matrices `g gᵀ`, as those of a generalised linear model."""
-    rng = np.random.default_rng(2)
-    vectors = rng.normal(size=(12, SIZE)) / 4
-    return Damped(Noisy(np.einsum("ni,nj->nij", vectors, vectors)), 0.3)
 
 
 SPREAD = np.geomspace(0.05, 5, SIZE)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from tests.strategies import mirrored
 
 NUM_TRAIN, NUM_TEST, CLASSES = 13, 3, 4
 
@@ -35,12 +36,6 @@ def examples(count, seed):
 
 
 TRAIN, TEST = examples(NUM_TRAIN, 0), examples(NUM_TEST, 1)
-
-
-def mirrored(replicas):
-    return tf.distribute.MirroredStrategy(
-        [f"CPU:{index}" for index in range(replicas)]
-    )
 
 
 def scores_of(model, run, strategy):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import DenseGradients, LookupFactors
-from tests.gradients.factors_test import PAIRS, VOCABULARY, looked_up, rows
+from tests.gradients.in_full import PAIRS, VOCABULARY, looked_up, rows
 
 WHOLE = {name: pair[0] for name, pair in PAIRS.items()}
 

@@ -125,9 +125,9 @@ def test_small_memory_gives_the_same_scores_in_pieces(
 ):
     model, run = trained
     small = kt.TracIn(model, TRAIN, run, memory_limit=1)
-    small = small.within(batch_sizes=(4, 4), query_batch=2)
+    small = small.within(batch_sizes=(16, 16), query_batch=3)
     pieces = small.influence(TEST, verbose=0)
-    assert small.plan(TEST).chunk == small.plan(TEST).batch_size == 4
+    assert small.plan(TEST).chunk == small.plan(TEST).batch_size == 16
     np.testing.assert_array_equal(pieces.train_ids, influence.train_ids)
     np.testing.assert_array_equal(pieces.query_ids, influence.query_ids)
     np.testing.assert_allclose(pieces.scores, influence.scores, atol=1e-6)

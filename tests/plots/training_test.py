@@ -6,7 +6,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin import plots
-from tests.runs.selection_test import make_run
+from tests.runs.helpers import make_run_of_losses
 
 
 def curves(figure):
@@ -15,14 +15,14 @@ def curves(figure):
 
 
 def test_loss_curve_marks_the_chosen_checkpoints(tmp_path):
-    run = make_run(tmp_path / "a", [4.0, 2.0, 1.0])
+    run = make_run_of_losses(tmp_path / "a", [4.0, 2.0, 1.0])
     found = curves(plots.loss_curve(run, run.select([0, 2])))
     assert found["loss"].tolist() == [[1, 4], [2, 2], [3, 1]]
     assert found["2 chosen checkpoints"].tolist() == [[1, 4], [3, 1]]
     assert list(curves(plots.loss_curve(run))) == ["loss"]
     with pytest.raises(ValueError, match="Received: 'val_loss'"):
         plots.loss_curve(run, metric="val_loss")
-    other = make_run(tmp_path / "b", [4.0, 2.0, 1.0, 0.5])
+    other = make_run_of_losses(tmp_path / "b", [4.0, 2.0, 1.0, 0.5])
     with pytest.raises(ValueError, match="one of epoch 4"):
         plots.loss_curve(run, other)
 

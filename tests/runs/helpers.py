@@ -5,7 +5,7 @@ import itertools
 import keras
 import numpy as np
 
-from keras_tracin.runs import RunWriter
+from keras_tracin.runs import RunWriter, TrainingRun
 
 RATES = np.array([0.5, 0.25, 0.75, 0.125, 0.5, 1.0, 2.0])
 
@@ -38,3 +38,20 @@ def make_run(directory, model=None, rates=RATES, **arrays):
 
 def shift_weights(model, by=1.0):
     model.set_weights([weight + by for weight in model.get_weights()])
+
+
+def make_run_of_losses(directory, losses):
+    """A run of one step in each epoch, which ended at these losses."""
+    model = make_model()
+    writer = RunWriter.create(directory, model)
+    for epoch, loss in enumerate(losses, start=1):
+        shift_weights(model)
+        writer.append(
+            model,
+            {"learning_rate": np.array([0.1])},
+            epoch=epoch,
+            logs={"loss": loss},
+            epoch_end=True,
+            save_weights=True,
+        )
+    return TrainingRun(directory)

@@ -4,41 +4,22 @@ import numpy as np
 import pytest
 
 from keras_tracin.runs import (
-    RunWriter,
-    TrainingRun,
     WhenLossDrops,
     select_checkpoints,
 )
-from tests.runs.helpers import make_model, shift_weights
-
-
-def make_run(directory, losses):
-    model = make_model()
-    writer = RunWriter.create(directory, model)
-    for epoch, loss in enumerate(losses, start=1):
-        shift_weights(model)
-        writer.append(
-            model,
-            {"learning_rate": np.array([0.1])},
-            epoch=epoch,
-            logs={"loss": loss},
-            epoch_end=True,
-            save_weights=True,
-        )
-    return TrainingRun(directory)
-
+from tests.runs.helpers import make_run_of_losses
 
 CURVE = [5.0, 6.0, 10.0, 4.0, 3.5, 2.0, 1.5, 1.0, 1.0, 1.0, 0.99]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run") / "a", CURVE)
+    return make_run_of_losses(tmp_path_factory.mktemp("run") / "a", CURVE)
 
 
 def test_checkpoints_stand_at_equal_falls_of_the_loss(tmp_path):
     # The fall is from 10 to 1: its thirds are reached at 7, 4 and 1.
-    run = make_run(tmp_path / "c", [10.0, 9, 8, 7, 6, 5, 4, 3, 2, 1])
+    run = make_run_of_losses(tmp_path / "c", [10.0, 9, 8, 7, 6, 5, 4, 3, 2, 1])
     chosen = select_checkpoints(run, 3, verbose=0)
     assert [c.epoch for c in chosen] == [4, 7, 10]
     assert [c.num_steps for c in chosen] == [4, 3, 3]
@@ -56,7 +37,7 @@ def test_fluctuation_and_converged_tail_are_left_out(run, capsys):
 
 def test_steady_part_of_a_curve_has_its_share_beside_the_steep_one(tmp_path):
     # Nine tenths of the fall are done in one epoch of twenty.
-    run = make_run(tmp_path / "d", [10.0, *np.linspace(1, 0, 20)])
+    run = make_run_of_losses(tmp_path / "d", [10.0, *np.linspace(1, 0, 20)])
     epochs = [c.epoch for c in select_checkpoints(run, 4, verbose=0)]
     assert epochs == [2, 3, 11, 18]  # By the fall alone, [2, 3, 4, 18].
 
@@ -68,7 +49,9 @@ def test_more_than_the_falling_part_has_are_made_up_from_after_it(run, capsys):
 
 
 def test_more_checkpoints_where_the_loss_falls_faster(tmp_path):
-    run = make_run(tmp_path / "b", np.exp(-0.5 * np.arange(20)).tolist())
+    run = make_run_of_losses(
+        tmp_path / "b", np.exp(-0.5 * np.arange(20)).tolist()
+    )
     epochs = [c.epoch for c in select_checkpoints(run, 5, verbose=0)]
     assert len(epochs) == 5
     assert np.median(epochs) < 6

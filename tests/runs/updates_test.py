@@ -1,6 +1,6 @@
 """The rates that updates noted, held against how far they moved the weights.
 
-The model of `tests/callbacks_test.py`: batch t moves the t-th weight by exactly
+The model of `tests/unit_steps.py`: batch t moves the t-th weight by exactly
 the rate that was applied in it.
 """
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.runs import TrainingRun, updates
 from keras_tracin.runs.steps import RecordingTrainFunction
-from tests.callbacks_test import (
+from tests.unit_steps import (
     BATCHES,
     EXPONENTIAL,
     SGD,

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.trace import trace_training
-from tests.engine.distribution_test import mirrored
+from tests.strategies import mirrored
 from tests.trace.helpers import LOSS, QUERIES, X, Y, losses, make_model
 
 

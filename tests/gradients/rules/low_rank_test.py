@@ -5,18 +5,9 @@ from keras import layers
 
 from keras_tracin.gradients.sites import find_sites
 from tests.gradients.oracle import Case, check, covered, functional, sequential
+from tests.gradients.rules.adapters import adapt
 
 TOKENS = 7
-
-
-def adapt(layer, rank=2):
-    """Enables adapters in the layer's own precision, not always float32."""
-    add_weight = layer.add_weight
-    vars(layer)["add_weight"] = lambda **options: add_weight(
-        **{**options, "dtype": layer.variable_dtype}
-    )
-    layer.enable_lora(rank, lora_alpha=3)
-    del vars(layer)["add_weight"]
 
 
 def adapted(shape, layer, rank=2, dtype=None):

@@ -12,7 +12,7 @@ from keras import layers
 
 from keras_tracin.gradients.sites import find_sites
 from tests.gradients.oracle import Case, check, covered, functional, sequential
-from tests.gradients.rules.low_rank_test import adapt
+from tests.gradients.rules.adapters import adapt
 
 TOKENS = 7
 GROUPS = keras.quantizers.Int4QuantizationConfig(block_size=2)

@@ -6,8 +6,8 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.methods.unrolled.updates import Update
-from tests.engine.distribution_test import mirrored
 from tests.methods.unrolled.helpers import QUERIES, X, Y, make_model, recorded
+from tests.strategies import mirrored
 
 optimizers = keras.optimizers
 
