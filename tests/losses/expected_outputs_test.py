@@ -60,7 +60,6 @@ def kind_of_head(loss, outputs, labels, activation="linear"):
         ("kl_divergence", None, None),
         (own, None, None),
     ],
-    ids=str,
 )
 def test_a_loss_says_what_it_expects(loss, choice, from_logits):
     expected = ExpectedOutputs.of(model_of(None, loss))
