@@ -23,9 +23,10 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 import keras
@@ -35,7 +36,7 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.engine import collecting
 from keras_tracin.engine.blocks import blocks
 from keras_tracin.engine.call import Call
-from keras_tracin.engine.chunks import Sink, restrict
+from keras_tracin.engine.chunks import Chunk, Sink, restrict
 from keras_tracin.engine.descriptions import in_words
 from keras_tracin.engine.distribution import Strategy, check_alone, worker_of
 from keras_tracin.engine.engine import Engine
@@ -79,7 +80,8 @@ class Method:
     engine: Engine
     checkpoints: Weights = PRESENT_WEIGHTS
     _made_at: str | None = None
-    _only: np.ndarray | None = None
+    _only: np.ndarray | None = None  # ids of `among`, for a stream
+    _asked: np.ndarray | None = None  # ids of `among` that have to be there
 
     # The calls.
 
@@ -163,9 +165,7 @@ class Method:
         """
         self._check_self_influence()
         call = self._start("self_influence", None, directory, verbose)
-        return collecting.self_influence(
-            lambda sink: self.stream_self(self._limit(sink), call), call.parts
-        )
+        return collecting.self_influence(self._streaming_self(call), call.parts)
 
     def group_influence(
         self, test: Any, groups: GroupsOfIds, *, verbose: int = 1
@@ -226,13 +226,19 @@ class Method:
         What it was fitted to stays all of the training examples.
 
         Args:
-            ids: ids of any number of training examples.
+            ids: ids of any number of training examples. Those that are not
+                there are an error (ValueError) of the first call.
         """
+        method = self.keep_only(ids)
+        method._asked = method._only
+        return method
+
+    def keep_only(self, ids: Any) -> Self:
+        """The same as `among`, without an error for ids that are not there."""
         method = copy.copy(self)
+        method._only = np.unique(np.asarray(ids))
         if hasattr(self, "engine"):
-            method.engine = self.engine.among(np.asarray(ids))
-        else:
-            method._only = np.asarray(ids)
+            method.engine = self.engine.among(method._only)
         return method
 
     def within(self, **limits: Any) -> Self:
@@ -482,13 +488,42 @@ class Method:
         return call
 
     def _streaming(self, call: Call) -> collecting.Stream:
-        return lambda queries, sink: self.stream(
-            queries, self._limit(sink), call
-        )
+        def stream(queries: Any, sink: Sink) -> None:
+            with self._limit(sink) as limited:
+                self.stream(queries, limited, call)
 
-    def _limit(self, sink: Sink) -> Sink:
-        """The sink for the training examples of `among`."""
-        return sink if self._only is None else restrict(sink, self._only)
+        return stream
+
+    def _streaming_self(self, call: Call) -> Callable[[Sink], None]:
+        def stream(sink: Sink) -> None:
+            with self._limit(sink) as limited:
+                self.stream_self(limited, call)
+
+        return stream
+
+    @contextlib.contextmanager
+    def _limit(self, sink: Sink) -> Iterator[Sink]:
+        """The sink for the training examples of `among`, all of them."""
+        seen: list[np.ndarray] = [np.zeros(0, int)]
+
+        def wants(chunk: Chunk) -> bool:
+            seen.append(chunk.ids)
+            return sink.wants(chunk)
+
+        limited = sink if self._asked is None else Sink(sink.add, wants)
+        if self._only is not None and not hasattr(self, "engine"):
+            limited = restrict(limited, self._only)
+        yield limited
+        if self._asked is None:
+            return
+        there = {name for ids in seen for name in ids.tolist()}
+        missing = [name for name in self._asked.tolist() if name not in there]
+        if missing:
+            raise ValueError(
+                "`among` should hold ids of training examples. Received "
+                f"{missing[:5]}, {len(missing)} in all, which are not there. "
+                "Take ids from `.train_ids` of scores."
+            )
 
     def _check_self_influence(self) -> None:
         if self.no_self_influence is not None:

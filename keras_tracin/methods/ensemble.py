@@ -199,7 +199,7 @@ class Ensemble(Method):
         Args:
             ids: ids of any number of training examples.
         """
-        ids = np.asarray(ids)
+        ids = np.unique(np.asarray(ids))
         ensemble = copy.copy(self)
         ensemble.attributors = [m.among(ids) for m in self.attributors]
         ensemble._size = len(ids)

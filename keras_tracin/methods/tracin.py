@@ -304,8 +304,12 @@ class TracIn(Method):
             self.checkpoints,
             projection,
             optimizer_aware=self.optimizer_aware,
-            exact=lambda ids, test: self.among(ids).influence(test, verbose=0),
+            exact=self._exact,
         )
+
+    def _exact(self, ids: np.ndarray, test: Any) -> Attribution:
+        # An index may hold examples that were appended, which it tells.
+        return self.keep_only(ids).influence(test, verbose=0)
 
     def self_pass(self) -> Pass:
         """The pass that scores Σ_k η_k ‖∇ℓ(w_k, z)‖²."""

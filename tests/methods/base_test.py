@@ -145,6 +145,16 @@ def test_some_training_examples_have_their_columns(make, scores, tmp_path):
 
 
 @METHODS
+def test_training_examples_that_are_not_there_are_an_error(make, scores):
+    method = make(scores).among([3, 99, 3])
+    for call in (method.influence, method.top_k):
+        with pytest.raises(ValueError, match=r"`among`.*\[99\].*not there"):
+            call(TEST, **({"k": 1} if call == method.top_k else {}), verbose=0)
+    again = make(scores).among([3, 3]).influence(TEST, verbose=0)
+    assert again.train_ids.tolist() == [3]
+
+
+@METHODS
 def test_top_k_are_the_ends_of_the_scores(make, scores):
     top = make(scores).top_k(TEST, 5, verbose=0)
     order = np.argsort(-scores, axis=1)
