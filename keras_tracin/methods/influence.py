@@ -242,17 +242,7 @@ class InfluenceFunctions(Method):
     def index_rows(
         self, projection: Projection | None, keep: Keep
     ) -> RowRecipe:
-        """How an index makes its rows and the vectors of queries.
-
-        Args:
-            projection: None: the sketched inverse is the projection.
-            keep: as in `Indexable`; keeps the sketched inverse.
-
-        Raises:
-            ValueError: if there is no sketched inverse, an option has no
-                effect, or the model has other weights than when this was
-                made.
-        """
+        """Rows and vectors; `projection` and `keep` as in `Indexable`."""
         self._check_one_inverse()
         return inverse_rows(
             self.engine,
@@ -264,17 +254,17 @@ class InfluenceFunctions(Method):
         )
 
     def fit(self, call: Call) -> None:
-        """Prepares the inverse at every checkpoint, unless that is done."""
+        """Prepares the missing inverses, with the progress bar of `call`."""
         self._inverses.fit(self.checkpoints, call.verbose)
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """What scores for `test` depend on, for the parts on disk."""
         # All training examples have a part in the curvature.
         train = self._whole.train.batches(_DIGESTED)
         return {**super().job(test), "train": content_digest(train)}
 
     def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
-        """The results of regularisers and of a solver of the user's own."""
+        """Numbers of regularisers and solver for `batch`, beside `known`."""
         *_, last = self.checkpoints
         return self._inverses.numbers(last, batch)
 
@@ -286,7 +276,7 @@ class InfluenceFunctions(Method):
         return 2 * operator.size * operator.dtype.size
 
     def stream(self, queries: Queries, sink: Sink, call: Call) -> None:
-        """Streams the scores of one block of queries into a sink."""
+        """Streams the scores of a block of `queries` to `sink`, for `call`."""
         if self._lengths is not None:
             self._lengths.measure(self.checkpoints, call.verbose)
         scores = self.query_pass(queries, call.verbose)
@@ -324,7 +314,7 @@ class InfluenceFunctions(Method):
         return self._lengths.gather(chunk, self.engine.train)
 
     def trial_pass(self, queries: Queries) -> Pass:
-        """A pass that takes as long as `query_pass` does at first."""
+        """A pass of `queries` that takes as long as `query_pass` at first."""
         solve = self._inverses.directions
         return dataclasses.replace(
             self.query_pass(queries),
