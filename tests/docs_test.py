@@ -92,7 +92,7 @@ def test_every_parameter_is_documented(name):
     value = PUBLIC[name]
     text = inspect.getdoc(value) or ""
     assert text, f"{name} has no docstring"
-    missing = parameters_of(value) - documented(text)
+    missing = parameters_of(value) - documented(text) - inherited(name)
     # A method of one obvious argument may say it in its only sentence.
     told = {word for word in missing if f"`{word}`" in text}
     told |= {word for word in missing if word in OBVIOUS}
@@ -100,6 +100,16 @@ def test_every_parameter_is_documented(name):
 
 
 OBVIOUS = {"path", "verbose"}
+
+
+def inherited(name):
+    """The names that a base class documents of the method it overrides."""
+    kind, _, method = name.partition(".")
+    if not method:
+        return set()
+    bases = PUBLIC[kind].__mro__[1:]
+    texts = [getattr(vars(base).get(method), "__doc__", "") for base in bases]
+    return set().union(*(documented(inspect.cleandoc(t or "")) for t in texts))
 
 
 @each_public

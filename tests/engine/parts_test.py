@@ -223,7 +223,7 @@ def test_influence_functions_go_on_from_parts(tmp_path):
         found = method.influence(worker.TEST, directory=tmp_path, verbose=0)
         np.testing.assert_allclose(found.scores, whole, rtol=1e-4, atol=1e-7)
     model.layers[-1].kernel.assign(model.layers[-1].kernel + 1)
-    with pytest.raises(ValueError, match=r"another call.*weights="):
+    with pytest.raises(ValueError, match="made at other weights"):
         method.influence(worker.TEST, directory=tmp_path, verbose=0)
 
 
