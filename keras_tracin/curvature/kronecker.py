@@ -192,7 +192,7 @@ def rotate_diagonal(
     Args:
         block: the block.
         basis: its basis.
-        diagonal: of the whole matrix, `[p]`.
+        diagonal: diagonal of the whole matrix, `[p]`.
     """
     part = diagonal[block.start : block.start + block.size]
     part = tf.reshape(part, [block.rows, block.columns])

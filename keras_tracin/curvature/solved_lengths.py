@@ -103,7 +103,7 @@ class SolvedLengths:
 
         Args:
             chunk: the training examples.
-            train: what they were read from.
+            train: the data that they were read from.
         """
         lengths = {
             checkpoint: numbers.of(chunk, train)

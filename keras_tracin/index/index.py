@@ -160,8 +160,8 @@ class InfluenceIndex:
                 `InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`,
                 or any other `Indexable`.
             directory: directory of the index.
-            projection: what makes TracIn's sketches, `kt.TensorSketch(1024)`
-                by default.
+            projection: projection for TracIn's sketches, by default
+                `kt.TensorSketch(1024)`.
             dtype: dtype of the rows on disk, "float32" or "float16".
             search: how rows are searched: "exact" reads all of them, "flat"
                 looks at a short form of all and reads the best, "hnsw" and
@@ -266,7 +266,7 @@ class InfluenceIndex:
 
     @property
     def recall(self) -> dict[str, Any]:
-        """What the search finds of the best by exact scores.
+        """Share of the best by exact scores that the search returns.
 
         Measured when the index was made, by the search that is used, on some
         of the training examples, each of which is left out of its own lists:

@@ -60,7 +60,7 @@ class Manifest:
 
         Args:
             directory: directory of the index.
-            identity: what its rows are made with.
+            identity: description of how its rows are made.
             **more: further entries, see `get`.
         """
         content = {
@@ -76,7 +76,7 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for rows to belong to one index."""
+        """The description that all rows of one index share."""
         return self._content["identity"]
 
     @property

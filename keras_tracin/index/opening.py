@@ -87,7 +87,7 @@ def recipe_in(
     method: Indexable | None,
     projection: Projection | None,
 ) -> RowRecipe | None:
-    """What makes the rows of an index, as the method says; None without one.
+    """How the rows of an index are made, by its method; None without one.
 
     Args:
         store: the index.
@@ -211,7 +211,7 @@ def open_resident(
     projection: Projection | None,
     run: TrainingRun | str | os.PathLike | None,
 ) -> Resident:
-    """What makes queries' vectors, by the method or by what the files say.
+    """The maker of queries' vectors, by the method or by the files.
 
     Args:
         store: the index.

@@ -120,7 +120,7 @@ class BuildPieces:
         """Lists all shards and makes the search among them.
 
         Args:
-            digests: what `write` returned, by shard.
+            digests: results of `write`, by shard.
 
         Raises:
             ValueError: if a shard is missing or of other examples.

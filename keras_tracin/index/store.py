@@ -87,7 +87,7 @@ class Store:
 
         Args:
             directory: directory of the index.
-            identity: what its rows are made with.
+            identity: description of how its rows are made.
             resume: whether one that is there may be continued.
             worker: index of this process and number of processes; the first
                 creates the index.
@@ -194,7 +194,7 @@ class Store:
         """Writes a file for the search of all shards that are listed.
 
         Args:
-            name: what it holds; its ending.
+            name: content of the file, which is its ending.
             write: writes it to a path.
 
         Returns:
@@ -217,7 +217,7 @@ class Store:
         """Lets all shards that are listed count.
 
         Args:
-            search: what searches them: its "files" by name, and whatever else
+            search: entry of the search: its "files" by name, and whatever else
                 is to be noted of it.
         """
         shards = self.manifest.num_shards

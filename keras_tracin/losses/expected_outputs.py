@@ -71,7 +71,7 @@ class ExpectedOutputs:
 
     @classmethod
     def of(cls, model: keras.Model, loss: Any = None) -> ExpectedOutputs:
-        """What `loss`, or by default the compiled loss of a model, expects."""
+        """The outputs that `loss`, by default the compiled one, expects."""
         losses = losses_of(model, loss)
         if len(losses) != 1:
             return cls()

@@ -160,7 +160,7 @@ class Ensemble(Method):
 
     @exclusively
     def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence.
+        """The work, memory and time that scoring will take.
 
         The sum of the members' plans: checkpoints and seconds add up, memory
         is that of the largest member beside the scores of a block.
@@ -219,7 +219,7 @@ class Ensemble(Method):
         """Nothing: members compare the weights themselves."""
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """All that scores depend on, as JSON, for the parts on disk."""
         job = self.describe()
         if test is not None:
             batches = _open_queries(test).batches(_DIGESTED)

@@ -252,7 +252,7 @@ class _Side:
 
 
 def _sides(sketch: InverseSketch) -> tuple[_Side, _Side]:
-    """What makes rows, and what makes vectors, of a sketched inverse."""
+    """The sides of a sketched inverse that make rows and vectors."""
     dim, dtype = sketch.rows.shape[0], sketch.rows.dtype
     return _Side(sketch.embed, dim, dtype), _Side(sketch.project, dim, dtype)
 

@@ -65,8 +65,8 @@ class RowRecipe:
         train_projection: sketches a training example's gradients at one
             checkpoint, for its row.
         query_projection: sketches a query's gradients, for its vector.
-        identity: what has to be the same for rows and vectors to belong to
-            one index, as JSON.
+        identity: description that rows and vectors of one index share, as
+            JSON.
         exact: `(ids, test) -> Attribution`, the exact scores of the training
             examples with these ids; None where products of rows and vectors
             are the scores themselves.

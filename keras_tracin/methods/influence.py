@@ -94,7 +94,7 @@ class InfluenceFunctions(Method):
 
     Args:
         model: the trained model, compiled with its loss.
-        train: what `model.fit` took, as in `TracIn`.
+        train: the data that `model.fit` took, as in `TracIn`.
         run: a `TrainingRun` or its directory; `run[3::4]` takes every fourth
             checkpoint. By default, scores are at the weights that the model
             has now.
@@ -258,7 +258,7 @@ class InfluenceFunctions(Method):
         self._inverses.fit(self.checkpoints, call.verbose)
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores for `test` depend on, for the parts on disk."""
+        """All that scores for `test` depend on, for the parts on disk."""
         # All training examples have a part in the curvature.
         train = self._whole.train.batches(_DIGESTED)
         return {**super().job(test), "train": content_digest(train)}

@@ -1,4 +1,4 @@
-"""What a model holds beside its trained weights, kept as it was.
+"""A model's state beside its trained weights, kept as it was.
 
 Layers may assign variables when they are called, also in inference mode: a
 count of calls, a moving average, a kernel that is brought to length one. Work

@@ -1,4 +1,4 @@
-"""What the methods return: scores with the ids of their examples."""
+"""The results of methods: scores with the ids of their examples."""
 
 from keras_tracin.results.attribution import Attribution
 from keras_tracin.results.self_influence import SelfInfluence

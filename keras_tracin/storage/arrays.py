@@ -61,9 +61,9 @@ def load_arrays(
 
     Args:
         path: the file.
-        remedy: what to do about a damaged file, a sentence for errors.
+        remedy: advice about a damaged file, a sentence for errors.
         names: names of the arrays that the file should hold; any by default.
-        what: what the file should be, for errors.
+        what: kind of file that is expected, for errors.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -103,7 +103,7 @@ def load_array(path: Path, remedy: str, mapped: bool = False) -> Any:
 
     Args:
         path: the file.
-        remedy: what to do about a damaged file, a sentence for errors.
+        remedy: advice about a damaged file, a sentence for errors.
         mapped: whether to return a read-only `np.memmap`.
 
     Raises:

@@ -199,7 +199,7 @@ def check_room(directory: Path, needed: int, what: str, remedy: str) -> None:
         directory: the directory to write to.
         needed: the number of bytes.
         what: name of the data, for the error.
-        remedy: what to do if there is too little room, a sentence without its
+        remedy: advice where there is too little room, a sentence without its
             full stop.
     """
     free = shutil.disk_usage(directory).free
@@ -257,7 +257,7 @@ def check_size(path: Path, size: int, remedy: str) -> None:
     Args:
         path: the file.
         size: number of bytes that are listed.
-        remedy: what to do about a damaged file, a sentence for errors.
+        remedy: advice about a damaged file, a sentence for errors.
     """
     _check_is_there(path, remedy)
     received = path.stat().st_size
@@ -274,7 +274,7 @@ def check_digest(path: Path, sha256: str, remedy: str) -> None:
     Args:
         path: the file.
         sha256: hexadecimal SHA-256 that is listed.
-        remedy: what to do about a damaged file, a sentence for errors.
+        remedy: advice about a damaged file, a sentence for errors.
     """
     _check_is_there(path, remedy)
     received = digest(path)

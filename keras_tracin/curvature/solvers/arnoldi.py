@@ -55,7 +55,7 @@ class Arnoldi:
         """Computes the eigenpairs; a pass over the data for each step.
 
         Args:
-            operator: what is to be inverted, damping included.
+            operator: the matrix to invert, damping included.
         """
         # A + λI has the Krylov spaces of A.
         damping, undamped = operator.damping, operator.undamped

@@ -43,7 +43,7 @@ class CG:
         """Keeps the operator; there is nothing to compute beforehand.
 
         Args:
-            operator: what is to be inverted, damping included.
+            operator: the matrix to invert, damping included.
         """
         return CGInverse(operator, self)
 

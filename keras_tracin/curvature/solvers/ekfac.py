@@ -48,7 +48,7 @@ class EKFAC:
         """Fits the bases and the eigenvalues.
 
         Args:
-            operator: what is to be inverted, damping included.
+            operator: the matrix to invert, damping included.
 
         Raises:
             ValueError: if the operator is not a network's Gauss-Newton

@@ -35,7 +35,7 @@ class Exact:
         """Computes the matrix and factorises it.
 
         Args:
-            operator: what is to be inverted, damping included.
+            operator: the matrix to invert, damping included.
 
         Raises:
             ValueError: if p is above `max_size`.

@@ -56,7 +56,7 @@ class LiSSA:
         """Estimates the scale and the number of steps.
 
         Args:
-            operator: what is to be inverted, damping included.
+            operator: the matrix to invert, damping included.
         """
         smallest, scale = extreme_eigenvalues(operator)
         rng = np.random.default_rng([self.seed, 1])
@@ -77,7 +77,7 @@ class LiSSAInverse:
     """The series on one operator.
 
     Attributes:
-        operator: what is inverted.
+        operator: the matrix to invert.
         solver: the settings.
         scale: σ.
         steps: terms of the series.

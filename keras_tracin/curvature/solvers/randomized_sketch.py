@@ -101,7 +101,7 @@ class RandomizedSketch:
         """Computes the sketch.
 
         Args:
-            operator: what is to be inverted, damping included.
+            operator: the matrix to invert, damping included.
 
         Raises:
             ValueError: if it takes more memory than there is.
@@ -258,7 +258,7 @@ class InverseSketch:
         """Itself: a loaded sketch can be given as a solver.
 
         Args:
-            operator: what it inverts.
+            operator: the matrix that it inverts.
 
         Raises:
             ValueError: if it was computed for another number of weights.

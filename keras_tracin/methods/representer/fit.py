@@ -120,7 +120,7 @@ class Fit:
 
 
 class LastLayerMethod(Method):
-    """What `Method` needs of a method that decomposes the last layer.
+    """The hooks of `Method` for those that decompose the last layer.
 
     Args:
         problem: the last layer of a model.
@@ -167,7 +167,7 @@ class LastLayerMethod(Method):
         return {"l2": self._l2, "kind": self._kind}
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """All that scores depend on, as JSON, for the parts on disk."""
         if "train" not in self._state:
             batches = self._problem.examples.batches(LARGEST_BLOCK)
             self._state["train"] = content_digest(batches)
@@ -184,7 +184,7 @@ class LastLayerMethod(Method):
         return job
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
-        """What scores are made of as numbers, and by what they may differ."""
+        """Numbers that scores are made of, and their tolerance."""
         # Retuning ends where its gradient is small, on each machine elsewhere.
         return self.fitted().numbers(), max(1e-3, tolerance(self.model))
 
@@ -236,7 +236,7 @@ class LastLayerMethod(Method):
 
     @exclusively
     def plan(self, test: Any = None) -> Plan:
-        """What scoring `test` will take; without it, self-influence.
+        """The work and memory that scoring will take.
 
         Without a time, since nobody knows before how many steps retuning
         takes: 0.3 to 3 epochs as a rule. What follows are products of features.

@@ -79,8 +79,8 @@ class RepresenterPoints(LastLayerMethod):
         model: the trained model, compiled with its loss. It ends in a Dense
             layer that reads one vector per example, with no more than a known
             activation after it.
-        train: what `model.fit` took: a batched `tf.data.Dataset` or a tuple
-            of arrays, `(x, y)` or `(x, y, sample_weight)`.
+        train: the data that `model.fit` took: a batched `tf.data.Dataset` or
+            a tuple of arrays, `(x, y)` or `(x, y, sample_weight)`.
         l2: λ. The smaller, the closer the retuned layer fits the labels; the
             larger, the smaller its weights. `kt.sweep_l2` shows how faithful
             it stays to the model. With `method="lje"`, 2λ damps the Hessian.

@@ -54,7 +54,7 @@ class Problem:
         head: its last layer.
         examples: the opened training examples.
         reader: computes representations.
-        meaning: what the logits stand for.
+        meaning: meaning of the logits.
         execution: where and within what limits the model runs.
     """
 

@@ -187,7 +187,7 @@ class UnrolledInfluence(Method):
 
     @exclusively
     def plan(self, test: Any = None) -> UnrolledPlan:
-        """What scoring `test` will take: steps, memory and time.
+        """The steps, memory and time that scoring will take.
 
         To estimate the time, one step is made forwards and backwards.
 
@@ -294,7 +294,7 @@ class UnrolledInfluence(Method):
         return {"method": type(self).__name__, **self.settings}
 
     def job(self, test: Any) -> dict[str, Any]:
-        """What scores depend on, as JSON, for the parts on disk."""
+        """All that scores depend on, as JSON, for the parts on disk."""
         queries = open_for_model(self.model, test, "test")
         return {
             **self.describe(),
@@ -303,7 +303,7 @@ class UnrolledInfluence(Method):
         }
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
-        """What scores are made of as numbers, and by what they may differ."""
+        """Numbers that scores are made of, and their tolerance."""
         return self._backward.numbers(), fingerprint_tolerance(self.model)
 
     def blocks(self, test: Any, call: Call) -> Iterator[Batch | _Sum]:

@@ -56,7 +56,8 @@ class Backward:
 
     Args:
         recorded: the training.
-        value: what queries measure, `(y, y_pred, sample_weight) -> [m]`.
+        value: measure of a query's influence, in the form of a loss:
+            `(y, y_pred, sample_weight) -> [m]`.
     """
 
     def __init__(self, recorded: RecordedTraining, value: PerExampleLoss):
@@ -84,7 +85,7 @@ class Backward:
         )
 
     def values(self, state: State, batch: Batch) -> np.ndarray:
-        """What `m` queries measure with a state's weights, `[m]`."""
+        """The measures of `m` queries with a state's weights, `[m]`."""
         return np.asarray(self._compiled_values(state, batch.data))
 
     def adjoint(self, batch: Batch) -> Adjoint:

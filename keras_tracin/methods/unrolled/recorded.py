@@ -153,7 +153,7 @@ class RecordedTraining:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What the replay depends on beside data and options, as JSON."""
+        """All that the replay depends on beside data and options, as JSON."""
         return {
             "objective": describe_loss(self.model),
             "optimizer": describe_optimizer(self.model.optimizer),
