@@ -355,7 +355,9 @@ def test_a_late_batch_of_another_shape(trained, role):
         score(model, directory, **{role: data})
     if role == "train":
         with refused(model, directory, message):
-            kt.RepresenterPoints(model, data, l2=0.1)
+            kt.RepresenterPoints(model, data, l2=0.1).influence(
+                TEST, verbose=0
+            )
         with refused(model, directory, message):
             kt.InfluenceFunctions(model, data, damping=0.1).influence(
                 TEST, verbose=0
@@ -813,7 +815,7 @@ def test_a_full_disk_stops_training_and_costs_nothing_saved(tmp_path):
     assert finished.returncode == 0, out + finished.stderr
     assert out.count("refused:") == 2, out
     assert out.count("Pass a directory that can be written to") == 1, out
-    assert out.count("Make room, then go on with keras_tracin.T") == 1, out
+    assert out.count("Make room, then continue with keras_tracin.T") == 1, out
     assert out.endswith("went on\n"), finished.stderr
 
 
