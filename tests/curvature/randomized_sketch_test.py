@@ -146,7 +146,7 @@ def test_the_residual_is_tracked_and_falls():
 
 def test_the_residual_of_all_examples_is_that_of_the_equation(monkeypatch):
     operator = noisy()
-    everything = len(operator.operator.parts)
+    everything = len(operator.undamped.parts)
     solver = RandomizedSketch(8, steps=20, batch_size=everything)
     made = solver.prepare(operator)
     rows = gaussian_rows(8, SIZE, 0, tf.float64)
