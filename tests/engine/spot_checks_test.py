@@ -180,7 +180,8 @@ def test_representations_that_mix_examples_are_refused():
     model = make_model(Mixing(only_in_large_batches, name="mixing"))
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
     with pytest.raises(ValueError, match=r"mixing[\s\S]*mixes the examples"):
-        kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
+        points = kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
+        points.influence(examples(4, 1), verbose=0)
 
 
 def test_check_finds_what_only_large_batches_do():

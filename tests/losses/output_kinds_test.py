@@ -376,7 +376,7 @@ def test_gauss_newton_is_that_of_the_logits(
 @pytest.mark.parametrize(
     ("end", "loss", "severity", "words"),
     [
-        ("lambda", own_loss, "note", "'margin' and TRAK are told"),
+        ("lambda", own_loss, "note", "'margin' and TRAK are computed"),
         ("lambda", FROM_LOGITS, "warning", "from_logits=True, but the"),
         ("with a temperature", own_loss, "note", "margins in TRAK are refused"),
     ],
