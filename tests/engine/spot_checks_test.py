@@ -179,8 +179,8 @@ def test_a_query_loss_that_mixes_only_large_batches_is_refused(tmp_path):
 def test_representations_that_mix_examples_are_refused():
     model = make_model(Mixing(only_in_large_batches, name="mixing"))
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
+    points = kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
     with pytest.raises(ValueError, match=r"mixing[\s\S]*mixes the examples"):
-        points = kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
         points.influence(examples(4, 1), verbose=0)
 
 
