@@ -355,9 +355,7 @@ def test_a_late_batch_of_another_shape(trained, role):
         score(model, directory, **{role: data})
     if role == "train":
         with refused(model, directory, message):
-            kt.RepresenterPoints(model, data, l2=0.1).influence(
-                TEST, verbose=0
-            )
+            kt.RepresenterPoints(model, data, l2=0.1).influence(TEST, verbose=0)
         with refused(model, directory, message):
             kt.InfluenceFunctions(model, data, damping=0.1).influence(
                 TEST, verbose=0
