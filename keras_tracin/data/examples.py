@@ -6,7 +6,7 @@ dataset that shuffles is refused unless it carries ids.
 
 Synopsis:
 
-    train = with_ids((x, y)).shuffle(1000).batch(32)
+    train = kt.with_ids((x, y)).shuffle(1000).batch(32)
     for batch in open_examples(train).batches(128):
         batch.ids, batch.x, batch.y, batch.sample_weight
     select(open_examples(train), np.array([7, 2]))   # only those two
