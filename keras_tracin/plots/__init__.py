@@ -8,7 +8,7 @@ Synopsis:
 top = tracin.top_k((x_test, y_test), k=5)
 plots.proponents_and_opponents(top, x_test, x_train)    # images
 plots.text_table(top, test_texts, train_texts)
-plots.score_map(longitude, latitude, scores)
+plots.score_map(longitude, latitude, scores.scores[0])
 
 suspicion = {"self-influence": tracin.self_influence().scores}
 plots.recall_curve(suspicion, is_mislabeled).savefig("recall.png")

@@ -25,7 +25,7 @@ def test_it_is_an_ordinary_training_on_the_batches_it_records(tmp_path):
         keras.optimizers.SGD(0.2, momentum=0.5),
         keras.layers.Dropout(0.5, seed=1),
     )
-    batches = unrolled._steps.rows
+    batches = unrolled._recorded.steps.rows
     assert [len(rows) for rows in batches] == [7, 7, 7, 3] * 3
     for epoch in range(3):
         rows = np.concatenate(batches[4 * epoch : 4 * epoch + 4])
