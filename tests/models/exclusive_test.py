@@ -174,9 +174,14 @@ def test_waiting_is_announced_and_ends_by_ctrl_c(
     monkeypatch.setattr(exclusive, "_PATIENCE", 0.05)
     main = threading.get_ident()
     timer = threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt), run_weights(model):
-        pass
+    # A process in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt), run_weights(model):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "Waiting for another thread" in capsys.readouterr().out
 
 
