@@ -230,13 +230,15 @@ class Method:
                 there are an error (ValueError) of the first call.
         """
         method = self.keep_only(ids)
-        method._asked = method._only
+        method._asked = np.unique(np.asarray(ids))
         return method
 
     def keep_only(self, ids: Any) -> Self:
         """The same as `among`, without an error for ids that are not there."""
         method = copy.copy(self)
         method._only = np.unique(np.asarray(ids))
+        if self._only is not None:
+            method._only = np.intersect1d(self._only, method._only)
         if hasattr(self, "engine"):
             method.engine = self.engine.among(method._only)
         return method

@@ -152,6 +152,10 @@ def test_training_examples_that_are_not_there_are_an_error(make, scores):
             call(TEST, **({"k": 1} if call == method.top_k else {}), verbose=0)
     again = make(scores).among([3, 3]).influence(TEST, verbose=0)
     assert again.train_ids.tolist() == [3]
+    few = make(scores).among([2, 3, 5])
+    assert few.among([3]).influence(TEST, verbose=0).train_ids.tolist() == [3]
+    with pytest.raises(ValueError, match=r"`among`.*\[7\].*not there"):
+        few.among([3, 7]).influence(TEST, verbose=0)
 
 
 @METHODS
