@@ -567,16 +567,16 @@ def cut(path):
     [
         (
             lambda d: cut(d / "run.json"),
-            row("cut-manifest", "run.json is damaged...again"),
+            row("cut-manifest", "run.json is...again"),
         ),
-        (lambda d: cut(last_weights(d)), row("cut-file", "h5 is damaged")),
+        (lambda d: cut(last_weights(d)), row("cut-file", "h5 is")),
         (
             lambda d: flip(last_weights(d)),
-            row("flipped-bit", "h5 is damaged...again"),
+            row("flipped-bit", "h5 is...again"),
         ),
         (
             lambda d: last_weights(d).unlink(),
-            row("missing-file", "h5 is missing...again"),
+            row("missing-file", "h5 is...again"),
         ),
         (
             lambda d: edit_manifest(d, lambda m: m.update(format_version=99)),

@@ -87,16 +87,16 @@ def test_a_flag_says_what_it_is_for_in_its_section(capsys):
         (["--task=t", "--epochs=2,x"], "expected whole numbers of 1 or more"),
         (
             ["--task=t", "--dim=9"],
-            row("unused-flag", "--dim is for --projection or --solver"),
+            row("unused-flag", "--dim is...--projection or --solver"),
         ),
         (["--task=t", "scores.npz"], "Expected flags .* 'scores.npz'"),
         (
             ["--task=t", "--damping=1"],
-            row("unused-flag", "--damping is for --method=influence"),
+            row("unused-flag", "--damping is...--method=influence"),
         ),
         (
             ["--task=t", "--method=influence", "--l2=1"],
-            row("unused-flag", "--l2 is for --method=rep"),
+            row("unused-flag", "--l2 is...--method=rep"),
         ),
         (
             ["--task=t", "--output=a.txt"],
