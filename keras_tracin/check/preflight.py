@@ -34,12 +34,12 @@ from keras_tracin.methods.rates import checkpoint_rates
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.models.errors import brief
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import preserved
 from keras_tracin.runs import TrainingRun, run_weights
 
 
-@exclusively
+@exclusive_access
 def check(
     model: keras.Model,
     train: Any,

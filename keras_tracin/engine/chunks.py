@@ -10,6 +10,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
@@ -89,6 +90,36 @@ def restrict(sink: Sink, ids: np.ndarray) -> Sink:
         sink.add(ids[rows], scores[..., rows])
 
     return Sink(add, wants)
+
+
+@contextlib.contextmanager
+def require(sink: Sink, ids: np.ndarray | None) -> Iterator[Sink]:
+    """Yields a sink that has to be offered all of some training examples.
+
+    Args:
+        sink: takes their scores.
+        ids: the ids of these training examples; None to require none.
+
+    Raises:
+        ValueError: when the block ends and some of them were not offered.
+    """
+    if ids is None:
+        yield sink
+        return
+    offered: set[Any] = set()
+
+    def wants(chunk: Chunk) -> bool:
+        offered.update(chunk.ids.tolist())
+        return sink.wants(chunk)
+
+    yield Sink(sink.add, wants)
+    missing = [name for name in ids.tolist() if name not in offered]
+    if missing:
+        raise ValueError(
+            "`among` should hold ids of training examples. Received "
+            f"{missing[:5]}, {len(missing)} in all, which are not there. "
+            "Take ids from `.train_ids` of scores."
+        )
 
 
 def read_chunks(

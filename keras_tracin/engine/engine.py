@@ -42,7 +42,7 @@ from keras_tracin.gradients.sites import find_sites, site_variables
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.runs import Checkpoint
 
@@ -88,7 +88,7 @@ class Engine:
             `layers` names no layer with weights, or if the data does not fit.
     """
 
-    @exclusively
+    @exclusive_access
     def __init__(
         self,
         model: keras.Model,

@@ -37,11 +37,11 @@ from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.underflow import UnderflowWatch
 from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.gradients.flat import nbytes
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.runs import run_weights
 
 
-@exclusively
+@exclusive_access
 def sweep(
     engine: Engine,
     work: Pass,

@@ -27,7 +27,7 @@ from keras_tracin.evaluation.retraining import (
 )
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import per_example_loss
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution, TopK
 from keras_tracin.runs import run_weights
 
@@ -53,7 +53,7 @@ class TailPatch:
         return float(np.mean(self.gain - self.random_gain))
 
 
-@exclusively
+@exclusive_access
 def tail_patch(
     scores: Attribution | TopK,
     model: keras.Model,

@@ -45,7 +45,7 @@ from keras_tracin.index.store import Store, verify
 from keras_tracin.index.writing import select_queries
 from keras_tracin.methods.index_rows import kept_files
 from keras_tracin.methods.indexable import Indexable
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection
 from keras_tracin.results import Ranking, TopK, TopKMerger
 from keras_tracin.runs import TrainingRun
@@ -93,7 +93,7 @@ class InfluenceIndex:
             missing or damaged, or the model is not the one of its run.
     """
 
-    @exclusively
+    @exclusive_access
     def __init__(
         self,
         directory: str | os.PathLike,
@@ -130,7 +130,7 @@ class InfluenceIndex:
         self._rows = search, ids
 
     @classmethod
-    @exclusively
+    @exclusive_access
     def build(
         cls,
         method: Indexable,
@@ -194,7 +194,7 @@ class InfluenceIndex:
         model = engine.model
         return cls(directory, model, method=method, projection=projection)
 
-    @exclusively
+    @exclusive_access
     def append(self, train: Any, *, resume: bool = True) -> None:
         """Adds training examples, at the same checkpoints.
 
@@ -250,7 +250,8 @@ class InfluenceIndex:
         identity, width = store.manifest.identity, store.shards.width
         count = len(identity.get("checkpoints", [])) or 1
         return (
-            f"<InfluenceIndex of {store.directory}: {len(self):,} rows of "
+            f"<InfluenceIndex of {files.shown(store.directory)}: "
+            f"{len(self):,} rows of "
             f"{count} × {width // count:,} {identity['dtype']}, "
             f"{store.manifest.nbytes / 2**20:,.0f} MB; "
             f"search: {self._rows[0].kind}; "

@@ -37,7 +37,7 @@ from keras_tracin.index.writing import (
     make_shard,
     shard_pass,
 )
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection
 
 
@@ -69,7 +69,7 @@ class BuildPieces:
     num_examples: int | None = None
     read: str | None = None
 
-    @exclusively
+    @exclusive_access
     def begin(self) -> list[int]:
         """Begins the index, or goes on with it.
 
@@ -88,7 +88,7 @@ class BuildPieces:
         per_shard = examples_per_shard(build.recipe, self.dtype)
         return list(range(math.ceil(self._count(build) / per_shard)))
 
-    @exclusively
+    @exclusive_access
     def write(self, shard: int) -> str:
         """Writes a shard, unless it is there.
 
@@ -115,7 +115,7 @@ class BuildPieces:
         build.store.put(shard, arrays, digest)
         return digest
 
-    @exclusively
+    @exclusive_access
     def finish(self, digests: Mapping[int, str]) -> None:
         """Lists all shards and makes the search among them.
 

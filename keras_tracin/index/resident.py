@@ -32,7 +32,7 @@ from keras_tracin.engine.diagnosis import (
 )
 from keras_tracin.engine.sketch_steps import sketches_at
 from keras_tracin.engine.steps import GradientFunctions, kind_of
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import preserved
 from keras_tracin.projection import Projection
 from keras_tracin.runs import run_weights
@@ -124,7 +124,7 @@ class Resident:
                 return step(batch.data).numpy()
             except tf.errors.InvalidArgumentError:
                 pass  # explained below
-        with exclusively, preserved(self._model) as state:
+        with exclusive_access, preserved(self._model) as state:
             if kind not in self._steps:
                 check_fits(self._model, batch, "test")
                 functions = self._functions_like(batch)

@@ -36,7 +36,7 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.engine import collecting
 from keras_tracin.engine.blocks import blocks
 from keras_tracin.engine.call import Call
-from keras_tracin.engine.chunks import Chunk, Sink, restrict
+from keras_tracin.engine.chunks import Sink, require, restrict
 from keras_tracin.engine.descriptions import in_words
 from keras_tracin.engine.distribution import Strategy, check_alone, worker_of
 from keras_tracin.engine.engine import Engine
@@ -51,7 +51,7 @@ from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, digest_of
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs.manifest import weights_digest
 
@@ -65,8 +65,8 @@ class Method:
 
     A sweeping method sets `engine` (and `checkpoints`, unless it scores at the
     weights that the model has) and supplies `query_pass` and `self_pass`. Any
-    other supplies `blocks`, `stream`, `stream_self`, `job` and `fingerprint`,
-    and the properties `model`, `strategy` and `num_train`.
+    other supplies `blocks`, `stream`, `stream_self`, `job`, `fingerprint` and
+    `within`, and the properties `model`, `strategy` and `num_train`.
 
     Attributes:
         title: the method's name, for the line that announces long work.
@@ -79,13 +79,13 @@ class Method:
     title: ClassVar[str] = "Scores"
     engine: Engine
     checkpoints: Weights = PRESENT_WEIGHTS
-    _made_at: str | None = None
-    _only: np.ndarray | None = None  # ids of `among`, for a stream
-    _asked: np.ndarray | None = None  # ids of `among` that have to be there
+    _fitted_weights: str | None = None
+    _selected_ids: np.ndarray | None = None  # of `among` or `keep_only`
+    _required_ids: np.ndarray | None = None  # of `among`
 
     # The calls.
 
-    @exclusively
+    @exclusive_access
     def influence(
         self,
         test: Any,
@@ -122,7 +122,7 @@ class Method:
         """
         return self._influence(test, groups, directory, verbose)
 
-    @exclusively
+    @exclusive_access
     def top_k(
         self,
         test: Any,
@@ -148,7 +148,7 @@ class Method:
         """
         return self._top_k(test, k, directory, verbose)
 
-    @exclusively
+    @exclusive_access
     def self_influence(
         self, *, directory: Directory | None = None, verbose: int = 1
     ) -> SelfInfluence:
@@ -192,7 +192,7 @@ class Method:
         """
         return self.influence(test, groups=groups, verbose=verbose)
 
-    @exclusively
+    @exclusive_access
     def plan(self, test: Any = None) -> Plan:
         """The work, memory and time that scoring will take.
 
@@ -230,21 +230,24 @@ class Method:
                 there are an error (ValueError) of the first call.
         """
         method = self.keep_only(ids)
-        method._asked = np.unique(np.asarray(ids))
+        method._required_ids = np.unique(np.asarray(ids))
         return method
 
     def keep_only(self, ids: Any) -> Self:
         """The same as `among`, without an error for ids that are not there."""
         method = copy.copy(self)
-        method._only = np.unique(np.asarray(ids))
-        if self._only is not None:
-            method._only = np.intersect1d(self._only, method._only)
+        selected = np.unique(np.asarray(ids))
+        if self._selected_ids is not None:
+            selected = np.intersect1d(self._selected_ids, selected)
+        method._selected_ids = selected
         if hasattr(self, "engine"):
-            method.engine = self.engine.among(method._only)
+            method.engine = self.engine.among(selected)
         return method
 
     def within(self, **limits: Any) -> Self:
         """The method within other limits of memory, batches and blocks.
+
+        Scores stay the same, up to the order of summation.
 
         Args:
             **limits: as in `keras_tracin.engine.execution.Execution.within`.
@@ -395,7 +398,7 @@ class Method:
 
     def remember_weights(self) -> None:
         """Notes the model's weights, for a method that is fitted at them."""
-        self._made_at = weights_digest(self.model)
+        self._fitted_weights = weights_digest(self.model)
 
     def check_weights(self) -> None:
         """Compares the model's weights with those that were noted.
@@ -403,7 +406,7 @@ class Method:
         Raises:
             ValueError: if they differ.
         """
-        if self._made_at not in (None, weights_digest(self.model)):
+        if self._fitted_weights not in (None, weights_digest(self.model)):
             kind = type(self).__name__
             raise ValueError(
                 f"This `{kind}` was made at other weights than the model "
@@ -445,12 +448,11 @@ class Method:
     ) -> TopK:
         """`top_k`, with options that the stream knows."""
         call = self._start("top_k", test, directory, verbose, k=k, **options)
-        available = self.num_train if self._only is None else len(self._only)
         return collecting.top_k(
             self.blocks(test, call),
             self._streaming(call),
             k,
-            available,
+            self.num_train,
             call.parts,
         )
 
@@ -506,26 +508,10 @@ class Method:
     @contextlib.contextmanager
     def _limit(self, sink: Sink) -> Iterator[Sink]:
         """The sink for the training examples of `among`, all of them."""
-        seen: list[np.ndarray] = [np.zeros(0, int)]
-
-        def wants(chunk: Chunk) -> bool:
-            seen.append(chunk.ids)
-            return sink.wants(chunk)
-
-        limited = sink if self._asked is None else Sink(sink.add, wants)
-        if self._only is not None and not hasattr(self, "engine"):
-            limited = restrict(limited, self._only)
-        yield limited
-        if self._asked is None:
-            return
-        there = {name for ids in seen for name in ids.tolist()}
-        missing = [name for name in self._asked.tolist() if name not in there]
-        if missing:
-            raise ValueError(
-                "`among` should hold ids of training examples. Received "
-                f"{missing[:5]}, {len(missing)} in all, which are not there. "
-                "Take ids from `.train_ids` of scores."
-            )
+        with require(sink, self._required_ids) as limited:
+            if self._selected_ids is not None and not hasattr(self, "engine"):
+                limited = restrict(limited, self._selected_ids)
+            yield limited
 
     def _check_self_influence(self) -> None:
         if self.no_self_influence is not None:

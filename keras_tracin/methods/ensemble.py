@@ -24,20 +24,17 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.data.batches import Batch, Examples, content_digest, join
-from keras_tracin.data.example_ids import DatasetWithIds
-from keras_tracin.data.examples import open_examples
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
-from keras_tracin.engine.execution import default_memory_limit
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.planning import Plan
 from keras_tracin.methods.attributor import Attributor
@@ -48,12 +45,13 @@ from keras_tracin.methods.averaging import (
     unit_of,
 )
 from keras_tracin.methods.base import Method
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.methods.ensemble_queries import (
+    BYTES_PER_SCORE,
+    EnsembleQueries,
+    ScoredBlock,
+)
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution, TopKMerger
-
-_BYTES = 12  # of each score: the member's, their sum, and what ranking takes
-_READ = 16  # queries, while the number of training examples is not known
-_DIGESTED = 256  # examples at a time
 
 
 class Ensemble(Method):
@@ -124,7 +122,7 @@ class Ensemble(Method):
                 "standard deviation, or members of one class."
             )
         self.scale = scale
-        self._memory_limit = memory_limit
+        self._execution = Execution(memory_limit=memory_limit)
         self._size = common_size(self.attributors)
 
     @property
@@ -158,7 +156,7 @@ class Ensemble(Method):
                 return reason
         return None
 
-    @exclusively
+    @exclusive_access
     def plan(self, test: Any = None) -> Plan:
         """The work, memory and time that scoring will take.
 
@@ -178,9 +176,10 @@ class Ensemble(Method):
         queries, blocks = max(plan.num_queries for plan in plans), 1
         block = max(1, queries)
         if test is not None:
-            block = min(block, self._room(self._size, _open_queries(test)))
+            opened = EnsembleQueries(test, self._execution)
+            block = min(block, opened.room(self._size))
             blocks = -(-queries // block)
-        scores = _BYTES * block * (self._size or 0)
+        scores = BYTES_PER_SCORE * block * (self._size or 0)
         fields = {
             field.name: getattr(largest, field.name)
             for field in dataclasses.fields(Plan)
@@ -205,6 +204,30 @@ class Ensemble(Method):
         ensemble._size = len(ids)
         return ensemble
 
+    def within(self, **limits: Any) -> Self:
+        """The ensemble within other limits, and each member within them.
+
+        Args:
+            **limits: as in `keras_tracin.engine.execution.Execution.within`.
+
+        Raises:
+            TypeError: if a member takes no limits.
+        """
+        members = []
+        for member in self.attributors:
+            limit = getattr(member, "within", None)
+            if limit is None:
+                raise TypeError(
+                    "The members of an ensemble are put within its limits. "
+                    f"Received a `{type(member).__name__}`, which has no "
+                    "`within`. Give each member its own limits."
+                )
+            members.append(limit(**limits))
+        ensemble = copy.copy(self)
+        ensemble.attributors = members
+        ensemble._execution = self._execution.within(**limits)
+        return ensemble
+
     def describe(self) -> dict[str, Any]:
         """The members and their options, as JSON."""
         members = [member.describe() for member in self.attributors]
@@ -222,35 +245,33 @@ class Ensemble(Method):
         """All that scores depend on, as JSON, for the parts on disk."""
         job = self.describe()
         if test is not None:
-            batches = _open_queries(test).batches(_DIGESTED)
-            job["test"] = content_digest(batches)
+            job["test"] = EnsembleQueries(test, self._execution).digest()
         return job
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
         """The number of members, which compare more in their directories."""
         return {"members": np.array([len(self.attributors)])}, 0.0
 
-    def blocks(self, test: Any, call: Call) -> Iterator[_Block]:
+    def blocks(self, test: Any, call: Call) -> Iterator[ScoredBlock]:
         """The queries in blocks whose scores are averaged together."""
         if "k" in call.options:  # before members do long work
             TopKMerger(np.zeros(0), call.options["k"], self.num_train)
-        examples = _open_queries(test)
+        queries = EnsembleQueries(test, self._execution)
         if call.parts is None:
-            for block in self._cut(examples):
-                whole = len(block) == examples.size
-                data = test if whole else _dataset_of(block)
-                yield _Block((block,), functools.partial(self._ask, data, call))
+            for block in queries.cut(lambda: self._size):
+                ask = functools.partial(self._ask, queries.data_of(block), call)
+                yield ScoredBlock((block,), ask)
             return
         members = list(self._ask(test, call))
-        room = self._room(len(members[0].train_ids), examples)
+        room = call.agree("block", queries.room(len(members[0].train_ids)))
         start = 0
-        for block in examples.batches(call.agree("block", room)):
+        for block in queries.examples.batches(room):
             rows = slice(start, start + len(block))
             start = rows.stop
             own = functools.partial(map, functools.partial(_rows_of, rows))
-            yield _Block((block,), functools.partial(own, members))
+            yield ScoredBlock((block,), functools.partial(own, members))
 
-    def stream(self, queries: _Block, sink: Sink, call: Call) -> None:
+    def stream(self, queries: ScoredBlock, sink: Sink, call: Call) -> None:
         """Streams the scores of one block of queries into a sink."""
         scores = iter(queries.scores())
         first = next(scores)
@@ -270,7 +291,7 @@ class Ensemble(Method):
                 row = result.scores[np.newaxis]
                 yield Attribution(row, np.array(["self"]), result.ids)
 
-        queries = _Block((Batch(np.array(["self"]), None),), ask)
+        queries = ScoredBlock((Batch(np.array(["self"]), None),), ask)
         self.stream(queries, sink=_first_row(sink), call=call)
 
     def _ask(self, test: Any, call: Call) -> Iterator[Attribution]:
@@ -281,54 +302,6 @@ class Ensemble(Method):
                 directory=_subdirectory(call, number),
                 verbose=call.verbose,
             )
-
-    def _cut(self, examples: Examples) -> Iterator[Batch]:
-        """Queries in blocks whose scores fit memory."""
-        kept: list[Batch] = []
-        room = self._room(self._size, examples)
-        for batch in examples.batches(min(room, examples.size or _READ)):
-            kept.append(batch)
-            # The first scores tell how many training examples there are.
-            if sum(map(len, kept)) >= self._room(self._size, examples):
-                yield join(kept) if len(kept) > 1 else kept[0]
-                kept = []
-        if kept:
-            yield join(kept) if len(kept) > 1 else kept[0]
-
-    def _room(self, num_train: int | None, examples: Examples) -> int:
-        """Number of queries in a block."""
-        if num_train is None:
-            return _READ
-        memory = self._memory_limit or default_memory_limit()
-        per_query = _BYTES * num_train + 4 * examples.bytes_read_per_example
-        return max(1, memory // (4 * max(1, per_query)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """Queries whose scores are averaged together.
-
-    Attributes:
-        batches: the queries.
-        scores: makes the members' scores, one member after another.
-    """
-
-    batches: tuple[Batch, ...]
-    scores: Callable[[], Iterable[Attribution]]
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The queries' ids."""
-        return np.concatenate([batch.ids for batch in self.batches])
-
-
-def _open_queries(test: Any) -> Examples:
-    return open_examples(test, "test", labels=False)
-
-
-def _dataset_of(block: Batch) -> DatasetWithIds:
-    """Some queries with their ids, as `fit` would take them."""
-    return DatasetWithIds(tf.data.Dataset.from_tensors((block.ids, block.data)))
 
 
 def _rows_of(rows: slice, scores: Attribution) -> Attribution:

@@ -51,7 +51,7 @@ from keras_tracin.methods.index_rows import inverse_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
@@ -216,7 +216,7 @@ class InfluenceFunctions(Method):
         }
 
     @property
-    @exclusively
+    @exclusive_access
     def inverse(self) -> Inverse:
         """The inverse at the weights that the model has, or its sketch.
 

@@ -52,7 +52,7 @@ from keras_tracin.methods.tracin_passes import (
 )
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
@@ -181,7 +181,7 @@ class TracIn(Method):
             if checkpoint in self.checkpoints:
                 check_checkpoint(model, checkpoint)
 
-    @exclusively
+    @exclusive_access
     def influence(
         self,
         test: Any,

@@ -7,10 +7,10 @@ TensorFlow spreads a single call over all cores anyway.
 
 Synopsis:
 
-    @exclusively
+    @exclusive_access
     def influence(self, test): ...   # calls of other threads wait
 
-    with exclusively:
+    with exclusive_access:
         ...
 """
 
@@ -24,8 +24,8 @@ from typing import Any
 _PATIENCE = 60.0  # seconds between announcements of waiting
 
 
-class _Exclusively(contextlib.ContextDecorator):
-    """A reentrant lock, as a decorator and a context manager."""
+class _ExclusiveAccess(contextlib.ContextDecorator):
+    """A reentrant lock of all models, as a decorator and a context manager."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -51,8 +51,8 @@ class _Exclusively(contextlib.ContextDecorator):
             self._lock = threading.RLock()
 
 
-exclusively = _Exclusively()
+exclusive_access = _ExclusiveAccess()
 
 # A process that was forked has none of its parent's other threads.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=exclusively.renew)
+    os.register_at_fork(after_in_child=exclusive_access.renew)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import Untracked
 from keras_tracin.runs import exact
 from keras_tracin.runs.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ def run_weights(
             block or by another thread.
     """
     check_built(model)
-    with exclusively:
+    with exclusive_access:
         loan = _Loan(model)
         try:
             yield loan.load

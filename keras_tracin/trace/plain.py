@@ -20,13 +20,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.observing import check_observable, fit_with_observer
 from keras_tracin.trace.recording import Recording, recorded_history
 
 
-@exclusively
+@exclusive_access
 def record_training(
     model: keras.Model,
     train: Any,

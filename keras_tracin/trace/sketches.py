@@ -22,7 +22,7 @@ from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.sketch_steps import sketches
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.losses.per_example import per_example_loss
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection, describe
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, run_weights
@@ -64,7 +64,7 @@ class TrainingSketches:
                 f"Received the projection {projection!r}; pass that one."
             )
 
-    @exclusively
+    @exclusive_access
     def influence(
         self, test: Any = None, *, model: keras.Model | None = None
     ) -> Attribution:

@@ -42,7 +42,7 @@ from keras_tracin.engine.steps import batch_spec, kind_of
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses.per_example import per_example_loss
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection, check_projection, describe
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.gradients import StepGradients, triple
@@ -58,7 +58,7 @@ _QUERIES = "the gradients of queries"
 _SEGMENT = 2**26  # bytes of sketches to collect before they are written
 
 
-@exclusively
+@exclusive_access
 def sketch_training(
     model: keras.Model,
     train: Any,

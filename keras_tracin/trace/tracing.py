@@ -51,7 +51,7 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import open_for_model
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.gradients import StepGradients
 from keras_tracin.trace.measures import Before, Measures
@@ -67,7 +67,7 @@ _MOST_QUERIES = 100_000
 _SEGMENT = 2**28  # bytes of shares to collect before they are written
 
 
-@exclusively
+@exclusive_access
 def trace_training(
     model: keras.Model,
     train: Any,

@@ -211,6 +211,25 @@ def test_among_scores_some_of_the_training_examples(made):
     np.testing.assert_array_equal(again.scores, made.scores.scores)
 
 
+def test_a_restricted_method_tells_the_number_of_its_examples(made):
+    assert made.method.among(IDS[4:9]).num_train == 5
+    assert made.method.among(IDS[4:9]).among(IDS[6:9]).num_train == 3
+
+
+def test_scores_stay_within_other_limits(made):
+    size = np.abs(made.scores.scores).max()
+    limited = made.method.within(batch_sizes=(4, 4), memory_limit=2**16)
+    received = limited.influence(TEST, verbose=0)
+    np.testing.assert_allclose(
+        received.scores, made.scores.scores, rtol=1e-4, atol=1e-5 * size
+    )
+    some = limited.among(IDS[4:9]).within(memory_limit=2**17)
+    ids = some.influence(TEST, verbose=0).train_ids
+    np.testing.assert_array_equal(ids, IDS[4:9])
+    with pytest.raises(TypeError, match="jit_compile"):
+        made.method.within(jit_compile=True)
+
+
 def test_a_call_that_was_stopped_goes_on_to_the_same_bits(
     made, tmp_path, monkeypatch
 ):

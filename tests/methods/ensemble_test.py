@@ -206,6 +206,12 @@ def test_among_is_the_ensemble_of_the_members_among():
         ensemble.top_k(TEST, 8, verbose=0)
 
 
+def test_members_that_take_no_limits_are_named():
+    ensemble = kt.Ensemble([fixed(1)])
+    with pytest.raises(TypeError, match="`Fixed`, which has no `within`"):
+        ensemble.within(memory_limit=2**20)
+
+
 def test_units_are_mixed_with_a_scale_only():
     one, other = fixed(0), fixed(1, Other)
     with pytest.raises(

@@ -12,7 +12,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.models import exclusive
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.runs import TrainingRun, run_weights
 from tests.error_rows import row
 
@@ -139,7 +139,7 @@ def test_a_query_waits_where_it_has_to_be_traced(trained, index):
     weighted = (x, y, np.ones(len(x), "float32"))
     expected = index.query(TEST, k=3)
     with ThreadPoolExecutor(1) as pool:
-        with exclusively:
+        with exclusive_access:
             query = pool.submit(index.query, weighted, k=3)
             with pytest.raises(TimeoutError):
                 query.result(timeout=0.2)
@@ -156,7 +156,7 @@ def held_elsewhere():
     taken, done = threading.Event(), threading.Event()
 
     def hold():
-        with exclusively:
+        with exclusive_access:
             taken.set()
             done.wait()
 
@@ -192,7 +192,7 @@ def test_a_forked_process_does_not_wait_for_threads_it_has_not(held_elsewhere):
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        os._exit(0 if exclusively._lock.acquire(timeout=10) else 1)
+        os._exit(0 if exclusive_access._lock.acquire(timeout=10) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -201,7 +201,7 @@ def test_an_exception_lets_go(trained):
     with pytest.raises(ValueError, match="NaN"):
         kt.TracIn(model, (TRAIN[0] * np.nan, TRAIN[1]), run).self_influence()
     with ThreadPoolExecutor(1) as pool:
-        lock = exclusively._lock
+        lock = exclusive_access._lock
         assert pool.submit(lock.acquire, timeout=1).result()
         pool.submit(lock.release).result()
 

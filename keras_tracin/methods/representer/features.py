@@ -13,6 +13,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +39,7 @@ from keras_tracin.methods.representer.head import (
     first_argument,
     refuse_output,
 )
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import preserved
 
 
@@ -85,9 +86,12 @@ class FeatureReader:
     Args:
         model: the model, whose weights stay as they are.
         head: its last layer.
-        execution: where and within what limits steps run; each replica of a
-            strategy works on a share of a batch.
+        execution: the place where steps run, and the limits; each replica of
+            a strategy works on a share of a batch.
         strict: whether losses that layers add from their inputs are refused.
+
+    Attributes:
+        execution: the place where steps run, and the limits.
     """
 
     def __init__(
@@ -98,8 +102,14 @@ class FeatureReader:
         strict: bool = True,
     ):
         self._model, self._head = model, head
-        self._execution, self._strict = execution, strict
-        self._steps: dict[str, Any] = {}
+        self.execution, self._strict = execution, strict
+        self._steps: dict[str, Any] = {}  # shared with `within`
+
+    def within(self, **limits: Any) -> FeatureReader:
+        """The same within other limits, as in `Execution.within`."""
+        reader = copy.copy(self)
+        reader.execution = self.execution.within(**limits)
+        return reader
 
     def read(self, examples: Examples, verbose: int = 0) -> Representations:
         """All examples.
@@ -125,7 +135,7 @@ class FeatureReader:
         self, examples: Examples, largest: int | None, verbose: int
     ) -> Iterator[Representations]:
         first = examples.first(1)
-        with exclusively:
+        with exclusive_access:
             if kind_of(first.x) not in self._steps:
                 check_fits(self._model, first, examples.name)
             step = self._step_like(first.x)
@@ -136,7 +146,7 @@ class FeatureReader:
             num_checkpoints=1,
             footprint=needs,
             bytes_per_query=0,
-            execution=self._execution,
+            execution=self.execution,
         )
         progress = Progress(plan, verbose, "Representations")
         size = min(plan.batch_size, largest or 2**31)
@@ -147,7 +157,7 @@ class FeatureReader:
 
         for number, batch in enumerate(examples.batches(size)):
             # When the model has its own weights, which come back.
-            with exclusively, preserved(self._model):
+            with exclusive_access, preserved(self._model):
                 inputs, output = (result.numpy() for result in step(batch.x))
                 spots.look(number, batch, inputs.T, inputs_of)
             features = self._head.features(inputs)
@@ -166,7 +176,7 @@ class FeatureReader:
         kind = kind_of(x)
         if kind not in self._steps:
             self._steps[kind] = tf.function(
-                spread(self._step, self._execution.strategy, axis=0),
+                spread(self._step, self.execution.strategy, axis=0),
                 autograph=False,
                 input_signature=[batch_spec(x)],
             )

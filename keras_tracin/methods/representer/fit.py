@@ -10,11 +10,12 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -43,7 +44,7 @@ from keras_tracin.methods.representer.scoring import (
     pour,
 )
 from keras_tracin.methods.representer.targets import Targets
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ class LastLayerMethod(Method):
     ):
         self._problem, self._l2, self._kind = problem, l2, kind
         self._losses, self._verbose = losses, verbose
-        self._state: dict[str, Any] = {}  # shared with `among`
+        self._state: dict[str, Any] = {}  # shared with `among` and `within`
         self.remember_weights()
 
     @property
@@ -159,7 +160,21 @@ class LastLayerMethod(Method):
     @property
     def num_train(self) -> int | None:
         """Number of training examples; None where the data does not tell."""
+        if self._selected_ids is not None:
+            return len(self._selected_ids)
         return self._problem.num_train
+
+    def within(self, **limits: Any) -> Self:
+        """The method within other limits of memory, batches and blocks.
+
+        What it was fitted to, and within what limits, stays.
+
+        Args:
+            **limits: as in `keras_tracin.engine.execution.Execution.within`.
+        """
+        method = copy.copy(self)
+        method._problem = self._problem.within(**limits)
+        return method
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -192,7 +207,7 @@ class LastLayerMethod(Method):
         """Represents the training examples and retunes, unless that is done."""
         self.fitted(call.verbose)
 
-    @exclusively
+    @exclusive_access
     def fitted(self, verbose: int = 1) -> Fit:
         """The fitted points.
 
@@ -234,7 +249,7 @@ class LastLayerMethod(Method):
         importance = self.fitted().points.importance
         self._pour(lambda rows: importance[rows], sink, 1, call)
 
-    @exclusively
+    @exclusive_access
     def plan(self, test: Any = None) -> Plan:
         """The work and memory that scoring will take.
 
@@ -261,14 +276,16 @@ class LastLayerMethod(Method):
         represented = 8 * (plan.num_train or 0) * sum(weights.shape)
         return dataclasses.replace(
             plan,
+            num_train=self.num_train,
             num_queries=queries,
             num_blocks=blocks,
             memory=plan.memory + represented,
         )
 
     def _plan(self, columns: int) -> Plan:
-        """The plan of a block with so many scores for each example."""
-        total, memory = self.num_train, self._problem.execution.memory
+        """The plan of scores `[columns, n]` of all training examples."""
+        total = self._problem.num_train
+        memory = self._problem.execution.memory
         size = chunk_size(memory, columns, self.largest_chunk)
         size = size if total is None else min(size, total)
         return Plan(

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.sites import intercept, named_layers
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 
 # Functions of the logits that are recognised, in the order they are tried.
 ACTIVATIONS = {
@@ -277,5 +277,5 @@ class RetunedModel(keras.Model):
             logits = tf.matmul(inputs, kernel) + bias
             return layer.activation(logits) if layer.activation else logits
 
-        with exclusively, intercept(layer, instead):
+        with exclusive_access, intercept(layer, instead):
             return self._model(x, training=False)

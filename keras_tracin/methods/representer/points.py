@@ -322,7 +322,7 @@ class RepresenterPoints(LastLayerMethod):
 
     def _select(self, array: np.ndarray, axis: int = 0) -> np.ndarray:
         """The entries of an array for the training examples of `among`."""
-        if self._only is None:
+        if self._selected_ids is None:
             return array
-        rows = np.flatnonzero(np.isin(self.fitted().train.ids, self._only))
-        return np.take(array, rows, axis=axis)
+        selected = np.isin(self.fitted().train.ids, self._selected_ids)
+        return np.take(array, np.flatnonzero(selected), axis=axis)

@@ -11,6 +11,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from keras_tracin.methods.representer.features import (
 from keras_tracin.methods.representer.head import find_head
 from keras_tracin.methods.representer.objective import LogitLoss, Objective
 from keras_tracin.methods.representer.targets import meaning_of
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import preserved
 
 _SAMPLE = 32  # examples on which the head is identified
@@ -55,10 +56,9 @@ class Problem:
         examples: the opened training examples.
         reader: computes representations.
         meaning: meaning of the logits.
-        execution: where and within what limits the model runs.
     """
 
-    @exclusively
+    @exclusive_access
     def __init__(
         self,
         model: keras.Model,
@@ -71,7 +71,6 @@ class Problem:
         verbose: int = 0,
     ):
         self.model = model
-        self.execution = Execution(strategy, memory_limit=memory_limit)
         self.examples = open_for_model(model, train, "train")
         if verbose:
             announce(model, self.examples)
@@ -88,12 +87,26 @@ class Problem:
                 "Representer points",
             )
         self.reader = FeatureReader(
-            model, self.head, self.execution, loss is None
+            model,
+            self.head,
+            Execution(strategy, memory_limit=memory_limit),
+            loss is None,
         )
         y, *sample_weight = _labels_of(sample)
         self._loss = LogitLoss(self.head, (y, *sample_weight), model, loss)
         self.meaning = meaning_of(self.head, model, loss, y)
         self._train: Representations | None = None
+
+    @property
+    def execution(self) -> Execution:
+        """The place where the model runs, and the limits."""
+        return self.reader.execution
+
+    def within(self, **limits: Any) -> Problem:
+        """The same within other limits, as in `Execution.within`."""
+        problem = copy.copy(self)
+        problem.reader = self.reader.within(**limits)
+        return problem
 
     @property
     def train(self) -> Representations:
@@ -105,7 +118,7 @@ class Problem:
         """Number of training examples; None as long as it is not known."""
         return self.examples.size if self._train is None else len(self._train)
 
-    @exclusively
+    @exclusive_access
     def represent(self, verbose: int = 0) -> Representations:
         """Reads and represents the training examples, unless that was done.
 

@@ -23,16 +23,15 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
@@ -48,12 +47,12 @@ from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.base import Method
 from keras_tracin.methods.unrolled.queries import (
     Backward,
+    SummedQueries,
     UnrolledPlan,
-    sum_queries,
 )
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.models.descriptions import describe
-from keras_tracin.models.exclusive import exclusively
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun
 
@@ -112,7 +111,7 @@ class UnrolledInfluence(Method):
 
     title = "Unrolled influence"
 
-    @exclusively
+    @exclusive_access
     def __init__(
         self,
         model: keras.Model,
@@ -144,7 +143,7 @@ class UnrolledInfluence(Method):
         value = query_value(model, self._query_loss, x=x)
         self._backward = Backward(self._recorded, value)
 
-    @exclusively
+    @exclusive_access
     def influence(
         self,
         test: Any,
@@ -185,7 +184,7 @@ class UnrolledInfluence(Method):
             )
         return self._influence(test, groups, None, verbose, aggregate=True)
 
-    @exclusively
+    @exclusive_access
     def plan(self, test: Any = None) -> UnrolledPlan:
         """The steps, memory and time that scoring will take.
 
@@ -205,12 +204,13 @@ class UnrolledInfluence(Method):
         blocks = math.ceil(total / len(block))
         return dataclasses.replace(
             self._backward.plan(len(block)),
+            num_train=self.num_train,
             num_queries=total,
             num_blocks=blocks,
             seconds=self._backward.seconds(block, blocks),
         )
 
-    @exclusively
+    @exclusive_access
     def retrain(self, test: Any, counts: Any) -> np.ndarray:
         """The queries' losses after a training with other example weights.
 
@@ -231,11 +231,11 @@ class UnrolledInfluence(Method):
             ValueError: if `counts` has another shape.
         """
         rows = np.atleast_2d(np.asarray(counts, np.float64))
-        if rows.ndim != 2 or rows.shape[1] != self.num_train:
+        size = len(self._recorded.held)
+        if rows.ndim != 2 or rows.shape[1] != size:
             raise ValueError(
                 "`counts` should have one number for each training example, "
-                f"[{self.num_train}] or [s, {self.num_train}]. Received "
-                f"shape {np.shape(counts)}."
+                f"[{size}] or [s, {size}]. Received shape {np.shape(counts)}."
             )
         opened = open_for_model(self.model, test, "test")
         queries = list(opened.batches(_READ))
@@ -247,7 +247,7 @@ class UnrolledInfluence(Method):
         return np.stack(values) if np.ndim(counts) == 2 else values[0]
 
     @property
-    @exclusively
+    @exclusive_access
     def replay_error(self) -> float:
         """The largest distance of replayed from recorded weights.
 
@@ -272,6 +272,8 @@ class UnrolledInfluence(Method):
     @property
     def num_train(self) -> int:
         """Number of training examples."""
+        if self._selected_ids is not None:
+            return len(self._selected_ids)
         return len(self._recorded.held)
 
     @property
@@ -288,6 +290,18 @@ class UnrolledInfluence(Method):
             "`kt.TracIn` for self-influence, or `influence(some)` for the "
             "examples in question."
         )
+
+    def within(self, **limits: Any) -> Self:
+        """The method within another limit of memory; it replays once more.
+
+        Args:
+            **limits: as in `keras_tracin.engine.execution.Execution.within`.
+                Limits other than `memory_limit` make no difference.
+        """
+        method = copy.copy(self)
+        method._backward = self._backward.within(**limits)
+        method._recorded = method._backward.recorded
+        return method
 
     def describe(self) -> dict[str, Any]:
         """The method and its options, as JSON."""
@@ -306,25 +320,22 @@ class UnrolledInfluence(Method):
         """Numbers that scores are made of, and their tolerance."""
         return self._backward.numbers(), fingerprint_tolerance(self.model)
 
-    def blocks(self, test: Any, call: Call) -> Iterator[Batch | _Sum]:
+    def blocks(self, test: Any, call: Call) -> Iterator[Batch | SummedQueries]:
         """The queries in blocks that are carried back together."""
         batches = self._batches(test, call)
-        return (
-            iter([_Sum(batches)]) if call.options.get("aggregate") else batches
-        )
+        if call.options.get("aggregate"):
+            return iter([SummedQueries(batches)])
+        return batches
 
-    def stream(self, queries: Batch | _Sum, sink: Sink, call: Call) -> None:
+    def stream(
+        self, queries: Batch | SummedQueries, sink: Sink, call: Call
+    ) -> None:
         """Streams the scores of one block of queries, as a single chunk."""
         ids = self._recorded.held.ids
         if not sink.wants(Chunk(0, 0, (Batch(ids, None),))):
             return
         backward = self._backward
-        if isinstance(queries, _Sum):
-            sums = (sum_queries(backward.adjoint(b)) for b in queries.batches)
-            add = functools.partial(tf.nest.map_structure, tf.add)
-            adjoint = functools.reduce(add, sums)
-        else:
-            adjoint = backward.adjoint(queries)
+        adjoint = backward.adjoint(queries)
         if call.verbose:
             announce(self.model, self._recorded.examples)
         plan = backward.plan(len(queries.ids))
@@ -336,15 +347,3 @@ class UnrolledInfluence(Method):
         queries = open_for_model(self.model, test, "test")
         check_fits(self.model, queries.first(1), "test")
         return queries.batches(size)
-
-
-class _Sum:
-    """The sum of all queries, as a block of one.
-
-    Args:
-        batches: the queries.
-    """
-
-    def __init__(self, batches: Iterator[Batch]):
-        self.batches = batches
-        self.ids = np.array(["sum"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,18 @@ class UnrolledPlan(Plan):
         return ", ".join([work, *costs])
 
 
+class SummedQueries:
+    """All queries as a block of one: the sum of their values.
+
+    Args:
+        batches: the queries.
+    """
+
+    def __init__(self, batches: Iterator[Batch]):
+        self.batches = batches
+        self.ids = np.array(["sum"])
+
+
 class Backward:
     """Carries queries back through a replayed training.
 
@@ -58,21 +70,28 @@ class Backward:
         recorded: the training.
         value: measure of a query's influence, in the form of a loss:
             `(y, y_pred, sample_weight) -> [m]`.
+
+    Attributes:
+        recorded: the training.
     """
 
     def __init__(self, recorded: RecordedTraining, value: PerExampleLoss):
-        self._recorded, self._value = recorded, value
+        self.recorded, self._value = recorded, value
+
+    def within(self, **limits: Any) -> Backward:
+        """The same within other limits, as in `Execution.within`."""
+        return Backward(self.recorded.within(**limits), self._value)
 
     @property
     def block_size(self) -> int:
         """Number of queries that are carried back together."""
-        per_query = _COPIES * self._recorded.bytes_of_state
-        room = self._recorded.memory_limit // (2 * per_query)
+        per_query = _COPIES * self.recorded.bytes_of_state
+        room = self.recorded.memory_limit // (2 * per_query)
         return min(max(1, room), _MOST_QUERIES)
 
     def plan(self, num_queries: int) -> UnrolledPlan:
         """The plan of one block of queries."""
-        recorded = self._recorded
+        recorded = self.recorded
         steps, size = len(recorded.steps), len(recorded.held)
         states = min(steps, recorded.states_held) + _COPIES * num_queries
         return UnrolledPlan(
@@ -88,15 +107,22 @@ class Backward:
         """The measures of `m` queries with a state's weights, `[m]`."""
         return np.asarray(self._compiled_values(state, batch.data))
 
-    def adjoint(self, batch: Batch) -> Adjoint:
+    def adjoint(self, queries: Batch | SummedQueries) -> Adjoint:
         """The derivatives of `m` queries' values by the checked last state.
+
+        Args:
+            queries: the queries; summed ones are as a single one.
 
         Raises:
             ValueError: if the replay does not lead to the recorded weights.
         """
-        recorded = self._recorded
+        if isinstance(queries, SummedQueries):
+            sums = (_sum(self.adjoint(batch)) for batch in queries.batches)
+            add = functools.partial(tf.nest.map_structure, tf.add)
+            return functools.reduce(add, sums)
+        recorded = self.recorded
         assert recorded.replay_error >= 0  # makes the last state
-        return self._adjoint(recorded.replay.last, batch)
+        return self._adjoint(recorded.replay.last, queries)
 
     def scores(
         self, ids: np.ndarray, adjoint: Adjoint, progress: Progress
@@ -111,7 +137,7 @@ class Backward:
         Raises:
             ValueError: if derivatives overflow, naming the queries.
         """
-        recorded, replay = self._recorded, self._recorded.replay
+        recorded, replay = self.recorded, self.recorded.replay
         columns = np.zeros((len(recorded.held), len(ids)))
         for number, state in replay.backwards():
             adjoint, products = replay.training.backward(
@@ -136,8 +162,8 @@ class Backward:
 
     def numbers(self) -> Numbers:
         """Numbers that losses, model and optimizer compute, at the start."""
-        replay = self._recorded.replay
-        first = self._recorded.held.first(_COMPARED)
+        replay = self.recorded.replay
+        first = self.recorded.held.first(_COMPARED)
         moved = replay.advance(0, replay.start)
         pairs = zip(moved.weights, replay.start.weights, strict=True)
         return {
@@ -151,7 +177,7 @@ class Backward:
 
         The first step is made forwards and backwards, for real.
         """
-        recorded, replay = self._recorded, self._recorded.replay
+        recorded, replay = self.recorded, self.recorded.replay
         start, inputs = replay.start, replay.inputs(0)
         adjoint = self._adjoint(start, batch)
         forwards = _seconds(lambda: replay.advance(0, start))
@@ -167,11 +193,11 @@ class Backward:
 
     @functools.cached_property
     def _compiled_values(self) -> Callable[[State, Any], tf.Tensor]:
-        return self._compile(self._recorded.replay.training.values)
+        return self._compile(self.recorded.replay.training.values)
 
     @functools.cached_property
     def _compiled_adjoint(self) -> Callable[[State, Any], Any]:
-        return self._compile(self._recorded.replay.training.adjoint)
+        return self._compile(self.recorded.replay.training.adjoint)
 
     def _compile(self, function: Callable) -> Any:
         """The compiled function of `(state, data)`."""
@@ -182,7 +208,7 @@ class Backward:
         )
 
 
-def sum_queries(adjoint: Adjoint) -> Adjoint:
+def _sum(adjoint: Adjoint) -> Adjoint:
     """The adjoint of the sum of `m` queries, as that of one."""
     return tf.nest.map_structure(
         lambda rows: tf.reduce_sum(rows, axis=0, keepdims=True), adjoint

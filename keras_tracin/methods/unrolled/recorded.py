@@ -10,6 +10,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -24,7 +25,7 @@ from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.diagnosis import check_fits
-from keras_tracin.engine.execution import default_memory_limit
+from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.flat import nbytes, size_of
 from keras_tracin.methods.unrolled.batches import training_steps
@@ -61,6 +62,7 @@ class RecordedTraining:
         examples: the opened training examples.
         held: the same in memory.
         steps: the batches and learning rates of the steps.
+        execution: the memory limit.
     """
 
     def __init__(
@@ -86,12 +88,24 @@ class RecordedTraining:
         check_fits(model, self.held.first(4), "train")
         self._class_weight = class_weight
         self._tolerance = tolerance
-        self._memory_limit = memory_limit
+        self.execution = Execution(memory_limit=memory_limit)
 
     @property
     def memory_limit(self) -> int:
-        """Bytes that may be used now."""
-        return self._memory_limit or default_memory_limit()
+        """Number of bytes that may be used now."""
+        return self.execution.memory
+
+    def within(self, **limits: Any) -> RecordedTraining:
+        """The same within other limits, as in `Execution.within`.
+
+        What was replayed is replayed again, since limits tell how many states
+        of the training are held.
+        """
+        recorded = copy.copy(self)
+        recorded.execution = self.execution.within(**limits)
+        for cached in ("replay", "replay_error"):
+            vars(recorded).pop(cached, None)
+        return recorded
 
     @property
     def bytes_of_state(self) -> int:
