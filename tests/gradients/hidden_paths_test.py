@@ -11,6 +11,7 @@ from keras import layers, ops
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.placement import place
+from tests.error_rows import row
 from tests.gradients.oracle import (
     assert_products_close,
     jacobian,
@@ -257,6 +258,23 @@ def test_what_a_layer_leaves_behind_counts(build):
         model(batch[0])
         randomize(model)
         check(model, batch, uneven_loss)
+
+
+def test_what_no_part_of_the_model_can_be_run_for_one_example_is_refused():
+    class Transposed(Around):
+        def call(self, inputs):
+            return ops.transpose(super().call(inputs))
+
+    def loss(y, y_pred, weight):
+        return uneven_loss(y, ops.transpose(y_pred), weight)
+
+    model = Transposed(
+        KeepsOnSelf(), lambda layer, hidden: layer(hidden) + layer.kept
+    )
+    batch = data("float32")
+    model(batch[0])
+    with pytest.raises(ValueError, match=row("hidden-path", "scale'")):
+        GradientFunctions(model, loss, like=batch)
 
 
 class WithSoftmax(Scaled):

@@ -297,7 +297,8 @@ def test_variable_that_no_layer_can_split_is_refused_by_name():
     model = BatchMean()
     model(tf.ones((2, 3)))
     with pytest.raises(
-        ValueError, match=row("hidden-path", "'...dense/...' (Dense)...layers=")
+        ValueError,
+        match=row("no-examples-axis", "'...dense/...' (Dense)...layers="),
     ):
         place(model, tf.ones((2, 3)))
 

@@ -243,7 +243,7 @@ def test_what_does_not_match_is_refused(trained, tracin, copied):
     manifest = json.loads((copied / "index.json").read_text())
     (copied / "index.json").write_text(json.dumps({**manifest, "finished": 0}))
     other = examples(NUM_TRAIN, 9)
-    with pytest.raises(ValueError, match=row("index-examples")):
+    with pytest.raises(ValueError, match=row("other-examples")):
         again(make_tracin(*trained, other))
     weighted = make_tracin(*trained, class_weight={0: 2})
     with pytest.raises(

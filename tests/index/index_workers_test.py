@@ -116,7 +116,7 @@ def test_other_examples_in_another_process_are_refused(
         put(0, None)
     x = index_worker.TRAIN[0].copy()
     x[-1] += 1  # one of those that are compared at once
-    with pytest.raises(ValueError, match=row("index-examples")):
+    with pytest.raises(ValueError, match=row("other-examples")):
         put(1, x)
     x = index_worker.TRAIN[0].copy()
     x[-2] += 1  # in the last shard
