@@ -7,6 +7,7 @@ the run are as they were. `refused` holds every row to that.
 import contextlib
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.storage.files import digest
+from tests.error_rows import row, says
 from tests.states import Centred, flip, last_weights, state
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -77,7 +79,7 @@ def copied(trained, tmp_path):
 
 @contextlib.contextmanager
 def refused(model, directory, message, error=ValueError):
-    """Expects an error with such a message, and everything as it was."""
+    """Expects an error whose message fits a pattern, and no other change."""
     before = state(model, directory)
     with pytest.raises(error, match=message):
         yield
@@ -109,7 +111,11 @@ def numbered(data, first=100):
 
 def test_a_model_without_a_loss(trained):
     model = make_model(loss=None)
-    with refused(model, trained[1], r"no compiled loss.*model\.compile.*loss="):
+    with refused(
+        model,
+        trained[1],
+        row("uncompiled", "`model.compile(loss=", "pass `loss=`"),
+    ):
         score(model, trained[1])
 
 
@@ -118,14 +124,20 @@ def test_a_loss_that_is_reduced_already(trained):
         return ops.mean(ops.square(y_pred - y_true))
 
     model, directory = trained
-    with refused(model, directory, r"returns a scalar.*one value per example"):
+    with refused(
+        model, directory, row("reduced-loss", "one value per example")
+    ):
         score(model, directory, loss=reduced)
 
 
 def test_losses_that_layers_add_from_activations(tmp_path):
     model = make_model(layers.ActivityRegularization(0.1, name="penalty"))
     fit(model, tmp_path)
-    with refused(model, tmp_path, r"'penalty'.*cannot be split.*`loss=`"):
+    with refused(
+        model,
+        tmp_path,
+        row("added-losses", "'penalty'...cannot be split...`loss=`"),
+    ):
         score(model, tmp_path)
 
 
@@ -137,7 +149,9 @@ def test_a_layer_that_mixes_examples(tmp_path):
         lambda tracin: tracin.self_influence(verbose=0),
     ):
         with refused(
-            model, tmp_path, r"centred' \(Centred\) mixes the examples.*take"
+            model,
+            tmp_path,
+            row("mixing-layer", "centred' (Centred) mixes...take"),
         ):
             scored(kt.TracIn(model, TRAIN, tmp_path))
 
@@ -148,7 +162,7 @@ def test_a_loss_that_mixes_examples(trained):
         return values - ops.mean(values)
 
     model, directory = trained
-    with refused(model, directory, "The loss mixes the examples"):
+    with refused(model, directory, row("mixing-loss")):
         score(model, directory, loss=centred)
 
 
@@ -166,9 +180,11 @@ def test_a_recurrent_layer_that_is_stateful(tmp_path):
         return model
 
     model = fit(make(8, True), tmp_path, epochs=1)
-    with refused(model, tmp_path, r"gru' \(GRU\) is stateful.*stateful=False"):
+    with refused(
+        model, tmp_path, row("stateful", "gru' (GRU) is...stateful=False")
+    ):
         score(model, tmp_path)
-    with refused(model, tmp_path, r"gru' \(GRU\) is stateful"):
+    with refused(model, tmp_path, row("stateful", "gru' (GRU)")):
         kt.RepresenterPoints(model, TRAIN, l2=0.1)
     scores = score(make(None, False), tmp_path).scores  # as the error says
     assert np.all(scores != 0)
@@ -178,7 +194,7 @@ def test_a_layer_in_float8(trained, tmp_path):
     model = make_model()
     model.layers[0].quantize("float8")
     fit(model, tmp_path, epochs=1)
-    message = r"hidden' \(Dense\) is quantized to float8.*copy kernels and"
+    message = row("float8", "hidden' (Dense) is...copy kernels and")
     with refused(model, tmp_path, message):
         score(model, tmp_path)
     copy = make_model()  # as the error says
@@ -205,7 +221,10 @@ def test_a_quantized_embedding_that_projects_back(tmp_path):
     model = make(None)
     model.save_weights(tmp_path / "own.weights.h5")
     run = kt.TrainingRun.from_weights([tmp_path / "own.weights.h5"], 0.1)
-    message = r"shared' \(ReversibleEmbedding\).*no layer before it.*None: quan"
+    message = row(
+        "quantized-embedding",
+        "shared' (ReversibleEmbedding)...no layer before it...None: quan",
+    )
     with refused(model, tmp_path, message):
         score(model, run, data, data)
     config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
@@ -216,9 +235,18 @@ def test_a_quantized_embedding_that_projects_back(tmp_path):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        (["hiden"], r"Received 'hiden'.*no layer.*'hidden', 'logits'"),
-        (["hidden", layers.Dense(3)], r"Received <Dense.*no layer"),
-        ([], r"names no layer. Received \[\]"),
+        (
+            ["hiden"],
+            row(
+                "unknown-layer",
+                "Received 'hiden'...no layer...'hidden', 'logits'",
+            ),
+        ),
+        (
+            ["hidden", layers.Dense(3)],
+            row("unknown-layer", "Received <Dense...no layer"),
+        ),
+        ([], row("no-layer", "Received []")),
     ],
 )
 def test_layers_that_are_not_in_the_model(trained, named, message):
@@ -229,16 +257,18 @@ def test_layers_that_are_not_in_the_model(trained, named, message):
 
 def test_a_layer_without_weights(tmp_path):
     model = fit(make_model(layers.ReLU(name="relu")), tmp_path)
-    with refused(model, tmp_path, "'relu' has no trainable variables"):
+    with refused(model, tmp_path, row("no-variables", "'relu' has")):
         kt.TracIn(model, TRAIN, tmp_path, layers="relu")
     model.trainable = False  # which the run was not: TracIn takes it
-    with refused(model, tmp_path, r"no trainable variables.*trainable = True"):
+    with refused(model, tmp_path, row("no-variables", "trainable = True")):
         kt.InfluenceFunctions(model, TRAIN, damping=1.0)
 
 
 def test_another_backend(monkeypatch):
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
-    with pytest.raises(ImportError, match=r"'jax'.*KERAS_BACKEND=tensorflow"):
+    with pytest.raises(
+        ImportError, match=row("backend", "'jax'...KERAS_BACKEND=tensorflow")
+    ):
         runpy.run_path(str(ROOT / "keras_tracin" / "__init__.py"))
 
 
@@ -253,9 +283,9 @@ def test_a_model_of_a_strategy_scores_the_same_without_it(trained, tmp_path):
 def test_a_strategy_that_the_model_was_not_built_under(trained):
     model, directory = trained
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    with refused(model, directory, r"not built under.*strategy\.scope\(\)"):
+    with refused(model, directory, row("other-strategy", "strategy.scope()")):
         kt.TracIn(model, TRAIN, directory, strategy=strategy)
-    with refused(model, directory, "Received: 'mirrored'", TypeError):
+    with refused(model, directory, row("strategy", "'mirrored'"), TypeError):
         kt.TracIn(model, TRAIN, directory, strategy="mirrored")
 
 
@@ -266,17 +296,20 @@ def test_a_strategy_that_the_model_was_not_built_under(trained):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.shuffle(99).batch(3), r"another order.*kt\.with_ids"),
-        (lambda d: d.batch(3).repeat(), r"never ends.*`\.repeat\(\)`"),
-        (lambda d: d.take(0).batch(3), r"is empty.*at least one batch"),
-        (lambda d: d, r"is not batched.*`\.batch\(\.\.\.\)`"),
+        (
+            lambda d: d.shuffle(99).batch(3),
+            row("unstable-data", "kt.with_ids"),
+        ),
+        (lambda d: d.batch(3).repeat(), row("endless-data", "`.repeat()`")),
+        (lambda d: d.take(0).batch(3), row("empty-data", "at least one batch")),
+        (lambda d: d, row("unbatched", "`.batch(...)`")),
     ],
     ids=["shuffled", "infinite", "empty", "unbatched"],
 )
 def test_a_dataset_that_cannot_be_read(trained, change, message, role):
     model, directory = trained
     data = change(tf.data.Dataset.from_tensor_slices(TRAIN))
-    with refused(model, directory, f"`{role}`.*{message}"):
+    with refused(model, directory, message + says(f"`{role}`")):
         score(model, directory, **{role: data})
 
 
@@ -284,7 +317,9 @@ def test_examples_that_were_taken_for_batches(trained):
     model, directory = trained
     labels = np.eye(4, dtype="float32")[TRAIN[1]]
     data = tf.data.Dataset.from_tensor_slices((TRAIN[0], labels))
-    with refused(model, directory, r"cannot take.*`train`.*\(1,\).*\.batch"):
+    with refused(
+        model, directory, row("input-shape", "`train`...(1,)....batch")
+    ):
         score(model, directory, train=data)
 
 
@@ -292,7 +327,7 @@ def test_examples_that_were_taken_for_batches(trained):
 def test_parts_of_different_length(trained, role):
     model, directory = trained
     x, y = TRAIN
-    message = rf"`{role}`.*one row per example.*\(24, 4\), \(23,\)"
+    message = row("unequal-lengths", f"`{role}`...(24, 4), (23,)")
     with refused(model, directory, message):
         score(model, directory, **{role: (x, y[1:])})
 
@@ -309,7 +344,7 @@ def test_parts_of_different_length_in_a_late_batch(trained, role):
             tf.TensorSpec([None], tf.int64),
         ),
     )
-    message = rf"`{role}`.*one row per example.*\(8, 4\), \(7,\)"
+    message = row("unequal-lengths", f"`{role}`...(8, 4), (7,)")
     with refused(model, directory, message):
         score(model, directory, **{role: data})
 
@@ -331,7 +366,7 @@ def test_inputs_of_different_length_in_a_late_batch(tmp_path):
         batches,
         output_signature=(widths, tf.TensorSpec([None], tf.int64)),
     )
-    message = r"`train`.*one row per example.*\(8, 3\), \(7, 1\), \(8,\)"
+    message = row("unequal-lengths", "`train`...(8, 3), (7, 1), (8,)")
     with refused(model, tmp_path, message):
         score(model, tmp_path, data, ([x[:2, :3], x[:2, 3:]], y[:2]))
 
@@ -348,8 +383,9 @@ def test_a_late_batch_of_another_shape(trained, role):
             tf.TensorSpec([None], tf.int64),
         ),
     )
-    message = (
-        rf"`{role}`.*same shapes.*\(5,\).*from id 8 .*\(4,\).*padded_batch"
+    message = row(
+        "unequal-shapes",
+        f"`{role}`...(5,)...from id 8 ...(4,)...padded_batch",
     )
     with refused(model, directory, message):
         score(model, directory, **{role: data})
@@ -368,7 +404,7 @@ def test_labels_of_another_shape(trained, role):
     data = {"train": TRAIN, "test": TEST}
     x, y = data[role]
     data[role] = x, np.stack([y, y], axis=1)
-    message = r"cannot take these labels.*\(None, 2\).*\(None, 3\).*`loss=`"
+    message = row("label-shape", "(None, 2)...(None, 3)...`loss=`")
     with refused(model, directory, message):
         score(model, directory, **data)
 
@@ -388,7 +424,10 @@ def test_a_model_that_drops_examples(tmp_path):
     model.compile("sgd", CROSSENTROPY)
     model.save_weights(tmp_path / "own.weights.h5")
     run = kt.TrainingRun.from_weights([tmp_path / "own.weights.h5"], 0.1)
-    message = r"training examples with ids \[0, 1, .*dense.* \(Dense\).*rows"
+    message = row(
+        "partial-layer",
+        "training examples with ids [0, 1, ...dense... (Dense)",
+    )
     with refused(model, tmp_path, message):
         score(model, run)
 
@@ -397,7 +436,7 @@ def test_inputs_of_another_shape(trained):
     model, directory = trained
     for role in ("train", "test"):
         data = (np.zeros((8, 5), "float32"), np.zeros(8, "int64"))
-        message = rf"cannot take.*`{role}`.*\(1, 5\)"
+        message = row("input-shape", f"`{role}`...(1, 5)")
         with refused(model, directory, message):
             score(model, directory, **{role: data})
         with refused(model, directory, message):
@@ -410,14 +449,14 @@ def test_inputs_of_another_shape(trained):
 def test_data_without_labels(trained):
     model, directory = trained
     data = tf.data.Dataset.from_tensor_slices(TRAIN[0]).batch(8)
-    with refused(model, directory, r"`train` should hold.*\(x, y\)"):
+    with refused(model, directory, row("no-labels", "`train`")):
         score(model, directory, train=data)
-    with refused(model, directory, r"no labels.*\(x, y\)", TypeError):
+    with refused(model, directory, row("none-labels", "(x, y)"), TypeError):
         score(model, directory, train=(TRAIN[0], None))
 
 
 def test_more_or_fewer_ids_than_examples(trained):
-    with refused(*trained, "3 ids for 24 examples"):
+    with refused(*trained, row("id-count", "3 ids for 24 examples")):
         kt.with_ids(TRAIN, [1, 2, 3])
 
 
@@ -426,9 +465,11 @@ def test_training_labels_outside_the_classes(trained, rows):
     model, directory = trained
     x, y = TRAIN
     data = numbered((x, with_first(y, rows, 3)))
-    message = (
-        rf"training examples with ids \[{', '.join(str(r + 100) for r in rows)}"
-        r"\] are outside.*Received \[3.*expected whole numbers from 0 to 2"
+    ids = [100 + position for position in rows]
+    message = row(
+        "invalid-labels",
+        f"training examples with ids {ids} are",
+        "Received [3...expected whole numbers from 0 to 2",
     )
     with refused(model, directory, message):
         score(model, directory, train=data)
@@ -439,7 +480,9 @@ def test_training_labels_outside_the_classes(trained, rows):
 def test_query_labels_outside_the_classes(trained):
     model, directory = trained
     data = numbered((TEST[0], with_first(TEST[1], [5], -1)), first=500)
-    message = r"query examples with ids \[505\] are outside.*Received \[-1"
+    message = row(
+        "invalid-labels", "query examples with ids [505] are...Received [-1"
+    )
     for options in ({}, {"query_loss": "margin"}):
         with refused(model, directory, message):
             score(model, directory, test=data, **options)
@@ -458,7 +501,9 @@ def test_nan_in_the_data(trained, role, first):
         ((x, y), first + 5, "x"),
         ((TRAIN[0][: len(y)], y, weight), first + 4, "sample_weight"),
     ):
-        message = rf"{role} examples with ids \[{number}\] is NaN.*`{part}`"
+        message = row(
+            "nan-data", f"{role} examples with ids [{number}] is...`{part}`"
+        )
         with refused(model, directory, message):
             score(model, directory, **{name: numbered(data, first)})
 
@@ -471,7 +516,10 @@ def test_tokens_beyond_the_vocabulary(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 9, (NUM_TRAIN, 4))
     fit(model, tmp_path, (tokens, TRAIN[1]))
     train = (with_first(tokens, [17], 9), TRAIN[1])
-    message = r"training examples with ids \[117\].*9 is not in \[0, 9\)"
+    message = row(
+        "unknown-tokens",
+        "training examples with ids [117]...9 is not in [0, 9)",
+    )
     with refused(model, tmp_path, message):
         score(model, tmp_path, numbered(train), (tokens[:3], TRAIN[1][:3]))
 
@@ -481,21 +529,25 @@ def test_tokens_beyond_the_vocabulary(tmp_path):
 
 def test_a_directory_that_is_missing(trained, tmp_path):
     model, _ = trained
-    with refused(model, None, r"absent does not exist.*TracInCheckpoint"):
+    with refused(
+        model, None, row("missing-run", "absent does...TracInCheckpoint")
+    ):
         score(model, tmp_path / "absent")
 
 
 def test_a_directory_without_a_run(trained, tmp_path):
     model, _ = trained
     (tmp_path / "notes.txt").write_text("mine")
-    with refused(model, tmp_path, r"has no run\.json.*TracInCheckpoint"):
+    with refused(model, tmp_path, row("no-run", "TracInCheckpoint")):
         score(model, tmp_path)
 
 
 def test_a_run_without_checkpoints(tmp_path):
     model = fit(make_model(), tmp_path, epochs=1, save_freq="epoch")
     run = kt.TrainingRun(tmp_path)
-    with refused(model, tmp_path, r"No checkpoint.*no checkpoints.*Train"):
+    with refused(
+        model, tmp_path, row("no-rates-above-zero", "no checkpoints...Train")
+    ):
         score(model, run.select([]))
 
 
@@ -513,19 +565,28 @@ def cut(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: cut(d / "run.json"), r"run\.json is damaged.*again"),
-        (lambda d: cut(last_weights(d)), r"h5 is damaged: it has \d+ bytes"),
-        (lambda d: flip(last_weights(d)), r"h5 is damaged: its SHA-256.*again"),
-        (lambda d: last_weights(d).unlink(), r"h5 is missing.*again"),
+        (
+            lambda d: cut(d / "run.json"),
+            row("cut-manifest", "run.json is...again"),
+        ),
+        (lambda d: cut(last_weights(d)), row("cut-file", "h5 is")),
+        (
+            lambda d: flip(last_weights(d)),
+            row("flipped-bit", "h5 is...again"),
+        ),
+        (
+            lambda d: last_weights(d).unlink(),
+            row("missing-file", "h5 is...again"),
+        ),
         (
             lambda d: edit_manifest(d, lambda m: m.update(format_version=99)),
-            r"format version 99.*Update keras_tracin",
+            row("newer-run", "version 99...Update keras_tracin"),
         ),
         (
             lambda d: edit_manifest(
                 d, lambda m: m["checkpoints"][1].pop("size")
             ),
-            r"run\.json is not the manifest.*size or checksum",
+            row("edited-manifest", "run.json is...size or checksum"),
         ),
     ],
     ids=["truncated", "cut", "flipped", "missing", "newer", "incomplete"],
@@ -539,7 +600,11 @@ def test_a_damaged_run(copied, damage, message):
 
 def test_a_run_of_another_architecture(trained):
     model = make_model(units=6)
-    with refused(model, trained[1], r"not the one.*received .*expected .*Pass"):
+    with refused(
+        model,
+        trained[1],
+        row("other-architecture", "received ...expected ...Pass"),
+    ):
         kt.TracIn(model, TRAIN, trained[1])
 
 
@@ -558,14 +623,18 @@ def poison(directory, value, model):
 def test_nan_in_weights(copied):
     model, directory = copied
     run = poison(directory, np.nan, model)
-    with refused(model, directory, r"logits/kernel contains NaN.*select"):
+    with refused(
+        model, directory, row("nan-weights", "logits/kernel contains...select")
+    ):
         score(model, run)
 
 
 def test_infinite_weights(copied):
     model, directory = copied
     run = poison(directory, np.inf, model)
-    message = r"logits/kernel' is NaN or infinite at checkpoint .*step-.*epoch"
+    message = row(
+        "infinite-weights", "logits/kernel' is...at checkpoint ...step-...epoch"
+    )
     with refused(model, directory, message):
         score(model, run)
 
@@ -585,8 +654,8 @@ def test_a_gradient_that_is_not_a_number(tmp_path):
     path = tmp_path / "own.weights.h5"
     model.save_weights(path)
     run = kt.TrainingRun.from_weights([path], 0.1)
-    message = (
-        r"(training|query) examples with ids \[0, 1, .*'.*rooted' at check"
+    message = row(
+        "overflow", " examples with ids [0, 1, ...'...rooted' at check"
     )
     with refused(model, tmp_path, message):
         score(model, run)
@@ -595,10 +664,10 @@ def test_a_gradient_that_is_not_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        (None, "no learning rates"),
-        (-0.1, "rate of -0.1"),
-        (np.nan, "rate of nan"),
-        (np.inf, "rate of inf"),
+        (None, row("missing-rates")),
+        (-0.1, row("impossible-rates", "rate of -0.1")),
+        (np.nan, row("impossible-rates", "rate of nan")),
+        (np.inf, row("impossible-rates", "rate of inf")),
     ],
 )
 def test_a_learning_rate_that_cannot_be_one(copied, rates, message):
@@ -634,15 +703,15 @@ def test_a_learning_rate_of_zero_is_skipped_with_a_warning(tmp_path):
 @pytest.mark.parametrize("k", [0, -1, 2.5, NUM_TRAIN + 1])
 def test_k_that_cannot_be(trained, k):
     model, directory = trained
-    with refused(model, directory, rf"`k` should.*Received: (k=)?{k}"):
+    with refused(model, directory, row("k", f"Received: ...{k}")):
         kt.TracIn(model, TRAIN, directory).top_k(TEST, k, verbose=0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "median"}, r"'mean' or 'sum'.*'median'"),
-        ({"query_loss": 3}, r"`query_loss` should be.*3"),
+        ({"weights": "median"}, row("weights", "'mean' or 'sum'...'median'")),
+        ({"query_loss": 3}, row("query-loss", "3")),
     ],
 )
 def test_options_that_do_not_exist(trained, options, message):
@@ -674,7 +743,7 @@ def indexed(trained, built, tmp_path):
 
 
 def test_a_directory_without_an_index(trained, tmp_path):
-    with refused(trained[0], tmp_path, r"Expected the directory of an index"):
+    with refused(trained[0], tmp_path, row("no-index")):
         kt.InfluenceIndex(tmp_path, trained[0])
 
 
@@ -683,7 +752,11 @@ def test_a_build_that_was_interrupted(indexed):
     path = directory / "index.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "finished": 0}))
-    with refused(model, directory, f"interrupted: {NUM_TRAIN} rows are there"):
+    with refused(
+        model,
+        directory,
+        row("interrupted-build", f"{NUM_TRAIN} rows are there"),
+    ):
         kt.InfluenceIndex(directory, model)
 
 
@@ -698,26 +771,29 @@ def test_a_damaged_index(indexed, kind, harm):
         path.unlink()
     else:
         path.write_bytes(content[:-8] if harm == "cut" else content)
-    what = "missing" if harm == "missing" else "damaged"
-    with refused(model, directory, rf"{kind}.00000000\.npy is {what}"):
+    if harm == "missing":
+        message = row("incomplete-index", f"{kind}...00000000.npy is")
+    else:
+        message = row("damaged-index", f"{kind}...00000000.npy is")
+    with refused(model, directory, message):
         kt.InfluenceIndex(directory, model)
 
 
 def test_an_index_of_another_model(indexed):
     _, _, directory = indexed
     model = make_model(units=7)
-    with refused(model, directory, r"not the one whose index.*\(4, 5\)"):
+    with refused(model, directory, row("index-architecture", "(4, 5)")):
         kt.InfluenceIndex(directory, model)
 
 
 def test_an_index_without_its_run(indexed, tmp_path):
     model, _, directory = indexed
     alone = shutil.copytree(directory, tmp_path / "a" / "b" / "index")
-    with refused(model, alone, r"run that is not where it was.*`run=`"):
+    with refused(model, alone, row("moved-run", "`run=`")):
         kt.InfluenceIndex(alone, model)
     short = fit(make_model(), tmp_path / "short", epochs=1)
     run = kt.TrainingRun(tmp_path / "short")
-    with refused(short, alone, r"is not the run.*lacks.*epochs \[1, 2\]"):
+    with refused(short, alone, row("index-run", "lacks...epochs [1, 2]")):
         kt.InfluenceIndex(alone, short, run=run)
 
 
@@ -725,17 +801,19 @@ def test_an_index_without_its_run(indexed, tmp_path):
 def test_k_that_no_index_has(indexed, k):
     model, _, directory = indexed
     index = kt.InfluenceIndex(directory, model)
-    with refused(model, directory, r"`k` should"):
+    with refused(model, directory, row("index-k")):
         index.query(TEST, k)
 
 
 def test_reranking_that_cannot_be(indexed):
     model, method, directory = indexed
     index = kt.InfluenceIndex(directory, model)
-    with refused(model, directory, r"`rerank`.*method=tracin"):
+    with refused(
+        model, directory, row("rerank-method", "`rerank`...method=tracin")
+    ):
         index.query(TEST, 3, rerank=10)
     index = kt.InfluenceIndex(directory, model, method=method)
-    with refused(model, directory, r"0 or at least k.*Received: 2"):
+    with refused(model, directory, row("rerank", "Received: 2")):
         index.query(TEST, 3, rerank=2)
 
 
@@ -743,7 +821,7 @@ def test_reranking_that_cannot_be(indexed):
     "kind", [kt.TensorSketch, kt.GaussianProjection, kt.FactoredProjection]
 )
 def test_sketches_of_no_length(kind):
-    with pytest.raises(ValueError, match=r"whole number of 1 or more.*dim=0"):
+    with pytest.raises(ValueError, match=row("zero-dim", "dim=0")):
         kind(0)
 
 
@@ -752,7 +830,9 @@ def test_a_disk_that_is_too_small(trained, tmp_path, monkeypatch):
     method = kt.TracIn(model, TRAIN, run)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    needed = rf"too full: [\d,]+ bytes are needed.*{usage.free:,} are free"
+    needed = row(
+        "index-room", f"bytes are needed for...{usage.free:,} are free"
+    )
     with pytest.raises(OSError, match=needed):
         kt.InfluenceIndex.build(method, tmp_path, **INDEX)
     monkeypatch.undo()
@@ -765,7 +845,7 @@ def test_a_disk_that_is_too_small(trained, tmp_path, monkeypatch):
 
 def test_a_run_of_another_model_is_not_overwritten(trained):
     model, other = make_model(units=7), trained[1]
-    with refused(model, other, r"a different model.*overwrite=True"):
+    with refused(model, other, row("other-run", "overwrite=True")):
         fit(model, other)
 
 
@@ -811,9 +891,11 @@ def test_a_full_disk_stops_training_and_costs_nothing_saved(tmp_path):
     )
     out = finished.stdout
     assert finished.returncode == 0, out + finished.stderr
-    assert out.count("refused:") == 2, out
-    assert out.count("Pass a directory that can be written to") == 1, out
-    assert out.count("Make room, then continue with keras_tracin.T") == 1, out
+    _, first, second = out.split("refused:")
+    assert re.search(row("read-only"), first), out
+    goes_on = row("disk-full", "Make room, then continue with keras_tracin.T")
+    assert re.search(goes_on, second), out
+    assert not re.search(row("read-only"), second), out
     assert out.endswith("went on\n"), finished.stderr
 
 
@@ -843,7 +925,7 @@ def public():
 
 def test_a_read_only_directory_is_refused_before_the_first_step(public):
     model = make_model()
-    message = r"could not write to .*Permission denied.*can be written to"
+    message = row("read-only", "Permission denied")
     with (
         refused(model, public, message, OSError),
         read_only(public),
@@ -854,7 +936,7 @@ def test_a_read_only_directory_is_refused_before_the_first_step(public):
 def test_a_run_that_became_read_only_is_not_continued(public):
     model = fit(make_model(), public)
     with (
-        refused(model, public, "could not write to .*Permission", OSError),
+        refused(model, public, row("disk-full", "Permission"), OSError),
         read_only(public),
     ):
         fit(model, public)

@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs.steps import RecordingTrainFunction
+from tests.error_rows import row
 from tests.unit_steps import (
     BATCHES,
     EXPONENTIAL,
@@ -100,7 +101,7 @@ def test_a_model_that_cannot_be_built_early_is_refused(tmp_path):
 def test_a_refused_callback_does_not_disturb_later_fits(tmp_path):
     fit(compiled(), [TracInCheckpoint(tmp_path)])
     model, callback = compiled(), TracInCheckpoint(tmp_path)
-    with pytest.raises(ValueError, match="overwrite=True"):
+    with pytest.raises(ValueError, match=row("other-run", "overwrite=True")):
         fit(model, [callback])
     fit(model, [])
     assert model.get_weights()[0].all()

@@ -13,7 +13,7 @@ import pytest
 import keras_tracin
 from keras_tracin import scripts
 from keras_tracin.scripts import task
-from tests import source_tree
+from tests import error_rows, source_tree
 from tests.source_tree import ROOT
 
 PAGES = sorted(
@@ -201,12 +201,12 @@ def test_relative_links_lead_somewhere(page):
 
 
 def anchors(page):
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page: headings, as GitHub makes them, and its own."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     return {
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.*)$", text, re.M)
-    }
+    } | set(re.findall(r'<a id="(.+?)">', text))
 
 
 @each_page
@@ -216,29 +216,31 @@ def test_python_that_pages_show_compiles(page):
             compile(code, str(page), "exec")
 
 
-def test_errors_are_quoted_as_the_library_says_them():
-    said = "\n".join(
-        text
+def test_every_error_on_the_page_is_raised_by_a_test():
+    asked = {
+        key
         for module, path in source_tree.modules().items()
-        if module.split(".")[0] == "keras_tracin"
-        for text in strings(source_tree.parse(path))
-    )
-    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in page.splitlines() if " | `" in line]
-    quoted = [quote for row in rows for quote in re.findall("`(.*?)`", row[1])]
-    assert len(quoted) > 80
-    for quote in quoted:
-        pattern = ".*".join(map(re.escape, re.split(r"\.{3}", quote)))
-        assert re.search(pattern, said), f"nothing says {quote!r}"
+        if module.startswith("tests.")
+        for key in keys_asked_for(source_tree.parse(path))
+    }
+    assert len(error_rows.rows()) > 150
+    untested = error_rows.rows().keys() - asked
+    assert not untested, f"no test raises {sorted(untested)}"
+    unknown = asked - error_rows.rows().keys()
+    assert not unknown, f"errors.md has no {sorted(unknown)}"
 
 
-def strings(tree):
-    """The texts in a module, with … for what is filled in."""
+def keys_asked_for(tree):
+    """The keys of the rows of errors.md that a module asks for."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(
-                part.value if isinstance(part, ast.Constant) else "…"
-                for part in node.values
-            )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "row":
+            yield ast.literal_eval(node.args[0])
+
+
+def test_every_row_of_errors_has_a_key_of_its_own_and_quotes_an_error():
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    tables = sum(line.startswith("| --- ") for line in lines)
+    # Every table has two lines before its rows.
+    assert len(error_rows.rows()) == len(lines) - 2 * tables
+    assert all(error_rows.rows().values())

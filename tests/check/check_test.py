@@ -1,5 +1,6 @@
 """The preflight says what scoring will cover and what is in the way."""
 
+import re
 import shutil
 
 import keras
@@ -11,6 +12,7 @@ import keras_tracin as kt
 from keras_tracin.check import job
 from keras_tracin.check.report import CheckReport, Finding
 from keras_tracin.engine.engine import Engine
+from tests.error_rows import row, rows, says
 from tests.states import Centred, flip, last_weights, state
 
 layers, ops = keras.layers, keras.ops
@@ -68,12 +70,11 @@ def report(trained):
 
 
 def one(findings, topic, *words):
-    """The only finding on a topic that has these words."""
+    """The only finding on a topic that has these words, in any order."""
     found = [
         finding
         for finding in findings
-        if finding.topic == topic
-        and all(word in finding.message for word in words)
+        if finding.topic == topic and re.search(says(*words), finding.message)
     ]
     assert len(found) == 1, findings
     return found[0]
@@ -220,11 +221,11 @@ def test_bad_labels_numbers_and_weights_are_named_by_id(trained):
 
 def test_data_that_cannot_be_opened_are_an_error(trained):
     found = kt.check(trained[0], (TRAIN[0], TRAIN[1][1:]), verbose=0)
-    one(found.errors, "train", "one row per example")
+    one(found.errors, "train", rows()["unequal-lengths"])
     assert found.plan is None
     unbatched = tf.data.Dataset.from_tensor_slices(TEST)
     found = kt.check(trained[0], TRAIN, test=unbatched, verbose=0)
-    one(found.errors, "test", "`test` is not batched")
+    one(found.errors, "test", rows()["unbatched"], "`test`")
 
 
 # --- The run
@@ -258,7 +259,7 @@ def test_each_checkpoint_that_does_not_load_is_an_error(trained, tmp_path):
     one(found.errors, "run", last_weights(copy).name, "damaged")
     assert found.plan.num_checkpoints == 2
     found = kt.check(model, TRAIN, tmp_path / "absent", verbose=0)
-    one(found.errors, "run", "does not exist")
+    one(found.errors, "run", rows()["missing-run"])
 
 
 def test_weights_that_do_not_fit_or_are_nan_are_errors(trained, tmp_path):
@@ -267,7 +268,9 @@ def test_weights_that_do_not_fit_or_are_nan_are_errors(trained, tmp_path):
     other.compile(loss=CROSSENTROPY)
     found = kt.check(other, TRAIN, directory, verbose=0)
     assert len(found.errors) == 3
-    assert all("not the one whose training" in f.message for f in found.errors)
+    assert all(
+        re.search(row("other-architecture"), f.message) for f in found.errors
+    )
     paths = [c.path for c in kt.TrainingRun(directory)]
     twin = make_model()
     twin.set_weights([w * np.nan for w in model.get_weights()])
@@ -275,7 +278,7 @@ def test_weights_that_do_not_fit_or_are_nan_are_errors(trained, tmp_path):
     twin.save_weights(path)
     run = kt.TrainingRun.from_weights([*paths, path], 0.1)
     found = kt.check(model, TRAIN, run, verbose=0)
-    one(found.errors, "run", "nan.weights.h5", "contains NaN")
+    one(found.errors, "run", "nan.weights.h5", rows()["nan-weights"])
     # Where they are the ones to be used, the present weights count.
     one(kt.check(twin, TRAIN, verbose=0).errors, "model", "NaN or infinite in")
     found = kt.check(twin, TRAIN, directory, verbose=0)
@@ -297,13 +300,13 @@ def test_an_unbuilt_model_is_built(trained):
 def test_a_model_without_a_loss_is_an_error():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     found = kt.check(model, TRAIN, verbose=0)
-    one(found.errors, "model", "no compiled loss")
+    one(found.errors, "model", rows()["uncompiled"])
     assert not found.ok
 
 
 def test_a_layer_that_mixes_examples_is_an_error():
     found = kt.check(make_model(Centred(name="centred")), TRAIN, verbose=0)
-    one(found.errors, "job", "centred", "mixes the examples")
+    one(found.errors, "job", "centred", rows()["mixing-layer"])
     assert found.plan is None
 
 
@@ -322,7 +325,7 @@ def test_gradients_alone_and_together_are_compared(trained, monkeypatch):
             return shared(x)
 
     found = kt.check(make_model(Sharing()), TRAIN, verbose=0)
-    one(found.errors, "job", "sharing", "mixes the examples", "passes back")
+    one(found.errors, "job", "sharing", rows()["mixing-layer"], "passes back")
 
 
 def test_a_layer_that_is_random_is_a_warning():

@@ -17,6 +17,7 @@ from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.execution import Execution
 from keras_tracin.losses.per_example import per_example_loss
 from tests.curvature import oracle
+from tests.error_rows import row
 from tests.gradients.oracle import precision, randomize, sequential
 
 COUNT, CLASSES = 7, 3
@@ -228,7 +229,7 @@ def test_damping_is_added_to_every_eigenvalue():
 @pytest.mark.parametrize("damping", [-1e-3, float("nan"), float("inf")])
 def test_bad_damping_is_refused(damping):
     model, loss, data = dense_case()
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(ValueError, match=row("damping")):
         Damped(operator(Hessian, model, loss, data), damping)
 
 
@@ -253,14 +254,16 @@ def test_a_layer_before_a_rounding_is_refused(kind):
     rng = np.random.default_rng(0)
     data = rng.normal(size=(4, 3)), rng.normal(size=(4, 1))
     refused = operator(kind, model, per_example_loss(model), data)
-    with pytest.raises(ValueError, match=r"lost/kernel.*layers="):
+    with pytest.raises(
+        ValueError, match=row("no-gradient", "lost/kernel...layers=")
+    ):
         refused.matmat(np.ones((2, refused.size)))
 
 
 def test_half_precision_is_refused():
     model = sequential((3,), layers.Dense(1, dtype="mixed_float16"))
     data = np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
-    with pytest.raises(ValueError, match="float32 or wider"):
+    with pytest.raises(ValueError, match=row("half-precision")):
         operator(Hessian, model, lambda *_: None, data)
 
 

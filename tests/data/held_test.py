@@ -8,6 +8,7 @@ from keras_tracin.data.batches import Batch, join
 from keras_tracin.data.examples import open_examples, select
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.with_ids import with_ids
+from tests.error_rows import row
 
 COUNT = 10
 X = np.arange(2 * COUNT, dtype="float32").reshape(COUNT, 2)
@@ -61,7 +62,9 @@ def test_what_does_not_fit_is_not_held(examples):
 
 def test_ids_that_name_several_examples_have_no_positions():
     held = HeldExamples((X, Y), "train", ids=np.zeros(COUNT, int))
-    with pytest.raises(ValueError, match=r"`train` should have an id of its"):
+    with pytest.raises(
+        ValueError, match=row("repeated-ids", "`train` should have")
+    ):
         held.positions_of(np.array([0]))
 
 

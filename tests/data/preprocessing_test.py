@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.data.preprocessing import open_for_model
+from tests.error_rows import row
 
 keras_hub = pytest.importorskip(
     "keras_hub", reason="KerasHub is an extra: pip install keras-tracin[hub]"
@@ -480,14 +481,18 @@ def test_trainings_again_are_given_raw_data_and_measured_as_fit_sees(of_small):
 
 def test_a_preprocessor_that_draws_masks_is_refused(of_small):
     model = bert(hub.BertMaskedLM, hub.BertMaskedLMPreprocessor)
-    with pytest.raises(ValueError, match=r"draws random numbers.*fixed = list"):
+    with pytest.raises(
+        ValueError, match=row("random-preprocessor", "fixed = list")
+    ):
         kt.TracIn(model, SENTENCES, of_small.run)
 
 
 def test_a_preprocessor_that_pads_to_the_longest_is_refused(of_small):
     model = small()
     model.preprocessor = lambda x: x - tf.reduce_max(x)
-    with pytest.raises(ValueError, match=r"where it is alone.*sequence_length"):
+    with pytest.raises(
+        ValueError, match=row("padding-preprocessor", "sequence_length")
+    ):
         open_for_model(model, of_small.train)
 
 
@@ -500,13 +505,17 @@ def test_any_callable_is_a_preprocessor(of_small):
 
 
 def test_labels_that_nobody_makes_are_missed(of_texts):
-    with pytest.raises(ValueError, match=r"holds no labels.*Pass \(x, y\)"):
+    with pytest.raises(
+        ValueError, match=row("preprocessor-labels", "Pass (x, y)")
+    ):
         open_for_model(of_texts.model, SENTENCES)
 
 
 def test_data_that_neither_takes_is_refused(of_texts):
     numbers = np.ones([4, 3]), np.ones(4)
-    with pytest.raises(ValueError, match=r"does not take `train`.*token_ids"):
+    with pytest.raises(
+        ValueError, match=row("preprocessor-input", "`train`...token_ids")
+    ):
         open_for_model(of_texts.model, numbers)
 
 
@@ -518,7 +527,7 @@ def test_texts_one_by_one_are_refused(of_lines):
 
 def test_arrays_of_different_lengths_are_refused(of_small):
     x, y = of_small.train
-    with pytest.raises(ValueError, match="one row per example"):
+    with pytest.raises(ValueError, match=row("unequal-lengths")):
         open_for_model(of_small.model, (x, y[:5]))
 
 

@@ -17,6 +17,7 @@ from keras_tracin.gradients import flat
 from keras_tracin.index import search as searches
 from keras_tracin.index.store import Store
 from keras_tracin.storage import files
+from tests.error_rows import row
 
 NUM_TRAIN, NUM_TEST, DIM = 700, 4, 16
 PROJECTION = kt.TensorSketch(DIM, seed=2)
@@ -110,9 +111,9 @@ def test_reranked_candidates_have_exact_scores(trained, tracin, whole):
     same(index.query(TEST, k=5, rerank=NUM_TRAIN), exact)
     found = index.query(TEST, k=5, rerank=100)
     scores = tracin.influence(TEST, verbose=0).scores
-    for row, ids in enumerate(found.proponents.ids):
+    for query, ids in enumerate(found.proponents.ids):
         np.testing.assert_allclose(
-            found.proponents.scores[row], scores[row, ids], rtol=1e-4
+            found.proponents.scores[query], scores[query, ids], rtol=1e-4
         )
 
 
@@ -182,7 +183,7 @@ def test_a_killed_build_is_resumed_with_the_same_bits(
     assert subprocess.run(child).returncode == -signal.SIGKILL
     listed = json.loads((tmp_path / "index.json").read_text())
     assert len(listed["shards"]) == 1
-    with pytest.raises(ValueError, match="interrupted: 256 rows"):
+    with pytest.raises(ValueError, match=row("interrupted-build", "256 rows")):
         kt.InfluenceIndex(tmp_path, trained[0])
     kt.InfluenceIndex.build(tracin, tmp_path, projection=PROJECTION)
     assert contents(tmp_path) == contents(whole)
@@ -208,7 +209,9 @@ def test_a_full_disk_keeps_what_was_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "_flush_to_disk", full)
-        with pytest.raises(OSError, match=f"is full.*{kept} rows are kept"):
+        with pytest.raises(
+            OSError, match=row("index-disk-full", f"{kept} rows are kept")
+        ):
             again()
     again()
     for path, content in contents(whole).items():
@@ -222,35 +225,43 @@ def test_what_does_not_match_is_refused(trained, tracin, copied):
             method, copied, projection=projection, **options
         )
 
-    with pytest.raises(ValueError, match="another projection"):
+    with pytest.raises(
+        ValueError, match=row("index-settings", "another projection")
+    ):
         again(projection=kt.TensorSketch(DIM, seed=3))
-    with pytest.raises(ValueError, match="another dtype"):
+    with pytest.raises(
+        ValueError, match=row("index-settings", "another dtype")
+    ):
         again(dtype="float16")
     run = kt.TrainingRun(trained[1])[1:]
-    with pytest.raises(ValueError, match="another checkpoints"):
+    with pytest.raises(
+        ValueError, match=row("index-settings", "another checkpoints")
+    ):
         again(make_tracin(trained[0], run))
     with pytest.raises(ValueError, match="holds an index already"):
         again(resume=False)
     manifest = json.loads((copied / "index.json").read_text())
     (copied / "index.json").write_text(json.dumps({**manifest, "finished": 0}))
     other = examples(NUM_TRAIN, 9)
-    with pytest.raises(ValueError, match="other training examples"):
+    with pytest.raises(ValueError, match=row("index-examples")):
         again(make_tracin(*trained, other))
     weighted = make_tracin(*trained, class_weight={0: 2})
-    with pytest.raises(ValueError, match="another class_weight"):
+    with pytest.raises(
+        ValueError, match=row("index-settings", "another class_weight")
+    ):
         again(weighted)
 
 
 def test_index_and_run_are_moved_together(trained, whole, tmp_path):
     model, run = trained
     index = shutil.copytree(whole, tmp_path / "there" / whole.name)
-    with pytest.raises(ValueError, match=r"not where it was.*`run=`"):
+    with pytest.raises(ValueError, match=row("moved-run", "`run=`")):
         kt.InfluenceIndex(index, model)
     expected = kt.InfluenceIndex(whole, model).query(TEST, 5)
     same(kt.InfluenceIndex(index, model, run=run).query(TEST, 5), expected)
     shutil.copytree(run, tmp_path / "there" / run.name)
     same(kt.InfluenceIndex(index, model).query(TEST, 5), expected)
-    with pytest.raises(ValueError, match=r"is not the run.*epochs \[2\]"):
+    with pytest.raises(ValueError, match=row("index-run", "epochs [2]")):
         kt.InfluenceIndex(index, model, run=kt.TrainingRun(run)[:1])
 
 
@@ -281,7 +292,7 @@ def test_bad_options_are_refused(tracin, trained, tmp_path):
     projected = kt.TracIn(*(trained[0], TRAIN, trained[1]), projection=apart)
     with pytest.raises(ValueError, match="give it to `build`"):
         kt.InfluenceIndex.build(projected, tmp_path)
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match=row("no-index", "does not exist")):
         kt.InfluenceIndex(tmp_path, trained[0])
 
 
@@ -372,10 +383,10 @@ def test_recall_is_that_of_the_search_against_exact_scores(tracin, whole):
     found = index.query(queries, NUM_TRAIN)
     for side, sign in (("proponents", 1), ("opponents", -1)):
         shares = []
-        for row, own in enumerate(chosen):
-            truth = np.argsort(-sign * exact[row])
+        for query, own in enumerate(chosen):
+            truth = np.argsort(-sign * exact[query])
             truth = truth[truth != own][:10]
-            got = getattr(found, side).ids[row]
+            got = getattr(found, side).ids[query]
             shares.append(np.isin(truth, got[got != own][:10]).mean())
         assert 0 < np.mean(shares) < 1
         assert recall[side] == pytest.approx(np.mean(shares))
@@ -420,7 +431,7 @@ def test_appended_ids_are_kept_or_go_on(trained, tracin, copied):
     few = tuple(part[:4] for part in MORE)
     index.append(few)
     assert index.ids[-4:].tolist() == [5300, 5301, 5302, 5303]
-    with pytest.raises(ValueError, match=r"id of its own.*\[5001"):
+    with pytest.raises(ValueError, match=row("taken-ids", "[5001")):
         index.append(kt.with_ids(few, [5001, 6000, 6001, 6002]).batch(2))
     assert len(index) == NUM_TRAIN + 304
 
@@ -449,7 +460,9 @@ def test_an_interrupted_append_adds_nothing_and_is_resumed(
     opened = kt.InfluenceIndex(copied, model, method=tracin)
     assert len(opened) == NUM_TRAIN
     same(opened.query(TEST, 5), before)
-    with pytest.raises(ValueError, match=r"other training.*`resume=False`"):
+    with pytest.raises(
+        ValueError, match=row("index-examples", "`resume=False`")
+    ):
         opened.append(examples(300, 6))
     opened.append(MORE)
     assert contents(copied) == contents(expected)
@@ -475,7 +488,7 @@ def test_bad_appends_are_refused(trained, tracin, copied):
     with pytest.raises(ValueError, match="method=tracin"):
         kt.InfluenceIndex(copied, trained[0], **run).append(MORE)
     index = kt.InfluenceIndex(copied, trained[0], method=tracin)
-    with pytest.raises(ValueError, match="in the form of those"):
+    with pytest.raises(ValueError, match=row("other-form")):
         index.append((MORE[0][:, :4], MORE[1]))
     x = MORE[0].copy()
     x[7] = np.nan
@@ -483,7 +496,7 @@ def test_bad_appends_are_refused(trained, tracin, copied):
         index.append((x, MORE[1]))
     few = tuple(part[:100] for part in TRAIN)
     other = make_tracin(*trained, few)
-    with pytest.raises(ValueError, match="are needed to compare"):
+    with pytest.raises(ValueError, match=row("compared-examples")):
         kt.InfluenceIndex(copied, trained[0], method=other).append(MORE)
     assert len(kt.InfluenceIndex(copied, trained[0], **run)) == NUM_TRAIN
 
@@ -535,13 +548,15 @@ def test_an_index_of_influence_functions_is_of_one_set_of_weights(
     other = kt.InfluenceFunctions(
         model, TRAIN, damping=2.0, solver=sketched.solver
     )
-    with pytest.raises(ValueError, match="another damping"):
+    with pytest.raises(
+        ValueError, match=row("index-settings", "another damping")
+    ):
         kt.InfluenceIndex.build(other, tmp_path)
     path = tmp_path / "inverse.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=row("damaged-index")):
         kt.InfluenceIndex(tmp_path, model)
 
 

@@ -10,6 +10,7 @@ import keras_tracin as kt
 from keras_tracin.index import writing
 from tests import processes
 from tests.engine import scoring_worker
+from tests.error_rows import row
 from tests.index import index_worker
 from tests.processes import end_of, free_ports, tf_config
 
@@ -115,19 +116,21 @@ def test_other_examples_in_another_process_are_refused(
         put(0, None)
     x = index_worker.TRAIN[0].copy()
     x[-1] += 1  # one of those that are compared at once
-    with pytest.raises(ValueError, match="other training examples"):
+    with pytest.raises(ValueError, match=row("index-examples")):
         put(1, x)
     x = index_worker.TRAIN[0].copy()
     x[-2] += 1  # in the last shard
     with pytest.raises(Stopped):
         put(1, x)
-    with pytest.raises(ValueError, match=r"begun on other.*shard 5"):
+    with pytest.raises(ValueError, match=row("index-examples", "shard 5")):
         put(0, None)
 
 
 def test_several_processes_can_only_go_on(tracin, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config(0, 2, 1))
-    with pytest.raises(ValueError, match=r"2 processes.*resume=False"):
+    with pytest.raises(
+        ValueError, match=row("shared-build", "2 processes...resume=False")
+    ):
         kt.InfluenceIndex.build(tracin, tmp_path, resume=False)
 
 
@@ -136,5 +139,7 @@ def test_an_append_is_not_shared(run, tracin, whole, monkeypatch):
     index = kt.InfluenceIndex(
         whole[0], scoring_worker.build(), method=tracin, run=run
     )
-    with pytest.raises(ValueError, match=r"the first of 2 processes"):
+    with pytest.raises(
+        ValueError, match=row("undivided-call", "first of 2 processes")
+    ):
         index.append(scoring_worker.TEST)

@@ -14,6 +14,7 @@ from keras_tracin.index.pieces import BuildPieces
 from keras_tracin.index.store import Store
 from tests import records, source_tree
 from tests.engine import scoring_worker
+from tests.error_rows import row
 from tests.index import index_worker
 
 COUNT = len(index_worker.TRAIN[0])
@@ -119,13 +120,13 @@ def test_what_pieces_cannot_use_is_refused(inputs, tmp_path):
 
     refused("Received: None; the data says: None", num_examples=None)
     refused("asked for. Received 255", read="tests.records:read_too_few")
-    refused("in the form of", read="tests.records:read_another_form")
+    refused(row("other-form"), read="tests.records:read_another_form")
     refused("package.module:function", read="tests.records:nothing")
     refused("package.module:function", factory="tests.records")
     array = {"factory": "tests.records:make_tracin", "read": None}
     refused("Received: 7; the data says: 1500", **array, num_examples=7)
     pieces_in(tmp_path / "index", **OF_RECORDS).write(3)
-    refused("begun on other", read="tests.records:read_others")
+    refused(row("index-examples"), read="tests.records:read_others")
 
 
 def test_ids_of_the_data_are_kept(inputs, tmp_path, monkeypatch):

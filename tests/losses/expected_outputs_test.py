@@ -15,6 +15,7 @@ from keras_tracin.losses.model_outputs import model_output
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.losses.query_losses import query_value
 from keras_tracin.methods.representer.targets import meaning_of
+from tests.error_rows import row
 from tests.gradients.oracle import sequential
 
 COUNT, WIDTH = 6, 3
@@ -120,7 +121,7 @@ def test_a_query_has_no_margin_of_outputs_that_do_not_exclude_each_other(
     model = model_of(activation, loss)
     labels = np.eye(WIDTH, dtype="float32")[np.arange(COUNT) % WIDTH]
     value = query_value(model, "margin", None, X)
-    with pytest.raises(ValueError, match="outputs that exclude each other"):
+    with pytest.raises(ValueError, match=row("inclusive-outputs")):
         value(labels, model(X), None)
     # Each output has a logit of its own.
     dense = model.layers[-1]

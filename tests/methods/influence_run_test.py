@@ -8,6 +8,7 @@ from keras import layers
 import keras_tracin as kt
 from keras_tracin.engine import progress
 from keras_tracin.runs import run_weights
+from tests.error_rows import row
 from tests.gradients.oracle import precision, sequential
 
 NUM_TRAIN, CLASSES, DAMPING = 12, 3, 0.2
@@ -159,7 +160,9 @@ def test_an_inverse_of_one_set_of_weights_serves_no_run(trained, tmp_path):
     run = trained[1]
     solver = kt.RandomizedSketch(4, method="cg")
     sketch = influence(trained, None, solver=solver).inverse
-    with pytest.raises(ValueError, match="a run of 3 checkpoints"):
+    with pytest.raises(
+        ValueError, match=row("inverse-of-run", "a run of 3 checkpoints")
+    ):
         influence(trained, run, solver=sketch)
     with pytest.raises(ValueError, match="inverse for each checkpoint"):
         _ = influence(trained, run, solver=solver).inverse
@@ -177,7 +180,7 @@ def test_other_weights_than_at_first_are_refused(trained):
     try:
         model.set_weights([weight + 0.1 for weight in before])
         for call in *BOTH_CALLS, lambda m: m.inverse:
-            with pytest.raises(ValueError, match="made at other weights"):
+            with pytest.raises(ValueError, match=row("other-weights")):
                 call(method)
         # Those of a run do not depend on what the model has.
         scores_of(influence(trained, trained[1][:1], curvature="ekfac"))

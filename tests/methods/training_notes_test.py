@@ -1,5 +1,6 @@
 """What is said of a run before it is scored."""
 
+import re
 import warnings
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.runs import TrainingRun
+from tests.error_rows import row
 
 X = np.eye(4, dtype="float32")
 Y = np.array([0, 1, 0, 1])
@@ -31,10 +33,13 @@ def fit(directory, data=(X, Y), **options):
 def test_weights_of_training_that_the_data_lack_are_warned_of(tmp_path, given):
     model = fit(tmp_path, **given)
     assert TrainingRun(tmp_path).weighted
-    with pytest.warns(UserWarning, match="Pass the `class_weight` given to f"):
+    with pytest.warns(
+        UserWarning,
+        match=row("missing-weights", "Pass the `class_weight` given to f"),
+    ):
         kt.TracIn(model, (X, Y), tmp_path)
     report = kt.check(model, (X, Y), tmp_path, verbose=0)
-    assert "batches had weights of the examples" in str(report)
+    assert re.search(row("missing-weights"), str(report))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kt.TracIn(model, (X, Y, WEIGHTS), tmp_path)
@@ -44,7 +49,10 @@ def test_weights_of_training_that_the_data_lack_are_warned_of(tmp_path, given):
 def test_weights_that_training_lacked_are_warned_of(tmp_path):
     model = fit(tmp_path)
     assert TrainingRun(tmp_path).weighted is False
-    with pytest.warns(UserWarning, match="Leave out what was not given to fit"):
+    with pytest.warns(
+        UserWarning,
+        match=row("extra-weights", "Leave out what was not given to fit"),
+    ):
         kt.TracIn(model, (X, Y, WEIGHTS), tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

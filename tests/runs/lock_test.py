@@ -15,6 +15,7 @@ import keras_tracin as kt
 from keras_tracin.runs import RunWriter, TrainingRun
 from keras_tracin.runs import lock as locks
 from keras_tracin.runs.lock import FILE_NAME, RunLock
+from tests.error_rows import row
 from tests.runs.helpers import make_model, make_run, shift_weights
 
 X = np.random.default_rng(0).normal(size=[4, 3]).astype("float32")
@@ -74,9 +75,7 @@ def test_another_process_is_refused_until_it_is_killed(tmp_path):
     with another_process(run) as process:
         for overwrite in (False, True):
             callback = kt.TracInCheckpoint(run, overwrite=overwrite)
-            with pytest.raises(
-                ValueError, match=r"one training at a time"
-            ) as e:
+            with pytest.raises(ValueError, match=row("two-trainings")) as e:
                 fit(model, callback)
             assert f"Process {process.pid} on " in str(e.value)
         assert (
@@ -96,7 +95,7 @@ def test_another_process_is_refused_until_it_is_killed(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_keeps_no_lock_of_a_killed_parent(tmp_path):
     with another_process(tmp_path, "fork") as process:
-        with pytest.raises(ValueError, match="one training at a time"):
+        with pytest.raises(ValueError, match=row("two-trainings")):
             RunLock(tmp_path)
         process.kill()
         process.wait()
@@ -120,7 +119,9 @@ def test_another_thread_is_refused_until_its_training_ends(tmp_path):
     thread = threading.Thread(target=train, name="first")
     thread.start()
     assert begun.wait(60)
-    with pytest.raises(ValueError, match=r"thread 'first' .* one training at"):
+    with pytest.raises(
+        ValueError, match=row("two-trainings", "thread 'first'")
+    ):
         fit(compiled(), kt.TracInCheckpoint(tmp_path, overwrite=True))
     may_end.set()
     thread.join()
@@ -132,7 +133,7 @@ def test_another_thread_is_refused_until_its_training_ends(tmp_path):
 
 def test_two_callbacks_of_one_fit_need_two_directories(tmp_path):
     both = [kt.TracInCheckpoint(tmp_path) for _ in range(2)]
-    with pytest.raises(ValueError, match="Two TracInCheckpoint of one fit"):
+    with pytest.raises(ValueError, match=row("two-recorders")):
         fit(compiled(), *both)
     fit(compiled(), kt.TracInCheckpoint(tmp_path, overwrite=True))
     fit(
@@ -180,7 +181,9 @@ def test_a_writer_that_was_taken_for_ended_is_told(tmp_path):
     second = RunWriter.reopen(tmp_path, model)
     append(second, model)
     second.close()
-    with pytest.raises(ValueError, match=r"run\.json is not as this training"):
+    with pytest.raises(
+        ValueError, match=row("changed-manifest", "run.json is")
+    ):
         append(first, model)
     assert [c.step for c in TrainingRun(tmp_path)] == [1]
 
@@ -188,7 +191,7 @@ def test_a_writer_that_was_taken_for_ended_is_told(tmp_path):
 def test_a_writer_goes_on_after_another_was_refused(tmp_path):
     model = make_model()
     first = RunWriter.create(tmp_path, model)
-    with pytest.raises(ValueError, match="a different model"):
+    with pytest.raises(ValueError, match=row("other-run")):
         RunWriter.reopen(tmp_path, make_model(5))
     append(first, model)
     assert [c.step for c in TrainingRun(tmp_path)] == [1]
@@ -198,7 +201,7 @@ def test_a_deleted_run_is_not_written_to(tmp_path):
     model = make_model()
     writer = RunWriter.create(tmp_path, model)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(ValueError, match="is not as this training left it"):
+    with pytest.raises(ValueError, match=row("changed-manifest")):
         append(writer, model)
 
 
@@ -266,15 +269,15 @@ def test_a_run_stays_where_it_was_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("directory", "kind", "message"),
     [
-        ("", ValueError, "expected the name of a directory"),
-        ("  ", ValueError, "expected the name of a directory"),
-        ("a\0b", ValueError, "expected the name of a directory"),
-        ("gs://bucket/run", ValueError, "a directory of a file system"),
-        (None, TypeError, "expected the path of a directory"),
-        (b"run", TypeError, "expected the path of a directory"),
-        (3, TypeError, "expected the path of a directory"),
-        ("file", ValueError, "is a file"),
-        ("file/run", ValueError, "is a file"),
+        ("", ValueError, row("no-directory", "the name")),
+        ("  ", ValueError, row("no-directory", "the name")),
+        ("a\0b", ValueError, row("no-directory", "the name")),
+        ("gs://bucket/run", ValueError, row("remote-directory")),
+        (None, TypeError, row("no-directory", "the path")),
+        (b"run", TypeError, row("no-directory", "the path")),
+        (3, TypeError, row("no-directory", "the path")),
+        ("file", ValueError, row("file-for-directory")),
+        ("file/run", ValueError, row("file-for-directory")),
     ],
 )
 def test_what_is_no_directory_is_refused_at_once(

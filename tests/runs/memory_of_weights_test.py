@@ -11,6 +11,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.runs import TrainingRun, recorded_state, run_weights
+from tests.error_rows import row
 
 WIDTH = 64
 DENSE = 4 * (WIDTH * WIDTH + WIDTH + WIDTH * 2 + 2)  # bytes of all weights
@@ -65,9 +66,13 @@ def test_a_plan_counts_the_copy_and_what_is_read(trained):
 def test_a_limit_that_weights_exceed_is_a_warning_with_numbers(trained):
     model, run = trained
     tracin = kt.TracIn(model, TRAIN, run, memory_limit=DENSE // 2)
-    with pytest.warns(UserWarning, match=rf"memory_limit={DENSE // 2:,} bytes"):
+    with pytest.warns(
+        UserWarning, match=row("memory-limit", f"={DENSE // 2:,} bytes")
+    ):
         scores = tracin.self_influence(verbose=0).scores
-    with pytest.warns(UserWarning, match="memory_limit"):  # each call says so
+    with pytest.warns(
+        UserWarning, match=row("memory-limit")
+    ):  # each call says so
         again = tracin.self_influence(verbose=0).scores
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.runs import TrainingRun, updates
 from keras_tracin.runs.steps import RecordingTrainFunction
+from tests.error_rows import row
 from tests.unit_steps import (
     BATCHES,
     EXPONENTIAL,
@@ -214,7 +215,9 @@ def test_more_updates_in_one_step_than_are_noted_are_refused(
     model = Loops(make_model().layers)
     model.times = 20
     model.compile(SGD(0.1))
-    with pytest.raises(ValueError, match=r"made 20 updates .* 8 are kept"):
+    with pytest.raises(
+        ValueError, match=row("many-updates", "made 20 updates ... 8 are kept")
+    ):
         fit(model, [TracInCheckpoint(tmp_path)])
 
 
@@ -226,7 +229,7 @@ def test_an_optimizer_with_its_own_apply_is_refused(tmp_path):
             self._iterations.assign_add(1)
 
     model = compiled(optimizer=Own(0.1))
-    with pytest.raises(ValueError, match=r"Own 'own\w*' applies cannot be rec"):
+    with pytest.raises(ValueError, match=row("own-apply", "Own 'own")):
         fit(model, [TracInCheckpoint(tmp_path)])
     fit(model, [])
     assert not isinstance(model.train_function, RecordingTrainFunction)
@@ -258,7 +261,9 @@ def test_a_run_that_could_not_begin_is_refused(tmp_path):
     def remake(callback, index):
         callback.model.make_train_function(force=True)
 
-    with pytest.raises(ValueError, match=r"6 updates .* list TracInCheckpoint"):
+    with pytest.raises(
+        ValueError, match=row("own-loop", "6 updates ... list TracInCheckpoint")
+    ):
         fit(compiled(), [TracInCheckpoint(tmp_path), At(epoch_begin=remake)])
 
 
@@ -359,8 +364,8 @@ class Loop:
         for epoch in range(2):
             if tells_epochs:
                 callbacks.on_epoch_begin(epoch)
-            for batch, row in enumerate(np.eye(BATCHES, dtype="float32")):
-                model.train_on_batch(row[None], np.zeros([1, 1]))
+            for batch, x in enumerate(np.eye(BATCHES, dtype="float32")):
+                model.train_on_batch(x[None], np.zeros([1, 1]))
                 callbacks.on_train_batch_end(batch)
             if tells_epochs:
                 callbacks.on_epoch_end(epoch)
@@ -398,7 +403,7 @@ def test_weights_that_an_unknown_optimizer_trains_are_warned_of(tmp_path):
     layers = [keras.layers.Dense(2, use_bias=False) for _ in range(2)]
     model = Hides([keras.Input((BATCHES,)), *layers])
     model.compile(SGD(0.1))
-    with pytest.warns(UserWarning, match="changed, but by no optimizer"):
+    with pytest.warns(UserWarning, match=row("unheld-optimizer")):
         fit(model, [TracInCheckpoint(tmp_path / "hidden")], epochs=2)
     assert sorted(TrainingRun(tmp_path / "hidden")[0].updated) == [0]
 

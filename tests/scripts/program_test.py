@@ -18,6 +18,7 @@ from keras_tracin.scripts import (
     self_influence,
 )
 from keras_tracin.scripts._program import Program
+from tests.error_rows import row
 from tests.scripts.helpers import TASK, Workplace
 
 PROGRAMS = (check, index, query, report, score, self_influence)
@@ -76,7 +77,7 @@ def test_a_flag_says_what_it_is_for_in_its_section(capsys):
     [
         (
             ["--task=t", "--dampnig=1"],
-            "Unknown.* 'dampnig'. Did you mean: damping",
+            row("unknown-flag", "'dampnig'. Did you mean: damping"),
         ),
         (["--task=t", "--method=magic"], "--method=magic: value should be one"),
         (["--task=t", "--k=0"], "--k=0"),
@@ -84,12 +85,18 @@ def test_a_flag_says_what_it_is_for_in_its_section(capsys):
         (["--task=t", "--memory_limit=much"], "expected bytes, or a number"),
         (["--k=1"], "--task must have a value"),
         (["--task=t", "--epochs=2,x"], "expected whole numbers of 1 or more"),
-        (["--task=t", "--dim=9"], "--dim is for --projection or --solver"),
+        (
+            ["--task=t", "--dim=9"],
+            row("unused-flag", "--dim is...--projection or --solver"),
+        ),
         (["--task=t", "scores.npz"], "Expected flags .* 'scores.npz'"),
-        (["--task=t", "--damping=1"], "--damping is for --method=influence"),
+        (
+            ["--task=t", "--damping=1"],
+            row("unused-flag", "--damping is...--method=influence"),
+        ),
         (
             ["--task=t", "--method=influence", "--l2=1"],
-            "--l2 is for --method=rep",
+            row("unused-flag", "--l2 is...--method=rep"),
         ),
         (
             ["--task=t", "--output=a.txt"],
@@ -165,7 +172,7 @@ def test_missing_run_ends_the_process_with_2_and_one_line(trained):
     (line,) = said(done)
     assert line == done.stderr.splitlines()[-1]
     assert "keras_tracin-score: error: " in line
-    assert "runs/lost does not exist" in line
+    assert re.search(row("missing-run", "runs/lost does"), line)
     assert "Traceback" not in done.stderr
 
 

@@ -1,7 +1,9 @@
 import importlib
+import re
 
 import keras_tracin as kt
 from keras_tracin.scripts import report
+from tests.error_rows import row
 from tests.scripts.helpers import FEW, TASK
 
 
@@ -62,7 +64,7 @@ def test_page_that_is_there_is_kept(work):
     kept = work.directory / "kept.html"
     kept.write_text("mine")
     line = work.refused(report, TASK, "--output=kept.html")
-    assert "exists: --overwrite replaces it" in line
+    assert re.search(row("output-exists"), line)
     line = work.refused(report, TASK, "--output=page.csv")
     assert "should end in .html" in line
     assert kept.read_text() == "mine"

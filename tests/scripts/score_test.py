@@ -8,6 +8,7 @@ import keras_tracin as kt
 from keras_tracin.runs import run_weights
 from keras_tracin.scripts import score, self_influence
 from keras_tracin.scripts._output import Output
+from tests.error_rows import row
 from tests.scripts.helpers import FEW, TASK, table
 
 
@@ -36,7 +37,7 @@ def test_scores_are_those_of_the_library(work):
     np.testing.assert_array_equal(found.train_ids, expected.train_ids)
 
     refused = work.refused(score, TASK, FEW, "--output=out/all.npz")
-    assert "exists: --overwrite replaces it" in refused
+    assert re.search(row("output-exists"), refused)
     work.run(
         score, TASK, FEW, "--epochs=2,5", "--weights=sum",
         "--layers=logits", "--output=out/all.npz", "--overwrite", "--quiet",
@@ -179,23 +180,37 @@ def test_self_influence_is_ranked_in_a_table_and_in_order_in_arrays(work):
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
 
 
+def test_a_task_without_a_run_needs_one(work, monkeypatch, tmp_path):
+    text = "from digits_task import *\nrun = None\n"
+    (tmp_path / "runless_task.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    line = work.refused(score, "--task=runless_task", FEW)
+    assert re.search(row("no-run-flag", "--run=DIRECTORY"), line), line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task=digits_tsak"], "There is no module 'digits_tsak'"),
+        (["--task=digits_tsak"], row("no-module", "'digits_tsak'")),
         (
             ["--epochs=9"],
-            "--epochs names 9, .* no checkpoint .* of epochs 1, 2, 3, 4, 5",
+            row(
+                "unknown-epoch",
+                "9, ... no checkpoint ... of epochs 1, 2, 3, 4, 5",
+            ),
         ),
         (
             ["--epochs=1", "--checkpoints=2"],
             "--checkpoints or --epochs, not both",
         ),
         (["--checkpoints=50"], "`count` should be from 1 to"),
-        (["--queries=3,500"], "names '500', .* 100 test examples .* 0, 1, 2"),
+        (
+            ["--queries=3,500"],
+            row("unknown-query", "'500', ... 100 test examples ... 0, 1, 2"),
+        ),
         (["--layers=convolution"], "convolution"),
         (["--method=influence"], "needs --damping"),
-        (["--k=2000"], "`k` should not exceed"),
+        (["--k=2000"], row("k", "not exceed")),
         (["--output=digits_task.py/scores.csv"], "cannot be written"),
         (["--method=representer", "--target=cat"], "target"),
     ],

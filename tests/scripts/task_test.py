@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_tracin.scripts.task import TaskError, load_task
+from tests.error_rows import row
 
 
 @pytest.fixture
@@ -82,15 +83,26 @@ def test_module_is_a_task_and_values_serve_as_functions(write):
         ),
         ("kinds/Task", "should be module:attribute"),
         ("", "should be module:attribute"),
-        ("nowhere:Task", "There is no module 'nowhere'"),
-        ("kinds.more:Task", "There is no module 'kinds.more'"),
-        ("kinds:Tsak", "has no 'Tsak'. It has .*Task, keras, of_three, task"),
+        ("nowhere:Task", row("no-module", "'nowhere'")),
+        ("kinds.more:Task", row("no-module", "'kinds.more'")),
+        (
+            "kinds:Tsak",
+            row("no-attribute", "'Tsak'...Task, keras, of_three, task"),
+        ),
         ("kinds:keras", "no `model`|no `train`"),
         ("kinds", "has no `model`"),
-        ("broken", "Importing .* 'broken' failed with ZeroDivisionError"),
-        ("needs", "Importing .* failed with ModuleNotFoundError: .*not_there"),
-        ("fails:make", r"`make\(\)` of .* failed with KeyError: 'data'"),
-        ("fails:Needs", r"`Needs\(\)` of .* failed with TypeError"),
+        (
+            "broken",
+            row("failing-task", "Importing ... 'broken'...ZeroDivisionError"),
+        ),
+        (
+            "needs",
+            row(
+                "failing-task", "Importing ...ModuleNotFoundError: ...not_there"
+            ),
+        ),
+        ("fails:make", row("failing-task", "`make()` of ...KeyError: 'data'")),
+        ("fails:Needs", row("failing-task", "`Needs()` of ...TypeError")),
     ],
 )
 def test_spec_that_names_no_task_is_an_error_that_says_why(

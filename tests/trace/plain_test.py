@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_tracin as kt
+from tests.error_rows import row
 from tests.trace.helpers import QUERIES, X, Y, make_model
 
 
@@ -48,7 +49,10 @@ def test_it_resumes_with_the_seeds_and_is_then_the_same(tmp_path):
         np.testing.assert_array_equal(one, same)
     unrolled = kt.UnrolledInfluence(model, (X, Y), tmp_path / "a")
     assert unrolled.replay_error < 1e-5
-    with pytest.raises(ValueError, match="received batch_size 6, expected 7"):
+    with pytest.raises(
+        ValueError,
+        match=row("trace-settings", "received batch_size 6, expected 7"),
+    ):
         trained(tmp_path / "a", batch_size=6)
 
 

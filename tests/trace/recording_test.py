@@ -11,6 +11,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.trace import TrainingTrace, trace_training
+from tests.error_rows import row
 from tests.trace.helpers import QUERIES, X, Y, make_model
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,7 +110,10 @@ def test_trace_of_another_kind_is_refused_and_replaced_if_wanted(
     whole, tmp_path
 ):
     directory, *_ = whole
-    with pytest.raises(ValueError, match="received batch_size 7, expected 8"):
+    with pytest.raises(
+        ValueError,
+        match=row("trace-settings", "received batch_size 7, expected 8"),
+    ):
         traced(directory, batch_size=7)
     model = make_model("sgd")
     run = tmp_path / "run"

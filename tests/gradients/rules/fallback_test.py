@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients.capture import capture
+from tests.error_rows import row
 from tests.gradients.oracle import (
     Case,
     check,
@@ -291,6 +292,20 @@ def test_layer_that_cannot_be_repeated_is_refused_by_name():
         return capture(model, uneven_loss, (x, y, None)).losses
 
     with pytest.raises(
-        ValueError, match=r"(?s)'stubborn' \(HostSide\).*layers="
+        ValueError,
+        match=row("unsplittable-layer", "'stubborn' (HostSide)...layers="),
     ):
         step(tf.ones((4, 3)), tf.ones(4))
+
+
+def test_a_layer_taken_one_by_one_needs_a_trace():
+    model = sequential((3,), HostSide(name="stubborn"), layers.Dense(2))
+    data = tf.ones((4, 3)), tf.ones(4), None
+    tf.config.run_functions_eagerly(True)
+    try:
+        with pytest.raises(
+            ValueError, match=row("eager-functions", "'stubborn' (HostSide)")
+        ):
+            tf.function(lambda: capture(model, uneven_loss, data).losses)()
+    finally:
+        tf.config.run_functions_eagerly(False)

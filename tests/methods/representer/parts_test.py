@@ -11,6 +11,7 @@ import keras_tracin as kt
 from keras_tracin.engine.parts import Parts
 from keras_tracin.methods import base
 from tests.engine import scoring_worker
+from tests.error_rows import row
 
 TRAIN, TEST = scoring_worker.examples(300, 0), scoring_worker.examples(6, 1)
 # Blocks of 4 queries; with "lje" the Hessian fits as well.
@@ -123,12 +124,14 @@ def test_workers_share_the_scores(points, tmp_path, written, monkeypatch):
 
 def test_parts_of_another_call_are_not_taken(points, tmp_path):
     answer(points, "influence", tmp_path)
-    with pytest.raises(ValueError, match=r"another call.*target='predicted'"):
+    with pytest.raises(
+        ValueError, match=row("other-parts", "target='predicted'")
+    ):
         answer(points, "influence", tmp_path, target="predicted")
     x, y = TEST
-    with pytest.raises(ValueError, match=r"another call.*test="):
+    with pytest.raises(ValueError, match=row("other-parts", "test=")):
         answer(points, "influence", tmp_path, test=(x + 1, y))
-    with pytest.raises(ValueError, match=r"another call.*call="):
+    with pytest.raises(ValueError, match=row("other-parts", "call=")):
         answer(points, "class_scores", tmp_path)
     x, y = TRAIN
     model = scoring_worker.build()
@@ -150,5 +153,8 @@ def test_workers_of_a_strategy_need_a_directory(monkeypatch):
         "keras_tracin.engine.distribution.worker_of", lambda _: (1, 2)
     )
     for call in CALLS:
-        with pytest.raises(ValueError, match=r"2 processes.*`directory=`"):
+        with pytest.raises(
+            ValueError,
+            match=row("no-common-directory", "2 processes...`directory=`"),
+        ):
             answer(points, call)

@@ -6,6 +6,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.methods.unrolled.updates import Update
+from tests.error_rows import row
 from tests.methods.unrolled.helpers import QUERIES, X, Y, make_model, recorded
 from tests.strategies import mirrored
 
@@ -37,7 +38,10 @@ def test_optimizers_are_refused_by_name(optimizer, match):
 
 def test_models_are_refused_by_the_layers_in_question():
     refused(make_model("sgd", keras.layers.BatchNormalization()), "LayerNorm")
-    refused(make_model("sgd", dtype="mixed_bfloat16"), "half precision")
+    refused(
+        make_model("sgd", dtype="mixed_bfloat16"),
+        row("half-precision", "half precision"),
+    )
     model = keras.Sequential(
         [
             keras.Input((4,)),
@@ -49,7 +53,7 @@ def test_models_are_refused_by_the_layers_in_question():
     refused(model, "constraints on .*kernel")
     with mirrored(2).scope():
         model = make_model("sgd", dtype="float32")
-    refused(model, "strategy of 2 replicas")
+    refused(model, row("trace-replicas", "strategy of 2 replicas"))
 
 
 def test_frozen_batch_normalization_is_as_good_as_any_layer(tmp_path):
@@ -76,7 +80,7 @@ def test_runs_that_do_not_tell_enough_are_refused(tmp_path):
     kt.record_training(model, (X, Y), tmp_path / "run", epochs=1)
     refused(model, "no checkpoints", kt.TrainingRun(tmp_path / "run")[:0])
     other = make_model(optimizers.SGD(0.1), hidden=False, dtype="float32")
-    refused(other, "is not the one whose training", tmp_path / "run")
+    refused(other, row("other-architecture"), tmp_path / "run")
     refused(model, "without the ids", tmp_path / "run", (X[:20], Y[:20]))
 
 
@@ -93,7 +97,9 @@ def test_states_of_random_numbers_are_missed_where_they_are_needed(tmp_path):
 def test_calls_that_make_no_sense_are_refused(tmp_path):
     model = make_model(optimizers.SGD(0.1), dtype="float32")
     unrolled = recorded(model, tmp_path, epochs=1)
-    with pytest.raises(NotImplementedError, match="each of the 30 examples"):
+    with pytest.raises(
+        NotImplementedError, match=row("no-self-influence", "the 30 examples")
+    ):
         unrolled.self_influence()
     with pytest.raises(ValueError, match=r"Received shape \(29,\)"):
         unrolled.retrain(QUERIES, np.ones(29))
