@@ -12,7 +12,6 @@ import numpy as np
 import keras_tracin as kt
 from benchmarks._quality_settings import FEW_STEPS, Arrays, Setting
 from benchmarks._quality_training import Trained, recorded
-from keras_tracin.runs import run_weights
 
 ENSEMBLE = 5  # trainings
 
@@ -103,21 +102,16 @@ def influence(
     """
 
     def scores(problem: Problem, seed: int) -> Scores:
-        chosen = damping() if callable(damping) else damping
         trained = problem.trained(seed)
-        all_scores = []
-        with run_weights(trained.model) as load:
-            for checkpoint in choose(trained.run):
-                load(checkpoint)
-                method = kt.InfluenceFunctions(
-                    trained.model,
-                    problem.train,
-                    damping=chosen,
-                    solver=solver,
-                    curvature=curvature,
-                )
-                all_scores.append(method.influence(problem.test, verbose=0))
-        return Scores.mean(all_scores)
+        method = kt.InfluenceFunctions(
+            trained.model,
+            problem.train,
+            run=choose(trained.run),
+            damping=damping() if callable(damping) else damping,
+            solver=solver,
+            curvature=curvature,
+        )
+        return method.influence(problem.test, verbose=0)
 
     return scores
 

@@ -275,7 +275,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 },
             )
         if path and self.verbose:
-            step, shown = self._writer.last_step, files.shown(path)
+            step, shown = self._writer.last_step, files.display_path(path)
             print(f"\nEpoch {self._epoch}: saved step {step} to {shown}")
 
     @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Minibatches:
 
     @contextlib.contextmanager
     def watched(self, watcher: Watcher) -> Iterator[None]:
-        """Within it, a watcher is told of every batch that was used."""
+        """Tells a watcher of every batch that is used in a block."""
         self._watchers.append(watcher)
         try:
             yield

@@ -256,7 +256,7 @@ class Inverses:
 
     @contextlib.contextmanager
     def _announced(self, what: str, verbose: int):
-        """Within it, batches that the solver uses advance a progress bar."""
+        """Shows a progress bar of the batches that a solver uses in a block."""
         work = _Work(f"{what}, by {type(self._solver).__name__}")
         progress = Progress(work, verbose, self.title)
         model, examples = self._engine.model, self.operator.held

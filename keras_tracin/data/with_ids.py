@@ -72,7 +72,7 @@ def with_ids(
         )
     known: tf.data.Dataset = ids
     if not isinstance(ids, tf.data.Dataset):
-        known = tf.data.Dataset.from_tensor_slices(_checked_ids(ids))
+        known = tf.data.Dataset.from_tensor_slices(_validate_ids(ids))
     counts = known.cardinality().numpy(), dataset.cardinality().numpy()
     if min(counts) >= 0 and counts[0] != counts[1]:
         raise ValueError(
@@ -102,8 +102,8 @@ def _keyed(dataset: tf.data.Dataset, key: str) -> tf.data.Dataset:
     return dataset.map(take_out)
 
 
-def _checked_ids(ids: Any) -> np.ndarray:
-    """Ids as an array `[n]` of whole numbers or strings."""
+def _validate_ids(ids: Any) -> np.ndarray:
+    """Returns ids as an array `[n]` of whole numbers or strings."""
     array = np.asarray(ids)
     if array.ndim != 1 or array.dtype.kind not in "iuSUO":
         raise ValueError(

@@ -225,7 +225,7 @@ class Engine:
     def explaining(
         self, batch: Batch | None, queries: Queries | None = None
     ) -> contextlib.AbstractContextManager:
-        """Within it, failures are explained by the data that they are of."""
+        """Explains failures in a block by the data that they are of."""
         return explaining(self.suspects(batch, queries))
 
     def not_finite(

@@ -186,7 +186,7 @@ def tolerance(model: keras.Model) -> float:
     return 1e-2 if half else 1e-4
 
 
-def kept_numbers(path: Path) -> Numbers:
+def load_numbers(path: Path) -> Numbers:
     """The numbers in a file.
 
     Raises:
@@ -220,7 +220,7 @@ def agree(
     """
     if not path.is_file():
         write_first_arrays(path, received)
-    expected, directory = kept_numbers(path), path.parent
+    expected, directory = load_numbers(path), path.parent
     for name in _DATA:
         if not np.array_equal(
             received.get(name, np.zeros(0)), expected.get(name, np.zeros(0))
@@ -231,8 +231,8 @@ def agree(
             raise Mismatch(
                 f"What is in {directory} was {what}, or from these in another "
                 "order: of those that are compared, "
-                f"received {name} {_shown(received.get(name))}, expected "
-                f"{_shown(expected.get(name))}. {remedy}."
+                f"received {name} {_format(received.get(name))}, expected "
+                f"{_format(expected.get(name))}. {remedy}."
             )
     names = [*_MEANINGS, *sorted({**received, **expected})]
     for name in names:
@@ -288,7 +288,7 @@ def _first_apart(
     return tuple(map(int, at)), float(apart[at])
 
 
-def _shown(array: np.ndarray | None) -> str:
+def _format(array: np.ndarray | None) -> str:
     if array is None:
         return "none"
     return str(array) if array.ndim == 0 else f"{array[:3].tolist()}..."

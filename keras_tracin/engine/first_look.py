@@ -128,14 +128,14 @@ class FirstLook:
         scale = scale.max(axis=0, initial=0)
         for place in range(self._count, len(marks)):
             row = places[place]
-            one, other = marks[row], marks[place]
-            if not alike(one, other, self._tolerance, scale):
+            before, again = marks[row], marks[place]
+            if not alike(before, again, self._tolerance, scale):
                 noise = self._noise_of_marks(row)
-                if alike(one, other, 0.0, scale, NOISE * noise):
+                if alike(before, again, 0.0, scale, NOISE * noise):
                     continue
                 if self._is_learnt([row]):
                     continue
-                return self._mixes(row, one[0], other[0])
+                return self._mixes(row, before[0], again[0])
         return None
 
     def _noise_of_marks(self, row: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def sketches_at(
 
 @contextlib.contextmanager
 def _fresh_statistics(model: keras.Model) -> Iterator[None]:
-    """Within it, Normalization layers use the weights they are lent.
+    """Lets Normalization layers use the weights they are lent in a block.
 
     They keep tensors that were computed from their own.
     """

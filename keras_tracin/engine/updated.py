@@ -89,7 +89,7 @@ class UpdatedVariables:
 
     @contextlib.contextmanager
     def trainable(self) -> Iterator[None]:
-        """Within it, the variables that some steps updated are trainable."""
+        """Makes the variables that some steps updated trainable in a block."""
         if self._is_now:
             yield
             return
@@ -108,18 +108,18 @@ class UpdatedVariables:
                 weight.trainable = before
 
     def visit(self, checkpoint: Checkpoint | None) -> None:
-        """From now on, steps run with this checkpoint's weights."""
+        """Takes the shares of a checkpoint, whose weights the model has now."""
         if self._current is not None:
             self._current.assign(self._shares.get(checkpoint, self._unknown))
 
     def leave(self) -> None:
-        """From now on, the weights are no checkpoint's."""
+        """Takes the shares of weights that are no checkpoint's."""
         if self._current is not None:
             self._current.assign(self._unknown)
 
     @contextlib.contextmanager
     def visiting(self, checkpoint: Checkpoint | None) -> Iterator[None]:
-        """Within it, steps run with this checkpoint's weights."""
+        """Visits a checkpoint for the length of a block."""
         self.visit(checkpoint)
         try:
             yield

@@ -250,7 +250,7 @@ class InfluenceIndex:
         identity, width = store.manifest.identity, store.shards.width
         count = len(identity.get("checkpoints", [])) or 1
         return (
-            f"<InfluenceIndex of {files.shown(store.directory)}: "
+            f"<InfluenceIndex of {files.display_path(store.directory)}: "
             f"{len(self):,} rows of "
             f"{count} × {width // count:,} {identity['dtype']}, "
             f"{store.manifest.nbytes / 2**20:,.0f} MB; "

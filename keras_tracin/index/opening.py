@@ -21,7 +21,7 @@ import keras
 from keras_tracin.data.batches import Batch
 from keras_tracin.engine.distribution import Strategy, worker_of
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
-from keras_tracin.engine.fingerprint import agree, kept_numbers, tolerance
+from keras_tracin.engine.fingerprint import agree, load_numbers, tolerance
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.index.manifest import (
     FILE_NAME,
@@ -142,7 +142,7 @@ def check_numbers(store: Store, recipe: RowRecipe) -> None:
     begun = store.manifest.entries or any(store.directory.glob("rows/[0-9]*"))
     ids = None
     if path.is_file():
-        ids = kept_numbers(path)["ids"]
+        ids = load_numbers(path)["ids"]
     elif begun:
         raise ValueError(
             f"{path} is missing, which says what rows are made with. {REMEDY}"

@@ -29,6 +29,8 @@ from keras_tracin.losses.output_kinds import kind_of, outputs_of
 from keras_tracin.losses.outputs import REMEDY, Outputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 
+_ROUNDING = 1e-3  # of class indices that are stored as floating-point numbers
+
 
 def query_value(
     model: keras.Model,
@@ -46,7 +48,8 @@ def query_value(
             or a function `(y_true, y_pred) -> [n]` that is lower where the
             prediction is better. A logit is what went into the last softmax
             or sigmoid. Outputs `[n, ..., classes]` have labels `[n, ...]`, or
-            one-hot ones; a single output is the second of two classes.
+            one-hot ones; a single output is the second of two classes, and
+            its labels are 0 or 1.
         loss: the loss that `"loss"` stands for; the compiled one by default.
         x: inputs of some examples, whose outputs tell whether a built model
             returns logits or probabilities. Without them the loss does, or
@@ -58,8 +61,9 @@ def query_value(
     Raises:
         ValueError: for any other `query_loss`; if a logit or margin is asked
             for and the outputs do not tell it; or (when called) if the model
-            has several outputs, labels that do not fit them, or probabilities
-            of exactly 0 or 1.
+            has several outputs, labels that do not fit them (as those of a
+            regression, which are no classes), or probabilities of exactly 0
+            or 1.
     """
     if query_loss == "loss":
         return per_example_loss(model, loss)
@@ -92,13 +96,16 @@ def _negated(
         _check_known(name, outputs)
         _check_exclusive(name, outputs, y_pred)
         computed = not hasattr(y_pred, "_keras_logits")
+        # A binary loss takes a label of 0.9, which is on the side of 1; in
+        # any other, a number between two classes is no label.
+        soft = outputs.expected.choice == "sides"
         if computed and outputs.kind == "probabilities":
             shares = to_wide(y_pred)
-            labels, shares, marks = _labels_and_logits(y, shares)
+            labels, shares, marks = _labels_and_logits(y, shares, soft)
             values = _margin_of_shares(labels, shares)
         else:
             logits = outputs.logits(y_pred)
-            labels, logits, marks = _labels_and_logits(y, logits)
+            labels, logits, marks = _labels_and_logits(y, logits, soft)
             values = measure(labels, logits)
         if computed and outputs.kind in ("probabilities", "sigmoids"):
             marks.append(_saturated(outputs.kind, labels, y_pred))
@@ -160,8 +167,16 @@ def _check_exclusive(name: str, outputs: Outputs, y_pred) -> None:
         )
 
 
-def _labels_and_logits(y, logits) -> tuple[tf.Tensor, tf.Tensor, list[Outside]]:
-    """Labels `[n, ...]` and logits `[n, ..., classes]`, at least two."""
+def _labels_and_logits(
+    y, logits, soft: bool
+) -> tuple[tf.Tensor, tf.Tensor, list[Outside]]:
+    """Labels `[n, ...]` and logits `[n, ..., classes]`, at least two.
+
+    Args:
+        y: class indices, or one-hot labels.
+        logits: `[n, ..., k]`; of a single output, the second of two classes.
+        soft: whether a label between two classes stands for the closer one.
+    """
     logits = tf.convert_to_tensor(logits)
     y = tf.convert_to_tensor(y)
     classes = logits.shape[-1]
@@ -180,11 +195,14 @@ def _labels_and_logits(y, logits) -> tuple[tf.Tensor, tf.Tensor, list[Outside]]:
             f"{logits.shape}; pass a function of (y_true, y_pred) as "
             "`query_loss`."
         )
-    labels, outside = inside(
+    indices, outside = inside(
         tf.cast(tf.round(labels), tf.int64), logits.shape[-1]
     )
+    if labels.dtype.is_floating and not soft:
+        between = tf.abs(labels - tf.round(labels)) > _ROUNDING
+        marks.append(Outside(between, labels, outside.expected))
     marks.append(outside)
-    return labels, logits, marks
+    return indices, logits, marks
 
 
 def _several(y: tf.Tensor) -> Outside:

@@ -33,10 +33,10 @@ def aware_products_pass(
         weights: the checkpoints to sum over.
         aware: the diagonals D.
     """
-    query, one = queries.steps.query, np.float32(1)
+    query, rate = queries.steps.query, np.float32(1)
 
     def weigh(visit: Visit):
-        rows = [query.rows(batch.data, one) for batch in queries.batches]
+        rows = [query.rows(batch.data, rate) for batch in queries.batches]
         # Nothing here may keep rows that were cut up: they are large.
         rows = tf.concat(rows, axis=0) if len(rows) > 1 else rows.pop()
         parts = list(flat.directions(rows, query.variables))

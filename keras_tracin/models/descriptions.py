@@ -44,10 +44,10 @@ def describe_loss(model: keras.Model, loss: Any = None) -> Any:
         loss: anything `compile(loss=...)` takes.
     """
     if loss is not None:
-        return {"loss": _described_losses(loss)}
+        return {"loss": _describe_losses(loss)}
     compiled = compiled_loss(model) or CompiledLoss(None, None)
     return {
-        "loss": _described_losses(compiled.loss),
+        "loss": _describe_losses(compiled.loss),
         "loss_weights": describe(compiled.weights),
     }
 
@@ -97,9 +97,9 @@ def describe(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | tf.Tensor | tf.Variable):
-        return _described_array(np.asarray(value))
+        return _describe_array(np.asarray(value))
     if isinstance(value, Mapping):
-        return _described_mapping(value)
+        return _describe_mapping(value)
     if isinstance(value, set | frozenset):
         return sorted(str(describe(entry)) for entry in value)
     if isinstance(value, Sequence):
@@ -145,12 +145,12 @@ def difference(
     return None if received == expected else (name, received, expected)
 
 
-def _described_losses(losses: Any) -> Any:
+def _describe_losses(losses: Any) -> Any:
     """Losses in whatever structure `compile` takes them."""
     if isinstance(losses, Mapping):
-        return {str(key): _described_losses(losses[key]) for key in losses}
+        return {str(key): _describe_losses(losses[key]) for key in losses}
     if isinstance(losses, list | tuple):
-        return [_described_losses(loss) for loss in losses]
+        return [_describe_losses(loss) for loss in losses]
     if isinstance(losses, str):
         # Keras has several names for the same.
         return describe(keras.losses.get(losses))
@@ -170,7 +170,7 @@ def _config_of(value: Any) -> Any:
     return describe(config)
 
 
-def _described_mapping(value: Mapping) -> Any:
+def _describe_mapping(value: Mapping) -> Any:
     if value.get("class_name") == "__lambda__":
         return "<lambda>"
     return {
@@ -180,7 +180,7 @@ def _described_mapping(value: Mapping) -> Any:
     }
 
 
-def _described_array(array: np.ndarray) -> dict[str, Any]:
+def _describe_array(array: np.ndarray) -> dict[str, Any]:
     content = hashlib.blake2b(
         np.ascontiguousarray(array).tobytes(), digest_size=16
     )

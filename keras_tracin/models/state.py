@@ -172,9 +172,9 @@ def _same(variable: Any, before: tf.Tensor) -> bool:
     now = tf.convert_to_tensor(value_of(variable))
     if not now.dtype.is_numpy_compatible or now.dtype == tf.string:
         return bool(np.all(now.numpy() == before.numpy()))
-    one, other = (
+    present, former = (
         np.ascontiguousarray(tensor.numpy()) for tensor in (now, before)
     )
-    if one.ctypes.data == other.ctypes.data:
+    if present.ctypes.data == former.ctypes.data:
         return True  # the same memory: it was not assigned
-    return one.tobytes() == other.tobytes()
+    return present.tobytes() == former.tobytes()

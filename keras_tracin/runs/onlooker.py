@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -25,13 +25,11 @@ class Onlooker:
         arrays: Mapping[str, np.ndarray],
         *,
         epoch: int,
-        logs: Mapping[str, float],
         epoch_end: bool,
         save_weights: bool,
-        updated: Sequence[Sequence[int]] | None = None,
-        notes: Mapping[str, Any] | None = None,
+        **recorded: Any,
     ) -> None:
-        """Counts what `RunWriter.append` would record."""
+        """Counts what `RunWriter.append`, of the same arguments, records."""
         self.last_step += len(arrays["learning_rate"])
         if epoch_end:
             self.last_epoch = epoch

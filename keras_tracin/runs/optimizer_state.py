@@ -90,7 +90,7 @@ def recorded_state(
             for slot, variable in zip(slots, variables, strict=True):
                 if id(slot) in places:
                     shapes[places[id(slot)]] = tuple(variable.shape)
-    with _opened(checkpoint.path) as arrays:
+    with _open(checkpoint.path) as arrays:
         _check_state(optimizer, checkpoint.path, arrays, shapes)
         for variable, array in zip(own, arrays, strict=True):
             if array.shape == () == tuple(variable.shape):
@@ -111,7 +111,7 @@ def initial_optimizer(
     """
     optimizer = _built_twin(model, model.trainable_variables)
     assert run.initial is not None
-    with _opened(run.initial) as arrays:
+    with _open(run.initial) as arrays:
         if arrays and arrays[0][()] > 0:  # its count of iterations
             own = optimizer.variables
             shapes = [tuple(v.shape) for v in own]
@@ -170,7 +170,7 @@ def _twin(optimizer: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[list[h5py.Dataset]]:
+def _open(path: Path) -> Iterator[list[h5py.Dataset]]:
     """The optimizer's variables in a weights file, in its order."""
     with contextlib.ExitStack() as stack:
         if path.suffix == ".keras":

@@ -263,7 +263,7 @@ class TrainingRun(Sequence[Checkpoint]):
         source = (
             "adopted files"
             if self.directory is None
-            else files.shown(self.directory)
+            else files.display_path(self.directory)
         )
         if not self._snapshots:
             return f"<TrainingRun of {source}: no checkpoints>"

@@ -91,7 +91,7 @@ class _Loan:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._saved = [(v, _kept(v)) for v in model.variables]
+        self._saved = [(v, _present_value(v)) for v in model.variables]
         self._untracked = Untracked(model)
         self._count = _count_of_steps(model)
         self._loaded = False
@@ -143,8 +143,8 @@ class _Loan:
         return _count_of_steps(self._model) != self._count
 
 
-def _kept(variable: keras.Variable) -> tf.Tensor:
-    """The present value, in the memory of the computer.
+def _present_value(variable: keras.Variable) -> tf.Tensor:
+    """The present value of a variable, in the memory of the computer.
 
     Where the variable is there too, this is no copy: the variable gets other
     memory once it is assigned to.

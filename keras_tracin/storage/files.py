@@ -69,7 +69,7 @@ def absolute_directory(directory: str | os.PathLike) -> Path:
     return path
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path for people to read: relative, below the working directory."""
     with contextlib.suppress(ValueError, OSError):
         return str(path.relative_to(Path.cwd()))
@@ -163,19 +163,19 @@ class ErrorKeepingFile(io.BytesIO):
             return size or 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As for any file."""
+        """Moves to a position, as `io.BytesIO.seek`."""
         return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
-        """As for any file."""
+        """The position, as `io.BytesIO.tell`."""
         return self._raw.tell()
 
     def readinto(self, buffer) -> int:
-        """As for any file."""
+        """Fills a buffer, as `io.BytesIO.readinto`."""
         return self._raw.readinto(buffer)
 
     def read(self, size: int | None = -1) -> bytes:
-        """As for any file."""
+        """Reads bytes, as `io.BytesIO.read`."""
         return self._raw.read(-1 if size is None else size)
 
     def flush(self) -> None:

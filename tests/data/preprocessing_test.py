@@ -93,9 +93,9 @@ def image_classifier():
     )
 
 
-def bert(task, preprocessor, **options):
+def text_backbone(kind):
     keras.utils.set_random_seed(0)
-    backbone = hub.BertBackbone(
+    return kind(
         vocabulary_size=len(WORDS),
         num_layers=1,
         num_heads=1,
@@ -104,6 +104,10 @@ def bert(task, preprocessor, **options):
         max_sequence_length=8,
         dropout=0.0,
     )
+
+
+def bert(task, preprocessor, **options):
+    backbone = text_backbone(hub.BertBackbone)
     tokenizer = hub.BertTokenizer(vocabulary=WORDS)
     steps = preprocessor(tokenizer, sequence_length=8)
     return compiled(task(backbone, preprocessor=steps, **options))
@@ -131,17 +135,8 @@ class Words(hub.BertTokenizer):
 
 
 def language_model():
-    keras.utils.set_random_seed(0)
+    backbone = text_backbone(hub.GPT2Backbone)
     tokenizer = Words(vocabulary=WORDS)
-    backbone = hub.GPT2Backbone(
-        vocabulary_size=len(WORDS),
-        num_layers=1,
-        num_heads=1,
-        hidden_dim=4,
-        intermediate_dim=4,
-        max_sequence_length=8,
-        dropout=0.0,
-    )
     steps = hub.GPT2CausalLMPreprocessor(tokenizer, sequence_length=6)
     return compiled(hub.GPT2CausalLM(backbone, preprocessor=steps))
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from keras_tracin.losses.invalid_labels import LabelsOutsideClasses
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.losses.query_losses import query_value
 from tests.gradients.oracle import functional, sequential
@@ -78,6 +79,29 @@ def test_one_sigmoid_is_a_choice_of_two(measure, activation, column):
     np.testing.assert_allclose(
         values, expected_query(measure, both, labels), rtol=1e-5, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("measure", ["logit", "margin"])
+@pytest.mark.parametrize("loss", ["mse", squared])
+def test_numbers_of_a_regression_are_no_labels(measure, loss):
+    model = sequential((1,), layers.Activation("linear"))
+    model.compile(loss=loss)
+    value = query_value(model, measure)
+    y, y_pred = np.array([0.0, 0.3, 1.0]), LOGITS[:3, :1].astype("float32")
+    with pytest.raises(LabelsOutsideClasses, match=r"\[0\.3\].*from 0 to 1"):
+        value(y, tf.constant(y_pred))
+    marked = tf.function(value)(tf.constant(y), tf.constant(y_pred))
+    np.testing.assert_array_equal(np.isnan(marked), [False, True, False])
+
+
+@pytest.mark.parametrize("measure", ["logit", "margin"])
+def test_a_soft_label_of_a_binary_loss_is_on_the_closer_side(measure):
+    model = sequential((1,), layers.Activation("sigmoid"))
+    model.compile(loss="binary_crossentropy")
+    value, y_pred = query_value(model, measure), model(LOGITS[:, :1])
+    soft = value(np.array([0.1, 0.9, 1.0, 0.0, 0.8]), y_pred, None)
+    hard = value(np.array([0, 1, 1, 0, 1]), y_pred, None)
+    np.testing.assert_array_equal(soft, hard)
 
 
 @pytest.mark.parametrize("query_loss", ["loss", "logit", "margin", "mse"])

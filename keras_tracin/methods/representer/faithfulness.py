@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.methods.representer.decomposition import L2Points
-from keras_tracin.methods.representer.problem import Problem, checked_l2
+from keras_tracin.methods.representer.problem import Problem, validate_l2
 from keras_tracin.methods.representer.retune import retune
 
 
@@ -161,7 +161,7 @@ def sweep_l2(
     Raises:
         ValueError: if `l2` is empty; and as `RepresenterPoints`.
     """
-    values = sorted(map(checked_l2, l2), reverse=True)
+    values = sorted(map(validate_l2, l2), reverse=True)
     if not values:
         raise ValueError("`l2` should hold at least one λ. Received none.")
     problem = Problem(

@@ -36,7 +36,7 @@ from keras_tracin.methods.representer.decomposition import check_hessian_fits
 from keras_tracin.methods.representer.faithfulness import Faithfulness, compare
 from keras_tracin.methods.representer.fit import LastLayerMethod
 from keras_tracin.methods.representer.head import RetunedModel
-from keras_tracin.methods.representer.problem import Problem, checked_l2
+from keras_tracin.methods.representer.problem import Problem, validate_l2
 from keras_tracin.methods.representer.scoring import LARGEST_BLOCK, filling
 from keras_tracin.methods.representer.targets import Target
 from keras_tracin.models.descriptions import describe_loss
@@ -122,7 +122,7 @@ class RepresenterPoints(LastLayerMethod):
             raise ValueError(
                 f"`method` should be 'l2' or 'lje'. Received: {method!r}."
             )
-        l2 = checked_l2(l2)
+        l2 = validate_l2(l2)
         problem = Problem(
             model,
             train,

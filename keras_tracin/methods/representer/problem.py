@@ -154,8 +154,8 @@ def _labels_of(batch: Batch) -> tuple[Any, ...]:
     )
 
 
-def checked_l2(l2: Any) -> float:
-    """λ as a float; ValueError if it is not a number above zero."""
+def validate_l2(l2: Any) -> float:
+    """Returns λ as a float; ValueError unless it is a number above zero."""
     is_number = isinstance(l2, numbers.Real) and not isinstance(l2, bool)
     if not is_number or not math.isfinite(l2) or l2 <= 0:
         raise ValueError(
