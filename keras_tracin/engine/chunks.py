@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Set, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,7 +113,17 @@ def require(sink: Sink, ids: np.ndarray | None) -> Iterator[Sink]:
         return sink.wants(chunk)
 
     yield Sink(sink.add, wants)
-    missing = [name for name in ids.tolist() if name not in offered]
+    check_there(ids, offered)
+
+
+def check_there(ids: np.ndarray, known: Set[Any]) -> None:
+    """Raises ValueError unless all ids given to `among` are known.
+
+    Args:
+        ids: the ids that `among` was given.
+        known: ids of the training examples.
+    """
+    missing = [name for name in ids.tolist() if name not in known]
     if missing:
         raise ValueError(
             "`among` should hold ids of training examples. Received "

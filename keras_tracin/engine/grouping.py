@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.data.ids import check_unique
+from keras_tracin.data.ids import check_unique, read_ids
 
 Groups = dict[str, set]
 
@@ -30,17 +30,20 @@ def read_groups(groups: Iterable[Any] | Mapping[str, Iterable[Any]]) -> Groups:
             sets by name.
     """
     named = groups if isinstance(groups, Mapping) else {"group": groups}
-    return {name: {_plain(one) for one in ids} for name, ids in named.items()}
+    return {name: set(read_ids(ids, "groups")) for name, ids in named.items()}
 
 
-def describe_groups(groups: Groups) -> dict[str, str]:
-    """A digest of each group's ids, as JSON."""
-    return {
-        str(name): hashlib.sha256(
-            json.dumps(sorted(map(repr, ids))).encode()
-        ).hexdigest()
+def describe_groups(groups: Groups) -> list[list[str]]:
+    """Name and a digest of the ids of each group in order, as JSON."""
+    return [
+        [
+            repr(name),
+            hashlib.sha256(
+                json.dumps(sorted(map(repr, ids))).encode()
+            ).hexdigest(),
+        ]
         for name, ids in groups.items()
-    }
+    ]
 
 
 class GroupSums:
@@ -99,8 +102,3 @@ class GroupSums:
                 f"that are not among them: {lost}."
             )
         return self._sums
-
-
-def _plain(one: Any) -> Any:
-    """An id as Python has it, as in `ids.tolist()`."""
-    return one.item() if isinstance(one, np.generic) else one

@@ -33,6 +33,7 @@ import keras
 import numpy as np
 
 from keras_tracin.data.batches import Batch
+from keras_tracin.data.ids import read_ids
 from keras_tracin.engine import collecting
 from keras_tracin.engine.blocks import blocks
 from keras_tracin.engine.call import Call
@@ -226,11 +227,20 @@ class Method:
         What it was fitted to stays all of the training examples.
 
         Args:
-            ids: ids of any number of training examples. Those that are not
+            ids: ids of training examples, at least one. Those that are not
                 there are an error (ValueError) of the first call.
+
+        Raises:
+            ValueError: if `ids` is empty, a mask, or no list of ids.
         """
-        method = self.keep_only(ids)
-        method._required_ids = np.unique(np.asarray(ids))
+        required = read_ids(ids, "among")
+        if not required:
+            raise ValueError(
+                "`among` should hold ids of training examples, at least one. "
+                "Received none."
+            )
+        method = self.keep_only(required)
+        method._required_ids = np.unique(np.asarray(required))
         return method
 
     def keep_only(self, ids: Any) -> Self:

@@ -31,6 +31,7 @@ from typing import Any, Self
 import numpy as np
 
 from keras_tracin.data.batches import Batch
+from keras_tracin.data.ids import read_ids
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
@@ -196,12 +197,15 @@ class Ensemble(Method):
         """The ensemble restricted to the training examples with these ids.
 
         Args:
-            ids: ids of any number of training examples.
+            ids: ids of training examples, at least one.
+
+        Raises:
+            ValueError: as every member's `among`.
         """
-        ids = np.unique(np.asarray(ids))
+        ids = read_ids(ids, "among")
         ensemble = copy.copy(self)
         ensemble.attributors = [m.among(ids) for m in self.attributors]
-        ensemble._size = len(ids)
+        ensemble._size = len(set(ids))
         return ensemble
 
     def within(self, **limits: Any) -> Self:

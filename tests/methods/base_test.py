@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.data.batches import Batch
@@ -161,6 +162,41 @@ def test_training_examples_that_are_not_there_are_an_error(make, scores):
     assert few.among([3]).influence(TEST, verbose=0).train_ids.tolist() == [3]
     with pytest.raises(ValueError, match=row("among-ids", "[7]...not there")):
         few.among([3, 7]).influence(TEST, verbose=0)
+
+
+@METHODS
+def test_ids_are_a_list_of_ids(make, scores):
+    """A mask would be read as the ids 0 and 1, in silence."""
+    method = make(scores)
+    mask = np.arange(scores.shape[1]) == 2
+    mask_refused, others_refused = row("ids-mask"), row("ids-list")
+    for wrong, message in (
+        (mask, mask_refused),
+        (mask.tolist(), mask_refused),
+        (3, others_refused),
+        ("3", others_refused),
+        (np.array([[3]]), others_refused),
+        (np.int64(3), others_refused),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method.among(wrong)
+        with pytest.raises(ValueError, match=message):
+            method.influence(TEST, groups={"a": wrong}, verbose=0)
+    with pytest.raises(ValueError, match=row("no-ids")):
+        method.among([])
+    alike = {3}, (3,), np.array([3]), [np.int64(3)], tf.constant([3])
+    for ids in alike:
+        assert method.among(ids).influence(TEST, verbose=0).train_ids == [3]
+
+
+@METHODS
+def test_groups_in_another_order_are_another_call(make, scores, tmp_path):
+    groups = {"a": [0, 1], "b": [2]}
+    method = make(scores)
+    method.influence(TEST, groups=groups, directory=tmp_path, verbose=0)
+    turned = dict(reversed(groups.items()))
+    with pytest.raises(ValueError, match="groups"):
+        method.influence(TEST, groups=turned, directory=tmp_path, verbose=0)
 
 
 @METHODS

@@ -29,6 +29,7 @@ import numpy as np
 
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine import collecting
+from keras_tracin.engine.chunks import check_there
 from keras_tracin.engine.descriptions import loss_names
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
@@ -324,5 +325,8 @@ class RepresenterPoints(LastLayerMethod):
         """The entries of an array for the training examples of `among`."""
         if self._selected_ids is None:
             return array
-        selected = np.isin(self.fitted().train.ids, self._selected_ids)
+        ids = self.fitted().train.ids
+        if self._required_ids is not None:
+            check_there(self._required_ids, set(ids.tolist()))
+        selected = np.isin(ids, self._selected_ids)
         return np.take(array, np.flatnonzero(selected), axis=axis)

@@ -368,6 +368,16 @@ def test_sample_weights_scale_and_ids_follow_a_shuffle(classes):
     )
 
 
+def test_values_and_class_scores_are_of_what_is_there(classes):
+    few = classes.points.among([1, 10**6])
+    for compute in (
+        lambda: few.values,
+        lambda: few.class_scores(classes.test, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=row("among-ids", "[1000000]")):
+            compute()
+
+
 def state(model):
     variables = [*model.variables, *model.optimizer.variables]
     return [keras.ops.convert_to_numpy(v).copy() for v in variables]
