@@ -295,7 +295,11 @@ class Ensemble(Method):
                 row = result.scores[np.newaxis]
                 yield Attribution(row, np.array(["self"]), result.ids)
 
-        queries = ScoredBlock((Batch(np.array(["self"]), None),), ask)
+        # All are asked, also where their sum is finished: each member compares
+        # its own parts with what it would compute now.
+        members = list(ask())
+        query = Batch(np.array(["self"]), None)
+        queries = ScoredBlock((query,), lambda: members)
         self.stream(queries, sink=_first_row(sink), call=call)
 
     def _ask(self, test: Any, call: Call) -> Iterator[Attribution]:

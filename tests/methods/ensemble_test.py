@@ -63,6 +63,21 @@ class Fixed:
         return {"method": type(self).__name__, "sum": float(self.scores.sum())}
 
 
+class Keeping(Fixed):
+    """A method that keeps its scores, and compares them when asked again."""
+
+    def self_influence(self, *, directory=None, verbose=1):
+        kept = directory.with_suffix(".npy")
+        if kept.exists() and np.any(np.load(kept) != self.scores[0]):
+            raise ValueError("Other scores are kept here.")
+        directory.parent.mkdir(exist_ok=True)
+        np.save(kept, self.scores[0])
+        return super().self_influence()
+
+    def describe(self):
+        return {"method": "Keeping"}
+
+
 class Other(Fixed):
     """A method of another class."""
 
@@ -275,3 +290,15 @@ def test_the_description_is_json_and_names_the_members():
     described = json.loads(json.dumps(ensemble.describe()))
     assert [m["method"] for m in described["members"]] == ["Fixed", "Fixed"]
     assert repr(ensemble).startswith("Ensemble([\n")
+
+
+def test_every_member_compares_what_is_kept_of_self_influence(tmp_path):
+    members = [fixed(0, Keeping), fixed(1, Keeping)]
+    ensemble = kt.Ensemble(members)
+    before = ensemble.self_influence(directory=tmp_path, verbose=0)
+    again = ensemble.self_influence(directory=tmp_path, verbose=0)
+    np.testing.assert_array_equal(again.scores, before.scores)
+    # `describe` does not tell, as it does not tell of labels or losses.
+    members[1].scores = members[1].scores[::-1]
+    with pytest.raises(ValueError, match="Other scores are kept"):
+        ensemble.self_influence(directory=tmp_path, verbose=0)
