@@ -13,6 +13,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Protocol
 
 import numpy as np
@@ -142,7 +143,8 @@ class Damped:
 
 def check_damping(damping: float) -> None:
     """Raises ValueError unless λ is a finite number of zero or more."""
-    if not 0 <= damping < float("inf"):
+    is_number = isinstance(damping, numbers.Real)
+    if not (is_number and 0 <= damping < float("inf")):
         raise ValueError(
             "`damping` should be a finite number of 0 or more: it is added to "
             f"the eigenvalues of the curvature. Received: {damping!r}."

@@ -42,6 +42,7 @@ from keras_tracin.gradients.sites import find_sites, site_variables
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.losses.query_losses import query_value
+from keras_tracin.losses.terms_of_outputs import check_class_weight
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection, check_projection
 from keras_tracin.runs import Checkpoint
@@ -111,6 +112,7 @@ class Engine:
         self.train = open_for_model(model, train, "train")
         self.layers = layers
         self.has_own_loss = loss is not None
+        check_class_weight(class_weight)
         self.losses = describe_losses(model, loss, query_loss, class_weight)
         self.loss = per_example_loss(model, loss, class_weight)
         self.same_loss = query_loss in (None, "loss") and not class_weight

@@ -55,7 +55,7 @@ class UpdatedVariables:
     ):
         self._model = model
         self._position = {id(w): at for at, w in enumerate(model.weights)}
-        now = {self._position[id(w)] for w in model.trainable_weights}
+        now = self._trainable_now()
         covered: set[int] = set()
         self._shares: dict[Checkpoint | None, np.ndarray] = {}
         for checkpoint in checkpoints:
@@ -73,7 +73,6 @@ class UpdatedVariables:
                 covered |= known.keys()
             self._shares[checkpoint] = share
         self._covered = covered or now
-        self._is_now = self._covered == now
         shares = list(self._shares.values())
         self._table = np.stack(shares or [np.ones(len(self._position))])
         # Until a checkpoint is visited, results that depend on it are NaN.
@@ -90,7 +89,7 @@ class UpdatedVariables:
     @contextlib.contextmanager
     def trainable(self) -> Iterator[None]:
         """Makes the variables that some steps updated trainable in a block."""
-        if self._is_now:
+        if self._trainable_now() == self._covered:
             yield
             return
         layers = [(x, x._trainable) for x in self._model._flatten_layers()]
@@ -106,6 +105,9 @@ class UpdatedVariables:
                 layer._trainable = before
             for weight, before in weights:
                 weight.trainable = before
+
+    def _trainable_now(self) -> set[int]:
+        return {self._position[id(w)] for w in self._model.trainable_weights}
 
     def visit(self, checkpoint: Checkpoint | None) -> None:
         """Takes the shares of a checkpoint, whose weights the model has now."""

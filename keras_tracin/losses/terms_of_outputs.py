@@ -8,6 +8,8 @@ Synopsis:
 
 from __future__ import annotations
 
+import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -136,6 +138,24 @@ def _compiled_loss(model: keras.Model) -> CompiledLoss:
 def _redefines(model: keras.Model, method: str) -> bool:
     own = getattr(type(model), method) is not getattr(keras.Model, method)
     return own or method in vars(model)
+
+
+def check_class_weight(class_weight: Any) -> None:
+    """Raises ValueError unless class weights are as `model.fit` takes them."""
+    if class_weight is None:
+        return
+    if not isinstance(class_weight, Mapping) or not all(
+        isinstance(label, numbers.Integral)
+        and int(label) >= 0
+        and isinstance(weight, numbers.Real)
+        and math.isfinite(weight)
+        for label, weight in class_weight.items()
+    ):
+        raise ValueError(
+            "`class_weight` should be a dict of finite weights by class index, "
+            "such as {0: 1.0, 1: 2.5}, as `model.fit` takes it. Received: "
+            f"{class_weight!r}."
+        )
 
 
 def _apply_class_weights(y, sample_weight, class_weight) -> tf.Tensor:

@@ -38,10 +38,11 @@ def check_members(attributors: Any) -> list[Attributor]:
         missing = [
             name for name in _CALLS if not callable(getattr(member, name, None))
         ]
-        if missing:
+        if missing or isinstance(member, type):
+            what = f"has no {missing[0]!r}" if missing else "is a class"
             raise TypeError(
                 "`attributors` should be methods such as `kt.TracIn`. Received "
-                f"{member!r}, which has no {missing[0]!r}."
+                f"{member!r}, which {what}."
             )
     if not attributors:
         raise ValueError(

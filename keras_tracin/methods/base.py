@@ -81,6 +81,7 @@ class Method:
     engine: Engine
     checkpoints: Weights = PRESENT_WEIGHTS
     _fitted_weights: str | None = None
+    _fitted_trainable: list[str] | None = None
     _selected_ids: np.ndarray | None = None  # of `among` or `keep_only`
     _required_ids: np.ndarray | None = None  # of `among`
 
@@ -410,12 +411,26 @@ class Method:
         """Notes the model's weights, for a method that is fitted at them."""
         self._fitted_weights = weights_digest(self.model)
 
+    def remember_trainable(self) -> None:
+        """Notes what is trainable, for a method fitted to these variables."""
+        self._fitted_trainable = _trainable_paths(self.model)
+
     def check_weights(self) -> None:
         """Compares the model's weights with those that were noted.
 
         Raises:
-            ValueError: if they differ.
+            ValueError: if they differ, or others are trainable.
         """
+        fitted, now = self._fitted_trainable, _trainable_paths(self.model)
+        if fitted not in (None, now):
+            kind = type(self).__name__
+            changed = sorted(set(fitted) ^ set(now))
+            raise ValueError(
+                f"This `{kind}` was made while other variables of the model "
+                f"'{self.model.name}' were trainable than are now, and its "
+                f"scores are by those. Received a change of {changed[:5]}. "
+                f"Make another `{kind}`, or set `trainable` back."
+            )
         if self._fitted_weights not in (None, weights_digest(self.model)):
             kind = type(self).__name__
             raise ValueError(
@@ -533,3 +548,7 @@ class Method:
             for checkpoint, rate in self.checkpoints.items()
             if checkpoint is not None
         ]
+
+
+def _trainable_paths(model: keras.Model) -> list[str]:
+    return sorted(weight.path for weight in model.trainable_weights)

@@ -176,6 +176,7 @@ class InfluenceFunctions(Method):
             layers=layers,
             execution=Execution.of(strategy, jit_compile, memory_limit),
         )
+        self.remember_trainable()
         if run is None:
             self.remember_weights()
         else:

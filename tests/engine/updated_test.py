@@ -336,3 +336,16 @@ def test_scores_of_it_are_kept_apart_from_others(tmp_path):
     first = kept.influence(test, directory=parts, verbose=0).scores
     again = kept.influence(test, directory=parts, verbose=0).scores
     np.testing.assert_array_equal(first, again)
+
+
+def test_what_is_frozen_after_a_method_was_made_counts_as_it_did(tmp_path):
+    """The steps are traced at the first call, the variables chosen before."""
+    model = make_model()
+    fit(model, tmp_path, THAWED)
+    before = kt.TracIn(model, make_data(), tmp_path)
+    expected = before.influence(make_data(1, 3), verbose=0).scores
+    made = kt.TracIn(model, make_data(), tmp_path)
+    model.get_layer("base").trainable = False
+    again = made.influence(make_data(1, 3), verbose=0).scores
+    np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-7)
+    assert not model.get_layer("base").trainable

@@ -268,6 +268,8 @@ def test_members_with_other_examples_are_refused():
 def test_what_is_no_list_of_methods_is_refused():
     with pytest.raises(TypeError, match="list of methods"):
         kt.Ensemble(fixed(0))
+    with pytest.raises(TypeError, match="is a class"):
+        kt.Ensemble([kt.TracIn])
     with pytest.raises(TypeError, match="no 'influence'"):
         kt.Ensemble([fixed(0), "runs/a"])
     with pytest.raises(ValueError, match="one method or more"):

@@ -226,6 +226,22 @@ def test_query_loss_turns_the_sign_so_that_positive_helps(model, truth):
     close(found, test @ inverse @ train.T)
 
 
+@pytest.mark.parametrize("solver", [kt.Exact(), kt.EKFAC()])
+def test_variables_frozen_after_it_was_made_are_refused(solver):
+    keras.utils.set_random_seed(0)
+    model = sequential((5,), layers.Dense(3, "tanh"), layers.Dense(1))
+    model.compile(loss="mse")
+    method = kt.InfluenceFunctions(
+        model, TRAIN, damping=1.0, curvature="gauss_newton", solver=solver
+    )
+    model.layers[0].trainable = False
+    path = model.layers[0].kernel.path
+    with pytest.raises(ValueError, match=row("other-trainable", path)):
+        method.influence(TEST, verbose=0)
+    model.layers[0].trainable = True
+    assert np.all(method.self_influence(verbose=0).scores > 0)
+
+
 def test_negative_curvature_is_warned_of():
     keras.utils.set_random_seed(0)
     model = sequential((5,), layers.Dense(3, "tanh"), layers.Dense(1))
@@ -241,6 +257,11 @@ def test_negative_curvature_is_warned_of():
     ("options", "message"),
     [
         ({"damping": -1}, row("damping")),
+        ({"damping": None}, row("damping", "None")),
+        ({"damping": [1, 2]}, row("damping", "[1, 2]")),
+        ({"damping": 0, "class_weight": [1, 2]}, row("class-weight")),
+        ({"damping": 0, "class_weight": {"a": 1}}, row("class-weight", "'a'")),
+        ({"damping": 0, "class_weight": {0: np.nan}}, row("class-weight")),
         ({"damping": 0, "curvature": "fisher"}, "`curvature`"),
         ({"damping": 0, "relative": "loss_"}, "`relative`"),
         (
