@@ -89,6 +89,11 @@ class Parts:
         Raises:
             ValueError: if the directory holds parts of another call.
         """
+        if Path(directory).is_file():
+            raise ValueError(
+                "`directory` should be a directory, which is made where there "
+                f"is none. Received the file {directory}."
+            )
         parts = cls(Path(directory), worker)
         job = {"format_version": FORMAT_VERSION, **job}
         # Of JSON's types, to compare; NumPy's numbers are none of them.
@@ -247,7 +252,17 @@ class Parts:
             with self._making_room("the matrix of scores"):
                 self._put_together(query_ids, count)
         self._wait_for(self.directory / "matrix.json", 0)
-        ids = _load(self.directory / "ids.npz")
+        path, ids_path = (
+            self.directory / "scores.npy",
+            self.directory / "ids.npz",
+        )
+        for needed in (path, ids_path):
+            if not needed.is_file():
+                raise ValueError(
+                    f"{needed} is missing, though its scores were finished. "
+                    f"{_REMEDY_MATRIX}"
+                )
+        ids = _load(ids_path)
         parts = {
             self._path(block, chunk).name
             for block in range(len(query_ids))
@@ -264,9 +279,7 @@ class Parts:
                 f"{sum(map(len, query_ids)):,} queries, and training examples "
                 f"in {len(parts)} parts. Choose another directory."
             )
-        scores = load_array(
-            self.directory / "scores.npy", _REMEDY_MATRIX, mapped=True
-        )
+        scores = load_array(path, _REMEDY_MATRIX, mapped=True)
         return {"scores": scores, **ids}
 
     def _put_together(

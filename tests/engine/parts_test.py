@@ -206,6 +206,22 @@ def test_a_damaged_part_is_named(tracin, tmp_path):
     tracin.self_influence(directory=tmp_path, verbose=0)
 
 
+@pytest.mark.parametrize("name", ["scores.npy", "ids.npz"])
+def test_a_missing_matrix_is_named(tracin, tmp_path, name):
+    tracin.influence(worker.TEST, directory=tmp_path, verbose=0)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=row("matrix-missing", name)):
+        tracin.influence(worker.TEST, directory=tmp_path, verbose=0)
+
+
+def test_a_file_is_no_directory(tracin, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("kept")
+    with pytest.raises(ValueError, match=row("directory-file", "notes.txt")):
+        tracin.self_influence(directory=path, verbose=0)
+    assert path.read_text() == "kept"
+
+
 def test_a_damaged_job_is_named(tracin, tmp_path):
     (tmp_path / "job.json").write_text("{")
     with pytest.raises(ValueError, match=r"job.json cannot be read.*Delete"):

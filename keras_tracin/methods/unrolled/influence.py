@@ -133,6 +133,7 @@ class UnrolledInfluence(Method):
             tolerance=tolerance,
             memory_limit=memory_limit,
         )
+        self.remember_trainable()
         self._options = {
             "class_weight": describe(class_weight or {}),
             "steps": len(self._recorded.steps),

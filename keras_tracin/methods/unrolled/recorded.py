@@ -77,6 +77,7 @@ class RecordedTraining:
         memory_limit: int | None = None,
     ):
         check_can_be_unrolled(model)
+        self._optimizer = model.optimizer
         self._update = Update(model.optimizer, model.trainable_variables)
         self.model = model
         self.run = run if isinstance(run, TrainingRun) else TrainingRun(run)
@@ -133,6 +134,14 @@ class RecordedTraining:
         The model is lent the initial weights and gets its own back.
         """
         model, run = self.model, self.run
+        if model.optimizer is not self._optimizer:
+            raise ValueError(
+                "`UnrolledInfluence` replays the steps of the optimizer that "
+                "the model had when it was made, "
+                f"{type(self._optimizer).__name__}. Received a model that was "
+                f"compiled since, with {type(model.optimizer).__name__}. "
+                "Compile the model as it was trained and make another one."
+            )
         optimizer: Any = initial_optimizer(model, run)
         assert run.initial is not None
         with run_weights(model) as load:

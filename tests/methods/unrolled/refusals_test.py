@@ -107,6 +107,19 @@ def test_calls_that_make_no_sense_are_refused(tmp_path):
         unrolled.top_k(QUERIES, k=31, verbose=0)
 
 
+def test_a_model_that_changed_since_is_refused(tmp_path):
+    model = make_model(optimizers.Adam(0.01), dtype="float32")
+    unrolled = recorded(model, tmp_path, epochs=1)
+    model.layers[0].trainable = False
+    with pytest.raises(ValueError, match=row("other-trainable")):
+        unrolled.influence(QUERIES, verbose=0)
+    model.layers[0].trainable = True
+    model.compile(optimizers.SGD(0.1), model.loss)
+    match = row("other-optimizer", "Adam", "SGD")
+    with pytest.raises(ValueError, match=match):
+        unrolled.influence(QUERIES, verbose=0)
+
+
 def test_unstable_training_overflows_with_an_error(tmp_path):
     model = make_model(
         optimizers.SGD(50.0), hidden=False, dtype="float32", decay=1.0
