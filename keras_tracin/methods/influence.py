@@ -138,6 +138,7 @@ class InfluenceFunctions(Method):
 
     title = "Influence functions"
 
+    @exclusive_access
     def __init__(
         self,
         model: keras.Model,

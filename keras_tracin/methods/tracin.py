@@ -132,6 +132,7 @@ class TracIn(Method):
 
     title = "TracIn"
 
+    @exclusive_access
     def __init__(
         self,
         model: keras.Model,

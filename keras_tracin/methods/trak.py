@@ -47,6 +47,7 @@ from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.methods.base import Method
 from keras_tracin.methods.trak_kernels import Kernels, features_pass
 from keras_tracin.models.descriptions import describe
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
@@ -107,6 +108,7 @@ class TRAK(Method):
 
     title = "TRAK"
 
+    @exclusive_access
     def __init__(
         self,
         model: keras.Model,

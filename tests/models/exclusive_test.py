@@ -95,6 +95,42 @@ def calls(model, other, run, index):
     }
 
 
+MAKING = {
+    "TracIn": lambda model, run: kt.TracIn(
+        model, TRAIN, run, query_loss="margin"
+    ),
+    "influence functions": lambda model, run: kt.InfluenceFunctions(
+        model, TRAIN, damping=0.1, query_loss="margin"
+    ),
+    "TRAK": lambda model, run: kt.TRAK(
+        model, TRAIN, run, projection=PROJECTION
+    ),
+    "representer points": lambda model, run: kt.RepresenterPoints(
+        model, TRAIN, l2=0.1, verbose=0
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TracIn was given the final checkpoint")
+@pytest.mark.parametrize("make", MAKING.values(), ids=MAKING)
+def test_a_method_is_made_with_the_model_for_itself(trained, make):
+    """Another thread that watches the model's layers would see its calls."""
+    model, _, run = trained
+    alone, call = [], model.call
+
+    def watched(*args, **options):
+        alone.append(exclusive_access._lock._is_owned())
+        return call(*args, **options)
+
+    model.call = watched
+    try:
+        make(model, run)
+    finally:
+        del model.call
+    assert alone
+    assert all(alone)
+
+
 @pytest.mark.filterwarnings("ignore:TracIn was given the final checkpoint")
 def test_calls_of_several_threads_are_those_of_one(trained, index):
     model, other, run = trained
