@@ -12,6 +12,7 @@ scores is put together at the end, in a file that is mapped into memory.
       block.json, chunk.json how it is cut
       part-0000-000003.npz   block 0 × chunk 3
       scores.npy, ids.npz    the matrix, once all parts are there
+      matrix.json            digests of its parts and of scores.npy
 
 Synopsis:
 
@@ -44,13 +45,16 @@ from keras_tracin.engine.planning import Plan
 from keras_tracin.models.descriptions import difference
 from keras_tracin.storage.arrays import load_array, load_arrays, save_arrays
 from keras_tracin.storage.files import (
+    check_digest,
     check_room,
+    describe,
     explain_full_disk,
 )
 from keras_tracin.storage.sharing import wait_for_worker, write_first
 
 FORMAT_VERSION = 2
 
+_SCORES = "scores.npy"  # the matrix
 _REMEDY_MATRIX = "Delete its directory and call again."
 _PARTS = 16  # parts of a block for each worker
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
@@ -246,16 +250,14 @@ class Parts:
 
         Raises:
             OSError: if the disk has no room for it; the parts are kept.
-            ValueError: if it is there, and is of more or of fewer parts.
+            ValueError: if it is there, and is damaged, or of more or of fewer
+                parts.
         """
         if not self._matrix_is_there and self._index == 0:
             with self._making_room("the matrix of scores"):
                 self._put_together(query_ids, count)
         self._wait_for(self.directory / "matrix.json", 0)
-        path, ids_path = (
-            self.directory / "scores.npy",
-            self.directory / "ids.npz",
-        )
+        path, ids_path = self.directory / _SCORES, self.directory / "ids.npz"
         for needed in (path, ids_path):
             if not needed.is_file():
                 raise ValueError(
@@ -279,6 +281,8 @@ class Parts:
                 f"{sum(map(len, query_ids)):,} queries, and training examples "
                 f"in {len(parts)} parts. Choose another directory."
             )
+        if self._matrix_sha256 is not None:
+            check_digest(path, self._matrix_sha256, _REMEDY_MATRIX)
         scores = load_array(path, _REMEDY_MATRIX, mapped=True)
         return {"scores": scores, **ids}
 
@@ -293,15 +297,18 @@ class Parts:
         _, dtype, more = first[0]
         shape = (sum(map(len, query_ids)), len(train_ids), *more)
         # One that came without its ids, or the room would be needed twice.
-        (self.directory / "scores.npy").unlink(missing_ok=True)
+        path = self.directory / _SCORES
+        path.unlink(missing_ok=True)
         self._check_room(math.prod(shape) * dtype.itemsize)
         pieces = self._place(query_ids, count)
-        write_matrix(self.directory / "scores.npy", shape, dtype, pieces)
+        write_matrix(path, shape, dtype, pieces)
         save_arrays(
             self.directory / "ids.npz",
             {"query_ids": np.concatenate(query_ids), "train_ids": train_ids},
         )
-        self.agree("matrix", self._digests)
+        self.agree(
+            "matrix", {**self._digests, _SCORES: describe(path)["sha256"]}
+        )
         for name in self._digests:
             (self.directory / name).unlink()
 
@@ -348,7 +355,14 @@ class Parts:
 
     @functools.cached_property
     def _matrix_digests(self) -> dict[str, str]:
-        return self.agree("matrix", None)
+        """The digests of the parts that the matrix was made of."""
+        kept = self.agree("matrix", None)
+        return {name: kept[name] for name in kept if name != _SCORES}
+
+    @functools.cached_property
+    def _matrix_sha256(self) -> str | None:
+        """The digest of the matrix; None where an earlier version wrote it."""
+        return self.agree("matrix", None).get(_SCORES)
 
     def _wait_for(self, path: Path, worker: int) -> None:
         wait_for_worker(path.is_file, worker, self._workers, str(path))

@@ -52,7 +52,7 @@ def check_members(attributors: Any) -> list[Attributor]:
 
 
 def unit_of(member: Attributor) -> str:
-    """The class whose scores have the same units as a member's."""
+    """The class and options that give a member's scores their unit."""
     return getattr(member, "unit", type(member).__name__)
 
 

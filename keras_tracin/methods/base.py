@@ -293,6 +293,26 @@ class Method:
         """Options that scores depend on, as JSON, without reading any data."""
         return {}
 
+    @property
+    def unit_options(self) -> dict[str, Any]:
+        """Options on which the unit of scores depends, by name."""
+        return {}
+
+    @property
+    def unit(self) -> str:
+        """The class and its options that give scores their unit, for errors.
+
+        Scores of equal units can be averaged as they are.
+        """
+        given = {
+            name: value
+            for name, value in self.unit_options.items()
+            if value not in (None, False)
+        }
+        options = ", ".join(f"{name}={given[name]!r}" for name in given)
+        name = type(self).__name__
+        return f"{name}({options})" if options else name
+
     def query_pass(self, queries: Any) -> Pass:
         """The pass that scores a block of queries.
 

@@ -83,9 +83,10 @@ class Ensemble(Method):
         attributors: the members: methods with the same training examples in
             the same order, with the same ids. Where ids are positions, only
             the number of examples is compared.
-        scale: None, for members of one class; or `"query"` to divide each
+        scale: None, for members whose scores have one unit: of one class, with
+            the same measure of a query's influence; or `"query"` to divide each
             member's scores of a query by their standard deviation over the
-            training examples, as members of several classes need.
+            training examples, as other members need.
         memory_limit: bytes for the scores of a block; half of what is free by
             default. Members have their own limits.
 
@@ -95,8 +96,8 @@ class Ensemble(Method):
 
     Raises:
         TypeError: if a member is no method.
-        ValueError: if there are no members, if members of several classes are
-            to be averaged without a scale, if `scale` is anything else, or if
+        ValueError: if there are no members, if scores of several units are to
+            be averaged without a scale, if `scale` is anything else, or if
             members differ in the number of training examples.
     """
 
@@ -117,10 +118,11 @@ class Ensemble(Method):
         kinds = sorted({unit_of(member) for member in self.attributors})
         if scale is None and len(kinds) > 1:
             raise ValueError(
-                "Scores of several methods have different units. Received "
-                f"members of {', '.join(kinds)} with scale=None. Pass "
-                "`scale='query'` to divide each member's scores by their "
-                "standard deviation, or members of one class."
+                "Scores of different methods, or of other losses or options, "
+                "have different units. Received members of "
+                f"{', '.join(kinds)} with scale=None. Pass `scale='query'` to "
+                "divide each member's scores by their standard deviation, or "
+                "members of one unit."
             )
         self.scale = scale
         self._execution = Execution(memory_limit=memory_limit)
@@ -133,7 +135,7 @@ class Ensemble(Method):
 
     @property
     def unit(self) -> str:
-        """The class whose scores have the same units as the ensemble's."""
+        """The class and options that give the ensemble's scores their unit."""
         if self.scale is None:
             return unit_of(self.attributors[0])
         return "Ensemble(scale='query')"

@@ -218,6 +218,14 @@ class InfluenceFunctions(Method):
         }
 
     @property
+    def unit_options(self) -> dict[str, Any]:
+        """Options on which the unit of scores depends, by name."""
+        return {
+            "query_loss": self.engine.losses["query_loss"],
+            "relative": self._relative,
+        }
+
+    @property
     @exclusive_access
     def inverse(self) -> Inverse:
         """The inverse at the weights that the model has, or its sketch.

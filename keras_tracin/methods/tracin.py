@@ -245,6 +245,14 @@ class TracIn(Method):
             "optimizer": optimizer and describe_optimizer(optimizer),
         }
 
+    @property
+    def unit_options(self) -> dict[str, Any]:
+        """Options on which the unit of scores depends, by name."""
+        return {
+            "query_loss": self.engine.losses["query_loss"],
+            "optimizer_aware": self.optimizer_aware,
+        }
+
     def describe(self) -> dict[str, Any]:
         """The method, its options and the weights it scores at, as JSON."""
         shares = self.engine.shares

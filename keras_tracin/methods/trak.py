@@ -162,6 +162,11 @@ class TRAK(Method):
             "output": self._output.kind,
         }
 
+    @property
+    def unit_options(self) -> dict[str, Any]:
+        """Options on which the unit of scores depends, by name."""
+        return {"output": self._output.kind}
+
     def job(self, test: Any) -> dict[str, Any]:
         """All that scores depend on, as JSON, for the parts on disk.
 

@@ -1,6 +1,7 @@
 """Parts of calls on disk: killed, resumed, shared among processes."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -330,3 +331,28 @@ def test_a_matrix_of_more_than_was_asked_for_is_refused(two_parts):
     for count in (1, 3):
         with pytest.raises(ValueError, match=r"1 × 6, of 2 parts; received"):
             parts.matrix([np.arange(1)], count)
+
+
+def test_a_changed_byte_of_a_matrix_is_an_error(two_parts):
+    parts, _ = two_parts
+    parts.matrix([np.arange(1)], 2)
+    path = parts.directory / "scores.npy"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    again = Parts.open(parts.directory, {"call": "influence"})
+    with pytest.raises(ValueError, match=row("damaged-matrix", str(path))):
+        again.matrix([np.arange(1)], 2)
+
+
+def test_a_matrix_of_an_earlier_version_is_read(two_parts):
+    """It has no digest of the matrix."""
+    parts, scores = two_parts
+    parts.matrix([np.arange(1)], 2)
+    path = parts.directory / "matrix.json"
+    listed = json.loads(path.read_text())
+    del listed["scores.npy"]
+    path.write_text(json.dumps(listed))
+    again = Parts.open(parts.directory, {"call": "influence"})
+    found = again.matrix([np.arange(1)], 2)["scores"]
+    np.testing.assert_array_equal(found, scores)

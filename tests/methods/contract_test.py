@@ -345,3 +345,49 @@ def test_self_influence_that_a_method_has_not_is_one_error(made, tmp_path):
         ):
             made.method.self_influence(**options)
     assert not list(tmp_path.iterdir())
+
+
+# Two methods of one class whose scores have other units, and these units.
+UNITS = {
+    "measures of a query": (
+        tracin,
+        lambda model, run: tracin(model, run, query_loss="margin"),
+        ("TracIn(query_loss='loss')", "TracIn(query_loss='margin')"),
+    ),
+    "learning rates and updates": (
+        tracin,
+        METHODS["TracIn, optimizer-aware"],
+        ("TracIn(query_loss='loss', optimizer_aware=True)",),
+    ),
+    "lengths": (
+        influence,
+        lambda model, run: influence(model, run, relative="loss"),
+        ("relative='loss'",),
+    ),
+    "representer points": (
+        representer,
+        METHODS["RepresenterPoints, lje"],
+        ("method='l2'", "method='lje'"),
+    ),
+    "measures, unrolled": (
+        unrolled,
+        lambda model, run: kt.UnrolledInfluence(
+            model, TRAIN, run, query_loss="margin"
+        ),
+        ("query_loss='loss'", "query_loss='margin'"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "make_other", "named"), UNITS.values(), ids=UNITS
+)
+def test_an_ensemble_averages_scores_of_one_unit(
+    trained, make, make_other, named
+):
+    one, other = make(*trained), make_other(*trained)
+    for pair in ([one, one], [other, other]):
+        assert kt.Ensemble(pair).unit == pair[0].unit
+    with pytest.raises(ValueError, match=row("ensemble-units", *named)):
+        kt.Ensemble([one, other])
+    assert kt.Ensemble([one, other], scale="query").attributors == [one, other]

@@ -181,6 +181,11 @@ class LastLayerMethod(Method):
         """Options that scores depend on, as JSON, without reading any data."""
         return {"l2": self._l2, "kind": self._kind}
 
+    @property
+    def unit_options(self) -> dict[str, Any]:
+        """Options on which the unit of scores depends, by name."""
+        return {"method": self._kind}
+
     def job(self, test: Any) -> dict[str, Any]:
         """All that scores depend on, as JSON, for the parts on disk."""
         if "train" not in self._state:

@@ -37,6 +37,7 @@ from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
+from keras_tracin.engine.descriptions import loss_names
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.fingerprint import tolerance as fingerprint_tolerance
 from keras_tracin.engine.measures import Numbers
@@ -281,6 +282,11 @@ class UnrolledInfluence(Method):
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
         return {"query_loss": describe(self._query_loss), **self._options}
+
+    @property
+    def unit_options(self) -> dict[str, Any]:
+        """Options on which the unit of scores depends, by name."""
+        return {"query_loss": loss_names(self._query_loss)}
 
     @property
     def no_self_influence(self) -> str:
