@@ -28,8 +28,17 @@ def read_groups(groups: Iterable[Any] | Mapping[str, Iterable[Any]]) -> Groups:
     Args:
         groups: the ids of one set, which is then called "group", or a dict of
             sets by name.
+
+    Raises:
+        ValueError: if two names are the same once they are in one array, as 1
+            and "1" are.
     """
     named = groups if isinstance(groups, Mapping) else {"group": groups}
+    if len(np.unique(np.array(list(named)))) < len(named):
+        raise ValueError(
+            "Groups should have different names, all strings or all numbers. "
+            f"Received: {list(named)[:5]}."
+        )
     return {name: set(read_ids(ids, "groups")) for name, ids in named.items()}
 
 

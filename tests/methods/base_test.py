@@ -189,6 +189,12 @@ def test_ids_are_a_list_of_ids(make, scores):
         assert method.among(ids).influence(TEST, verbose=0).train_ids == [3]
 
 
+def test_groups_whose_names_would_be_the_same_are_refused():
+    method = Dot(build(), TRAIN)
+    with pytest.raises(ValueError, match=row("group-names", "[1, '1']")):
+        method.influence(TEST, groups={1: [0], "1": [1]}, verbose=0)
+
+
 @METHODS
 def test_groups_in_another_order_are_another_call(make, scores, tmp_path):
     groups = {"a": [0, 1], "b": [2]}
