@@ -60,6 +60,20 @@ class Case:
     compact: bool = True
 
 
+def compact_in(cases: dict[str, Case], *names: str) -> dict[str, Case]:
+    """The cases of a table, of which only the named ones are compact too.
+
+    Args:
+        cases: the cases by name.
+        names: a case for each form that the factors of the table take.
+    """
+    assert cases.keys() >= set(names)
+    return {
+        name: dataclasses.replace(case, compact=name in names)
+        for name, case in cases.items()
+    }
+
+
 @contextlib.contextmanager
 def precision(dtype: str):
     """Makes new layers, inputs and losses of this type."""

@@ -14,6 +14,7 @@ from keras_tracin.gradients.rules import LayerUse, rule_for
 from tests.gradients.oracle import (
     Case,
     check,
+    compact_in,
     functional,
     sequential,
     uneven_loss,
@@ -127,6 +128,17 @@ CASES = {
     "a small network": Case(small_network),
     "called twice": Case(used_twice),
 }
+CASES = compact_in(
+    CASES,
+    "1-D, same",
+    "2-D, few positions, many filters",
+    "2-D, groups",
+    "2-D, few channels, many positions",
+    "2-D, many positions, dilated",
+    "3-D, same, strided",
+    "a small network",
+    "called twice",
+)
 
 
 T1, T2, T3 = (
@@ -172,6 +184,12 @@ TRANSPOSED = {
     ),
     "a generator": Case(generator),
 }
+TRANSPOSED = compact_in(
+    TRANSPOSED,
+    "2-D, same, strided",
+    "2-D, few positions, many filters",
+    "a generator",
+)
 
 
 @pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED)

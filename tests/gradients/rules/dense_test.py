@@ -4,7 +4,13 @@ import keras
 import pytest
 from keras import layers
 
-from tests.gradients.oracle import Case, check, functional, sequential
+from tests.gradients.oracle import (
+    Case,
+    check,
+    compact_in,
+    functional,
+    sequential,
+)
 
 
 def used_twice():
@@ -134,6 +140,17 @@ CASES = {
         three_layers, layers=["block", "second"]
     ),
 }
+CASES = compact_in(
+    CASES,
+    "vectors",
+    "sequences",
+    "few positions, wide",
+    "many positions, narrow",
+    "length known only at run time",
+    "layer called twice, at other lengths",
+    "two inputs",
+    "all layers inside one",
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

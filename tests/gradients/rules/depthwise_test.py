@@ -3,7 +3,13 @@
 import pytest
 from keras import layers
 
-from tests.gradients.oracle import Case, check, functional, sequential
+from tests.gradients.oracle import (
+    Case,
+    check,
+    compact_in,
+    functional,
+    sequential,
+)
 
 
 def conv(shape, layer_class, *args, **kwargs):
@@ -61,6 +67,13 @@ CASES = {
     "mobile block": Case(mobile_block),
     "called twice": Case(used_twice),
 }
+CASES = compact_in(
+    CASES,
+    "2-D, multiplied",
+    "separable, 2-D, same, strided",
+    "mobile block",
+    "called twice",
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -4,7 +4,13 @@ import keras
 import pytest
 from keras import layers
 
-from tests.gradients.oracle import Case, check, functional, sequential
+from tests.gradients.oracle import (
+    Case,
+    check,
+    compact_in,
+    functional,
+    sequential,
+)
 
 
 def einsum(shape, equation, output_shape, bias_axes=None, **kwargs):
@@ -131,6 +137,16 @@ CASES = {
     ),
     "transformer block": Case(transformer_block),
 }
+CASES = compact_in(
+    CASES,
+    "vectors",
+    "into heads",
+    "bias along a position",
+    "a group to each position",
+    "an input axis summed away",
+    "self-attention on padded ids",
+    "transformer block",
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -10,6 +10,7 @@ from keras_tracin.gradients.rules import rule_for
 from tests.gradients.oracle import (
     Case,
     check,
+    compact_in,
     examples,
     functional,
     sequential,
@@ -154,6 +155,19 @@ CASES = {
     "tied, a stranger's with a factor": Case(language_model(Halved), tokens=8),
     "untied": Case(language_model(REVERSIBLE, tie_weights=False), tokens=8),
 }
+CASES = compact_in(
+    CASES,
+    "one id",
+    "repeated tokens",
+    "frequent and rare tokens",
+    "only rare tokens",
+    "more frequent tokens than the matrix product takes",
+    "classifier, masked",
+    "called twice",
+    "tied",
+    "tied, one token to predict",
+    "tied, several uses",
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

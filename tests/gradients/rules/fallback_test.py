@@ -12,6 +12,7 @@ from tests.error_rows import row
 from tests.gradients.oracle import (
     Case,
     check,
+    compact_in,
     functional,
     sequential,
     uneven_loss,
@@ -249,6 +250,15 @@ CASES = {
         embedding_used_by_another_kind_of_layer, tokens=6
     ),
 }
+CASES = compact_in(
+    CASES,
+    "TimeDistributed",
+    "PReLU",
+    "user's layer called twice",
+    "model that owns weights",
+    "kernel used by another kind of layer",
+    "embedding used by another kind of layer",
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

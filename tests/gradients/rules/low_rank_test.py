@@ -4,7 +4,14 @@ import pytest
 from keras import layers
 
 from keras_tracin.gradients.sites import find_sites
-from tests.gradients.oracle import Case, check, covered, functional, sequential
+from tests.gradients.oracle import (
+    Case,
+    check,
+    compact_in,
+    covered,
+    functional,
+    sequential,
+)
 from tests.gradients.rules.adapters import adapt
 
 TOKENS = 7
@@ -84,6 +91,16 @@ CASES = {
     "called twice": Case(used_twice),
     "tied embedding": Case(tied, tokens=TOKENS),
 }
+CASES = compact_in(
+    CASES,
+    "Dense, sequences",
+    "EinsumDense, an axis on all sides",
+    "Conv2D",
+    "Embedding",
+    "attention",
+    "called twice",
+    "tied embedding",
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

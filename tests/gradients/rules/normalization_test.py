@@ -3,7 +3,12 @@
 import pytest
 from keras import layers
 
-from tests.gradients.oracle import Case, check, sequential
+from tests.gradients.oracle import (
+    Case,
+    check,
+    compact_in,
+    sequential,
+)
 
 
 def normalized(shape, layer_class, **kwargs):
@@ -69,6 +74,14 @@ CASES = {
         layers=["norm"],
     ),
 }
+CASES = compact_in(
+    CASES,
+    "layer, sequences",
+    "layer, outer and inner axis",
+    "group, images",
+    "root mean square, several axes",
+    "batch, images",
+)
 
 
 @pytest.mark.filterwarnings("ignore:You passed `rms_scaling")

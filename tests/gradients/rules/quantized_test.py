@@ -4,15 +4,20 @@ The kernel is held fixed, so biases and low-rank adapters have gradients, and
 so have layers before: Keras takes the dequantized kernel on the way back.
 """
 
-import dataclasses
-
 import keras
 import pytest
 from keras import layers
 
 from keras_tracin.gradients.sites import find_sites
 from tests.error_rows import row
-from tests.gradients.oracle import Case, check, covered, functional, sequential
+from tests.gradients.oracle import (
+    Case,
+    check,
+    compact_in,
+    covered,
+    functional,
+    sequential,
+)
 from tests.gradients.rules.adapters import adapt
 
 TOKENS = 7
@@ -126,19 +131,15 @@ CASES = {
     "model, int4": whole_model("int4"),
 }
 
-
 # Their factors are of three kinds, and float32 is what such models are used in.
-COMPACT = (
+CASES = compact_in(
+    CASES,
     "Dense, int8, adapters",
     "EinsumDense, int4, adapters",
     "Embedding, int4",
     "ReversibleEmbedding both ways",
     "model, int8",
 )
-CASES = {
-    name: dataclasses.replace(case, compact=name in COMPACT)
-    for name, case in CASES.items()
-}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -1,7 +1,5 @@
 """The rule of recurrent layers, whatever their cell."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from keras_tracin.engine.steps import GradientFunctions
 from tests.gradients.oracle import (
     Case,
     check,
+    compact_in,
     functional,
     sequential,
     uneven_loss,
@@ -132,19 +131,15 @@ CASES = {
     ),
 }
 
-
 # Factors of cells are alike whatever the cell: one of each form is enough.
-COMPACT = {
+CASES = compact_in(
+    CASES,
     "LSTM",
     "LSTM over padded ids",
     "GRU, backwards, unrolled",
     "stacked cells",
     "ConvLSTM1D",
-}
-CASES = {
-    name: dataclasses.replace(case, compact=name in COMPACT)
-    for name, case in CASES.items()
-}
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
