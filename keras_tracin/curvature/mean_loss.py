@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -78,7 +78,7 @@ class MeanLossCurvature(Operator):
     see_outputs: Callable[[Any], Any] = _as_they_are
 
     def __post_init__(self):
-        _check_precision(self.model, self.variables)
+        check_precision(self.model, self.variables)
 
     @property
     def size(self) -> int:
@@ -286,7 +286,15 @@ class BatchProducts:
         )
 
 
-def _check_precision(model: keras.Model, variables) -> None:
+def check_precision(
+    model: keras.Model, variables: Iterable[keras.Variable] = ()
+) -> None:
+    """Raises ValueError where second derivatives would be in half precision.
+
+    Args:
+        model: the model, none of whose layers may compute in half precision.
+        variables: variables that may not be in half precision either.
+    """
     narrow = [v.path for v in variables if tf.as_dtype(v.dtype).size < 4]
     narrow += [
         layer.name

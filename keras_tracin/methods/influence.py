@@ -27,6 +27,7 @@ import keras
 import numpy as np
 
 from keras_tracin.curvature.inverses import Inverses, choose_solver
+from keras_tracin.curvature.mean_loss import check_precision
 from keras_tracin.curvature.operators import check_damping
 from keras_tracin.curvature.solved_lengths import SolvedLengths, solved_pass
 from keras_tracin.curvature.solvers import (
@@ -159,6 +160,7 @@ class InfluenceFunctions(Method):
         memory_limit: int | None = None,
     ):
         check_damping(damping)
+        check_precision(model)
         _check_one_of("curvature", curvature, _CURVATURES)
         _check_one_of("relative", relative, _RELATIVE)
         self._curvature, self.solver = choose_solver(curvature, solver)

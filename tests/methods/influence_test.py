@@ -275,6 +275,13 @@ def test_bad_options_are_refused(model, options, message):
         kt.InfluenceFunctions(model, TRAIN, **options)
 
 
+def test_half_precision_is_refused_before_any_work():
+    model = sequential((5,), layers.Dense(CLASSES, dtype="mixed_float16"))
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match=row("half-precision")):
+        kt.InfluenceFunctions(model, TRAIN, damping=0.1)
+
+
 @pytest.mark.parametrize("curvature", ["hessian", "gauss_newton", "ekfac"])
 def test_what_cannot_be_differentiated_is_refused_by_its_name(curvature):
     model = sequential(
