@@ -173,6 +173,15 @@ class GradientFunctions:
         """The gradients in the trace of `captured`: shapes without numbers."""
         return self.captured.get_concrete_function().structured_outputs
 
+    @property
+    def _traced_sketches(self) -> tuple:
+        """The sketches in a trace of theirs, in one that is there if any."""
+        if "sketched_with_values" in vars(self):
+            trace = self.sketched_with_values.get_concrete_function()
+            sketches, _ = trace.structured_outputs
+            return sketches
+        return self.sketched.get_concrete_function().structured_outputs
+
     @functools.cached_property
     def rows(self):
         """`(data, rate) -> rate · [n, p]`, each example's whole gradient."""
@@ -296,8 +305,7 @@ class GradientFunctions:
     def factor_specs(self) -> tuple:
         """The shapes and dtypes of compact factors, `[None, ...]`."""
         if self.projects:
-            concrete = self.sketched.get_concrete_function()
-            return _specs(concrete.structured_outputs)
+            return _specs(self._traced_sketches)
         return _specs(self._traced_factors.factors)
 
     @property

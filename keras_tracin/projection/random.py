@@ -46,10 +46,36 @@ def root(seed: int) -> tf.Tensor:
 def fold(key: tf.Tensor, *counters: tf.Tensor | int) -> tf.Tensor:
     """Folds counters into a key, one after another."""
     for counter in counters:
-        key = tf.random.experimental.stateless_fold_in(
-            key, tf.cast(counter, key.dtype), alg=_ALGORITHM
-        )
+        key = _fold_in(key, tf.cast(counter, tf.int64))
     return key
+
+
+# TensorFlow composes these of dozens of operations. As functions they are
+# traced once, and are one operation wherever a step uses them.
+
+
+@tf.function(
+    autograph=False,
+    input_signature=[tf.TensorSpec([2], tf.int64), tf.TensorSpec([], tf.int64)],
+)
+def _fold_in(key: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(
+        key, counter, alg=_ALGORITHM
+    )
+
+
+@tf.function(
+    autograph=False,
+    input_signature=[
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([2], tf.int64),
+        tf.TensorSpec([], tf.int32),
+    ],
+)
+def _uniform(shape: tf.Tensor, key: tf.Tensor, limit: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_uniform(
+        shape, key, 0, limit, dtype=tf.int32, alg=_ALGORITHM
+    )
 
 
 def normal(
@@ -62,9 +88,8 @@ def normal(
 
 def below(shape: Sequence, limit: int, key: tf.Tensor) -> tf.Tensor:
     """Uniform int32 numbers from 0 to `limit` - 1."""
-    return tf.random.stateless_uniform(
-        shape, key, 0, limit, dtype=tf.int32, alg=_ALGORITHM
-    )
+    numbers = _uniform(shape, key, limit)
+    return tf.ensure_shape(numbers, shape)
 
 
 def signs(
