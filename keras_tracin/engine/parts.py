@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -39,23 +38,16 @@ import numpy as np
 
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree
-from keras_tracin.engine.matrix import write_matrix
+from keras_tracin.engine.matrix import ScoreMatrix
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.planning import Plan
 from keras_tracin.models.descriptions import difference
-from keras_tracin.storage.arrays import load_array, load_arrays, save_arrays
-from keras_tracin.storage.files import (
-    check_digest,
-    check_room,
-    describe,
-    explain_full_disk,
-)
+from keras_tracin.storage.arrays import load_arrays, save_arrays
+from keras_tracin.storage.files import explain_full_disk
 from keras_tracin.storage.sharing import wait_for_worker, write_first
 
 FORMAT_VERSION = 2
 
-_SCORES = "scores.npy"  # the matrix
-_REMEDY_MATRIX = "Delete its directory and call again."
 _PARTS = 16  # parts of a block for each worker
 _FEWEST = 8  # batches in a chunk: each loads all checkpoints' weights anew
 
@@ -73,6 +65,7 @@ class Parts:
         self.directory = directory
         self._index, self._workers = worker
         self._digests: dict[str, str] = {}
+        self._matrix = ScoreMatrix(directory)
 
     @classmethod
     def open(
@@ -137,7 +130,9 @@ class Parts:
         """
         path = self.directory / FINGERPRINT
         # In this order: another process writes its parts after its numbers.
-        begun = self._matrix_is_there or any(self.directory.glob("part-*.npz"))
+        begun = self._matrix.is_finished or any(
+            self.directory.glob("part-*.npz")
+        )
         if begun and not path.is_file():
             raise ValueError(
                 f"{path} is missing, which says what the parts there were "
@@ -192,8 +187,8 @@ class Parts:
         if chunk % self._workers != self._index:
             return False
         path = self._path(block, chunk)
-        if self._matrix_is_there:
-            kept = self._matrix_digests.get(path.name)
+        if self._matrix.is_finished:
+            kept = self._matrix.part_digests.get(path.name)
         elif path.is_file():
             kept = str(_load(path)["digest"])
         else:
@@ -253,38 +248,16 @@ class Parts:
             ValueError: if it is there, and is damaged, or of more or of fewer
                 parts.
         """
-        if not self._matrix_is_there and self._index == 0:
+        if not self._matrix.is_finished and self._index == 0:
             with self._making_room("the matrix of scores"):
                 self._put_together(query_ids, count)
-        self._wait_for(self.directory / "matrix.json", 0)
-        path, ids_path = self.directory / _SCORES, self.directory / "ids.npz"
-        for needed in (path, ids_path):
-            if not needed.is_file():
-                raise ValueError(
-                    f"{needed} is missing, though its scores were finished. "
-                    f"{_REMEDY_MATRIX}"
-                )
-        ids = _load(ids_path)
-        parts = {
+        self._wait_for(self._matrix.last_file, 0)
+        names = {
             self._path(block, chunk).name
             for block in range(len(query_ids))
             for chunk in range(count)
         }
-        if parts != self._matrix_digests.keys() or not np.array_equal(
-            ids["query_ids"], np.concatenate(query_ids)
-        ):
-            raise ValueError(
-                f"The scores in {self.directory} were made from other queries "
-                "or training examples: they are "
-                f"{len(ids['query_ids']):,} × {len(ids['train_ids']):,}, of "
-                f"{len(self._matrix_digests)} parts; received "
-                f"{sum(map(len, query_ids)):,} queries, and training examples "
-                f"in {len(parts)} parts. Choose another directory."
-            )
-        if self._matrix_sha256 is not None:
-            check_digest(path, self._matrix_sha256, _REMEDY_MATRIX)
-        scores = load_array(path, _REMEDY_MATRIX, mapped=True)
-        return {"scores": scores, **ids}
+        return self._matrix.read(np.concatenate(query_ids), names)
 
     def _put_together(
         self, query_ids: Sequence[np.ndarray], count: int
@@ -296,18 +269,13 @@ class Parts:
         train_ids = np.concatenate([ids for ids, _, _ in first])
         _, dtype, more = first[0]
         shape = (sum(map(len, query_ids)), len(train_ids), *more)
-        # One that came without its ids, or the room would be needed twice.
-        path = self.directory / _SCORES
-        path.unlink(missing_ok=True)
-        self._check_room(math.prod(shape) * dtype.itemsize)
-        pieces = self._place(query_ids, count)
-        write_matrix(path, shape, dtype, pieces)
-        save_arrays(
-            self.directory / "ids.npz",
-            {"query_ids": np.concatenate(query_ids), "train_ids": train_ids},
-        )
-        self.agree(
-            "matrix", {**self._digests, _SCORES: describe(path)["sha256"]}
+        self._matrix.write(
+            shape,
+            dtype,
+            self._place(query_ids, count),
+            np.concatenate(query_ids),
+            train_ids,
+            self._digests,
         )
         for name in self._digests:
             (self.directory / name).unlink()
@@ -326,16 +294,6 @@ class Parts:
                 column = stop
             row += len(ids)
 
-    def _check_room(self, needed: int) -> None:
-        """Raises OSError unless the disk has room for so many bytes."""
-        check_room(
-            self.directory,
-            needed,
-            "matrix of scores",
-            "All its parts are kept. Make room and call again, or use `top_k`, "
-            "which makes no matrix, in another directory",
-        )
-
     def _making_room(
         self, what: str, needed: int = 0
     ) -> contextlib.AbstractContextManager[None]:
@@ -347,22 +305,6 @@ class Parts:
 
         size = f" ({needed:,} bytes)" if needed else ""
         return explain_full_disk(self.directory, f"{what}{size}", kept)
-
-    @property
-    def _matrix_is_there(self) -> bool:
-        """Whether the file is there that is written last of the matrix."""
-        return (self.directory / "matrix.json").is_file()
-
-    @functools.cached_property
-    def _matrix_digests(self) -> dict[str, str]:
-        """The digests of the parts that the matrix was made of."""
-        kept = self.agree("matrix", None)
-        return {name: kept[name] for name in kept if name != _SCORES}
-
-    @functools.cached_property
-    def _matrix_sha256(self) -> str | None:
-        """The digest of the matrix; None where an earlier version wrote it."""
-        return self.agree("matrix", None).get(_SCORES)
 
     def _wait_for(self, path: Path, worker: int) -> None:
         wait_for_worker(path.is_file, worker, self._workers, str(path))
