@@ -97,8 +97,13 @@ def test_a_run_recorded_under_a_strategy_serves_one_device(tmp_path):
     assert [c.num_steps for c in run] == [3, 3]
     assert run.learning_rates == pytest.approx(np.full(6, 0.1))
 
-    under = scores_of(model, run, strategy)
-    for found in (scores_of(model, run, None), scores_of(build(), run, None)):
+    def scores(model, strategy):
+        tracin = kt.TracIn(model, TRAIN, run, strategy=strategy)
+        influence = tracin.influence(TEST, verbose=0).scores
+        return influence, tracin.self_influence(verbose=0).scores
+
+    under = scores(model, strategy)
+    for found in (scores(model, None), scores(build(), None)):
         for value, expected in zip(found, under, strict=True):
             np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
