@@ -83,7 +83,8 @@ def oracle(model, run, rates, test):
     return scores, own
 
 
-def assert_scores(model, run, rates, **options):
+def assert_scores(model, run, rates, *, summed=False, **options):
+    """Holds scores against the oracle's, and if wanted their sum too."""
     test = make_data(1, 5)
     trainable = [w.trainable for w in model.weights]
     tracin = kt.TracIn(model, make_data(), run, **options)
@@ -91,13 +92,14 @@ def assert_scores(model, run, rates, **options):
     largest = np.abs(scores).max()
     found = tracin.influence(test, verbose=0)
     np.testing.assert_allclose(found.scores, scores, atol=1e-5 * largest)
-    found = tracin.influence(test, aggregate=True, verbose=0)
-    np.testing.assert_allclose(
-        found.scores[0], scores.sum(0), atol=1e-5 * largest
-    )
     found = tracin.self_influence(verbose=0)
     np.testing.assert_allclose(found.scores, own, rtol=1e-4)
-    tracin.plan(test)
+    if summed:
+        found = tracin.influence(test, aggregate=True, verbose=0)
+        np.testing.assert_allclose(
+            found.scores[0], scores.sum(0), atol=1e-5 * largest
+        )
+        tracin.plan(test)
     assert [w.trainable for w in model.weights] == trainable
     return tracin
 
@@ -119,7 +121,7 @@ HEAD, ALL = [0, 0, FROZEN, FROZEN], [THAWED] * 4
 def test_a_frozen_layer_has_no_influence_then(thawed):
     model, run = thawed
     assert [sorted(c.updated) for c in run] == [[2, 3], [2, 3], [0, 1, 2, 3]]
-    assert_scores(model, run, [HEAD, HEAD, ALL])
+    assert_scores(model, run, [HEAD, HEAD, ALL], summed=True)
 
 
 def test_a_layer_that_is_frozen_now_counts_where_it_was_trained(tmp_path):
@@ -128,7 +130,7 @@ def test_a_layer_that_is_frozen_now_counts_where_it_was_trained(tmp_path):
     model.get_layer("base").trainable = False
     fit(model, tmp_path, FROZEN, epochs=2)
     run = TrainingRun(tmp_path)
-    assert_scores(model, run, [ALL, HEAD, HEAD])
+    assert_scores(model, run, [ALL, HEAD, HEAD], summed=True)
     assert not model.get_layer("base").trainable
     assert_scores(model, run[:1], [ALL])
 
@@ -137,7 +139,8 @@ def test_one_that_froze_nothing_but_trained_another_rate_is_plain(tmp_path):
     model = make_model()
     fit(model, tmp_path, THAWED)
     fit(model, tmp_path, FROZEN)
-    tracin = assert_scores(model, TrainingRun(tmp_path), [ALL, [FROZEN] * 4])
+    rates = [ALL, [FROZEN] * 4]
+    tracin = assert_scores(model, TrainingRun(tmp_path), rates, summed=True)
     assert tracin.engine.shares is None
 
 
@@ -168,7 +171,7 @@ def test_a_bias_that_was_frozen_alone_counts_apart(tmp_path):
     model.get_layer("head").bias.trainable = False
     fit(model, tmp_path, FROZEN)
     rates = [ALL, [FROZEN] * 3 + [0]]
-    assert_scores(model, TrainingRun(tmp_path), rates)
+    assert_scores(model, TrainingRun(tmp_path), rates, summed=True)
 
 
 def test_what_trainable_says_is_not_what_was_updated(tmp_path):
