@@ -223,11 +223,17 @@ def test_a_loss_that_reads_weights_is_right_or_refused(tmp_path):
     )
 
 
-POLICIES = ["float32", "float64", "mixed_float16", "float16", "mixed_bfloat16"]
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@each_step
+@pytest.mark.parametrize(
+    ("policy", "steps"),
+    [
+        ("float32", "captured"),
+        ("float32", "squared_norms"),
+        ("float64", "captured"),
+        ("float16", "squared_norms"),
+        ("mixed_float16", "captured"),
+        ("mixed_bfloat16", "squared_norms"),
+    ],
+)
 def test_it_is_silent_where_gradients_are_right(policy, steps):
     model = make_model(layers.LayerNormalization(dtype=policy), dtype=policy)
     assert complaint(model, steps=steps) is None

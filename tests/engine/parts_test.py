@@ -76,7 +76,7 @@ def test_scores_from_parts_are_those_without(tracin, tmp_path, call):
             assert len(parts_in(tmp_path)) > 2
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["influence", "self_influence"])
 def test_a_killed_call_goes_on_with_the_same_bits(
     run, tracin, tmp_path, call, monkeypatch
 ):
@@ -101,7 +101,7 @@ def test_a_killed_call_goes_on_with_the_same_bits(
 
 
 def test_processes_share_the_work_though_one_is_killed(run, tracin, tmp_path):
-    workers, port = 3, free_ports(21700, 3)
+    workers, port = 2, free_ports(21700, 2)
     options = {"workers": workers, "port": port}
     started = [
         start(

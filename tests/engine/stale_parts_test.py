@@ -1,7 +1,9 @@
 """Parts on disk that were made of something else are never taken."""
 
 import contextlib
+import functools
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -45,8 +47,29 @@ def tracin(run, model=None, train=TRAIN, **options):
     return kt.TracIn(model or build(), train, run, **options)
 
 
-def self_influence_by_hand(run, loss):
+@pytest.fixture(scope="module")
+def plain(run):
+    """Scores by the loss that the model was compiled with."""
+    return tracin(run)
+
+
+@pytest.fixture(scope="module")
+def kept(plain, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("kept")
+    plain.self_influence(directory=directory, verbose=0)
+    return directory
+
+
+@pytest.fixture
+def parts(kept, tmp_path):
+    """A copy of the parts that `plain` keeps of self-influence."""
+    return shutil.copytree(kept, tmp_path / "parts")
+
+
+@functools.cache
+def self_influence_by_hand(run, delta):
     """Σ η ‖∇ℓ‖² of the first few, one tape for each example."""
+    loss = HUBER(delta=delta)
     model, scores = build(), np.zeros(5)
     recorded = kt.TrainingRun(run)
     with run_weights(model) as load:
@@ -90,49 +113,51 @@ def test_scores_of_another_loss_are_not_taken(run, tmp_path, kind, message):
     first = tracin(run, loss=kind(5.0))
     scores = first.self_influence(directory=tmp_path / "a", verbose=0).scores
     np.testing.assert_allclose(
-        scores[:5], self_influence_by_hand(run, HUBER(delta=5.0)), rtol=1e-4
+        scores[:5], self_influence_by_hand(run, 5.0), rtol=1e-4
     )
     second = tracin(run, loss=kind(0.05))
     with pytest.raises(ValueError, match=message + says("another directory")):
         second.self_influence(directory=tmp_path / "a", verbose=0)
     scores = second.self_influence(directory=tmp_path / "b", verbose=0).scores
     np.testing.assert_allclose(
-        scores[:5], self_influence_by_hand(run, HUBER(delta=0.05)), rtol=1e-4
+        scores[:5], self_influence_by_hand(run, 0.05), rtol=1e-4
     )
     again = tracin(run, loss=kind(5.0), memory_limit=20_000)
     again.self_influence(directory=tmp_path / "a", verbose=0)
 
 
-def test_compiled_losses_are_told_apart_by_options_and_weights(run, tmp_path):
-    tracin(run).self_influence(directory=tmp_path, verbose=0)
+def test_compiled_losses_are_told_apart_by_options_and_weights(run, parts):
     model = build()
     model.compile(loss="mse", loss_weights=3.0)
     with pytest.raises(
         ValueError, match=row("other-parts", "objective.loss_weights=3.0")
     ):
-        tracin(run, model).self_influence(directory=tmp_path, verbose=0)
+        tracin(run, model).self_influence(directory=parts, verbose=0)
 
 
-def test_a_name_of_a_loss_is_the_function_that_it_stands_for(run, tmp_path):
-    tracin(run).self_influence(directory=tmp_path, verbose=0)
+def test_a_name_of_a_loss_is_the_function_that_it_stands_for(run, parts):
     model = build()
     model.compile(loss=keras.losses.mean_squared_error)
-    tracin(run, model).self_influence(directory=tmp_path, verbose=0)
+    tracin(run, model).self_influence(directory=parts, verbose=0)
 
 
-def test_scores_of_another_architecture_are_not_taken(run, tmp_path):
-    tracin(run).influence(TEST, directory=tmp_path, verbose=0)
+def test_scores_of_another_architecture_are_not_taken(run, parts):
     other = tracin(run, build("sigmoid"))
     with pytest.raises(
         ValueError, match=row("stale-parts", "has other outputs...activations")
     ):
-        other.influence(TEST, directory=tmp_path, verbose=0)
+        other.self_influence(directory=parts, verbose=0)
 
 
-def test_another_query_loss_is_seen_on_training_examples(run, tmp_path):
-    first = tracin(run, query_loss=closure(5.0))
+@pytest.fixture(scope="module")
+def measured(run):
+    """Two methods that measure queries by other losses."""
+    return [tracin(run, query_loss=closure(delta)) for delta in (5.0, 0.05)]
+
+
+def test_another_query_loss_is_seen_on_training_examples(measured, tmp_path):
+    first, second = measured
     first.influence(TEST, directory=tmp_path, verbose=0)
-    second = tracin(run, query_loss=closure(0.05))
     with pytest.raises(
         ValueError,
         match=row("stale-parts", "queries are measured by...query_l"),
@@ -140,15 +165,16 @@ def test_another_query_loss_is_seen_on_training_examples(run, tmp_path):
         second.influence(TEST, directory=tmp_path, verbose=0)
 
 
-def test_another_query_loss_is_seen_on_queries_of_another_form(run, tmp_path):
+def test_another_query_loss_is_seen_on_queries_of_another_form(
+    measured, tmp_path
+):
+    first, second = measured
     weighted = (*TEST, np.ones(3, "float32"))
-    for name, delta in (("a", 5.0), ("b", 0.05)):
-        method = tracin(run, query_loss=closure(delta))
-        method.top_k(weighted, 2, directory=tmp_path / name, verbose=0)
+    first.top_k(weighted, 2, directory=tmp_path, verbose=0)
     with pytest.raises(
         ValueError, match=row("stale-parts", "queries are measured by")
     ):
-        method.top_k(weighted, 2, directory=tmp_path / "a", verbose=0)
+        second.top_k(weighted, 2, directory=tmp_path, verbose=0)
 
 
 @keras.saving.register_keras_serializable()
@@ -163,60 +189,51 @@ class Scaled(keras.layers.Layer):
         return self.factor * x + tf.stop_gradient((1 - self.factor) * x)
 
 
-def test_a_layer_that_passes_on_another_gradient_is_seen(run, tmp_path):
-    def method(factor):
-        model = keras.Sequential([build(), Scaled(factor)])
-        model.compile(loss="mse")
-        model.build((None, 3))
-        return tracin(run, model)
+def test_a_layer_that_passes_on_another_gradient_is_seen(tmp_path):
+    path = tmp_path / "model.weights.h5"
 
-    recorded = tmp_path / "run"
-    model = keras.Sequential([build(), Scaled(1.0)])
-    model.compile(keras.optimizers.SGD(0.01), "mse")
-    callback = kt.TracInCheckpoint(recorded)
-    model.fit(*TRAIN, epochs=2, callbacks=[callback], verbose=0)
-
-    def parts(factor):
+    def call(factor):
         model = keras.Sequential([build(), Scaled(factor)])
         model.build((None, 3))
         model.compile(loss="mse")
-        return kt.TracIn(model, TRAIN, recorded).self_influence(
+        if not path.exists():
+            model.save_weights(path)
+        recorded = kt.TrainingRun.from_weights([path], 0.01)
+        return tracin(recorded, model).self_influence(
             directory=tmp_path / "parts", verbose=0
         )
 
-    parts(1.0)
+    call(1.0)
     with pytest.raises(
         ValueError, match=row("stale-parts", "gradients have other lengths")
     ):
-        parts(3.0)
+        call(3.0)
 
 
-def test_parts_of_the_former_version_are_refused(run, tmp_path):
-    tracin(run).self_influence(directory=tmp_path, verbose=0)
-    path = tmp_path / "job.json"
+def test_parts_of_the_former_version_are_refused(plain, parts):
+    path = parts / "job.json"
     job = json.loads(path.read_text())
     path.write_text(json.dumps({**job, "format_version": 1}))
     with pytest.raises(
         ValueError, match=row("old-parts", "version 1, expected 2...or delete")
     ):
-        tracin(run).self_influence(directory=tmp_path, verbose=0)
+        plain.self_influence(directory=parts, verbose=0)
 
 
-def test_parts_without_their_numbers_are_refused(run, tmp_path):
-    tracin(run).self_influence(directory=tmp_path, verbose=0)
-    (tmp_path / "fingerprint.npz").unlink()
+def test_parts_without_their_numbers_are_refused(plain, parts):
+    (parts / "fingerprint.npz").unlink()
     with pytest.raises(
         ValueError, match=row("lost-fingerprint", "fingerprint.npz is")
     ):
-        tracin(run).self_influence(directory=tmp_path, verbose=0)
+        plain.self_influence(directory=parts, verbose=0)
 
 
 def test_a_matrix_of_more_queries_or_examples_is_not_taken(run, tmp_path):
-    few = {"memory_limit": 20_000}
-    tracin(run, **few).influence(TEST, directory=tmp_path, verbose=0)
+    method = tracin(run, memory_limit=20_000)
+    method.influence(TEST, directory=tmp_path, verbose=0)
     fewer = TEST[0][:2], TEST[1][:2]
     with pytest.raises(ValueError, match=row("other-queries")):
-        tracin(run, **few).influence(fewer, directory=tmp_path, verbose=0)
+        method.influence(fewer, directory=tmp_path, verbose=0)
 
 
 def test_another_optimizer_is_not_that_of_the_parts(run, tmp_path):
@@ -291,7 +308,10 @@ def test_an_inverse_at_other_weights_is_refused():
 def test_another_pull_of_the_loss_is_seen_by_trak(run, tmp_path):
     def call(delta):
         method = kt.TRAK(
-            build(), TRAIN, run, loss=closure(delta), output="prediction"
+            *(build(), TRAIN, run),
+            loss=closure(delta),
+            output="prediction",
+            projection=kt.TensorSketch(8),
         )
         return method.influence(TEST, directory=tmp_path, verbose=0)
 

@@ -42,13 +42,17 @@ def gradients(checkpoint, x, y, value=None):
     twin, source = build("float64", compiled=False), build(compiled=False)
     source.load_weights(checkpoint.path)
     twin.set_weights([w.astype("float64") for w in source.get_weights()])
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         logits = twin(x.astype("float64"), training=False)
         if value is None:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         else:
             losses = value(tf.constant(y), logits)
-    jacobian = tape.jacobian(losses, [v.value for v in twin.trainable_weights])
+    jacobian = tape.jacobian(
+        losses,
+        [v.value for v in twin.trainable_weights],
+        experimental_use_pfor=False,
+    )
     return np.hstack([np.reshape(part, (len(x), -1)) for part in jacobian])
 
 

@@ -17,21 +17,20 @@ from tests.zoo import one_by_one
 
 
 def resnet(**options):
-    """ResNet50 with five narrow ones of its 16 blocks."""
+    """ResNet50 with three narrow ones of its 16 blocks."""
 
     def stacks(x):
         x = stack_residual_blocks_v1(x, 16, 2, stride1=1, name="conv2")
-        x = stack_residual_blocks_v1(x, 32, 2, name="conv3")
-        return stack_residual_blocks_v1(x, 64, 1, name="conv4")
+        return stack_residual_blocks_v1(x, 32, 1, name="conv3")
 
     return ResNet(stacks, preact=False, use_bias=True, **options)
 
 
 def efficientnet(**options):
-    """EfficientNetV2B0 with nine of its 21 blocks."""
+    """EfficientNetV2B0 with six of its 21 blocks."""
     return EfficientNetV2(
         1.0,
-        depth_coefficient=0.3,
+        depth_coefficient=0.1,
         default_size=224,
         name="efficientnetv2-b0",
         **options,
@@ -44,9 +43,9 @@ NETWORKS = {
     ),
     "EfficientNetV2": efficientnet,
     "ResNet": resnet,
-    "DenseNet": lambda **options: DenseNet([2, 2, 1, 1], **options),
+    "DenseNet": lambda **options: DenseNet([2, 1, 0, 0], **options),
     "ConvNeXt": lambda **options: ConvNeXt(
-        [1, 1, 2, 1], [8, 16, 32, 64], **options
+        [1, 0, 1, 0], [8, 16, 32, 64], **options
     ),
 }
 

@@ -213,28 +213,9 @@ CASES = {
     "SpectralNormalization": Case(
         around((3,), lambda: layers.SpectralNormalization(layers.Dense(2)))
     ),
-    "SpectralNormalization of a convolution": Case(
-        around(
-            (4, 4, 2),
-            lambda: layers.SpectralNormalization(layers.Conv2D(2, 3)),
-        )
-    ),
     "user's layer that rematerializes": Case(around((3,), Rematerializing)),
     "user's wrapper": Case(around((3,), lambda: Scaling(layers.Dense(2)))),
     "PReLU": Case(around((3, 2), layers.PReLU)),
-    "RMSNormalization": Case(around((3, 4), layers.RMSNormalization)),
-    "GroupNormalization": Case(
-        around((3, 4), lambda: layers.GroupNormalization(groups=2))
-    ),
-    "DepthwiseConv2D": Case(
-        around((4, 4, 2), lambda: layers.DepthwiseConv2D(3, depth_multiplier=2))
-    ),
-    "SeparableConv2D": Case(
-        around((4, 4, 2), lambda: layers.SeparableConv2D(3, 2, padding="same"))
-    ),
-    "Conv2DTranspose": Case(
-        around((3, 3, 2), lambda: layers.Conv2DTranspose(2, 3, strides=2))
-    ),
     "user's layer": Case(around((3,), Scaled)),
     "user's layer that nests layers": Case(around((2,), Gated)),
     "user's layer with structured arguments": Case(two_inputs),
