@@ -159,7 +159,7 @@ def language_model():
 
 
 class Bigrams(hub.Task):
-    """A language model that sees a single word, and takes little to trace."""
+    """A language model that sees one word and its place: little to trace."""
 
     def __init__(self):
         ids = {
@@ -167,6 +167,7 @@ class Bigrams(hub.Task):
             for name in ("token_ids", "padding_mask")
         }
         words = keras.layers.Embedding(len(WORDS), 4)(ids["token_ids"])
+        words += keras_hub.layers.PositionEmbedding(6)(words)
         outputs = keras.layers.Dense(len(WORDS))(words)
         super().__init__(ids, outputs, compile=False)
         self.preprocessor = next_words()
