@@ -51,12 +51,19 @@ def set_rate(callback, batch):
     callback.model.optimizer.learning_rate = 0.01 * (batch + 1)
 
 
+def eager(rate=0.1):
+    """A model whose few steps take less time than to trace one."""
+    return compiled(rate, run_eagerly=True)
+
+
 WARMUP = Schedules.CosineDecay(0.0, 8, warmup_target=0.2, warmup_steps=3)
 PIECEWISE = Schedules.PiecewiseConstantDecay([2, 5], [0.1, 0.2, 0.3])
 
 
-@pytest.mark.parametrize("eagerly", [False, True])
-@pytest.mark.parametrize("rate", [0.1, EXPONENTIAL, WARMUP, PIECEWISE])
+@pytest.mark.parametrize(
+    ("rate", "eagerly"),
+    [(0.1, False), (0.1, True), (PIECEWISE, False), (WARMUP, True)],
+)
 def test_records_the_rate_that_was_applied(tmp_path, rate, eagerly):
     model = compiled(rate, run_eagerly=eagerly)
     fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
@@ -64,7 +71,7 @@ def test_records_the_rate_that_was_applied(tmp_path, rate, eagerly):
     assert len(run.learning_rates) == 2 * BATCHES
 
 
-@pytest.mark.parametrize("kind", ["functional", "subclassed", "deferred"])
+@pytest.mark.parametrize("kind", ["subclassed", "deferred"])
 def test_records_every_kind_of_model(tmp_path, kind):
     model = compiled(EXPONENTIAL, kind=kind)
     fit(model, [TracInCheckpoint(tmp_path)])
@@ -99,8 +106,8 @@ def test_a_model_that_cannot_be_built_early_is_refused(tmp_path):
 
 
 def test_a_refused_callback_does_not_disturb_later_fits(tmp_path):
-    fit(compiled(), [TracInCheckpoint(tmp_path)])
-    model, callback = compiled(), TracInCheckpoint(tmp_path)
+    fit(eager(), [TracInCheckpoint(tmp_path)])
+    model, callback = eager(), TracInCheckpoint(tmp_path)
     with pytest.raises(ValueError, match=row("other-state", "overwrite=True")):
         fit(model, [callback])
     fit(model, [])
@@ -116,16 +123,24 @@ def test_records_a_custom_train_step(tmp_path):
     assert "loss" in run[0].logs
 
 
-@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
-    "other",
+    ("other", "first"),
     [
-        lambda: keras.callbacks.LearningRateScheduler(lambda e: 0.1 / (e + 1)),
-        lambda: keras.callbacks.ReduceLROnPlateau(
-            "loss", patience=1, min_delta=1e9
+        (
+            lambda: keras.callbacks.LearningRateScheduler(
+                lambda e: 0.1 / (e + 1)
+            ),
+            False,
         ),
-        lambda: At(train_batch_begin=set_rate),
-        lambda: At(train_batch_end=set_rate),
+        (
+            lambda: keras.callbacks.ReduceLROnPlateau(
+                "loss", patience=1, min_delta=1e9
+            ),
+            True,
+        ),
+        (lambda: At(train_batch_begin=set_rate), True),
+        (lambda: At(train_batch_end=set_rate), True),
+        (lambda: At(train_batch_end=set_rate), False),
     ],
 )
 def test_records_rates_that_callbacks_set(tmp_path, other, first):
@@ -136,9 +151,8 @@ def test_records_rates_that_callbacks_set(tmp_path, other, first):
     assert len(set(run.learning_rates)) > 1
 
 
-@pytest.mark.parametrize("rate", [0.1, EXPONENTIAL])
-def test_several_steps_per_execution_are_each_recorded(tmp_path, rate):
-    model = compiled(rate, steps_per_execution=4)  # 4 + 2 batches
+def test_several_steps_per_execution_are_each_recorded(tmp_path):
+    model = compiled(EXPONENTIAL, steps_per_execution=4)  # 4 + 2 batches
     fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
     run = assert_rates_were_applied(model, tmp_path)
     assert [c.step for c in run] == [6, 12]
@@ -160,9 +174,8 @@ def test_accumulated_batches_are_one_step(tmp_path, steps_per_execution):
     assert [c.num_steps for c in run] == [2, 2]
 
 
-@pytest.mark.parametrize("rate", [0.1, EXPONENTIAL])
-def test_steps_skipped_by_loss_scaling_are_not_steps(tmp_path, rate):
-    optimizer = keras.optimizers.LossScaleOptimizer(SGD(rate))
+def test_steps_skipped_by_loss_scaling_are_not_steps(tmp_path):
+    optimizer = keras.optimizers.LossScaleOptimizer(SGD(EXPONENTIAL))
     model = compiled(optimizer=optimizer)
     x = np.eye(BATCHES, dtype="float32")
     x[2, 2] = np.inf
@@ -192,10 +205,9 @@ def test_an_epoch_without_updates_makes_no_second_checkpoint(tmp_path):
     "optimizer",
     [
         SGD(EXPONENTIAL, momentum=0.9),
-        keras.optimizers.Adam(EXPONENTIAL),
         keras.optimizers.AdamW(EXPONENTIAL),
     ],
-    ids=["momentum", "adam", "adamw"],
+    ids=["momentum", "adamw"],
 )
 def test_records_the_rate_of_other_optimizers(tmp_path, optimizer):
     model = compiled(optimizer=optimizer)
@@ -231,9 +243,9 @@ def test_a_second_fit_continues_the_run(tmp_path):
 
 
 def test_a_recompiled_copy_of_the_model_continues_the_run(tmp_path):
-    model = compiled(0.1)
+    model = eager(0.1)
     fit(model, [TracInCheckpoint(tmp_path)])
-    other = compiled(0.3)
+    other = eager(0.3)
     other.set_weights(model.get_weights())
     fit(other, [TracInCheckpoint(tmp_path)])
     run = assert_rates_were_applied(other, tmp_path)
@@ -242,9 +254,9 @@ def test_a_recompiled_copy_of_the_model_continues_the_run(tmp_path):
 
 
 def test_another_state_is_refused_with_ways_out(tmp_path):
-    model = compiled()
+    model = eager()
     fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
-    for other in (compiled(), model):
+    for other in (eager(), model):
         if other is model:
             other.set_weights([np.ones([BATCHES, 1])])
         with pytest.raises(
@@ -261,7 +273,7 @@ def test_another_state_is_refused_with_ways_out(tmp_path):
 
 
 def test_another_model_is_refused(tmp_path):
-    fit(compiled(), [TracInCheckpoint(tmp_path)])
+    fit(eager(), [TracInCheckpoint(tmp_path)])
     other = make_model(inputs=3)
     other.compile(SGD(), output)
     with pytest.raises(ValueError, match=r"received .* \(3, 1\).* \(6, 1\)"):
@@ -269,9 +281,9 @@ def test_another_model_is_refused(tmp_path):
 
 
 def test_overwrite_replaces_whatever_run_is_there(tmp_path):
-    fit(compiled(), [TracInCheckpoint(tmp_path)], epochs=3)
+    fit(eager(), [TracInCheckpoint(tmp_path)], epochs=3)
     (tmp_path / "run.json").write_text("{")
-    fit(compiled(0.2), [TracInCheckpoint(tmp_path, overwrite=True)])
+    fit(eager(0.2), [TracInCheckpoint(tmp_path, overwrite=True)])
     run = TrainingRun(tmp_path)
     assert [c.step for c in run] == [6]
     files = {p.name for p in tmp_path.rglob("*") if p.is_file()}
@@ -296,8 +308,8 @@ def test_continues_after_backup_and_restore(tmp_path, first):
         return both if first else both[::-1]
 
     with pytest.raises(Interrupted):
-        fit(compiled(EXPONENTIAL), [*callbacks(), interrupt_at(1)], epochs=4)
-    model = compiled(EXPONENTIAL)
+        fit(eager(EXPONENTIAL), [*callbacks(), interrupt_at(1)], epochs=4)
+    model = eager(EXPONENTIAL)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fit(model, callbacks(), epochs=4)
@@ -309,10 +321,10 @@ def test_goes_back_to_where_backup_and_restore_did(tmp_path):
     directory = tmp_path / "run"
     callbacks = [TracInCheckpoint(directory), interrupt_at(2), backup(tmp_path)]
     with pytest.raises(Interrupted):
-        fit(compiled(EXPONENTIAL), callbacks, epochs=4)
+        fit(eager(EXPONENTIAL), callbacks, epochs=4)
     assert TrainingRun(directory).epochs == [1, 2, 3]
 
-    model = compiled(EXPONENTIAL)
+    model = eager(EXPONENTIAL)
     with pytest.warns(UserWarning, match="at step 12 .* up to step 18"):
         fit(model, [callbacks[0], callbacks[2]], epochs=4)
     run = assert_rates_were_applied(model, directory)
@@ -324,28 +336,30 @@ def test_steps_whose_rates_were_lost_are_not_made_up(tmp_path):
     directory = tmp_path / "run"
     callbacks = [backup(tmp_path), interrupt_at(2), TracInCheckpoint(directory)]
     with pytest.raises(Interrupted):
-        fit(compiled(), callbacks, epochs=4)
+        fit(eager(), callbacks, epochs=4)
     with pytest.raises(ValueError, match="list TracInCheckpoint before"):
-        fit(compiled(), [callbacks[0], callbacks[2]], epochs=4)
+        fit(eager(), [callbacks[0], callbacks[2]], epochs=4)
     assert TrainingRun(directory).epochs == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("epochs", "saved"),
-    [
+def test_epochs_selects_snapshots_but_not_rates(tmp_path):
+    cases = [
         (None, [1, 2, 3, 4]),
         (2, [2, 4]),
         ([1, 3], [1, 3]),
         (np.array([4]), [4]),
         (lambda epoch, logs: epoch == 2 and "loss" in logs, [2]),
-    ],
-)
-def test_epochs_selects_snapshots_but_not_rates(tmp_path, epochs, saved):
-    fit(compiled(), [TracInCheckpoint(tmp_path, epochs=epochs)], epochs=4)
-    run = TrainingRun(tmp_path)
-    assert [c.epoch for c in run] == saved
-    assert len(run.learning_rates) == 4 * BATCHES
-    assert run.epochs == [1, 2, 3, 4]
+    ]
+    callbacks = [
+        TracInCheckpoint(tmp_path / str(case), epochs=epochs)
+        for case, (epochs, _) in enumerate(cases)
+    ]
+    fit(eager(), callbacks, epochs=4)
+    for case, (_, saved) in enumerate(cases):
+        run = TrainingRun(tmp_path / str(case))
+        assert [c.epoch for c in run] == saved
+        assert len(run.learning_rates) == 4 * BATCHES
+        assert run.epochs == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -364,9 +378,9 @@ def test_save_freq_counts_steps(tmp_path, steps_per_execution, saved):
 
 
 def test_verbose_tells_of_each_snapshot(tmp_path, capsys):
-    fit(compiled(), [TracInCheckpoint(tmp_path)], epochs=2)
+    fit(eager(), [TracInCheckpoint(tmp_path)], epochs=2)
     assert capsys.readouterr().out == ""
-    fit(compiled(), [TracInCheckpoint(tmp_path, overwrite=True, verbose=1)])
+    fit(eager(), [TracInCheckpoint(tmp_path, overwrite=True, verbose=1)])
     out = capsys.readouterr().out
     assert "Epoch 1: saved step 6 to" in out
     assert "step-00000006.weights.h5" in out
@@ -402,7 +416,7 @@ def test_two_callbacks_record_two_runs(tmp_path):
 
 
 def test_an_interrupted_epoch_is_lost_and_nothing_else(tmp_path):
-    model = compiled()
+    model = eager()
 
     def stop(callback, batch):
         if callback.model.optimizer.iterations > BATCHES + 2:

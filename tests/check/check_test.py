@@ -55,13 +55,28 @@ def make_model(*inside, loss=CROSSENTROPY):
     return model
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("trained") / "run"
-    model = make_model()
+def small(*inside):
+    """A single layer, for what is not about other layers than these."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), *inside, layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1), CROSSENTROPY)
+    return model
+
+
+def fit(model, directory):
     callbacks = [kt.TracInCheckpoint(directory)]
     model.fit(*TRAIN, epochs=3, verbose=0, callbacks=callbacks)
     return model, directory
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return fit(make_model(), tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return fit(small(), tmp_path_factory.mktemp("plain") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +136,12 @@ def test_it_names_layers_that_differ_in_training(report):
         assert name not in message
 
 
-def test_it_tells_of_the_loss_and_regularisers(trained, report):
+def test_it_tells_of_the_loss_and_regularisers(plain, report):
     one(report.notes, "loss", "sparse_categorical_crossentropy, mean over")
     assert "logits" in one(report.notes, "model", "regularisers").message
     summed = keras.losses.MeanSquaredError(reduction="sum")
     given = kt.check(
-        trained[0],
+        plain[0],
         (TRAIN[0], np.eye(3)[TRAIN[1]]),
         loss=summed,
         verbose=0,
@@ -140,7 +155,7 @@ def test_a_train_step_of_its_own_is_a_warning():
         def train_step(self, data):
             return {}
 
-    model = Own(make_model().layers)
+    model = Own(small().layers)
     model.compile(loss=CROSSENTROPY)
     found = kt.check(model, TRAIN, verbose=0)
     one(found.warnings, "loss", "train_step", "Own", "`loss=`")
@@ -170,25 +185,25 @@ def test_a_sound_order_is_a_note(report):
     one(report.notes, "test", "6 examples twice, in the same order")
 
 
-def test_an_order_that_changes_late_is_found(trained):
+def test_an_order_that_changes_late_is_found(plain):
     """The methods look at the beginning alone."""
     first = tf.data.Dataset.from_tensor_slices(TRAIN)
     late = first.concatenate(first.shuffle(30)).batch(10)
-    found = kt.check(trained[0], late, verbose=0)
+    found = kt.check(plain[0], late, verbose=0)
     one(found.errors, "train", "60 examples twice", "order", "kt.with_ids")
-    bounded = kt.check(trained[0], late, max_examples=20, verbose=0)
+    bounded = kt.check(plain[0], late, max_examples=20, verbose=0)
     one(bounded.notes, "train", "20 examples twice, in the same order")
     assert bounded.ok
 
 
-def test_ids_make_any_order_a_note(trained):
+def test_ids_make_any_order_a_note(plain):
     data = kt.with_ids(TRAIN).shuffle(30).batch(10)
-    found = kt.check(trained[0], data, verbose=0)
+    found = kt.check(plain[0], data, verbose=0)
     one(found.notes, "train", "different orders", "ids")
     assert found.ok
 
 
-def test_ids_do_not_help_against_augmentation(trained):
+def test_ids_do_not_help_against_augmentation(plain):
     rng = np.random.default_rng(0)
 
     def noisy(x, y):
@@ -196,35 +211,35 @@ def test_ids_do_not_help_against_augmentation(trained):
         return x + tf.cast(tf.ensure_shape(noise, [4]), x.dtype), y
 
     data = kt.with_ids(TRAIN).map(noisy).batch(10)
-    found = kt.check(trained[0], data, verbose=0)
+    found = kt.check(plain[0], data, verbose=0)
     one(found.warnings, "train", "[0, 1, 2", "20 more", "augmentation")
 
 
-def test_ids_that_repeat_are_a_warning(trained):
+def test_ids_that_repeat_are_a_warning(plain):
     data = kt.with_ids(TRAIN, [5, 5, *range(7, 34), 33]).batch(10)
-    found = kt.check(trained[0], data, verbose=0)
+    found = kt.check(plain[0], data, verbose=0)
     one(found.warnings, "train", "more than once", "[5, 33]")
     assert found.ok
 
 
-def test_bad_labels_numbers_and_weights_are_named_by_id(trained):
+def test_bad_labels_numbers_and_weights_are_named_by_id(plain):
     x, y = (leaf.copy() for leaf in TRAIN)
     x[3], y[21] = np.nan, 3
     weight = np.ones(30, "float32")
     weight[11] = -1
     data = kt.with_ids((x, y, weight), np.arange(100, 130)).batch(7)
-    found = kt.check(trained[0], data, verbose=0)
+    found = kt.check(plain[0], data, verbose=0)
     one(found.errors, "train", "NaN or infinite values", "[103]")
     one(found.errors, "train", "Labels outside of the classes", "[121]")
     one(found.warnings, "train", "Negative sample weights", "[111]")
 
 
-def test_data_that_cannot_be_opened_are_an_error(trained):
-    found = kt.check(trained[0], (TRAIN[0], TRAIN[1][1:]), verbose=0)
+def test_data_that_cannot_be_opened_are_an_error(plain):
+    found = kt.check(plain[0], (TRAIN[0], TRAIN[1][1:]), verbose=0)
     one(found.errors, "train", rows()["unequal-lengths"])
     assert found.plan is None
     unbatched = tf.data.Dataset.from_tensor_slices(TEST)
-    found = kt.check(trained[0], TRAIN, test=unbatched, verbose=0)
+    found = kt.check(plain[0], TRAIN, test=unbatched, verbose=0)
     one(found.errors, "test", rows()["unbatched"], "`test`")
 
 
@@ -235,24 +250,24 @@ def test_the_checkpoints_are_counted(report):
     one(report.notes, "run", "3 checkpoints", "of which scores use 3")
 
 
-def test_a_single_checkpoint_is_worth_a_note(trained):
-    run = kt.TrainingRun(trained[1])[-1:]
-    found = kt.check(trained[0], TRAIN, run, verbose=0)
+def test_a_single_checkpoint_is_worth_a_note(plain):
+    run = kt.TrainingRun(plain[1])[-1:]
+    found = kt.check(plain[0], TRAIN, run, verbose=0)
     one(found.notes, "run", "A single checkpoint")
     assert found.ok
 
 
-def test_a_checkpoint_at_rate_zero_is_a_warning(trained):
-    paths = [c.path for c in kt.TrainingRun(trained[1])]
+def test_a_checkpoint_at_rate_zero_is_a_warning(plain):
+    paths = [c.path for c in kt.TrainingRun(plain[1])]
     run = kt.TrainingRun.from_weights(paths, [0.1, 0.0, 0.1])
-    found = kt.check(trained[0], TRAIN, run, verbose=0)
+    found = kt.check(plain[0], TRAIN, run, verbose=0)
     one(found.warnings, "run", "Skipping", paths[1].name)
     one(found.notes, "run", "of which scores use 2")
     assert found.plan.num_checkpoints == 2
 
 
-def test_each_checkpoint_that_does_not_load_is_an_error(trained, tmp_path):
-    model, directory = trained
+def test_each_checkpoint_that_does_not_load_is_an_error(plain, tmp_path):
+    model, directory = plain
     copy = shutil.copytree(directory, tmp_path / "run")
     flip(last_weights(copy))
     found = kt.check(model, TRAIN, copy, verbose=0)
@@ -262,9 +277,9 @@ def test_each_checkpoint_that_does_not_load_is_an_error(trained, tmp_path):
     one(found.errors, "run", rows()["missing-run"])
 
 
-def test_weights_that_do_not_fit_or_are_nan_are_errors(trained, tmp_path):
-    model, directory = trained
-    other = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+def test_weights_that_do_not_fit_or_are_nan_are_errors(plain, tmp_path):
+    model, directory = plain
+    other = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
     other.compile(loss=CROSSENTROPY)
     found = kt.check(other, TRAIN, directory, verbose=0)
     assert len(found.errors) == 3
@@ -272,7 +287,7 @@ def test_weights_that_do_not_fit_or_are_nan_are_errors(trained, tmp_path):
         re.search(row("other-architecture"), f.message) for f in found.errors
     )
     paths = [c.path for c in kt.TrainingRun(directory)]
-    twin = make_model()
+    twin = small()
     twin.set_weights([w * np.nan for w in model.get_weights()])
     path = tmp_path / "nan.weights.h5"
     twin.save_weights(path)
@@ -305,7 +320,7 @@ def test_a_model_without_a_loss_is_an_error():
 
 
 def test_a_layer_that_mixes_examples_is_an_error():
-    found = kt.check(make_model(Centred(name="centred")), TRAIN, verbose=0)
+    found = kt.check(small(Centred(name="centred")), TRAIN, verbose=0)
     one(found.errors, "job", "centred", rows()["mixing-layer"])
     assert found.plan is None
 
@@ -337,19 +352,19 @@ def test_a_layer_that_is_random_is_a_warning():
         def call(self, x):
             return x + keras.random.normal(ops.shape(x), seed=self.seeds)
 
-    model = make_model(Noisy(name="noisy"))
+    model = small(Noisy(name="noisy"))
     before = state(model)
     found = kt.check(model, TRAIN, verbose=0)
     one(found.warnings, "job", "noisy", "random")
     assert state(model) == before
 
 
-def test_the_plan_is_that_of_the_method(trained, report):
-    tracin = kt.TracIn(trained[0], TRAIN, trained[1], memory_limit=10**7)
+def test_the_plan_is_that_of_the_method(plain, report):
+    tracin = kt.TracIn(plain[0], TRAIN, plain[1], memory_limit=10**7)
     limited = {"memory_limit": 10**7, "verbose": 0}
-    found = kt.check(trained[0], TRAIN, trained[1], TEST, **limited)
+    found = kt.check(plain[0], TRAIN, plain[1], TEST, **limited)
     assert found.plan == tracin.plan(TEST)
-    found = kt.check(trained[0], TRAIN, trained[1], **limited)
+    found = kt.check(plain[0], TRAIN, plain[1], **limited)
     assert found.plan == tracin.plan()
     assert report.seconds > 0
 

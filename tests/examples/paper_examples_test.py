@@ -31,6 +31,7 @@ def test_mnist_asks_three_methods_about_the_same_digits(tmp_path, capsys):
         "--num_queries=2",
         "--k=3",
         "--checkpoints=2",
+        "--layers=logits",
     )
     queries = re.findall(r"^Test digit (\d)$", printed, re.M)
     assert len(set(queries)) == 2
@@ -56,6 +57,7 @@ def test_cifar10_counts_the_classes_of_proponents(tmp_path, capsys):
         "--num_train=64",
         "--epochs=1",
         "--k=2",
+        "--layers=logits",
     )
     queries = r"^Test image \d+: (cat|automobile) \([a-z]+\)$"
     assert re.findall(queries, printed, re.M) == ["cat", "automobile"]

@@ -19,6 +19,7 @@ def test_an_example_trains_and_scores_under_mirrored_strategy(tmp_path):
             "--checkpoints=1",
             "--corruption=uniform",
             "--method=tracin",
+            "--layers=logits",
             "--refit=",
         )
     )

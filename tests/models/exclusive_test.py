@@ -70,24 +70,17 @@ def calls(model, other, run, index):
         [run.directory / "other.weights.h5"], 0.1
     )
 
-    def tracin(**options):
-        return kt.TracIn(model, TRAIN, run, **options)
-
     return {
-        "influence": lambda: tracin().influence(TEST, verbose=0).scores,
         "optimizer": lambda: (
-            tracin(optimizer_aware=True).influence(TEST, verbose=0).scores
+            kt.TracIn(model, TRAIN, run, optimizer_aware=True)
+            .influence(TEST, verbose=0)
+            .scores
         ),
         "shared layers": lambda: (
             kt.TracIn(other, TRAIN, others_run).self_influence(verbose=0).scores
         ),
         "trak": lambda: (
             kt.TRAK(model, TRAIN, run, projection=PROJECTION)
-            .influence(TEST, verbose=0)
-            .scores
-        ),
-        "points": lambda: (
-            kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
             .influence(TEST, verbose=0)
             .scores
         ),
