@@ -106,20 +106,15 @@ def test_trak_is_of_all_checkpoints(work):
     common = (TASK, FEW, "--method=trak", "--epochs=2,5")
     run = kt.TrainingRun("runs/digits")
     run = run.select([i for i, c in enumerate(run) if c.epoch in (2, 5)])
-    said = {
-        ("--dim=64", "--damping=0.5"): {
-            "projection": kt.TensorSketch(64),
-            "damping": 0.5,
-        },
-        ("--projection=gaussian", "--dim=64"): {
-            "projection": kt.GaussianProjection(64)
-        },
-    }
-    for flags, options in said.items():
-        work.run(score, *common, *flags, "--output=out/trak.npz", "--overwrite")
-        found = kt.Attribution.load("out/trak.npz").scores
-        expected = kt.TRAK(model, train, run, **options).influence(few)
-        assert_close(found, expected.scores)
+    work.run(
+        score, *common, "--projection=gaussian", "--dim=64", "--damping=0.5",
+        "--output=out/trak.npz", "--overwrite",
+    )  # fmt: skip
+    found = kt.Attribution.load("out/trak.npz").scores
+    expected = kt.TRAK(
+        model, train, run, projection=kt.GaussianProjection(64), damping=0.5
+    ).influence(few)
+    assert_close(found, expected.scores)
     work.run(self_influence, *common[:1], *common[2:], "--dim=64")
 
 
