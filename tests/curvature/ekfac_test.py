@@ -20,14 +20,14 @@ from tests.gradients.oracle import precision, randomize, sequential
 COUNT, CLASSES, DAMPING = 30, 3, 0.1
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _double_precision():
     with precision("float64"):
         yield
 
 
-def fitted(model, loss="mse", tokens=0, damping=DAMPING):
-    """EK-FAC's inverse and the Gauss-Newton matrix of the same variables."""
+def gauss_newton(model, loss="mse", tokens=0):
+    """The operator of all variables in the order of their gradients."""
     keras.utils.set_random_seed(0)
     model.compile(loss=loss)
     randomize(model)
@@ -40,8 +40,13 @@ def fitted(model, loss="mse", tokens=0, damping=DAMPING):
     examples, per_example = open_examples((x, y)), per_example_loss(model)
     functions = GradientFunctions(model, per_example, examples.first(2).data)
     flat = [variable for group in functions.variables for variable in group]
-    operator = GaussNewton(model, per_example, examples, flat)
-    return EKFAC().prepare(Damped(operator, damping)), as_matrix(operator)
+    return GaussNewton(model, per_example, examples, flat)
+
+
+def fitted(*network):
+    """EK-FAC's inverse and the Gauss-Newton matrix of the same variables."""
+    operator = gauss_newton(*network)
+    return EKFAC().prepare(Damped(operator, DAMPING)), as_matrix(operator)
 
 
 def everything(inverse, size):
@@ -53,7 +58,7 @@ def test_a_linear_model_under_squared_error_is_inverted_exactly():
         (4,),
         layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.2)),
     )
-    inverse, matrix = fitted(model)
+    matrix = as_matrix(gauss_newton(model))
     # The bias is not regularised, which no Kronecker product can tell.
     plain = matrix - np.diag([0.4] * 8 + [0.0] * 2)
     model = sequential((4,), layers.Dense(2))
@@ -114,13 +119,13 @@ CASES = {
 @pytest.mark.parametrize(("build", "tokens"), CASES.values(), ids=CASES)
 def test_it_has_the_trace_of_gauss_newton_and_nearly_its_scores(build, tokens):
     loss = "sparse_categorical_crossentropy"
-    inverse, matrix = fitted(build(), loss, tokens, damping=0.0)
+    inverse, matrix = fitted(build(), loss, tokens)
+    size = len(matrix)
     # An orthonormal basis leaves the sum of all eigenvalues as it was: every
     # pass of one output each gives the second moments exactly.
     eigenvalues = sum(np.sum(values) for values in inverse.eigenvalues)
-    np.testing.assert_allclose(eigenvalues, np.trace(matrix), rtol=1e-6)
-    inverse, _ = fitted(build(), loss, tokens)
-    size = len(matrix)
+    undamped = eigenvalues - DAMPING * size
+    np.testing.assert_allclose(undamped, np.trace(matrix), rtol=1e-6)
     found = everything(inverse, size)
     np.testing.assert_allclose(found, found.T, atol=1e-8)
     exact = np.linalg.inv(matrix + DAMPING * np.eye(size))
@@ -135,20 +140,22 @@ def test_it_serves_the_three_calls():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(COUNT, 4)), rng.integers(CLASSES, size=COUNT)
 
-    def scores(curvature=None, solver=None):
-        method = kt.InfluenceFunctions(
-            model, data, damping=0.1, curvature=curvature, solver=solver
-        )
-        with pytest.warns(UserWarning, match="not converged"):
-            everything = method.influence(data, verbose=0).scores
-        own = method.self_influence(verbose=0).scores
-        np.testing.assert_allclose(own, np.diag(everything), rtol=1e-6)
-        return everything
+    def influence(**options):
+        return kt.InfluenceFunctions(model, data, damping=0.1, **options)
 
-    approximate = scores("ekfac")
-    pair = approximate, scores("gauss_newton", kt.Exact())
+    def scores(method):
+        with pytest.warns(UserWarning, match="not converged"):
+            return method.influence(data, verbose=0).scores
+
+    method = influence(curvature="ekfac")
+    approximate = scores(method)
+    own = method.self_influence(verbose=0).scores
+    np.testing.assert_allclose(own, np.diag(approximate), rtol=1e-6)
+    exact = influence(curvature="gauss_newton", solver=kt.Exact())
+    pair = approximate, scores(exact)
     assert np.corrcoef(*map(np.ravel, pair))[0, 1] > 0.9
-    np.testing.assert_array_equal(scores(solver=kt.EKFAC()), approximate)
+    by_solver = influence(solver=kt.EKFAC())
+    np.testing.assert_array_equal(scores(by_solver), approximate)
 
 
 @pytest.mark.parametrize(

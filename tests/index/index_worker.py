@@ -17,7 +17,7 @@ from keras_tracin.storage import files
 from tests.engine import scoring_worker
 
 TRAIN = scoring_worker.examples(1500, 0)  # six shards
-PROJECTION = kt.TensorSketch(16, seed=2)
+PROJECTION = kt.GaussianProjection(16, seed=2)
 FINGERPRINT = "fingerprint.npz"  # numbers that are alike up to rounding
 
 

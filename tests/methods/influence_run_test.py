@@ -62,6 +62,12 @@ def influence(trained, run, **options):
     return kt.InfluenceFunctions(trained[0], TRAIN, run=run, **options)
 
 
+@pytest.fixture(scope="module")
+def over_two(trained):
+    """EK-FAC's method over two checkpoints, fitted once for all tests."""
+    return influence(trained, trained[1][::2], curvature="ekfac")
+
+
 def scores_of(method):
     return method.influence(TEST, verbose=0).scores
 
@@ -85,10 +91,13 @@ def one_by_one(trained, run, calls=(scores_of,), **options):
 
 
 @every_curvature
-def test_over_a_run_scores_are_the_mean_over_its_checkpoints(trained, options):
+def test_over_a_run_scores_are_the_mean_over_its_checkpoints(
+    trained, over_two, options
+):
     run = trained[1][::2]
     before = trained[0].get_weights()
-    method = influence(trained, run, **options)
+    is_ekfac = options == CURVATURES["ekfac"]
+    method = over_two if is_ekfac else influence(trained, run, **options)
     results = one_by_one(trained, run, BOTH_CALLS, **options)
     for call, apart in zip(BOTH_CALLS, results, strict=True):
         assert np.abs(apart[0] - apart[1]).max() > 1e-3 * np.abs(apart).max()
@@ -102,8 +111,14 @@ def test_a_run_of_one_checkpoint_gives_its_scores_whatever_the_model_has(
 ):
     run = trained[1][:1]
     ((expected,),) = one_by_one(trained, run, curvature="ekfac")
-    method = influence(trained, run, curvature="ekfac")
-    np.testing.assert_allclose(scores_of(method), expected, rtol=1e-6)
+    model = trained[0]
+    before = model.get_weights()
+    try:
+        model.set_weights([weight + 0.1 for weight in before])
+        method = influence(trained, run, curvature="ekfac")
+        np.testing.assert_allclose(scores_of(method), expected, rtol=1e-6)
+    finally:
+        model.set_weights(before)
 
 
 @pytest.mark.parametrize("relative", ["loss", "parameters"])
@@ -115,11 +130,9 @@ def test_relative_scores_are_relative_at_each_checkpoint(trained, relative):
     np.testing.assert_allclose(scores_of(method), apart.mean(0), rtol=1e-6)
 
 
-def test_rankings_over_a_run_are_those_of_all_scores(trained):
-    run = str(trained[1].directory)
-    method = influence(trained, run, curvature="ekfac")
-    expected = method.influence(TEST, verbose=0).top_k(4)
-    ranked = method.top_k(TEST, 4, verbose=0)
+def test_rankings_over_a_run_are_those_of_all_scores(over_two):
+    expected = over_two.influence(TEST, verbose=0).top_k(4)
+    ranked = over_two.top_k(TEST, 4, verbose=0)
     for side in ("proponents", "opponents"):
         a, b = getattr(ranked, side), getattr(expected, side)
         np.testing.assert_array_equal(a.ids, b.ids)
@@ -127,13 +140,11 @@ def test_rankings_over_a_run_are_those_of_all_scores(trained):
 
 
 def test_finished_parts_over_a_run_are_those_of_its_checkpoints(
-    trained, tmp_path
+    trained, over_two, tmp_path
 ):
-    run = trained[1][::2]
-    method = influence(trained, run, curvature="ekfac")
-    expected = scores_of(method)
+    expected = scores_of(over_two)
     for _ in range(2):
-        kept = method.influence(TEST, directory=tmp_path, verbose=0).scores
+        kept = over_two.influence(TEST, directory=tmp_path, verbose=0).scores
         np.testing.assert_array_equal(kept, expected)
     others = influence(trained, trained[1][1:], curvature="ekfac")
     with pytest.raises(ValueError, match="another"):
@@ -152,8 +163,9 @@ def test_class_weights_are_sample_weights_of_the_training_examples(
     )
     for call in BOTH_CALLS:
         np.testing.assert_allclose(call(by_class), call(by_sample), rtol=1e-6)
-    plain = scores_of(influence(trained, None, **options))
-    assert not np.allclose(scores_of(by_class), plain, rtol=0.1)
+    if options == CURVATURES["ekfac"]:
+        plain = scores_of(influence(trained, None, **options))
+        assert not np.allclose(scores_of(by_class), plain, rtol=0.1)
 
 
 def test_an_inverse_of_one_set_of_weights_serves_no_run(trained, tmp_path):
@@ -182,8 +194,6 @@ def test_other_weights_than_at_first_are_refused(trained):
         for call in *BOTH_CALLS, lambda m: m.inverse:
             with pytest.raises(ValueError, match=row("other-weights")):
                 call(method)
-        # Those of a run do not depend on what the model has.
-        scores_of(influence(trained, trained[1][:1], curvature="ekfac"))
     finally:
         model.set_weights(before)
     scores_of(method)
@@ -206,7 +216,8 @@ def test_preparing_and_solving_are_announced(trained, monkeypatch, capsys):
 
 
 def test_a_plan_tells_the_work_of_all_checkpoints(trained):
-    method = influence(trained, trained[1], curvature="ekfac", relative="loss")
+    run = str(trained[1].directory)
+    method = influence(trained, run, curvature="ekfac", relative="loss")
     plan = method.plan(TEST)
     assert (plan.num_train, plan.num_queries) == (NUM_TRAIN, 2)
     assert plan.num_checkpoints == 3

@@ -142,11 +142,10 @@ def test_small_memory_gives_the_same_scores_in_pieces(
     )
 
 
-@pytest.mark.parametrize("batch", [5, 64])
-def test_a_dataset_scores_like_its_arrays(trained, influence, batch):
+def test_a_dataset_scores_like_its_arrays(trained, influence):
     model, run = trained
-    train = tf.data.Dataset.from_tensor_slices(TRAIN).batch(batch)
-    test = tf.data.Dataset.from_tensor_slices(TEST).batch(batch)
+    train = tf.data.Dataset.from_tensor_slices(TRAIN).batch(5)
+    test = tf.data.Dataset.from_tensor_slices(TEST).batch(64)
     found = kt.TracIn(model, train, run).influence(test, verbose=0)
     np.testing.assert_allclose(found.scores, influence.scores, atol=1e-6)
 
@@ -419,10 +418,16 @@ PROJECTIONS = (
 )
 
 
+@functools.cache
+def projected_by(projection, model, run):
+    """The method with a projection, traced once for the calls of all tests."""
+    return kt.TracIn(model, TRAIN, run, projection=projection)
+
+
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=repr)
 def test_projected_scores_are_near_the_exact_ones(trained, projection):
     expected, scale, _ = oracle(trained)
-    projected = kt.TracIn(trained[0], TRAIN, trained[1], projection=projection)
+    projected = projected_by(projection, *trained)
     scores = projected.influence(TEST, verbose=0).scores
     errors = (scores - expected) / scale
     # A Gaussian's standard error is between 1/16 and √2/16 of the scale.
@@ -431,9 +436,7 @@ def test_projected_scores_are_near_the_exact_ones(trained, projection):
 
 def test_every_call_takes_the_same_projected_gradients(trained):
     _, _, own = oracle(trained)
-    projected = kt.TracIn(
-        trained[0], TRAIN, trained[1], projection=PROJECTIONS[0]
-    )
+    projected = projected_by(PROJECTIONS[0], *trained)
     scores = projected.influence(TEST, verbose=0).scores
     top = projected.top_k(TEST, 3, verbose=0).proponents
     order = np.argsort(-scores, axis=1, kind="stable")[:, :3]
