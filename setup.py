@@ -34,6 +34,7 @@ TEST = [
     "ruff~=0.17.6",
     "selenium>=4.20",
     "starlark-pyo3>=2025.1",  # reads the BUILD files
+    "tf-keras>=2.18",  # Keras 2, whose models and files are refused
 ]
 
 setuptools.setup(

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_tracin.engine.distribution import worker_of
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
@@ -128,6 +129,18 @@ class TracInCheckpoint(keras.callbacks.Callback):
         # With "epoch" nothing happens at the ends of batches, and Keras may
         # call the callback while the next batch trains.
         self.async_safe = save_freq == "epoch"
+
+    def set_model(self, model):
+        """Takes the model that is trained, as `fit` passes it.
+
+        Args:
+            model: The model.
+
+        Raises:
+            TypeError: if it is no model of Keras 3.
+        """
+        check_is_model(model)
+        super().set_model(model)
 
     def on_train_begin(self, logs=None):
         self._close()  # after a `fit` that failed

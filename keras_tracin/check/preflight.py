@@ -35,6 +35,7 @@ from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.models.errors import brief
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.models.state import preserved
 from keras_tracin.runs import TrainingRun, run_weights
 
@@ -88,7 +89,11 @@ def check(
     Returns:
         The `CheckReport` that is printed. What is wrong is in its `errors`;
         nothing is raised.
+
+    Raises:
+        TypeError: if `model` is no model of Keras 3.
     """
+    check_is_model(model)
     options = {
         "loss": loss,
         "class_weight": class_weight,

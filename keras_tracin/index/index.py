@@ -46,6 +46,7 @@ from keras_tracin.index.writing import select_queries
 from keras_tracin.methods.index_rows import kept_files
 from keras_tracin.methods.indexable import Indexable
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.results import Ranking, TopK, TopKMerger
 from keras_tracin.runs import TrainingRun
@@ -103,6 +104,7 @@ class InfluenceIndex:
         projection: Projection | None = None,
         run: TrainingRun | str | os.PathLike | None = None,
     ):
+        check_is_model(model)
         store = Store(files.absolute_directory(directory))
         if not store.manifest.finished:
             raise ValueError(

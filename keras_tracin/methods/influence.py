@@ -53,6 +53,7 @@ from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
@@ -159,6 +160,7 @@ class InfluenceFunctions(Method):
         jit_compile: bool | str = "auto",
         memory_limit: int | None = None,
     ):
+        check_is_model(model)
         check_damping(damping)
         check_precision(model)
         _check_one_of("curvature", curvature, _CURVATURES)

@@ -53,6 +53,7 @@ from keras_tracin.methods.tracin_passes import (
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
@@ -150,6 +151,7 @@ class TracIn(Method):
         jit_compile: bool | str = "auto",
         memory_limit: int | None = None,
     ):
+        check_is_model(model)
         if optimizer_aware and projection is not None:
             raise ValueError(
                 "`optimizer_aware=True` scores whole gradients. Received "

@@ -48,6 +48,7 @@ from keras_tracin.methods.base import Method
 from keras_tracin.methods.trak_kernels import Kernels, features_pass
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
@@ -124,6 +125,7 @@ class TRAK(Method):
         jit_compile: bool | str = "auto",
         memory_limit: int | None = None,
     ):
+        check_is_model(model)
         check_damping(damping)
         self._damping = damping
         projection = TensorSketch(2048) if projection is None else projection

@@ -52,6 +52,15 @@ from keras_tracin.storage.arrays import load_arrays
 FORMAT_VERSION = 2
 FILE_NAME = "run.json"
 
+# The files that `keras.callbacks.ModelCheckpoint` of Keras 3 writes.
+READABLE = (".weights.h5", ".keras")
+CONVERT = (
+    "Weights that Keras 2 wrote need another form: `model.load_weights(old)` "
+    "reads an .h5 file, and for a TensorFlow checkpoint "
+    "`model.set_weights(old_model.get_weights())` takes over what `tf_keras` "
+    "has read; then `model.save_weights('epoch-01.weights.h5')`, a file for "
+    "each epoch."
+)
 REMEDY = "Copy the run directory again, or train again into a new one."
 
 _PARTS = {"model": dict, "initial": dict, "checkpoints": list, "segments": list}
@@ -71,16 +80,46 @@ def read(directory: Path) -> dict[str, Any]:
     """
     path = directory / FILE_NAME
     if not path.is_file():
-        what = "has no run.json" if directory.is_dir() else "does not exist"
-        raise ValueError(
-            f"Expected the directory of a training run, but {directory} "
-            f"{what}. Record a run with "
-            f"model.fit(..., callbacks=[TracInCheckpoint({str(directory)!r})])."
-        )
+        raise no_run(directory)
     manifest = _parse(path)
     for entry in listed_files(manifest):
         files.check_size(directory / entry["file"], entry["size"], REMEDY)
     return manifest
+
+
+def no_run(place: Path) -> ValueError:
+    """The error for one who named a place where there is no run.
+
+    Args:
+        place: a directory or a file.
+    """
+    if place.is_file():
+        what, files = "is a file", [place]
+    elif place.is_dir():
+        what, files = "has no run.json", sorted(place.iterdir())
+    else:
+        what, files = "does not exist", []
+    names = [file.name for file in files]
+    if any(name.endswith(READABLE) for name in names):
+        remedy = (
+            "For weights that `keras.callbacks.ModelCheckpoint` wrote, pass "
+            "`TrainingRun.from_weights(files, learning_rates)`, the files in "
+            "the order of training."
+        )
+    elif any(name.endswith((".h5", ".hdf5", ".index")) for name in names):
+        remedy = (
+            f"{CONVERT} Then pass `TrainingRun.from_weights(files, rates)`."
+        )
+    else:
+        directory = str(place.with_suffix("") if place.is_file() else place)
+        remedy = (
+            "Record a run with model.fit(..., "
+            f"callbacks=[TracInCheckpoint({directory!r})])."
+        )
+    return ValueError(
+        f"Expected the directory of a training run, but {place} {what}. "
+        f"{remedy}"
+    )
 
 
 def _parse(path: Path) -> dict[str, Any]:

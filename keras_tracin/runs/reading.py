@@ -191,10 +191,11 @@ def check_weight_files(files: Iterable[str | os.PathLike]) -> list[Path]:
     if not paths:
         raise ValueError("Received no files, expected at least one.")
     for path in paths:
-        if not path.name.endswith((".weights.h5", ".keras")):
+        if not path.name.endswith(run_manifest.READABLE):
             raise ValueError(
                 f"Received {path}, expected a .weights.h5 or .keras file as "
-                "keras.callbacks.ModelCheckpoint writes them."
+                "keras.callbacks.ModelCheckpoint writes them. "
+                f"{run_manifest.CONVERT}"
             )
         if not path.is_file():
             raise ValueError(f"{path} does not exist, expected a weights file.")

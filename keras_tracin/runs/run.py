@@ -70,6 +70,11 @@ class TrainingRun(Sequence[Checkpoint]):
     """
 
     def __init__(self, directory: str | os.PathLike):
+        if (
+            isinstance(directory, str | os.PathLike)
+            and (place := Path(directory)).is_file()
+        ):
+            raise run_manifest.no_run(place)
         self.directory: Path | None = files.absolute_directory(directory)
         manifest = run_manifest.read(self.directory)
         self._segments = read_segments(self.directory, manifest)

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import keras
 
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.storage import files
@@ -95,7 +96,12 @@ def saved_at(path: Path) -> SavedWeights:
 
 
 def check_built(model: keras.Model) -> None:
-    """Raises ValueError if a model has no weights yet."""
+    """Raises ValueError if a model has no weights yet.
+
+    Raises:
+        TypeError: if it is no model of Keras 3.
+    """
+    check_is_model(model)
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} has no weights yet, expected a built "

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.runs.present_rate import num_batches, rate_at
 from keras_tracin.runs.save_options import scalar_metrics
 from keras_tracin.trace.batches import TrainingBatches
@@ -75,7 +76,12 @@ def fit_with_observer(
 
 
 def check_observable(model: keras.Model) -> None:
-    """Raises ValueError unless each batch makes one update."""
+    """Raises ValueError unless each batch makes one update.
+
+    Raises:
+        TypeError: if it is no model of Keras 3.
+    """
+    check_is_model(model)
     if not model.built or model.optimizer is None:
         raise ValueError(
             "Tracing needs the weights before the first step. Received "

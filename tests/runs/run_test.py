@@ -7,7 +7,7 @@ import pytest
 
 from keras_tracin.runs import TrainingRun
 from keras_tracin.storage import files as storage_files
-from tests.error_rows import row
+from tests.error_rows import row, says
 from tests.runs.helpers import RATES, make_model, make_run
 
 
@@ -118,6 +118,33 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
         TrainingRun(tmp_path / "missing")
     with pytest.raises(ValueError, match=row("no-run", "TracInCheckpoint")):
         TrainingRun(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["01.weights.h5", "model.keras"])
+def test_weights_in_place_of_a_run_are_told_how_to_become_one(tmp_path, name):
+    file = tmp_path / name
+    file.touch()
+    for place, what in ((tmp_path, "has no run.json"), (file, "is a file")):
+        with pytest.raises(ValueError, match=row("run-of-weights", what)):
+            TrainingRun(place)
+
+
+@pytest.mark.parametrize("name", ["weights.h5", "ckpt-1.index"])
+def test_weights_of_keras_2_are_told_how_to_be_converted(tmp_path, name):
+    file = tmp_path / name
+    file.touch()
+    for place in (tmp_path, file):
+        with pytest.raises(ValueError, match=row("old-weights", str(place))):
+            TrainingRun(place)
+    with pytest.raises(ValueError, match=row("old-weights", str(file))):
+        TrainingRun.from_weights([file], 0.1)
+
+
+def test_a_file_of_another_kind_is_no_run(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.touch()
+    with pytest.raises(ValueError, match=says("is a file", "TracInCheckpoint")):
+        TrainingRun(file)
 
 
 def test_a_truncated_manifest_is_refused(directory):

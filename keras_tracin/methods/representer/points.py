@@ -41,6 +41,7 @@ from keras_tracin.methods.representer.problem import Problem, validate_l2
 from keras_tracin.methods.representer.scoring import LARGEST_BLOCK, filling
 from keras_tracin.methods.representer.targets import Target
 from keras_tracin.models.descriptions import describe_loss
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.results import Attribution, TopK
 
 
@@ -119,6 +120,7 @@ class RepresenterPoints(LastLayerMethod):
         memory_limit: int | None = None,
         verbose: int = 1,
     ):
+        check_is_model(model)
         if method not in ("l2", "lje"):
             raise ValueError(
                 f"`method` should be 'l2' or 'lje'. Received: {method!r}."

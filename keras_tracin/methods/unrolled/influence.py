@@ -54,6 +54,7 @@ from keras_tracin.methods.unrolled.queries import (
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.models.kinds import check_is_model
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun
 
@@ -125,6 +126,7 @@ class UnrolledInfluence(Method):
         tolerance: float = 1e-3,
         memory_limit: int | None = None,
     ):
+        check_is_model(model)
         self._recorded = RecordedTraining(
             model,
             train,
