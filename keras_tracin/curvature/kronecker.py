@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -23,11 +23,14 @@ from keras_tracin.gradients.flat import Groups, size_of
 Basis = tuple[tf.Tensor, ...]  # (U_A, U_B), in columns; none for a diagonal
 
 _LARGEST_SIDE = 8192  # of a kernel that is diagonalised
+_LARGEST_EXACT = 512  # entries whose second moments are diagonalised whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Adjacent entries of a row, as a matrix `[i, o]` or a diagonal.
+
+    A single column is inverted exactly: its first moment is the whole block.
 
     Attributes:
         start: position of the first entry in a row.
@@ -107,20 +110,31 @@ def cut(
             pairs.append((block, group))
             start += sum(sizes)
             continue
-        parts = group.parts if isinstance(group, DenseGradients) else [group]
+        parts: list[Factors] = [group]
+        if isinstance(group, DenseGradients):
+            parts = [DenseGradients((part,)) for part in group.parts]
         for part, variable in zip(parts, variables, strict=True):
-            size, last = size_of(variable), variable.shape[-1:] or (1,)
-            i, o = size // last[0], last[0]
-            whole = isinstance(group, DenseGradients) and min(i, o) > 1
-            if whole and max(i, o) <= _LARGEST_SIDE:
-                block = Block(start, i, o, True)
-            else:
-                block = Block(start, 1, size, False)
-            if isinstance(group, DenseGradients):
-                part = DenseGradients((part,))
-            pairs.append((block, part))
-            start += size
+            whole = isinstance(group, DenseGradients)
+            pairs.append((_block_of(variable, start, whole), part))
+            start += size_of(variable)
     return pairs
+
+
+def _block_of(variable: Any, start: int, whole: bool) -> Block:
+    """The block of one variable.
+
+    Args:
+        variable: the variable.
+        start: position of its first entry in a row.
+        whole: whether its gradients are at hand entry by entry.
+    """
+    size, last = size_of(variable), variable.shape[-1:] or (1,)
+    i, o = size // last[0], last[0]
+    if whole and size <= _LARGEST_EXACT:
+        return Block(start, size, 1, True)
+    if whole and min(i, o) > 1 and max(i, o) <= _LARGEST_SIDE:
+        return Block(start, i, o, True)
+    return Block(start, 1, size, False)
 
 
 def second_moments(block: Block, factors: Factors) -> tuple[tf.Tensor, ...]:

@@ -35,6 +35,7 @@ from keras_tracin.gradients.placement import place
 
 _ENOUGH = 10_000  # pseudo-gradients, where outputs are many
 _BATCH = 256
+_SEED = tf.TensorSpec([2], tf.int32)
 
 
 class LayerBlocks:
@@ -155,7 +156,7 @@ class LayerBlocks:
         step = tf.function(
             moments,
             autograph=False,
-            input_signature=(curvature.spec, tf.TensorSpec([2], tf.int32)),
+            input_signature=(curvature.spec, _SEED),
         )
         step.get_concrete_function()
         draws = max(outputs)
@@ -174,7 +175,20 @@ class LayerBlocks:
                 )
             ]
 
-        return tf.function(squares, autograph=False)
+        bases = [
+            tuple(
+                tf.TensorSpec([side, side], self.dtype)
+                for side in (block.rows, block.columns)
+                if block.kronecker
+            )
+            for block in self.blocks
+        ]
+        # An open batch size: layers without a rule tell examples by it.
+        return tf.function(
+            squares,
+            autograph=False,
+            input_signature=(self._curvature.spec, _SEED, bases),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

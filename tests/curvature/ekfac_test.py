@@ -116,6 +116,61 @@ CASES = {
 }
 
 
+class Scale(keras.layers.Layer):
+    """A user's layer, for which there is no rule."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=shape[-1:], name="factor")
+        self.offset = self.add_weight(shape=shape[-1:], name="offset")
+
+    def call(self, inputs):
+        return inputs * self.factor + self.offset
+
+
+@pytest.mark.parametrize(
+    "layer", [Scale, layers.PReLU], ids=["a user's", "PReLU"]
+)
+def test_a_small_variable_of_a_layer_without_a_rule_has_its_exact_block(layer):
+    frozen = layers.Dense(CLASSES, "softmax", trainable=False)
+    network = sequential((4,), layer(), frozen)
+    inverse, matrix = fitted(network, "sparse_categorical_crossentropy")
+    blocks = np.kron(np.eye(len(matrix) // 4), np.ones((4, 4)))
+    expected = np.linalg.inv(matrix * blocks + DAMPING * np.eye(len(matrix)))
+    np.testing.assert_allclose(
+        everything(inverse, len(matrix)), expected, atol=1e-8
+    )
+
+
+class Positions(keras.layers.Layer):
+    """Adds a vector for each position, as keras.io's transformer does."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = layers.Embedding(6, 3)
+        self.positions = layers.Embedding(4, 3)
+
+    def call(self, inputs):
+        positions = keras.ops.arange(keras.ops.shape(inputs)[-1])
+        return self.tokens(inputs) + self.positions(positions)
+
+
+def test_positions_and_what_has_no_rule_are_inverted_with_the_rest():
+    network = sequential(
+        (4,),
+        Positions(),
+        Scale(),
+        layers.Dense(3),
+        layers.PReLU(shared_axes=[1]),
+        layers.Flatten(),
+        softmax(),
+        dtype="int32",
+    )
+    inverse, matrix = fitted(network, "sparse_categorical_crossentropy", 6)
+    eigenvalues = sum(np.sum(values) for values in inverse.eigenvalues)
+    undamped = eigenvalues - DAMPING * len(matrix)
+    np.testing.assert_allclose(undamped, np.trace(matrix), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("build", "tokens"), CASES.values(), ids=CASES)
 def test_it_has_the_trace_of_gauss_newton_and_nearly_its_scores(build, tokens):
     loss = "sparse_categorical_crossentropy"

@@ -4,8 +4,9 @@ The block of a kernel is taken to be diagonal in the basis `U_A ⊗ U_B` of the
 eigenvectors of A = E[x xᵀ] and B = E[δ δᵀ] (George et al. 2018; Grosse et al.
 2023, sec. 3.3), with the second moments of the gradients *in that basis* as
 eigenvalues. Where only whole gradients g `[i, o]` are at hand (convolutions of
-few channels, recurrent layers), E[g gᵀ] and E[gᵀg] give the basis. Embeddings,
-biases on their own and normalisations keep their diagonal.
+few channels, recurrent layers, layers without a rule), E[g gᵀ] and E[gᵀg] give
+the basis, and a variable of up to 512 entries has its exact block. Embeddings
+and longer vectors keep their diagonal.
 
 δ comes from pseudo-gradients whose covariance is the curvature of the loss by
 the outputs, what labels drawn from the model give in expectation.
