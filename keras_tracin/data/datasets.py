@@ -93,7 +93,7 @@ class DatasetExamples(Examples):
                 ids = np.arange(position, position + count)
             shapes = [tuple(leaf.shape[1:]) for leaf in leaves]
             first = first or shapes
-            _check_alike(first, shapes, ids, self.name)
+            check_alike(first, shapes, ids, self.name)
             position += count
             yield Batch(ids, x, y, sample_weight)
         if first is None:
@@ -119,7 +119,7 @@ class DatasetExamples(Examples):
         heads = (self._dataset.take(2), self._dataset.take(2))
         first, second = (tf.nest.flatten(list(self._read(h))) for h in heads)
         same = len(first) == len(second) and all(
-            map(_same_values, first, second)
+            map(same_values, first, second)
         )
         if not same:
             raise ValueError(
@@ -136,8 +136,8 @@ def _pair(*element):
     )
 
 
-def _same_values(a: tf.Tensor, b: tf.Tensor) -> bool:
-    """Whether two tensors are alike to the bit; NaN is equal to itself."""
+def same_values(a: Any, b: Any) -> bool:
+    """Whether two arrays are alike to the bit; NaN is equal to itself."""
     first, second = np.asarray(a), np.asarray(b)
     if first.dtype == object:  # strings
         return first.tolist() == second.tolist()
@@ -172,7 +172,7 @@ def _unpack_element(
     )
 
 
-def _check_alike(
+def check_alike(
     expected: list[tuple],
     received: list[tuple],
     ids: np.ndarray,
@@ -181,6 +181,13 @@ def _check_alike(
     """Raises ValueError for a batch of other shapes than the first batch's.
 
     Steps are compiled for those.
+
+    Args:
+        expected: shapes of the leaves of the first batch, without the axis of
+            examples.
+        received: those of another batch.
+        ids: the ids of its examples.
+        name: name of the data, for errors.
     """
     if received != expected:
         raise ValueError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,6 +25,7 @@ from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.data.datasets import DatasetExamples
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.ids import check_unique
+from keras_tracin.data.py_datasets import PyDatasetExamples
 from keras_tracin.data.structure import as_array, check_lengths, unpack
 
 
@@ -33,9 +35,10 @@ def open_examples(
     """The examples in what `model.fit` would take.
 
     Args:
-        data: a batched `tf.data.Dataset` of `(x, y[, sample_weight])`, or a
-            tuple of arrays `(x, y[, sample_weight])`; `x` and `y` may be
-            dicts, tuples or lists of arrays.
+        data: a batched `tf.data.Dataset` or a `keras.utils.PyDataset` of
+            `(x, y[, sample_weight])`, or a tuple of arrays `(x, y[,
+            sample_weight])`; `x` and `y` may be dicts, tuples or lists of
+            arrays.
         name: name of the data, for errors.
         labels: whether labels are required; otherwise `x` alone is accepted
             as well.
@@ -47,6 +50,8 @@ def open_examples(
     """
     if isinstance(data, tf.data.Dataset):
         return DatasetExamples(data, name, labels)
+    if isinstance(data, keras.utils.PyDataset):
+        return PyDatasetExamples(data, name, labels)
     arrays = tf.nest.map_structure(as_array, unpack(data, name, labels))
     check_lengths(arrays, name)
     return HeldExamples(arrays, name)

@@ -27,7 +27,8 @@ def unpack(
             received += f" of length {len(data)}"
         raise TypeError(
             f"`{name}` should be a batched `tf.data.Dataset` or a tuple of "
-            f"arrays (x, y) or (x, y, sample_weight). Received: {received}."
+            "arrays (x, y) or (x, y, sample_weight), or a "
+            f"`keras.utils.PyDataset` of such batches. Received: {received}."
         )
     if not any(leaf is not None for leaf in tf.nest.flatten(data[0])):
         raise TypeError(
