@@ -10,7 +10,7 @@ Synopsis:
 
     matrix = ScoreMatrix(directory)
     if not matrix.is_finished:
-        matrix.write((100, 60_000), np.float32, pieces, query_ids, train_ids,
+        matrix.write((100, 60_000), dtype, pieces, query_ids, train_ids,
                      part_digests)
     matrix.read(query_ids, part_names)   # {"scores": [m, n], ...}
 """
