@@ -20,10 +20,11 @@ LINTERS = ("ruff check", "ruff format --check", "mypy")
 # order, so that it seldom makes another's fixtures again, and takes from the
 # others what is left when it is done.
 PYTEST = "pytest --numprocesses=auto --dist=worksteal"
-# For the one who edits: tests of nearly every room, of seconds, not minutes.
+# For the one who edits: tests of every room that take seconds, not minutes.
 QUICK = (
     "tests/build_test.py",
     "tests/repository_test.py",
+    "tests/check/training_loss_test.py",
     "tests/curvature/solvers_test.py",
     "tests/data/example_ids_test.py",
     "tests/engine/progress_test.py",
@@ -35,6 +36,8 @@ QUICK = (
     "tests/losses/loss_terms_test.py",
     "tests/methods/training_notes_test.py",
     "tests/models/state_test.py",
+    "tests/plots",
+    "tests/projection/projection_test.py",
     "tests/plots",
     "tests/report/writing_test.py",
     "tests/results",
