@@ -38,7 +38,6 @@ QUICK = (
     "tests/models/state_test.py",
     "tests/plots",
     "tests/projection/projection_test.py",
-    "tests/plots",
     "tests/report/writing_test.py",
     "tests/results",
     "tests/runs/run_test.py",
