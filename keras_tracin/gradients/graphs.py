@@ -25,6 +25,6 @@ def has_loops(graph: tf.Graph) -> bool:
     """Whether something loops, in a graph or in a function that it calls."""
     for operation in graph.get_operations():
         called = called_graph(operation)
-        if operation.type.endswith("While") or called and has_loops(called):
+        if operation.type.endswith("While") or (called and has_loops(called)):
             return True
     return False

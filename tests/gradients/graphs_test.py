@@ -29,7 +29,7 @@ def test_only_calls_have_a_graph_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "function, loops",
+    ("function", "loops"),
     [
         (tf.exp, False),
         (looped, True),
