@@ -32,7 +32,7 @@ QUICK = (
     "tests/evaluation/mislabels_test.py",
     "tests/gradients/factors_test.py",
     "tests/gradients/rules/dense_test.py",
-    "tests/index/pieces_test.py",
+    "tests/index/manifest_test.py",
     "tests/losses/loss_terms_test.py",
     "tests/methods/training_notes_test.py",
     "tests/models/state_test.py",

@@ -33,6 +33,7 @@ from keras_tracin.engine.footprint import footprint
 from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.compiling import compile_step
+from keras_tracin.gradients.graphs import has_loops
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.losses.per_example import PerExampleLoss
 
@@ -247,8 +248,8 @@ class BatchProducts:
 
         `tf.vectorized_map` cannot take second derivatives of a loop.
         """
-        graph = self._curvature.batch_gradient.get_concrete_function().graph
-        return any(op.type.endswith("While") for op in graph.get_operations())
+        gradient = self._curvature.batch_gradient
+        return has_loops(gradient.get_concrete_function().graph)
 
     @functools.cached_property
     def with_one(self):

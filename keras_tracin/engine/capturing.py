@@ -10,6 +10,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class Capturing:
         sparing: bool,
         updated: UpdatedVariables,
     ):
-        self._model, self._loss = model, loss
+        self._model, self._loss, self._spec = model, loss, spec
         self._strict, self._sparing = strict, sparing
         self._projection, self._updated = projection, updated
         x, y, *weight = spec
@@ -87,6 +88,16 @@ class Capturing:
 
     def capture(self, data: Any) -> Captured:
         """The gradients of a batch, variables with other shares apart."""
+        return self._traced(data)
+
+    @functools.cached_property
+    def _traced(self) -> Any:
+        """`capture`, traced once for all steps that call it."""
+        return tf.function(
+            self._capture, autograph=False, input_signature=(self._spec,)
+        )
+
+    def _capture(self, data: Any) -> Captured:
         x, y, *weight = data
         batch = (x, y, weight[0] if weight else None)
         with self._updated.trainable():

@@ -9,9 +9,13 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import tensorflow as tf
+
+from keras_tracin.gradients.graphs import called_graph
 
 # Their outputs are their inputs under another name or shape.
 _ALIASES = {
@@ -57,72 +61,115 @@ def footprint(step, num_queries: int = 0) -> Footprint:
     """The footprint of a `tf.function` that has one trace.
 
     Tensors count where their first dimension is open, as the batch's is; a
-    second open one is that of the queries. What happens inside loops and
-    nested functions is not seen, only what comes out.
+    second open one is that of the queries. Functions that the step calls are
+    looked into; of loops only what comes out is seen.
 
     Args:
         step: the compiled step.
         num_queries: number of queries that it is given.
     """
     graph = step.get_concrete_function().graph
-    operations = graph.get_operations()
     buffers = _Buffers(num_queries)
-    for at, operation in enumerate(operations):
-        buffers.add(operation, at)
-    for output in graph.outputs:
-        buffers.keep(output, len(operations))
-    fixed = _FIRST_STEP
-    if any("Conv" in operation.type for operation in operations):
-        fixed += _CONVOLUTIONS
-    return Footprint(buffers.peak(len(operations)), buffers.largest, fixed)
+    buffers.keep(buffers.add(graph, {}))
+    fixed = _FIRST_STEP + (_CONVOLUTIONS if buffers.convolve else 0)
+    return Footprint(buffers.peak, buffers.largest, fixed)
+
+
+@dataclasses.dataclass
+class _Buffer:
+    """A piece of memory and the operations over which it is needed.
+
+    Attributes:
+        size: bytes for an example.
+        first: position of the operation that makes it.
+        last: position of the last that reads it.
+    """
+
+    size: int
+    first: int
+    last: int
 
 
 class _Buffers:
-    """The spans of operations over which each piece of memory is needed."""
+    """The memory that operations need, in the order in which they are added.
+
+    Args:
+        num_queries: number of queries that the step is given.
+
+    Attributes:
+        convolve: whether one of the operations is a convolution.
+    """
 
     def __init__(self, num_queries: int):
+        self.convolve = False
         self._num_queries = num_queries
-        self._owner: dict = {}  # tensor: the tensor whose memory it is
-        self._spans: dict = {}  # owner: [bytes, first operation, last]
+        self._all: list[_Buffer] = []
+        self._time = 0
 
-    def add(self, operation: tf.Operation, at: int) -> None:
-        for tensor in operation.inputs:
-            self.keep(tensor, at)
-        aliases = zip(operation.outputs, operation.inputs, strict=False)
+    def add(
+        self, graph: tf.Graph, held: dict[Any, _Buffer]
+    ) -> list[_Buffer | None]:
+        """Adds a graph's operations.
+
+        Args:
+            graph: a step's, or that of a function that it calls.
+            held: what holds the tensors of the graph, by their references.
+                Those of its arguments are there if they are counted.
+
+        Returns:
+            What holds each of the graph's results.
+        """
+        for operation in graph.get_operations():
+            sources = [held.get(source.ref()) for source in operation.inputs]
+            self.keep(sources)
+            made = self._made(operation, sources)
+            for tensor, buffer in zip(operation.outputs, made, strict=False):
+                if buffer is not None:
+                    held[tensor.ref()] = buffer
+        return [held.get(output.ref()) for output in graph.outputs]
+
+    def _made(
+        self, operation: tf.Operation, sources: list[_Buffer | None]
+    ) -> list[_Buffer | None]:
+        """What holds an operation's results, given what holds its inputs."""
+        called = called_graph(operation)
+        if called is not None:
+            arguments = zip(called.inputs, sources, strict=True)
+            return self.add(
+                called,
+                {t.ref(): buffer for t, buffer in arguments if buffer},
+            )
+        self._time += 1
+        self.convolve |= "Conv" in operation.type
+        if operation.type == "Placeholder":
+            return []  # an argument, which is there already
         if operation.type in _ALIASES:
-            for output, source in aliases:
-                self._owner[output.ref()] = self._owner.get(source.ref())
-            return
-        for output in operation.outputs:
-            size = self._bytes_per_example(output)
-            if operation.type == "Placeholder":
-                size = 0  # an argument
-            elif operation.type in _REDUCTIONS:
-                reduced = self._bytes_per_example(operation.inputs[0])
-                size = min(size, reduced)
-            self._owner[output.ref()] = output.ref()
-            self._spans[output.ref()] = [size, at, at]
+            return sources
+        sizes = [self._bytes_per_example(out) for out in operation.outputs]
+        if operation.type in _REDUCTIONS:
+            reduced = self._bytes_per_example(operation.inputs[0])
+            sizes = [min(size, reduced) for size in sizes]
+        made = [_Buffer(size, self._time, self._time) for size in sizes]
+        self._all += made
+        return list(made)
 
-    def keep(self, tensor: tf.Tensor, at: int) -> None:
-        """Says that `tensor` is still needed at operation `at`."""
-        owner = self._owner.get(tensor.ref())
-        if owner is not None:
-            self._spans[owner][2] = at
+    def keep(self, buffers: list[_Buffer | None]) -> None:
+        """Says that the next operation still needs what is held here."""
+        for buffer in buffers:
+            if buffer is not None:
+                buffer.last = self._time + 1
 
     @property
     def largest(self) -> int:
-        return max((size for size, *_ in self._spans.values()), default=0)
+        return max((buffer.size for buffer in self._all), default=0)
 
-    def peak(self, length: int) -> int:
-        changes = [0] * (length + 2)
-        for size, first, last in self._spans.values():
-            changes[first] += size
-            changes[last + 1] -= size
-        live = highest = 0
-        for change in changes:
-            live += change
-            highest = max(highest, live)
-        return highest
+    @property
+    def peak(self) -> int:
+        changes = [0] * (self._time + 3)
+        for buffer in self._all:
+            changes[buffer.first] += buffer.size
+            changes[buffer.last + 1] -= buffer.size
+        return max(itertools.accumulate(changes))
 
     def _bytes_per_example(self, tensor: tf.Tensor) -> int:
         shape = tensor.shape

@@ -21,6 +21,8 @@ from keras_tracin.data.ids import check_unique, read_ids
 
 Groups = dict[str, set]
 
+_NAMES = (str, bytes, int, float, np.generic)  # what arrays can hold
+
 
 def read_groups(groups: Iterable[Any] | Mapping[str, Iterable[Any]]) -> Groups:
     """Sets of ids by name.
@@ -30,14 +32,16 @@ def read_groups(groups: Iterable[Any] | Mapping[str, Iterable[Any]]) -> Groups:
             sets by name.
 
     Raises:
-        ValueError: if two names are the same once they are in one array, as 1
-            and "1" are.
+        ValueError: if a name is neither text nor a number, or two are the same
+            once they are in one array, as 1 and "1" are.
     """
     named = groups if isinstance(groups, Mapping) else {"group": groups}
-    if len(np.unique(np.array(list(named)))) < len(named):
+    names = list(named)
+    plain = all(isinstance(name, _NAMES) for name in names)
+    if not plain or len(np.unique(np.array(names))) < len(names):
         raise ValueError(
             "Groups should have different names, all strings or all numbers. "
-            f"Received: {list(named)[:5]}."
+            f"Received: {names[:5]}."
         )
     return {name: set(read_ids(ids, "groups")) for name, ids in named.items()}
 

@@ -10,7 +10,7 @@ Synopsis:
 
     matrix = ScoreMatrix(directory)
     if not matrix.is_finished:
-        matrix.write((100, 60_000), np.float32, pieces, query_ids, train_ids,
+        matrix.write((100, 60_000), dtype, pieces, query_ids, train_ids,
                      part_digests)
     matrix.read(query_ids, part_names)   # {"scores": [m, n], ...}
 """
@@ -33,7 +33,7 @@ from keras_tracin.storage.files import (
     describe,
     written_whole,
 )
-from keras_tracin.storage.sharing import write_first
+from keras_tracin.storage.sharing import read_shared, write_first
 
 _SCORES = "scores.npy"
 _REMEDY = "Delete its directory and call again."
@@ -54,6 +54,7 @@ class ScoreMatrix:
         self._scores = directory / _SCORES
         self._ids = directory / "ids.npz"
         self.last_file = directory / "matrix.json"
+        self._is_checked = False  # its content is that of the digest
 
     @property
     def is_finished(self) -> bool:
@@ -67,13 +68,7 @@ class ScoreMatrix:
 
     @functools.cached_property
     def _digests(self) -> dict[str, str]:
-        try:
-            return json.loads(self.last_file.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{self.last_file} cannot be read. Delete {self._directory} "
-                "and call again."
-            ) from error
+        return read_shared(self.last_file)
 
     def write(
         self,
@@ -115,6 +110,7 @@ class ScoreMatrix:
         save_arrays(self._ids, {"query_ids": query_ids, "train_ids": train_ids})
         digests = {**part_digests, _SCORES: describe(self._scores)["sha256"]}
         write_first(self.last_file, json.dumps(digests, indent=1))
+        self._is_checked = True
 
     def read(
         self, query_ids: np.ndarray, part_names: Collection[str]
@@ -149,7 +145,8 @@ class ScoreMatrix:
                 f"{len(query_ids):,} queries, and training examples in "
                 f"{len(part_names)} parts. Choose another directory."
             )
-        if _SCORES in self._digests:  # earlier versions wrote no digest of it
+        # Earlier versions wrote no digest of it.
+        if not self._is_checked and _SCORES in self._digests:
             check_digest(self._scores, self._digests[_SCORES], _REMEDY)
         return {"scores": load_array(self._scores, _REMEDY, mapped=True), **ids}
 

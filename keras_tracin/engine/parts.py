@@ -44,7 +44,11 @@ from keras_tracin.engine.planning import Plan
 from keras_tracin.models.descriptions import difference
 from keras_tracin.storage.arrays import load_arrays, save_arrays
 from keras_tracin.storage.files import explain_full_disk
-from keras_tracin.storage.sharing import wait_for_worker, write_first
+from keras_tracin.storage.sharing import (
+    read_shared,
+    wait_for_worker,
+    write_first,
+)
 
 FORMAT_VERSION = 2
 
@@ -156,13 +160,7 @@ class Parts:
         if not path.is_file():
             with self._making_room(path.name):
                 write_first(path, json.dumps(value, indent=1))
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{path} cannot be read. Delete {self.directory} and call "
-                "again."
-            ) from error
+        return read_shared(path)
 
     def cut(self, plan: Plan) -> Plan:
         """The plan with the batches and chunks of all calls and processes."""

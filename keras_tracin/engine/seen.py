@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients import graphs
 from keras_tracin.gradients.capture import Captured
 from keras_tracin.models.state import value_of
 
@@ -142,8 +143,9 @@ def has_loops(functions: GradientFunctions, step: str) -> bool:
         functions: the compiled steps.
         step: the name of one.
     """
-    graph = getattr(functions, step).get_concrete_function().graph
-    return any(op.type.endswith("While") for op in graph.get_operations())
+    return graphs.has_loops(
+        getattr(functions, step).get_concrete_function().graph
+    )
 
 
 def _makes_lengths_only(functions: GradientFunctions) -> bool:

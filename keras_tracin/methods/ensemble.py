@@ -84,9 +84,9 @@ class Ensemble(Method):
             the same order, with the same ids. Where ids are positions, only
             the number of examples is compared.
         scale: None, for members whose scores have one unit: of one class, with
-            the same measure of a query's influence; or `"query"` to divide each
-            member's scores of a query by their standard deviation over the
-            training examples, as other members need.
+            the same losses; or `"query"` to divide each member's scores of a
+            query by their standard deviation over the training examples, as
+            other members need.
         memory_limit: bytes for the scores of a block; half of what is free by
             default. Members have their own limits.
 

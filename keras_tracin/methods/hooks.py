@@ -16,6 +16,7 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.engine.blocks import blocks
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
+from keras_tracin.engine.descriptions import in_words
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.fingerprint import tolerance
@@ -70,7 +71,7 @@ class MethodHooks:
             for name, value in self.unit_options.items()
             if value not in (None, False)
         }
-        options = ", ".join(f"{name}={given[name]!r}" for name in given)
+        options = ", ".join(f"{name}={in_words(given[name])}" for name in given)
         name = type(self).__name__
         return f"{name}({options})" if options else name
 

@@ -225,7 +225,7 @@ class InfluenceFunctions(Method):
     def unit_options(self) -> dict[str, Any]:
         """Options on which the unit of scores depends, by name."""
         return {
-            "query_loss": self.engine.losses["query_loss"],
+            **self.engine.losses["objective"],
             "relative": self._relative,
         }
 

@@ -251,7 +251,7 @@ class TracIn(Method):
     def unit_options(self) -> dict[str, Any]:
         """Options on which the unit of scores depends, by name."""
         return {
-            "query_loss": self.engine.losses["query_loss"],
+            **self.engine.losses["objective"],
             "optimizer_aware": self.optimizer_aware,
         }
 

@@ -6,12 +6,14 @@ own, whole or absent, and looks for those of the others.
 Synopsis:
 
     write_first(path, text)  # unless another process was first
+    read_shared(path)        # what the first has written
     wait_for_worker(path.is_file, 1, 3, "a part")
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 import uuid
@@ -30,6 +32,20 @@ def write_first(path: Path, text: str) -> None:
     """Writes a file, unless another process was first."""
     with _first(path) as own, written_whole(own) as unfinished:
         unfinished.write_text(text)
+
+
+def read_shared(path: Path) -> Any:
+    """The JSON of a file that `write_first` wrote.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read. Delete {path.parent} and call again."
+        ) from error
 
 
 def write_first_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -85,3 +85,18 @@ def test_a_sum_is_no_larger_than_what_it_is_of():
         return tf.ensure_shape(total, [None, None])
 
     assert footprint(reduced, num_queries=1_000).peak == 2 * VECTOR
+
+
+def test_a_function_that_is_called_counts_like_its_operations():
+    @tf.function
+    def chain(x):
+        return tf.exp(tf.exp(tf.exp(x)))
+
+    def in_one_graph(x):
+        return chain.python_function(x) + chain.python_function(x + 1)
+
+    def by_calls(x):
+        return chain(x) + chain(x + 1)
+
+    assert footprint_of(by_calls) == footprint_of(in_one_graph)
+    assert footprint_of(by_calls).peak == 3 * VECTOR

@@ -1,9 +1,6 @@
 """Parts of calls on disk: killed, resumed, shared among processes."""
 
 import errno
-import json
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -255,17 +252,6 @@ def test_influence_functions_go_on_from_parts(tmp_path):
         method.influence(worker.TEST, directory=tmp_path, verbose=0)
 
 
-@pytest.fixture
-def two_parts(tmp_path):
-    """The parts of one query, and what their matrix should be."""
-    parts = Parts.open(tmp_path, {"call": "influence"})
-    scores = np.arange(6, dtype=np.float32).reshape(1, 6)
-    for chunk, columns in enumerate((slice(0, 4), slice(4, 6))):
-        ids = np.arange(6)[columns]
-        parts.put(0, chunk, "digest", ids=ids, scores=scores[:, columns])
-    return parts, scores
-
-
 def test_a_full_disk_keeps_the_parts_that_are_finished(
     tracin, tmp_path, monkeypatch
 ):
@@ -288,71 +274,3 @@ def test_a_full_disk_keeps_the_parts_that_are_finished(
     scores = tracin.self_influence(directory=tmp_path, verbose=0).scores
     expected = tracin.self_influence(verbose=0).scores
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
-
-
-def test_a_matrix_needs_room_before_it_is_written(two_parts, monkeypatch):
-    parts, scores = two_parts
-    with monkeypatch.context() as patch:
-        usage = shutil.disk_usage(parts.directory)._replace(free=23)
-        patch.setattr(shutil, "disk_usage", lambda path: usage)
-        message = row(
-            "matrix-disk-full", " 24 bytes are...23 are free...parts are kept"
-        )
-        with pytest.raises(OSError, match=message):
-            parts.matrix([np.arange(1)], 2)
-    assert len(parts_in(parts.directory)) == 2
-    matrix = parts.matrix([np.arange(1)], 2)
-    np.testing.assert_array_equal(matrix["scores"], scores)
-    np.testing.assert_array_equal(matrix["train_ids"], np.arange(6))
-
-
-def test_a_matrix_that_the_disk_does_not_take_leaves_its_parts(
-    two_parts, monkeypatch
-):
-    parts, scores = two_parts
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(
-            OSError, match=row("parts-disk-full", "the matrix...2 finished")
-        ):
-            parts.matrix([np.arange(1)], 2)
-    assert not (parts.directory / "scores.npy").exists()
-    found = parts.matrix([np.arange(1)], 2)["scores"]
-    np.testing.assert_array_equal(found, scores)
-
-
-def test_a_matrix_of_more_than_was_asked_for_is_refused(two_parts):
-    parts, _ = two_parts
-    parts.matrix([np.arange(1)], 2)
-    for count in (1, 3):
-        with pytest.raises(ValueError, match=r"1 × 6, of 2 parts; received"):
-            parts.matrix([np.arange(1)], count)
-
-
-def test_a_changed_byte_of_a_matrix_is_an_error(two_parts):
-    parts, _ = two_parts
-    parts.matrix([np.arange(1)], 2)
-    path = parts.directory / "scores.npy"
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 1
-    path.write_bytes(content)
-    again = Parts.open(parts.directory, {"call": "influence"})
-    with pytest.raises(ValueError, match=row("damaged-matrix", str(path))):
-        again.matrix([np.arange(1)], 2)
-
-
-def test_a_matrix_of_an_earlier_version_is_read(two_parts):
-    """It has no digest of the matrix."""
-    parts, scores = two_parts
-    parts.matrix([np.arange(1)], 2)
-    path = parts.directory / "matrix.json"
-    listed = json.loads(path.read_text())
-    del listed["scores.npy"]
-    path.write_text(json.dumps(listed))
-    again = Parts.open(parts.directory, {"call": "influence"})
-    found = again.matrix([np.arange(1)], 2)["scores"]
-    np.testing.assert_array_equal(found, scores)

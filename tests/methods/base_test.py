@@ -191,8 +191,10 @@ def test_ids_are_a_list_of_ids(make, scores):
 
 def test_groups_whose_names_would_be_the_same_are_refused():
     method = Dot(build(), TRAIN)
-    with pytest.raises(ValueError, match=row("group-names", "[1, '1']")):
-        method.influence(TEST, groups={1: [0], "1": [1]}, verbose=0)
+    for names in ([1, "1"], [None, "a"], [(1, 2), (3, 4)]):
+        groups = {name: [at] for at, name in enumerate(names)}
+        with pytest.raises(ValueError, match=row("group-names", str(names))):
+            method.influence(TEST, groups=groups, verbose=0)
 
 
 @METHODS

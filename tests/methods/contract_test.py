@@ -347,17 +347,33 @@ def test_self_influence_that_a_method_has_not_is_one_error(made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def twice(y_true, y_pred):
+    return 2 * keras.losses.sparse_categorical_crossentropy(
+        y_true, y_pred, from_logits=True
+    )
+
+
 # Two methods of one class whose scores have other units, and these units.
 UNITS = {
     "measures of a query": (
         tracin,
         lambda model, run: tracin(model, run, query_loss="margin"),
-        ("TracIn(query_loss='loss')", "TracIn(query_loss='margin')"),
+        ("TracIn(...query_loss='loss')", "TracIn(...query_loss='margin')"),
+    ),
+    "losses of training": (
+        tracin,
+        lambda model, run: tracin(model, run, loss="poisson"),
+        ("TracIn(loss=SparseCategoricalCrossentropy", "loss='poisson'"),
+    ),
+    "losses that points are made of": (
+        representer,
+        lambda model, run: representer(model, run, loss=twice),
+        ("loss=SparseCategoricalCrossentropy", "twice"),
     ),
     "learning rates and updates": (
         tracin,
         METHODS["TracIn, optimizer-aware"],
-        ("TracIn(query_loss='loss', optimizer_aware=True)",),
+        ("TracIn(...query_loss='loss', optimizer_aware=True)",),
     ),
     "lengths": (
         influence,

@@ -184,7 +184,7 @@ class LastLayerMethod(Method):
     @property
     def unit_options(self) -> dict[str, Any]:
         """Options on which the unit of scores depends, by name."""
-        return {"method": self._kind}
+        return {**self._losses["objective"], "method": self._kind}
 
     def job(self, test: Any) -> dict[str, Any]:
         """All that scores depend on, as JSON, for the parts on disk."""

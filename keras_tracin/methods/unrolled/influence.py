@@ -37,7 +37,6 @@ from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.preprocessing import announce, open_for_model
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
-from keras_tracin.engine.descriptions import loss_names
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.fingerprint import tolerance as fingerprint_tolerance
 from keras_tracin.engine.measures import Numbers
@@ -52,7 +51,7 @@ from keras_tracin.methods.unrolled.queries import (
     UnrolledPlan,
 )
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
-from keras_tracin.models.descriptions import describe
+from keras_tracin.models.descriptions import describe, describe_loss
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
 from keras_tracin.results import Attribution
@@ -288,7 +287,8 @@ class UnrolledInfluence(Method):
     @property
     def unit_options(self) -> dict[str, Any]:
         """Options on which the unit of scores depends, by name."""
-        return {"query_loss": loss_names(self._query_loss)}
+        query_loss = describe(self._query_loss)
+        return {**describe_loss(self.model), "query_loss": query_loss}
 
     @property
     def no_self_influence(self) -> str:
