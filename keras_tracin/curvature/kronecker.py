@@ -69,18 +69,30 @@ class LayerCurvature(Protocol):
         """The blocks of a row, in order."""
         raise NotImplementedError
 
-    def moments(self) -> list[tuple[tf.Tensor, ...]]:
+    def draws(self, number: int | str, seed: int) -> Any:
+        """Which pseudo-gradients the other methods take.
+
+        Args:
+            number: of each example, or "exact", or "auto".
+            seed: of random ones.
+        """
+        raise NotImplementedError
+
+    def moments(self, draws: Any) -> list[tuple[tf.Tensor, ...]]:
         """A `[i, i]` and B `[o, o]` of each block, up to a factor.
 
         None for a diagonal.
         """
         raise NotImplementedError
 
-    def mean_squares(self, bases: Sequence[Basis]) -> list[tf.Tensor]:
+    def mean_squares(
+        self, bases: Sequence[Basis], draws: Any
+    ) -> list[tf.Tensor]:
         """Mean squares of the gradients in the blocks' bases, `[i, o]` each.
 
         Args:
             bases: one for each block.
+            draws: those of `moments`.
         """
         raise NotImplementedError
 

@@ -6,8 +6,9 @@ made of. They are compiled once and serve at any weights the model has.
 Synopsis:
 
     layers = LayerBlocks(gauss_newton, layers=None)
-    layers.moments()                # A, B of each block
-    layers.mean_squares(bases)      # eigenvalues in these bases
+    draws = layers.draws("auto", seed=0)
+    layers.moments(draws)                # A, B of each block
+    layers.mean_squares(bases, draws)    # eigenvalues in these bases
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from keras_tracin.curvature.kronecker import (
     sum_of_squares,
 )
 from keras_tracin.curvature.mean_loss import MeanLossCurvature
-from keras_tracin.curvature.pseudo_gradients import EACH_OUTPUT, pseudo_loss
-from keras_tracin.gradients.capture import capture
+from keras_tracin.curvature.pseudo_gradients import pseudo_loss
+from keras_tracin.gradients.capture import Captured, capture
 from keras_tracin.gradients.factors import Factors
-from keras_tracin.gradients.placement import place
+from keras_tracin.gradients.placement import Placement, place
 
-_ENOUGH = 10_000  # pseudo-gradients, where outputs are many
+_ENOUGH = 10_000  # pseudo-gradients
+_MOST_DRAWS = 16  # for each example
 _BATCH = 256
-_SEED = tf.TensorSpec([2], tf.int32)
+_DRAW = tf.TensorSpec([4], tf.int32)
 
 
 class LayerBlocks:
     """A `LayerCurvature` of a model and its training data.
 
-    Each sum takes a pass over the data for each output of the model (up to
-    16; beyond, enough passes for 10,000 pseudo-gradients).
+    Each sum takes a pass over the data for each draw of pseudo-gradients.
 
     Args:
         curvature: the Gauss-Newton matrix.
@@ -52,49 +53,75 @@ class LayerBlocks:
     def __init__(self, curvature: MeanLossCurvature, layers: Any):
         self._curvature = curvature
         self._layers = layers
+        self._outputs: list[int] = []  # their widths, once traced
 
     @property
     def dtype(self) -> tf.DType:
         """The type of vectors."""
         return self._curvature.dtype
 
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """The blocks of a row, in order.
+    def draws(self, number: int | str, seed: int) -> Draws:
+        """Pseudo-gradients for every example.
+
+        Args:
+            number: how many; or `"exact"`, one for each output; or `"auto"`,
+                as many as make 10,000 of all examples, or exact ones if these
+                are no more.
+            seed: of random draws.
 
         Raises:
-            ValueError: if the model has more than 512 outputs.
+            ValueError: if `number` is `"exact"` and there is more than one
+                output, or one with more than 16 entries.
         """
-        return self._trace.blocks
+        self._captured.get_concrete_function()
+        widths = self._outputs
+        exact = len(widths) == 1 and widths[0] <= _MOST_DRAWS
+        if number == "exact" and not exact:
+            raise ValueError(
+                "`EKFAC(draws='exact')` takes a pass for each entry of the "
+                f"model's only output, of which there may be {_MOST_DRAWS}. "
+                f"Received a model whose outputs have {widths} entries. Leave "
+                "`draws=` out."
+            )
+        if isinstance(number, int):
+            return Draws(number, seed, exact=False)
+        count = self._curvature.examples.size or _ENOUGH
+        enough = min(max(1, math.ceil(_ENOUGH / count)), _MOST_DRAWS)
+        if exact and (number == "exact" or widths[0] <= enough):
+            return Draws(widths[0], seed, exact=True)
+        return Draws(enough, seed, exact=False)
 
-    def moments(self) -> list[tuple[tf.Tensor, ...]]:
+    def moments(self, draws: Draws) -> list[tuple[tf.Tensor, ...]]:
         """A `[i, i]` and B `[o, o]` of each block, summed over all draws."""
-        return self._sum(self._trace.moments)[0]
+        return self._sum(self._moments, draws)[0]
 
-    def mean_squares(self, bases: Sequence[Basis]) -> list[tf.Tensor]:
+    def mean_squares(
+        self, bases: Sequence[Basis], draws: Draws
+    ) -> list[tf.Tensor]:
         """Mean squares of the gradients in the blocks' bases, `[i, o]` each.
 
         Args:
             bases: one for each block.
+            draws: those of `moments`.
         """
-        sums, count = self._sum(self._squares, bases)
+        sums, count = self._sum(self._squares, draws, bases)
         return [squares / count for squares in sums]
 
     def penalty_diagonal(self) -> tf.Tensor:
         """The diagonal `[p]` of the weight regularisers' curvature."""
         return self._curvature.penalty_diagonal()
 
-    def _sum(self, step: Callable, *args) -> tuple[Any, int]:
+    def _sum(self, step: Callable, draws: Draws, *args) -> tuple[Any, int]:
         """Sums a step over all batches and draws; with the number of examples.
 
         An example counts once for each draw.
         """
         total: Any = None
         count = 0
-        for draw in range(self._trace.draws):
+        for draw in range(draws.number):
             for at, data in enumerate(self._curvature.held.batches(_BATCH)):
-                seed = tf.constant([draw, at], tf.int32)
-                terms = step(data, seed, *args)
+                place = [draw, at, draws.seed, draws.exact]
+                terms = step(data, tf.constant(place, tf.int32), *args)
                 total = (
                     terms
                     if total is None
@@ -103,33 +130,30 @@ class LayerBlocks:
                 count += len(tf.nest.flatten(data)[0])
         return total, count
 
-    def _pairs(
-        self, data: Any, seed: tf.Tensor, outputs: list[int]
-    ) -> list[tuple[Block, Factors]]:
-        """The blocks of a batch's pseudo-gradients.
+    @functools.cached_property
+    def _captured(self) -> Any:
+        """`(data, draw) -> Captured`, the pseudo-gradients of a batch."""
+        curvature = self._curvature
 
-        Args:
-            data: `(x, y[, sample_weight])`.
-            seed: `[2]`, of the draw and of the batch.
-            outputs: takes the width of each of the model's outputs.
-        """
-        model, loss = self._curvature.model, self._curvature.loss
-        x, y, *weight = data
+        def captured(data, draw):
+            x, y, *weight = data
 
-        def surrogate(y, y_pred, weight):
-            y_pred = self._curvature.see_outputs(y_pred)
-            return pseudo_loss(loss, y, y_pred, weight, seed, outputs)
+            def surrogate(y, y_pred, weight):
+                y_pred = curvature.see_outputs(y_pred)
+                return pseudo_loss(
+                    curvature.loss, y, y_pred, weight, draw, self._outputs
+                )
 
-        batch = (x, y, weight[0] if weight else None)
+            batch = (x, y, weight[0] if weight else None)
+            return capture(curvature.model, surrogate, batch, self._placement)
+
+        return self._compile(captured)
+
+    @functools.cached_property
+    def _placement(self) -> Placement:
         # Without the surrogate: its trace would count a call too many.
-        placement = place(model, x, self._layers)
-        captured = capture(model, surrogate, batch, placement)
-        groups = [
-            [placement.variables[at] for at in group]
-            for group in captured.positions
-        ]
-        self._check_order(v for group in groups for v in group)
-        return cut(captured.factors, groups)
+        curvature = self._curvature
+        return place(curvature.model, curvature.spec[0], self._layers)
 
     def _check_order(self, variables) -> None:
         """Refuses blocks that are not those of the operator's rows."""
@@ -142,37 +166,40 @@ class LayerBlocks:
                 "curvature='gauss_newton' with `Arnoldi()` or `CG()`."
             )
 
-    @functools.cached_property
-    def _trace(self) -> _Trace:
-        outputs: list[int] = []
-        blocks: list[Block] = []
+    def _cut(self, captured: Captured) -> list[tuple[Block, Factors]]:
+        """The blocks of pseudo-gradients, with the factors of each."""
+        variables = self._placement.variables
+        groups = [
+            [variables[at] for at in group] for group in captured.positions
+        ]
+        self._check_order(v for group in groups for v in group)
+        return cut(captured.factors, groups)
 
-        def moments(data, seed):
-            pairs = self._pairs(data, seed, outputs)
-            blocks[:] = [block for block, _ in pairs]
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of a row, in order.
+
+        Raises:
+            ValueError: if the model has more than 512 outputs.
+        """
+        captured = self._captured.get_concrete_function().structured_outputs
+        return tuple(block for block, _ in self._cut(captured))
+
+    @functools.cached_property
+    def _moments(self) -> Callable:
+        def moments(data, draw):
+            pairs = self._cut(self._captured(data, draw))
             return [second_moments(block, part) for block, part in pairs]
 
-        curvature = self._curvature
-        step = tf.function(
-            moments,
-            autograph=False,
-            input_signature=(curvature.spec, _SEED),
-        )
-        step.get_concrete_function()
-        draws = max(outputs)
-        if draws > EACH_OUTPUT or len(outputs) > 1:
-            count = curvature.examples.size or _ENOUGH
-            draws = min(max(1, math.ceil(_ENOUGH / count)), EACH_OUTPUT)
-        return _Trace(tuple(blocks), draws, step)
+        return self._compile(moments)
 
     @functools.cached_property
     def _squares(self) -> Callable:
-        def squares(data, seed, bases):
+        def squares(data, draw, bases):
+            pairs = self._cut(self._captured(data, draw))
             return [
                 sum_of_squares(block, part, basis)
-                for (block, part), basis in zip(
-                    self._pairs(data, seed, []), bases, strict=True
-                )
+                for (block, part), basis in zip(pairs, bases, strict=True)
             ]
 
         bases = [
@@ -183,24 +210,28 @@ class LayerBlocks:
             )
             for block in self.blocks
         ]
-        # An open batch size: layers without a rule tell examples by it.
+        return self._compile(squares, bases)
+
+    def _compile(self, step: Callable, *more_specs) -> Callable:
+        """Compiles a step; an open batch size tells layers the examples."""
         return tf.function(
-            squares,
+            step,
             autograph=False,
-            input_signature=(self._curvature.spec, _SEED, bases),
+            input_signature=(self._curvature.spec, _DRAW, *more_specs),
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trace:
-    """The first compiled step, and what its trace told.
+class Draws:
+    """Pseudo-gradients of every example.
 
     Attributes:
-        blocks: the blocks of a row.
-        draws: number of pseudo-gradients for each example.
-        moments: `(data, seed) -> [(A, B), ...]` of a batch.
+        number: how many.
+        seed: of random ones.
+        exact: whether they are one for each output, so that their second
+            moments are the curvature exactly.
     """
 
-    blocks: tuple[Block, ...]
-    draws: int
-    moments: Callable
+    number: int
+    seed: int
+    exact: bool

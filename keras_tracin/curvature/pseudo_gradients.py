@@ -7,7 +7,7 @@ expectation; this serves any loss that is convex in z.
 Synopsis:
 
     def surrogate(y, y_pred, weight):        # in place of the loss
-        return pseudo_loss(loss, y, y_pred, weight, seed, outputs)
+        return pseudo_loss(loss, y, y_pred, weight, draw, outputs)
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import math
 
 import tensorflow as tf
 
-EACH_OUTPUT = 16  # outputs up to which each has a pass of its own
 _MOST_OUTPUTS = 512  # up to which each example's curvature is written out
+_MOST_DRAWS = 2**16  # that have random numbers of their own
 
 
-def pseudo_loss(loss, y, y_pred, weight, seed, outputs: list[int]):
+def pseudo_loss(loss, y, y_pred, weight, draw: tf.Tensor, outputs: list[int]):
     """`v·z` of each example, with `E[v vᵀ] = ∂²ℓ/∂z²` and v taken as given.
 
     Args:
@@ -28,7 +28,11 @@ def pseudo_loss(loss, y, y_pred, weight, seed, outputs: list[int]):
         y: the labels.
         y_pred: the model's outputs; z are their logits where Keras knows them.
         weight: the sample weights, or None.
-        seed: `[2]`, of the draw and of the batch.
+        draw: `[4]`: its number, that of the batch, a seed, and whether it is
+            exact. An exact v is √K times a column of the root of `∂²ℓ/∂z²`
+            `[K, K]`, a different one in each of K draws, which together have
+            the covariance exactly; for models with one output. Any other v is
+            the sum of all columns with random signs.
         outputs: takes the width of each output.
 
     Raises:
@@ -49,10 +53,10 @@ def pseudo_loss(loss, y, y_pred, weight, seed, outputs: list[int]):
             "one that can be differentiated twice."
         )
     outputs[:] = [curvature.shape[-1] for curvature in curvatures]
-    total, alone = 0.0, len(curvatures) == 1
+    total = 0.0
     for at, (z, curvature) in enumerate(zip(logits, curvatures, strict=True)):
-        draw = _draw(curvature, seed + tf.constant([0, 7919 * at]), alone)
-        product = tf.stop_gradient(draw) * z
+        v = _pseudo_gradient(curvature, draw + tf.constant([0, 0, at, 0]))
+        product = tf.stop_gradient(v) * z
         total += tf.reduce_sum(tf.reshape(product, [tf.shape(z)[0], -1]), 1)
     return total
 
@@ -101,24 +105,22 @@ def _curvatures(loss, y, y_pred, leaves, logits, weight, by_logits: bool):
     return curvatures
 
 
-def _draw(curvature: tf.Tensor, seed: tf.Tensor, alone: bool) -> tf.Tensor:
-    """A random v of covariance `curvature [..., K, K]`, `[..., K]`.
-
-    With few outputs v is √K times one column of the root, a different one in
-    each of K passes, which together give the covariance exactly.
-    """
+def _pseudo_gradient(curvature: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    """A v of covariance `curvature [..., K, K]`, `[..., K]`."""
     width = curvature.shape[-1]
     values, vectors = tf.linalg.eigh(
         (curvature + tf.linalg.matrix_transpose(curvature)) / 2
     )
     root = vectors * tf.sqrt(tf.maximum(values, 0))[..., tf.newaxis, :]
-    if alone and width <= EACH_OUTPUT:
-        signs = tf.random.stateless_uniform(
-            tf.shape(root)[:-2], seed, 0, 2, tf.int32
-        )
-        signs = tf.cast(2 * signs - 1, root.dtype)[..., tf.newaxis]
-        return math.sqrt(width) * signs * tf.gather(root, seed[0], axis=-1)
-    noise = tf.random.stateless_normal(
-        tf.shape(root)[:-1], seed, dtype=root.dtype
+    number, batch, seed, exact = tf.unstack(draw)
+    signs = tf.random.stateless_uniform(
+        tf.shape(root)[:-1],
+        tf.stack([number + _MOST_DRAWS * seed, batch]),
+        0,
+        2,
+        tf.int32,
     )
-    return tf.linalg.matvec(root, noise)
+    signs = tf.cast(2 * signs - 1, root.dtype)
+    column = math.sqrt(width) * tf.one_hot(number, width, dtype=root.dtype)
+    weights = tf.where(exact > 0, column, tf.ones_like(column))
+    return tf.linalg.matvec(root, signs * weights)

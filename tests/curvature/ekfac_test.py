@@ -237,6 +237,34 @@ def test_curvature_and_solver_have_to_go_together(curvature, solver, message):
         )
 
 
+def test_random_draws_have_the_curvature_in_expectation():
+    operator = gauss_newton(
+        CASES["dense"][0](), "sparse_categorical_crossentropy"
+    )
+    damped = Damped(operator, DAMPING)
+
+    def diagonal(**options):
+        inverse = EKFAC(**options).prepare(damped)
+        return np.concatenate([np.ravel(v) for v in inverse.eigenvalues])
+
+    exact = diagonal(draws="exact")
+    np.testing.assert_array_equal(exact, diagonal())  # of few examples
+    few = [diagonal(draws=2, seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(few[0], few[1])
+    assert np.abs(few[0] - few[2]).max() > 0.01 * exact.max()
+    many = diagonal(draws=500)
+    np.testing.assert_allclose(many.sum(), exact.sum(), rtol=0.02)
+
+
+def test_draws_that_cannot_be_are_refused():
+    for draws in (0, 1.5, "all", True):
+        with pytest.raises(ValueError, match=row("ekfac-draws")):
+            EKFAC(draws)
+    wide = gauss_newton(sequential((2,), layers.Dense(20)))
+    with pytest.raises(ValueError, match=row("ekfac-exact", "[20]")):
+        EKFAC("exact").prepare(Damped(wide, DAMPING))
+
+
 def test_too_many_outputs_are_refused():
     with pytest.raises(
         ValueError, match=row("ekfac-outputs", "up to 512 outputs... 600")

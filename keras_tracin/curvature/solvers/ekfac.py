@@ -20,6 +20,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import numbers
 
 import numpy as np
 import tensorflow as tf
@@ -39,11 +40,33 @@ from keras_tracin.curvature.solvers.solution import Solution
 class EKFAC:
     """Eigenvalue-corrected Kronecker factors (Grosse et al. 2023).
 
-    Fitted once, in two passes over the data for each output of the model (up
-    to 16; beyond, enough for 10,000 pseudo-gradients); any right-hand side is
-    then solved at once. It approximates the Gauss-Newton matrix layer by
-    layer, so it needs that of a network and not a Hessian.
+    Fitted once, in two passes over the data for each draw of pseudo-gradients;
+    any right-hand side is then solved at once. It approximates the Gauss-Newton
+    matrix layer by layer, so it needs that of a network and not a Hessian.
+
+    Attributes:
+        draws: number of pseudo-gradients of each example; or `"exact"`, one
+            for each of up to 16 outputs, which leave nothing to chance; or
+            `"auto"`, as many as make 10,000 of all examples (up to 16 of
+            each), or exact ones where these are no more.
+        seed: of random draws; the same draws the same ones.
     """
+
+    draws: int | str = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        words = self.draws in ("auto", "exact")
+        number = (
+            isinstance(self.draws, numbers.Integral)
+            and not isinstance(self.draws, bool)
+            and self.draws > 0
+        )
+        if not words and not number:
+            raise ValueError(
+                "`draws` should be 'auto', 'exact' or a positive integer. "
+                f"Received: {self.draws!r}."
+            )
 
     def prepare(self, operator: Operator) -> EKFACInverse:
         """Fits the bases and the eigenvalues.
@@ -53,7 +76,8 @@ class EKFAC:
 
         Raises:
             ValueError: if the operator is not a network's Gauss-Newton
-                matrix, or the model has more than 512 outputs.
+                matrix, if the model has more than 512 outputs, or if there
+                are no exact draws of them.
         """
         layers = operator.undamped.by_layer
         if layers is None:
@@ -63,10 +87,11 @@ class EKFAC:
                 "curvature='gauss_newton', or a solver that needs products "
                 "only, `CG()` for example."
             )
+        draws = layers.draws(self.draws, self.seed)
         bases: list[Basis] = [
             eigenbasis(moments, layers.dtype) if block.kronecker else ()
             for block, moments in zip(
-                layers.blocks, layers.moments(), strict=True
+                layers.blocks, layers.moments(draws), strict=True
             )
         ]
         penalties = layers.penalty_diagonal()
@@ -75,7 +100,10 @@ class EKFAC:
             + rotate_diagonal(block, basis, penalties)
             + operator.damping
             for block, basis, squares in zip(
-                layers.blocks, bases, layers.mean_squares(bases), strict=True
+                layers.blocks,
+                bases,
+                layers.mean_squares(bases, draws),
+                strict=True,
             )
         ]
         return EKFACInverse(layers.blocks, tuple(bases), tuple(eigenvalues))
