@@ -105,6 +105,20 @@ def test_negative_curvature_is_reported(solver):
     assert found.negative_curvature
 
 
+def test_cg_stops_at_negative_curvature():
+    values = np.concatenate([[-0.5], SPREAD[1:]])
+    operator, b = Matrix(matrix(values)), right_hand_sides(1)
+    with pytest.warns(
+        UserWarning, match=r"stopped at step \d+, with a residual"
+    ):
+        found = solve(operator, b, CG(tol=1e-9))
+    assert found.steps < SIZE
+    # What it has is that of steps in directions of positive curvature.
+    image = found.value.numpy() @ matrix(values)
+    assert np.sum(image * found.value.numpy()) >= 0
+    assert 0 < np.sum(found.value.numpy() * b)
+
+
 def test_arnoldi_divides_the_rest_by_the_damping():
     values = np.concatenate([np.zeros(SIZE - 5), np.arange(1.0, 6)])
     a, b = matrix(values), right_hand_sides()

@@ -22,7 +22,9 @@ class CG:
 
     All right-hand sides search one common space, to which each step adds a
     vector for each of them. This takes far fewer steps than solving them one
-    by one, and each step multiplies all vectors at once.
+    by one, and each step multiplies all vectors at once. Where a direction of
+    negative curvature turns up, there is no minimum to go to: the solver stops
+    with what it has, as in truncated Newton methods (Steihaug 1983).
 
     Attributes:
         tol: residual to stop at, relative to the right-hand side.
@@ -67,16 +69,17 @@ class CGInverse:
             # Starting again from the true residual leaves behind the rounding
             # errors that have added up.
             left = rhs - self.operator.matmat(value) if steps else rhs
-            added, taken, negative_run = self._run(
+            added, taken, negative = self._run(
                 left, tf.norm(rhs, axis=1), steps
             )
-            steps, negative = steps + taken, negative or negative_run
+            steps += taken
             trial = value + added
             after = residuals(self.operator, trial, rhs)
-            better = after < residual
+            # Steps along positive curvature count, whatever is left of them.
+            better = (after < residual) | negative
             value = tf.where(better[:, None], trial, value)
             residual = np.where(better, after, residual)
-            if residual.max(initial=0) > before / 2:
+            if negative or residual.max(initial=0) > before / 2:
                 break
         return Solution(
             value=value,
@@ -87,7 +90,7 @@ class CGInverse:
         )
 
     def _run(self, rhs, scale, used: int) -> tuple[tf.Tensor, int, bool]:
-        """Runs from zero; tells its steps and whether curvature was negative.
+        """Runs from zero, until it converges or a curvature is negative.
 
         In Dubrulle's notation, transposed: `q` is an orthonormal basis of the
         residuals, `share` their coordinates in it, `search` the directions.
@@ -96,10 +99,14 @@ class CGInverse:
             rhs: right-hand sides, `[m, p]`.
             scale: lengths that residuals are relative to, `[m]`.
             used: number of steps taken before.
+
+        Returns:
+            The solutions, the number of steps, and whether a curvature was
+            negative.
         """
         q, share = _orthonormalize(rhs)
         search, value = q, tf.zeros_like(rhs)
-        negative, steps = False, 0
+        steps = 0
         while steps < self.solver.max_steps - used:
             steps += 1
             image = self.operator.matmat(search)
@@ -110,11 +117,15 @@ class CGInverse:
             size = np.abs(values).max()
             if not np.isfinite(size) or size == 0:
                 break
-            negative = negative or bool(values[0] < -1e-6 * size)
+            negative = bool(values[0] < -1e-6 * size)
             usable = np.abs(values) > 1e-12 * size
+            if negative:
+                usable = values > 1e-6 * size
             inverse = np.where(usable, 1 / np.where(usable, values, 1), 0)
             step = tf.constant((vectors * inverse) @ vectors.T, rhs.dtype)
             value += tf.matmul(share, tf.matmul(step, search), transpose_a=True)
+            if negative:
+                return value, steps, True
             q, change = _orthonormalize(q - tf.matmul(step, image))
             share = tf.matmul(change, share)
             search = q + tf.matmul(change, search)
@@ -123,7 +134,7 @@ class CGInverse:
                 float(tf.reduce_max(left)) <= self.solver.tol / 2
             ):
                 break
-        return value, steps, negative
+        return value, steps, False
 
 
 def _orthonormalize(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

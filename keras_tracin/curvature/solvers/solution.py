@@ -101,16 +101,23 @@ def report(solution: Solution, name: str) -> None:
         name: the solver's.
     """
     if solution.negative_curvature:
+        worst = np.nanmax(solution.residual, initial=0)
+        stopped = (
+            ""
+            if solution.converged.all()
+            else f"; it stopped at step {solution.steps}, with a residual of "
+            f"{worst:.1e} of its right-hand side"
+        )
         warnings.warn(
             f"{name}: the damped curvature is not positive definite, so the "
             "weights are not at a minimum of the damped objective and scores "
-            "may have the wrong sign. Raise `damping` above minus the "
+            f"may have the wrong sign{stopped}. Raise `damping` above minus the "
             "smallest eigenvalue, or use `curvature='gauss_newton'`, which "
             "has no negative eigenvalues.",
             stacklevel=3,
         )
     missed = np.count_nonzero(~solution.converged)
-    if missed:
+    if missed and not solution.negative_curvature:
         worst = np.nanmax(solution.residual)
         warnings.warn(
             f"{name}: {missed} of {len(solution.converged)} right-hand sides "
