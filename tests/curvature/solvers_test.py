@@ -116,7 +116,7 @@ def test_cg_stops_at_negative_curvature():
     # What it has is that of steps in directions of positive curvature.
     image = found.value.numpy() @ matrix(values)
     assert np.sum(image * found.value.numpy()) >= 0
-    assert 0 < np.sum(found.value.numpy() * b)
+    assert np.sum(found.value.numpy() * b) > 0
 
 
 def test_arnoldi_divides_the_rest_by_the_damping():

@@ -111,8 +111,8 @@ def report(solution: Solution, name: str) -> None:
         warnings.warn(
             f"{name}: the damped curvature is not positive definite, so the "
             "weights are not at a minimum of the damped objective and scores "
-            f"may have the wrong sign{stopped}. Raise `damping` above minus the "
-            "smallest eigenvalue, or use `curvature='gauss_newton'`, which "
+            f"may have the wrong sign{stopped}. Raise `damping` above minus "
+            "the smallest eigenvalue, or use `curvature='gauss_newton'`, which "
             "has no negative eigenvalues.",
             stacklevel=3,
         )
