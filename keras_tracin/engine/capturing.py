@@ -87,17 +87,24 @@ class Capturing:
         self.variables = self._placement.variables
 
     def capture(self, data: Any) -> Captured:
-        """The gradients of a batch, variables with other shares apart."""
+        """The gradients of a batch, variables with other shares apart.
+
+        All steps share one trace of it, at the weights that the model's
+        variables have when it runs.
+        """
         return self._traced(data)
 
     @functools.cached_property
     def _traced(self) -> Any:
-        """`capture`, traced once for all steps that call it."""
         return tf.function(
-            self._capture, autograph=False, input_signature=(self._spec,)
+            self.capture_anew, autograph=False, input_signature=(self._spec,)
         )
 
-    def _capture(self, data: Any) -> Captured:
+    def capture_anew(self, data: Any) -> Captured:
+        """`capture` in a trace of its own.
+
+        For steps that lend the model tensors in place of its variables.
+        """
         x, y, *weight = data
         batch = (x, y, weight[0] if weight else None)
         with self._updated.trainable():

@@ -102,7 +102,7 @@ def sketches_at(
             keras.StatelessScope(state_mapping=mapping),
             _fresh_statistics(model),
         ):
-            factors = functions.capturing.capture(data).factors
+            factors = functions.capturing.capture_anew(data).factors
         return projection.sketch(factors, position)
 
     def step(data):

@@ -194,7 +194,10 @@ class InfluenceIndex:
                 build, engine.train, worker=worker_of(engine.execution.strategy)
             )
         model = engine.model
-        return cls(directory, model, method=method, projection=projection)
+        index = cls(directory, model, method=method, projection=projection)
+        # It has read the weights, and compiled the step for queries.
+        index._resident = build.resident
+        return index
 
     @exclusive_access
     def append(self, train: Any, *, resume: bool = True) -> None:

@@ -49,14 +49,8 @@ METHODS = {
         model, run, optimizer_aware=True
     ),
     "InfluenceFunctions, CG": influence,
-    "InfluenceFunctions, Exact": lambda model, run: influence(
-        model, run, solver=kt.Exact(), relative="loss"
-    ),
-    "InfluenceFunctions, RandomizedSketch": lambda model, run: influence(
-        model, run, solver=kt.RandomizedSketch(8)
-    ),
-    "InfluenceFunctions, ekfac": lambda model, run: influence(
-        model, run, curvature="ekfac"
+    "InfluenceFunctions, ekfac, relative": lambda model, run: influence(
+        model, run, curvature="ekfac", relative="loss"
     ),
     "TRAK": lambda model, run: kt.TRAK(
         model, TRAIN, run, projection=kt.TensorSketch(8)
@@ -289,7 +283,7 @@ def test_the_description_is_json_and_the_repr_is_readable(made):
     assert " object" not in shown
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.5, True, NUM_TRAIN + 1])
+@pytest.mark.parametrize("k", [0, 2.5, True, NUM_TRAIN + 1])
 def test_a_k_that_cannot_be_is_refused(made, k):
     with pytest.raises(ValueError, match=row("k")):
         made.method.top_k(TEST, k, verbose=0)
