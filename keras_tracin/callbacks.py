@@ -15,13 +15,17 @@ from keras_tracin.models.kinds import check_is_model
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
+from keras_tracin.runs.optimizers import (
+    count_updates,
+    was_trained,
+    weight_marks,
+)
 from keras_tracin.runs.save_options import (
     check_save_freq,
     epoch_filter,
     scalar_metrics,
 )
 from keras_tracin.runs.steps import StepLog, Steps, record_steps, stop_recording
-from keras_tracin.runs.updates import count_updates, weight_marks
 from keras_tracin.storage import files
 
 
@@ -42,14 +46,19 @@ class TracInCheckpoint(keras.callbacks.Callback):
     `on_epoch_end`, without which all of it is one epoch. The first `fit` with
     the callback traces the train step anew.
 
-    A directory holds one run. Training from its last state, in the same process
-    or another, continues the run, also after the model was compiled again;
-    steps and epochs are counted on. Training from an earlier recorded state,
-    for example after `keras.callbacks.BackupAndRestore` restored an older
-    epoch, drops what was recorded later, with a warning. List this callback
-    before `BackupAndRestore`, so that the run is never behind the backup. An
-    interrupted `fit` loses the rates recorded since the last end of an epoch or
-    snapshot, nothing else.
+    A directory holds the run that led to the model. Training from its last
+    state, in the same process or another, continues the run, also after the
+    model was compiled again; steps and epochs are counted on. Otherwise what
+    the directory held is kept as a run of its own, in `earlier-1` within it,
+    with a warning: where a model that was not trained yet begins a new run, as
+    when a script is run again; and where training goes on from an earlier
+    recorded state, to which `EarlyStopping(restore_best_weights=True)` or
+    `BackupAndRestore` went back. A trained model in a state that was not
+    recorded is refused.
+
+    List this callback before `BackupAndRestore`, so that the run is never
+    behind the backup. An interrupted `fit` loses the rates recorded since the
+    last end of an epoch or snapshot, nothing else.
 
     Under a strategy of several processes (`MultiWorkerMirroredStrategy`), every
     process creates the callback and only the first, the chief, writes: the
@@ -82,8 +91,9 @@ class TracInCheckpoint(keras.callbacks.Callback):
             run.
         save_freq: `"epoch"`, or the number of steps after which to save weights
             (at the end of the batch with that step).
-        overwrite: If true, the first `fit` with this callback replaces a run in
-            the directory; a second `fit` continues the new run.
+        overwrite: If true, the first `fit` with this callback replaces the run
+            in the directory, whose files are deleted; a second `fit`
+            continues the new run.
         verbose: 1 to print a line for each snapshot, 0 to be silent.
 
     A snapshot holds all weights as they are (LoRA weights are not merged),
@@ -95,8 +105,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument has an impossible value; or, as training
-            begins, the directory holds a run of another model or in another
-            state than this model's, or another training records into it, or an
+            begins, the model was trained and is in no state of the run in the
+            directory, or another training records into it, or an
             optimizer's learning rates cannot be determined; or, at the end of
             an epoch, it had steps that were not recorded.
         OSError: The run cannot be written.
@@ -139,7 +149,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
         Raises:
             TypeError: if it is no model of Keras 3.
         """
-        check_is_model(model)
+        if model is not None:  # Keras takes it away at the end
+            check_is_model(model)
         super().set_model(model)
 
     def on_train_begin(self, logs=None):
@@ -216,11 +227,12 @@ class TracInCheckpoint(keras.callbacks.Callback):
             return
         replace = self.overwrite and not self._opened
         with self._explain_errors():
+            place = (self.directory, self.model, self.params)
             if replace or not run_manifest.exists(self.directory):
-                begin = RunWriter.create
+                self._writer = RunWriter.create(*place)
             else:
-                begin = RunWriter.reopen
-            self._writer = begin(self.directory, self.model, self.params)
+                is_new = not (self._epoch_index or was_trained(self.model))
+                self._writer = RunWriter.reopen(*place, is_new=is_new)
         self._opened = True
         self._marks = weight_marks(self.model)
         self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
