@@ -57,6 +57,8 @@ class NotedUpdates:
             update was of, for each kind of update.
         num_traced: number of updates that were traced.
         num_made: number of updates made eagerly since the last read.
+        num_cut: number of calls since then that ended as the data did. An
+            optimizer may have counted them, though it made no update.
     """
 
     def __init__(self, model: keras.Model, steps_per_call: int = 1):
@@ -66,7 +68,7 @@ class NotedUpdates:
         self.capacity = max(_CAPACITY, 8 * steps_per_call)
         self.sources: list[tuple[int, ...]] = []
         self._makers: list[Any] = []  # the optimizer of each source
-        self.num_traced = self.num_made = 0
+        self.num_traced = self.num_made = self.num_cut = 0
         self._is_inside = False
         self._hooked: list[_Hooked] = []
         with model.distribute_strategy.scope():
@@ -89,7 +91,7 @@ class NotedUpdates:
             hooked.count = read_count(hooked.optimizer)
             hooked.num_outside = 0
         self._taken = self._read_count()
-        self.num_made = 0
+        self.num_made = self.num_cut = 0
 
     def join(self) -> None:
         """Makes optimizers that the model got meanwhile note their updates."""
@@ -111,6 +113,9 @@ class NotedUpdates:
         self._is_inside = True
         try:
             yield
+        except tf.errors.OutOfRangeError:
+            self.num_cut += 1
+            raise
         finally:
             self._is_inside = False
 
@@ -146,10 +151,10 @@ class NotedUpdates:
         for hooked in self._hooked:
             kinds = zip(self._makers, of_source, strict=True)
             of_it = [n for maker, n in kinds if maker is hooked.optimizer]
-            hooked.check(int(sum(of_it)), is_first)
+            hooked.check(int(sum(of_it)), is_first, self.num_cut)
         for optimizer in self._unknown() if is_first else ():
             _Hooked(optimizer).check(0, is_first)
-        self.num_made = 0
+        self.num_made = self.num_cut = 0
         return sources, rows[:, 1]
 
     def _read_count(self) -> int:
@@ -160,14 +165,16 @@ class NotedUpdates:
 
         def update(grads, trainable_variables, learning_rate):
             if hooked in self._hooked:
-                self._note(hooked, trainable_variables, learning_rate)
+                self._note(hooked, grads, trainable_variables, learning_rate)
             return original(grads, trainable_variables, learning_rate)
 
         hooked = _Hooked(optimizer)
         hooked.put_on(update)
         self._hooked.append(hooked)
 
-    def _note(self, hooked: _Hooked, variables: Any, rate: Any) -> None:
+    def _note(
+        self, hooked: _Hooked, grads: Any, variables: Any, rate: Any
+    ) -> None:
         """Records an update, as part of the step or at once."""
         positions = self._positions(variables)
         if not positions:
@@ -181,9 +188,12 @@ class NotedUpdates:
             return
         source = self._source(hooked.optimizer, positions)
         row = tf.stack([tf.constant(source, tf.float64), _as_float64(rate)])
-        rows = tf.convert_to_tensor(self._rows)
-        self._rows.assign(tf.concat([rows[1:], row[tf.newaxis]], axis=0))
-        self._count.assign_add(1)
+        # Where the data end, TensorFlow runs what does not need them all the
+        # same. An update needs the gradients, so its note waits for them.
+        with tf.control_dependencies(list(grads)):
+            rows = tf.convert_to_tensor(self._rows)
+            self._rows.assign(tf.concat([rows[1:], row[tf.newaxis]], axis=0))
+            self._count.assign_add(1)
 
     def _source(self, optimizer: Any, positions: tuple[int, ...]) -> int:
         kinds = zip(self._makers, self.sources, strict=True)
@@ -239,13 +249,13 @@ class _Hooked:
         count = read_count(self.optimizer)
         _warn_of_outside(count, count + 1)
 
-    def check(self, num_noted: int, is_first: bool) -> None:
+    def check(self, num_noted: int, is_first: bool, num_cut: int = 0) -> None:
         """Compares what it counted with what it noted since the last read."""
         start, self.count = self.count, read_count(self.optimizer)
         every = self.optimizer.gradient_accumulation_steps or 1
         num_counted = self.count // every - start // every
         num_noted, self.num_outside = num_noted + self.num_outside, 0
-        if 0 <= num_counted <= num_noted:
+        if 0 <= num_counted <= num_noted + num_cut:
             return
         if optimizers_in(vars(self.optimizer)):
             return  # It counts, but others in it make the updates.
