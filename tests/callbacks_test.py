@@ -254,6 +254,23 @@ def test_a_recompiled_copy_of_the_model_continues_the_run(tmp_path):
     assert [round(c.learning_rate, 3) for c in run] == [0.1, 0.3]
 
 
+def test_staged_fine_tuning_is_one_run(tmp_path):
+    layers = [keras.layers.Dense(2, use_bias=False) for _ in range(2)]
+    model = keras.Sequential([keras.Input((BATCHES,)), *layers])
+    layers[0].trainable = False
+    model.compile(SGD(PIECEWISE), output, run_eagerly=True)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    layers[0].trainable = True
+    adam = keras.optimizers.Adam(Schedules.PiecewiseConstantDecay([2], [1, 2]))
+    model.compile(adam, output, run_eagerly=True)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    first, second = TrainingRun(tmp_path)
+    assert [first.step, second.step] == [BATCHES, 2 * BATCHES]
+    # The schedule of each stage begins at its start.
+    assert dict(first.updated) == pytest.approx({1: 0.9 / 6})
+    assert dict(second.updated) == pytest.approx({0: 9 / 6, 1: 9 / 6})
+
+
 def test_another_state_is_refused_with_ways_out(tmp_path):
     model = eager()
     fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
