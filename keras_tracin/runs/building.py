@@ -33,17 +33,19 @@ def build(model: keras.Model, iterator: Any) -> None:
     if has_weights(model) and not (own_step and _unbuilt_layers(model)):
         return
     batch = getattr(iterator, "element_spec", None)
-    error = None
-    if not model.built and has_call(model):
-        error = _error_of(_call, model, batch)
-    if own_step and (not has_weights(model) or _unbuilt_layers(model)):
-        error = _error_of(_trace_step, model, batch) or error
-    if not has_weights(model):
+    was_built, errors = model.built, []
+    if not was_built and has_call(model):
+        errors.append(_error_of(_call, model, batch))
+        if errors[-1] is not None:
+            model.built = False  # Keras says so before it calls it.
+    if own_step and (errors != [None] or _unbuilt_layers(model)):
+        errors.append(_error_of(_trace_step, model, batch))
+    if not was_built and errors and None not in errors:
         raise ValueError(
             f"The model {model.name!r} is not built, and its weights before "
             "training belong to the run, but it could not be built from the "
             "shapes of the data. Call it on a batch of data before model.fit."
-        ) from error
+        ) from errors[0]
 
 
 def _unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
