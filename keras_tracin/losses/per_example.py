@@ -66,8 +66,9 @@ def per_example_loss(
 
     Raises:
         ValueError: if no `loss` is given and the model is not compiled, or
-            computes its loss by a `compute_loss` of its own; or (when called)
-            if the loss is reduced already or its examples interact.
+            computes its loss by a `compute_loss` or a `train_step` of its
+            own; or (when called) if the loss is reduced already or its
+            examples interact.
     """
     evaluate_terms = terms_of_outputs(model, loss, class_weight, dtype)
 

@@ -59,15 +59,17 @@ class Distiller(keras.Model):
         super().__init__()
         self.student, self.teacher = student, teacher
 
-    def train_step(self, data):
-        x, y = data
+    def loss_of(self, x, y):
         soft = ops.softmax(self.teacher(x, training=False) / 2.0)
+        logits = self.student(x, training=True)
+        of_teacher = keras.losses.categorical_crossentropy(
+            soft, logits / 2.0, from_logits=True
+        )
+        return 0.5 * SPARSE(y, logits) + 0.5 * ops.mean(of_teacher)
+
+    def train_step(self, data):
         with tf.GradientTape() as tape:
-            logits = self.student(x, training=True)
-            hard = keras.losses.categorical_crossentropy(
-                soft, logits / 2.0, from_logits=True
-            )
-            loss = 0.5 * SPARSE(y, logits) + 0.5 * ops.mean(hard)
+            loss = self.loss_of(*data)
         variables = self.student.trainable_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
         return {"loss": loss}
@@ -83,6 +85,57 @@ class Autoencoder(keras.Model):
     def train_step(self, x):
         with tf.GradientTape() as tape:
             loss = ops.mean((self.decoder(self.encoder(x)) - x) ** 2)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+class Sampling(layers.Layer):
+    """A draw around the mean in training, the mean itself otherwise."""
+
+    def call(self, inputs, training=False):
+        mean, log_variance = inputs
+        noise = keras.random.normal(ops.shape(mean), seed=1)
+        spread = ops.exp(0.5 * log_variance) * noise
+        return mean + spread if training else mean
+
+
+class AddsDivergence(Sampling):
+    """The same, which adds the divergence of each example as a loss."""
+
+    def call(self, inputs, training=False):
+        self.add_loss(divergence(*inputs))
+        return super().call(inputs, training=training)
+
+
+def divergence(mean, log_variance):
+    """The divergence from the unit normal distribution, `[n]`."""
+    terms = 1 + log_variance - mean**2 - ops.exp(log_variance)
+    return -0.5 * ops.sum(terms, axis=-1)
+
+
+def make_vae(sampling, kind=keras.Model):
+    """An autoencoder of a mean and a log variance, of two units each."""
+    x = keras.Input((WIDTH,))
+    mean, log_variance = layers.Dense(2)(x), layers.Dense(2)(x)
+    decoded = layers.Dense(WIDTH)(sampling([mean, log_variance]))
+    return kind(x, decoded), kind(
+        x, layers.Concatenate()([decoded, mean, log_variance])
+    )
+
+
+def evidence(x, outputs):
+    """The loss of a variational autoencoder, a value per example."""
+    decoded, mean, log_variance = ops.split(outputs, [WIDTH, WIDTH + 2], axis=1)
+    return ops.mean((decoded - x) ** 2, axis=1) + divergence(mean, log_variance)
+
+
+class Variational(keras.Model):
+    """Trains on all outputs that `evidence` is of."""
+
+    def train_step(self, x):
+        with tf.GradientTape() as tape:
+            loss = ops.mean(evidence(x, self(x, training=True)))
         variables = self.trainable_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
         return {"loss": loss}

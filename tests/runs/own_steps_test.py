@@ -3,14 +3,24 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.runs import TrainingRun, run_weights
 from tests.error_rows import row
 from tests.runs.own_steps import (
     GAN,
+    WIDTH,
+    AddsDivergence,
     Autoencoder,
+    Distiller,
+    Sampling,
+    Variational,
     X,
+    Y,
+    dense,
+    evidence,
+    make_vae,
 )
 
 SGD = keras.optimizers.SGD
@@ -106,3 +116,82 @@ def test_a_model_that_its_first_step_builds_is_recorded(tmp_path):
     run = TrainingRun(tmp_path)
     assert [c.step for c in run] == [2, 4]
     assert len(run[0].updated) == 4
+
+
+def assert_scores(model, run, data, loss, loss_of):
+    """TracIn of all pairs is what a tape gives, one example at a time."""
+    x, y = data
+    tracin = kt.TracIn(model, data, run, loss=loss)
+    scores = tracin.influence(data, verbose=0).scores
+    expected = np.zeros_like(scores)
+    with run_weights(model) as load:
+        for checkpoint in TrainingRun(run):
+            load(checkpoint)
+            rows = []
+            for i in range(len(x)):
+                with tf.GradientTape() as tape:
+                    value = loss_of(x[i : i + 1], y[i : i + 1])
+                parts = tape.gradient(value, model.trainable_variables)
+                rows.append(np.concatenate([np.ravel(p) for p in parts]))
+            gradients = np.stack(rows)
+            expected += checkpoint.learning_rate * gradients @ gradients.T
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_student_is_scored_by_the_loss_that_it_learns_from(tmp_path):
+    """What the teacher says of an example is part of its label."""
+    student, teacher = dense(WIDTH, 2), dense(WIDTH, 2)
+    model = Distiller(student, teacher)
+    model.compile(SGD(0.1))
+    fit(model, (X, Y), kt.TracInCheckpoint(tmp_path, model=student))
+
+    def loss(y_true, y_pred):
+        labels, logits = y_true[:, 0], y_true[:, 1:]
+        hard = keras.losses.sparse_categorical_crossentropy(
+            labels, y_pred, from_logits=True
+        )
+        soft = keras.losses.categorical_crossentropy(
+            keras.ops.softmax(logits / 2), y_pred / 2, from_logits=True
+        )
+        return 0.5 * hard + 0.5 * soft
+
+    targets = np.concatenate([Y[:, None], teacher(X)], axis=1)
+    assert_scores(
+        student,
+        tmp_path,
+        (X, targets),
+        loss,
+        lambda x, y: model.loss_of(x, y[:, 0]),
+    )
+
+
+def test_an_autoencoder_is_scored_by_all_that_its_loss_is_of(tmp_path):
+    _, model = make_vae(Sampling(), Variational)
+    model.compile(SGD(0.01), loss="mse")
+    fit(model, (X,), kt.TracInCheckpoint(tmp_path))
+    with pytest.raises(ValueError, match=row("own-step-loss")):
+        kt.TracIn(model, (X, X), tmp_path)
+    assert_scores(
+        model,
+        tmp_path,
+        (X, X),
+        evidence,
+        lambda x, _: evidence(x, model(x, training=False)),
+    )
+
+
+def test_added_losses_are_scored_through_a_model_that_returns_what_they_are_of(
+    tmp_path,
+):
+    model, whole = make_vae(AddsDivergence())
+    model.compile(SGD(0.01), "mse")
+    fit(model, (X, X), kt.TracInCheckpoint(tmp_path))
+    with pytest.raises(ValueError, match=row("added-losses")):
+        kt.TracIn(model, (X, X), tmp_path)
+    assert_scores(
+        whole,
+        tmp_path,
+        (X, X),
+        evidence,
+        lambda x, _: evidence(x, whole(x, training=False)),
+    )
