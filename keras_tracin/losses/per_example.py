@@ -40,7 +40,8 @@ PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 NOT_SPLIT = (
     "computed from their inputs (`add_loss` or `activity_regularizer`), which "
     "cannot be split into examples. Pass the rest of the objective as `loss=` "
-    "to attribute that alone."
+    "to attribute that alone; or score a model of the same layers that returns "
+    "what the losses are computed from, by a `loss=` of all of it."
 )
 
 

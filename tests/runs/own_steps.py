@@ -101,10 +101,10 @@ class Sampling(layers.Layer):
 
 
 class AddsDivergence(Sampling):
-    """The same, which adds the divergence of each example as a loss."""
+    """The same, which adds the mean of the divergence as a loss."""
 
     def call(self, inputs, training=False):
-        self.add_loss(divergence(*inputs))
+        self.add_loss(ops.mean(divergence(*inputs)))
         return super().call(inputs, training=training)
 
 
