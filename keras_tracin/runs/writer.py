@@ -83,6 +83,7 @@ class RunWriter:
         model: keras.Model,
         fit: Any = None,
         is_new: bool = False,
+        keep_later: bool = True,
     ) -> RunWriter:
         """Continues the run that the model's present weights belong to.
 
@@ -97,6 +98,8 @@ class RunWriter:
             fit: See `RunLock`.
             is_new: Whether the model is not trained yet, so that weights
                 that the run does not know are those of a new training.
+            keep_later: Whether to keep what came after an earlier state, or
+                to drop it: where the same steps are made again.
 
         Raises:
             ValueError: The run is of another architecture or is not in any
@@ -105,10 +108,12 @@ class RunWriter:
         """
         writer = cls(directory, {}, fit)
         with _released_on_error(writer):
-            writer._continue(model, is_new)
+            writer._continue(model, is_new, keep_later)
         return writer
 
-    def _continue(self, model: keras.Model, is_new: bool) -> None:
+    def _continue(
+        self, model: keras.Model, is_new: bool, keep_later: bool
+    ) -> None:
         directory = self.directory
         self._manifest = run_manifest.read(directory)
         num_segments = len(self._manifest["segments"])
@@ -136,7 +141,7 @@ class RunWriter:
             self._begin(model)
             return
         if kept < num_segments:
-            self._go_back(kept)
+            self._go_back(kept, keep_later)
         run_files.remove_unlisted(self.directory, self._manifest)
         # Found out now, not at the first snapshot: that nothing can be written.
         self._write_manifest(self._manifest)
@@ -271,10 +276,13 @@ class RunWriter:
                 "again with a directory of its own."
             )
 
-    def _go_back(self, num_segments: int) -> None:
+    def _go_back(self, num_segments: int, keep_later: bool) -> None:
         """Goes back to the state after some of the segments."""
         last_step, last_epoch = self.last_step, self.last_epoch
-        earlier = keep_earlier(self.directory)
+        fate = "It was dropped"
+        if keep_later:
+            earlier = files.display_path(keep_earlier(self.directory))
+            fate = f"The run with it is kept in {earlier}"
         segments = self._manifest["segments"][:num_segments]
         step = segments[-1]["last_step"]
         self._commit(
@@ -286,8 +294,7 @@ class RunWriter:
             f"The model is at step {step} (epoch {self.last_epoch}) of the run "
             f"in {self.directory}, which goes on from there. What came after, "
             f"up to step {last_step} (epoch {last_epoch}), did not lead to "
-            "these weights: the run with it is kept in "
-            f"{files.display_path(earlier)}.",
+            f"these weights. {fate}.",
             stacklevel=2,
         )
 
