@@ -11,17 +11,23 @@ from typing import Any
 import keras
 
 from keras_tracin.engine.distribution import worker_of
-from keras_tracin.models.kinds import check_is_model
+from keras_tracin.models.kinds import check_is_model, warn_of_no_call
 from keras_tracin.runs import Onlooker, RunWriter
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
+from keras_tracin.runs.building import build
+from keras_tracin.runs.optimizers import (
+    count_updates,
+    was_trained,
+    weight_marks,
+)
+from keras_tracin.runs.part import check_part, layers_in, locate
 from keras_tracin.runs.save_options import (
     check_save_freq,
     epoch_filter,
     scalar_metrics,
 )
 from keras_tracin.runs.steps import StepLog, Steps, record_steps, stop_recording
-from keras_tracin.runs.updates import count_updates, weight_marks
 from keras_tracin.storage import files
 
 
@@ -42,14 +48,19 @@ class TracInCheckpoint(keras.callbacks.Callback):
     `on_epoch_end`, without which all of it is one epoch. The first `fit` with
     the callback traces the train step anew.
 
-    A directory holds one run. Training from its last state, in the same process
-    or another, continues the run, also after the model was compiled again;
-    steps and epochs are counted on. Training from an earlier recorded state,
-    for example after `keras.callbacks.BackupAndRestore` restored an older
-    epoch, drops what was recorded later, with a warning. List this callback
-    before `BackupAndRestore`, so that the run is never behind the backup. An
-    interrupted `fit` loses the rates recorded since the last end of an epoch or
-    snapshot, nothing else.
+    A directory holds the run that led to the model. Training from its last
+    state, in the same process or another, continues the run, also after the
+    model was compiled again; steps and epochs are counted on. Otherwise what
+    the directory held is kept as a run of its own, in `earlier-1` within it,
+    with a warning: where a model that was not trained yet begins a new run, as
+    when a script is run again; and where training goes on from an earlier
+    recorded state, to which `EarlyStopping(restore_best_weights=True)` or
+    `BackupAndRestore` went back. A trained model in a state that was not
+    recorded is refused.
+
+    List this callback before `BackupAndRestore`, so that the run is never
+    behind the backup. An interrupted `fit` loses the rates recorded since the
+    last end of an epoch or snapshot, nothing else.
 
     Under a strategy of several processes (`MultiWorkerMirroredStrategy`), every
     process creates the callback and only the first, the chief, writes: the
@@ -80,10 +91,15 @@ class TracInCheckpoint(keras.callbacks.Callback):
             int k for every k-th, an iterable of epochs counted from 1, or a
             callable `(epoch, logs) -> bool`. Epochs are counted over the whole
             run.
+        model: A part of the model that `fit` trains, to record alone: the
+            discriminator of a GAN, the student of a distillation. Its steps
+            are the updates of its variables. A snapshot holds its weights
+            only, and no optimizer's state.
         save_freq: `"epoch"`, or the number of steps after which to save weights
             (at the end of the batch with that step).
-        overwrite: If true, the first `fit` with this callback replaces a run in
-            the directory; a second `fit` continues the new run.
+        overwrite: If true, the first `fit` with this callback replaces the run
+            in the directory, whose files are deleted; a second `fit`
+            continues the new run.
         verbose: 1 to print a line for each snapshot, 0 to be silent.
 
     A snapshot holds all weights as they are (LoRA weights are not merged),
@@ -95,8 +111,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument has an impossible value; or, as training
-            begins, the directory holds a run of another model or in another
-            state than this model's, or another training records into it, or an
+            begins, the model was trained and is in no state of the run in the
+            directory, or another training records into it, or an
             optimizer's learning rates cannot be determined; or, at the end of
             an epoch, it had steps that were not recorded.
         OSError: The run cannot be written.
@@ -108,19 +124,23 @@ class TracInCheckpoint(keras.callbacks.Callback):
         *,
         epochs: int | Iterable[int] | Callable[[int, dict], bool] | None = None,
         save_freq: str | int = "epoch",
+        model: keras.Model | None = None,
         overwrite: bool = False,
         verbose: int = 0,
     ):
         super().__init__()
+        if model is not None:
+            check_is_model(model, needs_call=False)
         # The working directory may change during training.
         self.directory = files.absolute_directory(directory)
         self.save_freq = check_save_freq(save_freq, epochs)
         self.overwrite = overwrite
         self.verbose = verbose
         self._is_selected = epoch_filter(epochs)
+        self._part = model
         self._opened = False
         self._writer: Any = None  # a RunWriter or Onlooker while training
-        self._steps = StepLog(self._open)
+        self._steps = StepLog(self._open, self._locate)
         self._epoch_index = 0  # number of the epoch in `fit`
         self._epoch = 0  # number of the epoch in the run, from 1
         self._step_at_epoch_begin = 0
@@ -140,12 +160,18 @@ class TracInCheckpoint(keras.callbacks.Callback):
             TypeError: if it is no model of Keras 3.
         """
         if model is not None:  # Keras takes it away at the end
-            check_is_model(model)
+            check_is_model(model, needs_call=False)
         super().set_model(model)
+
+    @property
+    def _recorded(self) -> keras.Model:
+        """The model that is recorded: the trained one, or a part of it."""
+        return self.model if self._part is None else self._part
 
     def on_train_begin(self, logs=None):
         self._close()  # after a `fit` that failed
-        self._steps = StepLog(self._open)
+        warn_of_no_call(self._recorded)
+        self._steps = StepLog(self._open, self._locate)
         record_steps(self.model, self._steps)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -209,7 +235,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
         By then every callback that sets the model up has done so (for example
         BackupAndRestore), and the data show how to build an unbuilt model.
         """
-        _build(self.model, iterator)
+        build(self.model, iterator)
+        check_part(self.model, self._recorded)
         index, _ = worker_of(self.model.distribute_strategy)
         if index:
             self._writer = Onlooker()
@@ -217,14 +244,18 @@ class TracInCheckpoint(keras.callbacks.Callback):
             return
         replace = self.overwrite and not self._opened
         with self._explain_errors():
+            place = (self.directory, self._recorded, self.params)
             if replace or not run_manifest.exists(self.directory):
-                begin = RunWriter.create
+                self._writer = RunWriter.create(*place)
             else:
-                begin = RunWriter.reopen
-            self._writer = begin(self.directory, self.model, self.params)
+                is_new = not (self._epoch_index or was_trained(self.model))
+                self._writer = RunWriter.reopen(*place, is_new=is_new)
         self._opened = True
-        self._marks = weight_marks(self.model)
+        self._marks = weight_marks(self._recorded)
         self._begin_epoch(max(self._epoch_index, self._writer.last_epoch) + 1)
+
+    def _locate(self, positions: tuple[int, ...]) -> tuple[int, ...]:
+        return locate(self.model, self._recorded, positions)
 
     def _refuse_missed_steps(self) -> None:
         """Raises ValueError if the epoch had steps but began no run."""
@@ -244,10 +275,10 @@ class TracInCheckpoint(keras.callbacks.Callback):
         """Warns, once in a `fit`, of weights that changed but not by a step."""
         if not self._marks:
             return
-        before, self._marks = self._marks, weight_marks(self.model)
+        before, self._marks = self._marks, weight_marks(self._recorded)
         recorded = set().union(*steps.updated)
         paths = [
-            self.model.weights[position].path
+            self._recorded.weights[position].path
             for position, mark in self._marks.items()
             if mark != before.get(position) and position not in recorded
         ]
@@ -275,7 +306,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
             arrays["rates"] = steps.rates
         with self._explain_errors():
             path = self._writer.append(
-                self.model,
+                self._recorded,
                 arrays,
                 epoch=self._epoch,
                 logs=scalar_metrics(logs or {}),
@@ -284,8 +315,10 @@ class TracInCheckpoint(keras.callbacks.Callback):
                 updated=steps.updated,
                 notes={
                     "weighted": steps.weighted,
-                    "added_losses": steps.added_losses,
-                    "beside": digests_beside(self.model),
+                    "added_losses": layers_in(
+                        self._recorded, steps.added_losses
+                    ),
+                    "beside": digests_beside(self._recorded),
                 },
             )
         if path and self.verbose:
@@ -311,25 +344,3 @@ class TracInCheckpoint(keras.callbacks.Callback):
             "Everything saved before is intact. Make room, then continue with "
             f"{self._writer.restoring} and model.fit."
         )
-
-
-def _build(model: keras.Model, iterator) -> None:
-    """Builds a model that Keras would build in its first step.
-
-    The initial weights are part of the run, so they must exist before.
-    """
-    if model.built:
-        return
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
-    try:
-        model(
-            keras.tree.map_structure(
-                lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), x
-            )
-        )
-    except Exception as error:
-        raise ValueError(
-            f"The model {model.name!r} is not built, and its weights before "
-            "training belong to the run, but it could not be built from the "
-            "shapes of the data. Call it on a batch of data before model.fit."
-        ) from error

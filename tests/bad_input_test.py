@@ -846,6 +846,7 @@ def test_a_disk_that_is_too_small(built, tmp_path, monkeypatch):
 
 def test_a_run_of_another_model_is_not_overwritten(trained):
     model, other = make_model(units=7), trained[1]
+    model.fit(*TRAIN, verbose=0)
     with refused(model, other, row("other-run", "overwrite=True")):
         fit(model, other)
 

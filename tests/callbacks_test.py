@@ -101,13 +101,14 @@ def test_a_model_that_cannot_be_built_early_is_refused(tmp_path):
 
     model = Other(keras.layers.Dense(1))
     model.compile(SGD(), output)
-    with pytest.raises(ValueError, match=r"not built.* before model\.fit"):
+    with pytest.raises(ValueError, match=row("unbuildable")):
         fit(model, [TracInCheckpoint(tmp_path)])
 
 
 def test_a_refused_callback_does_not_disturb_later_fits(tmp_path):
     fit(eager(), [TracInCheckpoint(tmp_path)])
     model, callback = eager(), TracInCheckpoint(tmp_path)
+    fit(model, [], x=np.eye(BATCHES)[:1])
     with pytest.raises(ValueError, match=row("other-state", "overwrite=True")):
         fit(model, [callback])
     fit(model, [])
@@ -253,18 +254,37 @@ def test_a_recompiled_copy_of_the_model_continues_the_run(tmp_path):
     assert [round(c.learning_rate, 3) for c in run] == [0.1, 0.3]
 
 
+def test_staged_fine_tuning_is_one_run(tmp_path):
+    layers = [keras.layers.Dense(2, use_bias=False) for _ in range(2)]
+    model = keras.Sequential([keras.Input((BATCHES,)), *layers])
+    layers[0].trainable = False
+    model.compile(SGD(PIECEWISE), output, run_eagerly=True)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    layers[0].trainable = True
+    adam = keras.optimizers.Adam(Schedules.PiecewiseConstantDecay([2], [1, 2]))
+    model.compile(adam, output, run_eagerly=True)
+    fit(model, [TracInCheckpoint(tmp_path)])
+    first, second = TrainingRun(tmp_path)
+    assert [first.step, second.step] == [BATCHES, 2 * BATCHES]
+    # The schedule of each stage begins at its start.
+    assert dict(first.updated) == pytest.approx({1: 0.9 / 6})
+    assert dict(second.updated) == pytest.approx({0: 9 / 6, 1: 9 / 6})
+
+
 def test_another_state_is_refused_with_ways_out(tmp_path):
     model = eager()
     fit(model, [TracInCheckpoint(tmp_path)], epochs=2)
-    for other in (eager(), model):
-        if other is model:
-            other.set_weights([np.ones([BATCHES, 1])])
-        with pytest.raises(
-            ValueError, match=row("other-state", "step 12 ...overwrite=True")
-        ) as e:
-            fit(other, [TracInCheckpoint(tmp_path)])
-        restoring = f"TrainingRun({str(tmp_path)!r}).restore(model)"
-        assert restoring in str(e.value)
+    model.set_weights([np.ones([BATCHES, 1])])
+    restoring = f"TrainingRun({str(tmp_path)!r}).restore(model)"
+    with pytest.raises(
+        ValueError,
+        match=row("other-state", "step 12 ...overwrite=True", restoring),
+    ):
+        fit(model, [TracInCheckpoint(tmp_path)])
+    other = eager()
+    other.set_weights(model.get_weights())
+    with pytest.raises(ValueError, match=row("other-state")):
+        fit(other, [TracInCheckpoint(tmp_path)], epochs=3, initial_epoch=2)
     assert len(TrainingRun(tmp_path)) == 2
 
     TrainingRun(tmp_path).restore(model)
@@ -272,12 +292,57 @@ def test_another_state_is_refused_with_ways_out(tmp_path):
     assert len(TrainingRun(tmp_path)) == 3
 
 
-def test_another_model_is_refused(tmp_path):
+def test_another_model_that_was_trained_is_refused(tmp_path):
     fit(eager(), [TracInCheckpoint(tmp_path)])
     other = make_model(inputs=3)
-    other.compile(SGD(), output)
-    with pytest.raises(ValueError, match=r"received .* \(3, 1\).* \(6, 1\)"):
+    other.compile(SGD(), output, run_eagerly=True)
+    fit(other, [], batches=3)
+    with pytest.raises(
+        ValueError, match=row("other-run", "received ... (3, 1) ... (6, 1)")
+    ):
         fit(other, [TracInCheckpoint(tmp_path)], batches=3)
+
+
+def test_a_script_that_is_run_again_keeps_the_former_runs(tmp_path):
+    def execute(rate, inputs=BATCHES):
+        model = make_model(inputs=inputs)
+        model.compile(SGD(rate), output, run_eagerly=True)
+        fit(model, [TracInCheckpoint(tmp_path)], batches=inputs)
+        return model
+
+    first = execute(0.1)
+    with pytest.warns(UserWarning, match=row("new-run", "earlier-1")):
+        second = execute(0.2)
+    with pytest.warns(UserWarning, match=row("new-run", "earlier-2")):
+        third = execute(0.3, inputs=3)
+    for model, place in [
+        (first, tmp_path / "earlier-1"),
+        (second, tmp_path / "earlier-2"),
+        (third, tmp_path),
+    ]:
+        assert_rates_were_applied(model, place).verify()
+
+
+def test_epochs_after_the_best_one_are_kept_apart(tmp_path):
+    model, callback = eager(), TracInCheckpoint(tmp_path)
+    # The loss falls, so that the first epoch has the highest.
+    stopping = keras.callbacks.EarlyStopping(
+        "loss", mode="max", patience=2, restore_best_weights=True
+    )
+    fit(model, [callback, stopping], epochs=9)
+    run = TrainingRun(tmp_path)
+    assert [c.epoch for c in run] == [1, 2, 3]
+    assert [c.epoch for c in run.leading_to(model)] == [1]
+
+    with pytest.warns(
+        UserWarning, match=row("gone-back", "step 6 ...step 18 ...earlier-1")
+    ):
+        fit(model, [callback])
+    run = assert_rates_were_applied(model, tmp_path)
+    assert [c.epoch for c in run] == run.epochs == [1, 2]
+    kept = TrainingRun(tmp_path / "earlier-1")
+    assert [c.epoch for c in kept] == [1, 2, 3]
+    kept.verify()
 
 
 def test_overwrite_replaces_whatever_run_is_there(tmp_path):

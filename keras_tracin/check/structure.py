@@ -13,7 +13,11 @@ from keras_tracin.data.preprocessing import has_unknown_fit
 from keras_tracin.gradients.sites import Site, find_sites
 from keras_tracin.losses.output_kinds import outputs_of
 from keras_tracin.losses.outputs import REMEDY
-from keras_tracin.models.compiled import compiled_loss, losses_of
+from keras_tracin.models.compiled import (
+    compiled_loss,
+    losses_of,
+    trains_on_compiled_loss,
+)
 
 _MOST_NAMED = 8
 _RANDOM = ("Random", "RandAugment", "AugMix", "CutMix", "MixUp")
@@ -100,7 +104,8 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
             "it does to data before it trains on them is not known here: pass "
             "the data that its steps see.",
         )
-    if type(model).train_step is not keras.Model.train_step:
+    own_step = type(model).train_step is not keras.Model.train_step
+    if own_step and trains_on_compiled_loss(model):  # Else it is an error.
         yield Finding(
             "warning",
             "loss",

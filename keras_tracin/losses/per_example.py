@@ -40,7 +40,8 @@ PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 NOT_SPLIT = (
     "computed from their inputs (`add_loss` or `activity_regularizer`), which "
     "cannot be split into examples. Pass the rest of the objective as `loss=` "
-    "to attribute that alone."
+    "to attribute that alone; or score a model of the same layers that returns "
+    "what the losses are computed from, by a `loss=` of all of it."
 )
 
 
@@ -66,8 +67,9 @@ def per_example_loss(
 
     Raises:
         ValueError: if no `loss` is given and the model is not compiled, or
-            computes its loss by a `compute_loss` of its own; or (when called)
-            if the loss is reduced already or its examples interact.
+            computes its loss by a `compute_loss` or a `train_step` of its
+            own; or (when called) if the loss is reduced already or its
+            examples interact.
     """
     evaluate_terms = terms_of_outputs(model, loss, class_weight, dtype)
 

@@ -23,7 +23,11 @@ from keras.src.trainers.compile_utils import CompileLoss
 
 from keras_tracin.losses import loss_terms
 from keras_tracin.losses.loss_terms import Terms
-from keras_tracin.models.compiled import CompiledLoss, compiled_loss
+from keras_tracin.models.compiled import (
+    CompiledLoss,
+    compiled_loss,
+    trains_on_compiled_loss,
+)
 
 
 def terms_of_outputs(
@@ -46,8 +50,8 @@ def terms_of_outputs(
 
     Raises:
         ValueError: if no `loss` is given and the model is not compiled, or
-            computes its loss by a `compute_loss` of its own; or (when called)
-            as `loss_terms.terms_of`.
+            computes its loss by a `compute_loss` or a `train_step` of its
+            own; or (when called) as `loss_terms.terms_of`.
     """
     weights = None
     if loss is None:
@@ -126,6 +130,13 @@ def _compiled_loss(model: keras.Model) -> CompiledLoss:
             "`model.compile(loss=...)` as for training, or pass `loss=`."
         )
     if _redefines(model, "train_step"):
+        if not trains_on_compiled_loss(model):
+            raise ValueError(
+                f"The model '{model.name}' trains by a `train_step` of its "
+                "own, which does not use the compiled loss. Pass the loss that "
+                "it trains on as `loss=`: a function `(y_true, y_pred)` of one "
+                "value per example."
+            )
         warnings.warn(
             f"The model '{model.name}' has a `train_step` of its own. Its "
             "compiled loss is taken for the one it trains on; pass `loss=` if "

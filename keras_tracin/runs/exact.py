@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.models.kinds import marked_as_built
 from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 ENDING = ".exact.npz"
@@ -56,7 +57,8 @@ def save_weights(model: keras.Model, file: Any) -> None:
         for weight in layer.weights
     ]
     try:
-        model.save_weights(file)
+        with marked_as_built(model):
+            model.save_weights(file)
     finally:
         for weight, value in before:
             if not np.array_equal(keras.ops.convert_to_numpy(weight), value):

@@ -8,6 +8,8 @@
                                                 not hold as they are, if any
       steps/00000000.npz                        arrays with one row per step
       recording.lock                            while a training is recorded
+      earlier-1/                                a run of its own: what led to
+                                                the model no longer, if any
 
 `run.json` lists every other file with its size and SHA-256 and is replaced
 only after the files it lists are on the disk. Its parts:
@@ -110,11 +112,15 @@ def no_run(place: Path) -> ValueError:
         remedy = (
             f"{CONVERT} Then pass `TrainingRun.from_weights(files, rates)`."
         )
+    elif place.is_file():
+        return ValueError(
+            f"{place} is a file; expected a directory into which "
+            "TracInCheckpoint has recorded a run."
+        )
     else:
-        directory = str(place.with_suffix("") if place.is_file() else place)
         remedy = (
             "Record a run with model.fit(..., "
-            f"callbacks=[TracInCheckpoint({directory!r})])."
+            f"callbacks=[TracInCheckpoint({str(place)!r})])."
         )
     return ValueError(
         f"Expected the directory of a training run, but {place} {what}. "
@@ -175,6 +181,17 @@ def listed_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         *snapshots,
         *(e["exact"] for e in snapshots if type(e) is dict and "exact" in e),
         *manifest["segments"],
+    ]
+
+
+def states(manifest: Mapping[str, Any]) -> list[tuple[int, str | None]]:
+    """The steps after which the weights are known, and their digests.
+
+    The first is that before training, the others are the ends of the segments.
+    """
+    return [
+        (state.get("last_step", 0), state.get("weights_digest"))
+        for state in [manifest["initial"], *manifest["segments"]]
     ]
 
 

@@ -26,7 +26,12 @@ from keras_tracin.runs.reading import (
     read_segments,
     read_weighted,
 )
-from keras_tracin.runs.saved import listed_weights, restore, saved_at
+from keras_tracin.runs.saved import (
+    check_built,
+    listed_weights,
+    restore,
+    saved_at,
+)
 from keras_tracin.storage import files
 
 
@@ -88,6 +93,7 @@ class TrainingRun(Sequence[Checkpoint]):
         self.added_losses: tuple[str, ...]
         self.beside: list[tuple[str, set[str]]]
         self.added_losses, self.beside = read_notes(manifest)
+        self._states = run_manifest.states(manifest)
         self._listed = [
             (self.directory / entry["file"], entry["sha256"])
             for entry in run_manifest.listed_files(manifest)
@@ -153,7 +159,7 @@ class TrainingRun(Sequence[Checkpoint]):
         run._rates = np.repeat(rates, np.diff(numbers, prepend=0))
         run.epochs, run.history, run.weighted = [], {}, None
         run.added_losses, run.beside = (), []
-        run._listed, run._segments = [], []
+        run._listed, run._segments, run._states = [], [], []
         run._snapshots = [
             Snapshot(epoch, None, epoch, logs={}, saved=saved_at(path))
             for epoch, path in zip(numbers, paths, strict=True)
@@ -227,6 +233,32 @@ class TrainingRun(Sequence[Checkpoint]):
         selected = copy.copy(self)
         selected._snapshots = [self._snapshots[i] for i in kept]
         return selected
+
+    def leading_to(self, model: keras.Model) -> TrainingRun:
+        """Keeps the checkpoints that led to a model's present weights.
+
+        These are all of them, unless training has gone back: after
+        `EarlyStopping(restore_best_weights=True)`, the epochs since the best
+        one are part of the training, but not of what led to the model.
+
+        Args:
+            model: The model that was trained.
+
+        Raises:
+            ValueError: Its weights are those of no state that was recorded:
+                neither the initial ones, nor those at the end of an epoch.
+        """
+        check_built(model)
+        digest = run_manifest.weights_digest(model)
+        ends = [end for end, known in self._states if known == digest]
+        if not ends:
+            raise ValueError(
+                f"The model {model.name!r} is in no state that {self!r} has "
+                "recorded. Expected its weights at the end of an epoch; pass "
+                "the run as it is, or choose checkpoints by `select`."
+            )
+        kept = [i for i, s in enumerate(self._snapshots) if s.end <= ends[-1]]
+        return self.select(kept)
 
     def restore(self, model: keras.Model) -> None:
         """Puts a model into the last saved state, to continue training.

@@ -11,7 +11,11 @@ from typing import Any
 import h5py
 import keras
 
-from keras_tracin.models.kinds import check_is_model
+from keras_tracin.models.kinds import (
+    check_is_model,
+    has_weights,
+    marked_as_built,
+)
 from keras_tracin.runs import exact
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.storage import files
@@ -101,8 +105,8 @@ def check_built(model: keras.Model) -> None:
     Raises:
         TypeError: if it is no model of Keras 3.
     """
-    check_is_model(model)
-    if not model.built:
+    check_is_model(model, needs_call=False)
+    if not has_weights(model):
         raise ValueError(
             f"The model {model.name!r} has no weights yet, expected a built "
             "one. Call it on a batch of data first."
@@ -161,7 +165,8 @@ def load_saved(
         ValueError: The second file does not fit the model.
     """
     try:
-        read(saved.path)
+        with marked_as_built(model):
+            read(saved.path)
         error = None
     except LOADING_ERRORS as caught:
         if saved.exact is None:

@@ -50,6 +50,8 @@ class StepLog:
 
     Args:
         before_first: called with the iterator of the first batch, before it.
+        locate: turns positions of variables in the trained model's weights
+            into those to note; none of what is not to be.
 
     Attributes:
         function: the train function that reports updates, or None.
@@ -58,7 +60,12 @@ class StepLog:
         added_losses: the layers that added losses from their inputs.
     """
 
-    def __init__(self, before_first: Callable[[Any], None]):
+    def __init__(
+        self,
+        before_first: Callable[[Any], None],
+        locate: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple,
+    ):
+        self._locate = locate
         self._before_first: Callable[[Any], None] | None = before_first
         self.function: RecordingTrainFunction | None = None
         self.num_steps = 0
@@ -94,12 +101,15 @@ class StepLog:
             rates: `[n]`, the learning rates.
             positions: sets of variables, as positions in `model.weights`.
         """
-        if not len(sources):
+        located = [self._locate(variables) for variables in positions]
+        noted = np.array([bool(variables) for variables in located])[sources]
+        if not noted.any():
             return
-        for variables in positions:
-            if variables not in self._updated:
+        for variables in located:
+            if variables and variables not in self._updated:
                 self._updated.append(variables)
-        sets = np.array([self._updated.index(p) for p in positions])[sources]
+        indices = [self._updated.index(p) if p else -1 for p in located]
+        sets, rates = np.array(indices)[sources[noted]], rates[noted]
         self._events.append((self._steps_of(sets), sets, rates))
 
     def _steps_of(self, sets: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -27,10 +26,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.runs.optimizers import (
+    optimizers_in,
+    optimizers_of,
+    read_count,
+)
+
 _CAPACITY = 512  # updates that are noted between two reads
 # The method by which every optimizer of Keras updates.
 _HOOK = "_backend_update_step"
-_OptimizerMap = getattr(keras.optimizers, "OptimizerMap", ())
 
 
 class NotedUpdates:
@@ -53,6 +57,8 @@ class NotedUpdates:
             update was of, for each kind of update.
         num_traced: number of updates that were traced.
         num_made: number of updates made eagerly since the last read.
+        num_cut: number of calls since then that ended as the data did. An
+            optimizer may have counted them, though it made no update.
     """
 
     def __init__(self, model: keras.Model, steps_per_call: int = 1):
@@ -62,7 +68,7 @@ class NotedUpdates:
         self.capacity = max(_CAPACITY, 8 * steps_per_call)
         self.sources: list[tuple[int, ...]] = []
         self._makers: list[Any] = []  # the optimizer of each source
-        self.num_traced = self.num_made = 0
+        self.num_traced = self.num_made = self.num_cut = 0
         self._is_inside = False
         self._hooked: list[_Hooked] = []
         with model.distribute_strategy.scope():
@@ -82,10 +88,10 @@ class NotedUpdates:
         """Makes the optimizers note their updates, and forgets earlier ones."""
         self.join()
         for hooked in self._hooked:
-            hooked.count = hooked.read_count()
+            hooked.count = read_count(hooked.optimizer)
             hooked.num_outside = 0
         self._taken = self._read_count()
-        self.num_made = 0
+        self.num_made = self.num_cut = 0
 
     def join(self) -> None:
         """Makes optimizers that the model got meanwhile note their updates."""
@@ -107,6 +113,9 @@ class NotedUpdates:
         self._is_inside = True
         try:
             yield
+        except tf.errors.OutOfRangeError:
+            self.num_cut += 1
+            raise
         finally:
             self._is_inside = False
 
@@ -142,10 +151,10 @@ class NotedUpdates:
         for hooked in self._hooked:
             kinds = zip(self._makers, of_source, strict=True)
             of_it = [n for maker, n in kinds if maker is hooked.optimizer]
-            hooked.check(int(sum(of_it)), is_first)
+            hooked.check(int(sum(of_it)), is_first, self.num_cut)
         for optimizer in self._unknown() if is_first else ():
             _Hooked(optimizer).check(0, is_first)
-        self.num_made = 0
+        self.num_made = self.num_cut = 0
         return sources, rows[:, 1]
 
     def _read_count(self) -> int:
@@ -156,14 +165,16 @@ class NotedUpdates:
 
         def update(grads, trainable_variables, learning_rate):
             if hooked in self._hooked:
-                self._note(hooked, trainable_variables, learning_rate)
+                self._note(hooked, grads, trainable_variables, learning_rate)
             return original(grads, trainable_variables, learning_rate)
 
         hooked = _Hooked(optimizer)
         hooked.put_on(update)
         self._hooked.append(hooked)
 
-    def _note(self, hooked: _Hooked, variables: Any, rate: Any) -> None:
+    def _note(
+        self, hooked: _Hooked, grads: Any, variables: Any, rate: Any
+    ) -> None:
         """Records an update, as part of the step or at once."""
         positions = self._positions(variables)
         if not positions:
@@ -177,9 +188,12 @@ class NotedUpdates:
             return
         source = self._source(hooked.optimizer, positions)
         row = tf.stack([tf.constant(source, tf.float64), _as_float64(rate)])
-        rows = tf.convert_to_tensor(self._rows)
-        self._rows.assign(tf.concat([rows[1:], row[tf.newaxis]], axis=0))
-        self._count.assign_add(1)
+        # Where the data end, TensorFlow runs what does not need them all the
+        # same. An update needs the gradients, so its note waits for them.
+        with tf.control_dependencies(list(grads)):
+            rows = tf.convert_to_tensor(self._rows)
+            self._rows.assign(tf.concat([rows[1:], row[tf.newaxis]], axis=0))
+            self._count.assign_add(1)
 
     def _source(self, optimizer: Any, positions: tuple[int, ...]) -> int:
         kinds = zip(self._makers, self.sources, strict=True)
@@ -229,25 +243,21 @@ class _Hooked:
             if self._before is not None:
                 own[_HOOK] = self._before
 
-    def read_count(self) -> int:
-        """Number of batches that it has seen; it may accumulate several."""
-        return int(keras.ops.convert_to_numpy(self.optimizer._iterations))
-
     def warn_of_outside(self) -> None:
         """Says that an update is not a step of training."""
         self.num_outside += 1
-        count = self.read_count()
+        count = read_count(self.optimizer)
         _warn_of_outside(count, count + 1)
 
-    def check(self, num_noted: int, is_first: bool) -> None:
+    def check(self, num_noted: int, is_first: bool, num_cut: int = 0) -> None:
         """Compares what it counted with what it noted since the last read."""
-        start, self.count = self.count, self.read_count()
+        start, self.count = self.count, read_count(self.optimizer)
         every = self.optimizer.gradient_accumulation_steps or 1
         num_counted = self.count // every - start // every
         num_noted, self.num_outside = num_noted + self.num_outside, 0
-        if 0 <= num_counted <= num_noted:
+        if 0 <= num_counted <= num_noted + num_cut:
             return
-        if _optimizers_in(vars(self.optimizer)):
+        if optimizers_in(vars(self.optimizer)):
             return  # It counts, but others in it make the updates.
         if is_first and not num_noted and num_counted > 0:
             raise ValueError(
@@ -288,56 +298,3 @@ def _as_float64(rate: Any) -> tf.Tensor:
     if not tf.is_tensor(rate) and not isinstance(rate, tf.Variable):
         return tf.constant(float(rate), tf.float64)
     return tf.cast(tf.convert_to_tensor(rate), tf.float64)
-
-
-def optimizers_of(model: keras.Model) -> list[Any]:
-    """The optimizers that a model, a layer of it or one of them holds.
-
-    They are looked for in attributes, and in lists, tuples and dictionaries in
-    them.
-    """
-    return _optimizers_in([vars(layer) for layer in model._flatten_layers()])
-
-
-def count_updates(model: keras.Model) -> int:
-    """The sum of the counters of the model's optimizers."""
-    return sum(_Hooked(o).read_count() for o in optimizers_of(model))
-
-
-def weight_marks(model: keras.Model) -> dict[int, int]:
-    """A checksum of each weight that may be trained, by its position.
-
-    Weights that are a layer's state, such as moving averages, have none.
-    """
-    trained = {
-        id(variable)
-        for layer in model._flatten_layers()
-        for variable in layer._trainable_variables
-    }
-    return {
-        position: zlib.crc32(keras.ops.convert_to_numpy(weight).tobytes())
-        for position, weight in enumerate(model.weights)
-        if id(weight) in trained
-    }
-
-
-def _optimizers_in(values: Any) -> list[Any]:
-    optimizers: dict[int, Any] = {}
-    seen: dict[int, Any] = {}  # by id, which is theirs while they are held
-
-    def visit(value: Any) -> None:
-        if id(value) in seen:
-            return
-        if isinstance(value, keras.optimizers.Optimizer):
-            seen[id(value)] = optimizers[id(value)] = value
-            visit(vars(value))
-        elif isinstance(value, _OptimizerMap):
-            visit([value.default_optimizer, *value.values()])
-        elif isinstance(value, (dict, list, tuple)):
-            seen[id(value)] = value
-            values = value.values() if isinstance(value, dict) else value
-            for member in list(values):
-                visit(member)
-
-    visit(values)
-    return list(optimizers.values())

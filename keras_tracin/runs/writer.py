@@ -13,8 +13,10 @@ import numpy as np
 
 from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs import run_files
+from keras_tracin.runs.earlier import keep_earlier
 from keras_tracin.runs.lock import RunLock
 from keras_tracin.runs.seeds import seed_states
+from keras_tracin.storage import files
 
 
 class RunWriter:
@@ -76,37 +78,70 @@ class RunWriter:
 
     @classmethod
     def reopen(
-        cls, directory: Path, model: keras.Model, fit: Any = None
+        cls,
+        directory: Path,
+        model: keras.Model,
+        fit: Any = None,
+        is_new: bool = False,
+        keep_later: bool = True,
     ) -> RunWriter:
         """Continues the run that the model's present weights belong to.
 
-        Where the weights are those of an earlier recorded state (training was
-        resumed from there), what was recorded later is dropped with a warning.
+        Where they are those of an earlier recorded state, the run goes on from
+        there. Where they are its initial ones, or those of a new training, a
+        new run begins. What the directory held before is kept as a run of its
+        own then, within it, with a warning.
+
+        Args:
+            directory: The directory to write to.
+            model: A built model.
+            fit: See `RunLock`.
+            is_new: Whether the model is not trained yet, so that weights
+                that the run does not know are those of a new training.
+            keep_later: Whether to keep what came after an earlier state, or
+                to drop it: where the same steps are made again.
 
         Raises:
             ValueError: The run is of another architecture or is not in any
-                recorded state the model is in, or is damaged; or another
-                training records into it.
+                recorded state the model is in, and training is not new; or
+                the run is damaged; or another training records into it.
         """
         writer = cls(directory, {}, fit)
         with _released_on_error(writer):
-            writer._continue(model)
+            writer._continue(model, is_new, keep_later)
         return writer
 
-    def _continue(self, model: keras.Model) -> None:
+    def _continue(
+        self, model: keras.Model, is_new: bool, keep_later: bool
+    ) -> None:
         directory = self.directory
-        manifest = run_manifest.read(directory)
+        self._manifest = run_manifest.read(directory)
+        num_segments = len(self._manifest["segments"])
         mismatch = run_manifest.first_mismatch(
-            manifest["model"]["weights"], model
+            self._manifest["model"]["weights"], model
         )
-        if mismatch:
+        kept = None
+        if not mismatch:
+            digest = run_manifest.weights_digest(model)
+            states = run_manifest.states(self._manifest)
+            known = [
+                i for i, (_, other) in enumerate(states) if other == digest
+            ]
+            kept = known[-1] if known else None
+        if kept is None and num_segments and not is_new:
             raise ValueError(
-                f"{directory} holds the run of a different model: {mismatch}. "
-                "Pass overwrite=True to replace it, or choose another "
-                "directory."
+                _not_this_model(directory, mismatch)
+                if mismatch
+                else _not_this_state(self)
             )
-        self._manifest = manifest
-        self._rewind(run_manifest.weights_digest(model))
+        if kept is None or kept == 0 < num_segments:
+            if num_segments:
+                _keep_for_new_run(self)
+            self._manifest = {"checkpoints": [], "segments": []}
+            self._begin(model)
+            return
+        if kept < num_segments:
+            self._go_back(kept, keep_later)
         run_files.remove_unlisted(self.directory, self._manifest)
         # Found out now, not at the first snapshot: that nothing can be written.
         self._write_manifest(self._manifest)
@@ -241,50 +276,59 @@ class RunWriter:
                 "again with a directory of its own."
             )
 
-    def _rewind(self, digest: str) -> None:
-        """Goes back to the last recorded state with these weights."""
-        segments = self._manifest["segments"]
-        states = [self._manifest["initial"], *segments]
-        matching = [
-            index
-            for index, state in enumerate(states)
-            if state["weights_digest"] == digest
-        ]
-        kept = matching[-1] if matching else None
-        if kept == len(segments):
-            return
-        # At the initial weights of a run with checkpoints, a script with a
-        # seed was started again rather than training resumed at step 0.
-        if kept is None or (kept == 0 and self._manifest["checkpoints"]):
-            raise ValueError(_not_this_state(self))
-        step = segments[kept - 1]["last_step"] if kept else 0
-        last_step = self.last_step
+    def _go_back(self, num_segments: int, keep_later: bool) -> None:
+        """Goes back to the state after some of the segments."""
+        last_step, last_epoch = self.last_step, self.last_epoch
+        fate = "It was dropped"
+        if keep_later:
+            earlier = files.display_path(keep_earlier(self.directory))
+            fate = f"The run with it is kept in {earlier}"
+        segments = self._manifest["segments"][:num_segments]
+        step = segments[-1]["last_step"]
         self._commit(
-            segments[:kept],
+            segments,
             [c for c in self._manifest["checkpoints"] if c["step"] <= step],
             self._manifest.get("updated", []),
         )
         warnings.warn(
-            f"The model is at step {step} of the run in {self.directory}, "
-            f"which goes on from there: what it had recorded after that, up "
-            f"to step {last_step}, was dropped.",
+            f"The model is at step {step} (epoch {self.last_epoch}) of the run "
+            f"in {self.directory}, which goes on from there. What came after, "
+            f"up to step {last_step} (epoch {last_epoch}), did not lead to "
+            f"these weights. {fate}.",
             stacklevel=2,
         )
+
+
+def _keep_for_new_run(writer: RunWriter) -> None:
+    earlier = keep_earlier(writer.directory)
+    warnings.warn(
+        f"This training is a new one, not that in {writer.directory}, which "
+        f"has {writer.last_step} steps. The former run is kept in "
+        f"{files.display_path(earlier)}; overwrite=True would replace it.",
+        stacklevel=2,
+    )
+
+
+def _not_this_model(directory: Path, mismatch: str) -> str:
+    return (
+        f"{directory} holds the run of a different model: {mismatch}. Pass "
+        "overwrite=True to replace it, or choose another directory."
+    )
 
 
 def _not_this_state(writer: RunWriter) -> str:
     return (
         f"{writer.directory} holds a run whose last state is step "
         f"{writer.last_step} (epoch {writer.last_epoch} is its last full "
-        "one), which is not the state of this model. Pass overwrite=True "
-        "to replace the run; or choose another directory; or continue it "
-        f"after compiling the model and calling {writer.restoring}. If "
-        "BackupAndRestore has put the weights of a later step into the "
-        "model, the learning rates up to it are lost: delete its backup "
-        "directory, restore the model as above, and list TracInCheckpoint "
-        "before BackupAndRestore, so that the run is never behind. It and "
-        "model.load_weights cannot bring back a model with LoRA, which "
-        "Keras merges as it saves."
+        "one), which is not the state of this model, and the model was "
+        "trained already. Pass overwrite=True to replace the run; or choose "
+        "another directory; or continue the run after compiling the model "
+        f"and calling {writer.restoring}. If BackupAndRestore has put the "
+        "weights of a later step into the model, the learning rates up to it "
+        "are lost: delete its backup directory, restore the model as above, "
+        "and list TracInCheckpoint before BackupAndRestore, so that the run "
+        "is never behind. It and model.load_weights cannot bring back a model "
+        "with LoRA, which Keras merges as it saves."
     )
 
 

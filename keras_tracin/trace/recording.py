@@ -150,7 +150,9 @@ class Recording:
         (entry,) = (c for c in checkpoints if c["step"] == last)
         restore(self._model, listed_weights(self._directory, manifest, entry))
         # Drops, with a warning, what was recorded of a later epoch.
-        self._writer = RunWriter.reopen(self._directory, self._model)
+        self._writer = RunWriter.reopen(
+            self._directory, self._model, keep_later=False
+        )
         _restore_seeds(
             self._model,
             run_manifest.read_arrays(self._directory, epoch_ends[-1]),

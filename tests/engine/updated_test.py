@@ -203,7 +203,7 @@ class TwoOptimizers(keras.Sequential):
     def train_step(self, data):
         x, y = data
         with tf.GradientTape() as tape:
-            loss = LOSS(y, self(x, training=True))
+            loss = self.compute_loss(x, y, self(x, training=True))
         base, head = (layer.trainable_variables for layer in self.layers)
         of_base, of_head = tape.gradient(loss, [base, head])
         self.first.apply(of_base, base)

@@ -238,10 +238,20 @@ class OwnLoss(keras.Sequential):
 
 
 class OwnStep(keras.Sequential):
-    """A model that trains in its own way."""
+    """A model that trains in its own way, on another loss."""
 
     def train_step(self, data):
-        return {"loss": 0.0}
+        return {"loss": keras.ops.sum(self(data[0]))}
+
+
+class OwnStepOfLoss(OwnStep):
+    """A model that trains in its own way, on the compiled loss."""
+
+    def train_step(self, data):
+        return {"loss": self.evaluated(*data)}
+
+    def evaluated(self, x, y):
+        return self.compute_loss(x, y, self(x))
 
 
 def test_a_model_that_computes_its_loss_itself_needs_one_given():
@@ -253,7 +263,15 @@ def test_a_model_that_computes_its_loss_itself_needs_one_given():
 
 
 def test_the_compiled_loss_of_a_model_with_its_own_step_is_warned_about():
-    model = OwnStep([keras.Input((2,)), layers.Dense(1)])
+    model = OwnStepOfLoss([keras.Input((2,)), layers.Dense(1)])
     model.compile(loss="mse")
     with pytest.warns(UserWarning, match="`train_step` of its own"):
         per_example_loss(model)
+
+
+def test_a_model_whose_own_step_leaves_the_compiled_loss_needs_one_given():
+    model = OwnStep([keras.Input((2,)), layers.Dense(1)])
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match=row("own-step-loss", "`loss=`")):
+        per_example_loss(model)
+    assert callable(per_example_loss(model, "mae"))

@@ -113,6 +113,19 @@ def test_arrays_of_other_names_are_left_alone(tmp_path):
         np.testing.assert_array_equal(file["order"], [1, 2])
 
 
+def test_a_run_names_what_led_to_a_model(directory):
+    run, model = TrainingRun(directory), make_model()
+    model.load_weights(run[1].path)
+    assert list(run.leading_to(model)) == [run[0], run[1]]
+    assert list(run[1:].leading_to(model)) == [run[1:][0]]
+    model.load_weights(run.initial)
+    assert len(run.leading_to(model)) == 0
+    adopted = TrainingRun.from_weights([run[0].path], 0.1)
+    for unknown in (run, adopted):
+        with pytest.raises(ValueError, match=row("unknown-state")):
+            unknown.leading_to(make_model())
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=row("missing-run")):
         TrainingRun(tmp_path / "missing")

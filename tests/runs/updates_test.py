@@ -5,6 +5,7 @@ the rate that was applied in it.
 """
 
 import copy
+import warnings
 
 import keras
 import numpy as np
@@ -364,6 +365,32 @@ def test_one_callback_records_two_fits(tmp_path):
     np.testing.assert_allclose(
         [c.learning_rate for c in run], [0.4, 0.1], rtol=1e-6
     )
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(EXPONENTIAL),
+        keras.optimizers.LossScaleOptimizer(SGD(EXPONENTIAL)),
+    ],
+    ids=["plain", "scaled"],
+)
+def test_the_end_of_data_of_unknown_size_is_no_step(tmp_path, optimizer):
+    x = np.eye(BATCHES, dtype="float32")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(1)
+    model = compiled(optimizer=optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Between two batches")
+        model.fit(
+            data.filter(lambda x, y: True),
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[TracInCheckpoint(tmp_path)],
+        )
+    run = assert_rates_were_applied(model, tmp_path)
+    assert [c.num_steps for c in run] == 3 * [BATCHES]
 
 
 class Loop:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_tracin.runs import RunWriter, TrainingRun
+from keras_tracin.runs.earlier import keep_earlier
 from keras_tracin.storage import files
 from tests.error_rows import row
 from tests.runs.helpers import make_model, make_run, shift_weights
@@ -134,26 +135,36 @@ def test_going_back_to_an_earlier_state_drops_the_later_ones(tmp_path):
     run.verify()
 
 
-def test_initial_weights_do_not_throw_away_checkpoints(tmp_path):
+def test_initial_weights_begin_a_new_run(tmp_path):
     model = make_model()
     run = TrainingRun(make_run(tmp_path, model))
     model.load_weights(run.initial)
-    with pytest.raises(
-        ValueError, match=row("other-state", "step 7 ...overwrite=True")
-    ):
-        RunWriter.reopen(tmp_path, model)
-    assert len(TrainingRun(tmp_path)) == 3
-
-
-def test_a_run_without_checkpoints_may_begin_again(tmp_path):
-    model = make_model()
-    writer = RunWriter.create(tmp_path, model)
-    shift_weights(model)
-    append(writer, model, save_weights=False)
-    shift_weights(model, -1.0)
-    model.load_weights(TrainingRun(tmp_path).initial)
-    with pytest.warns(UserWarning, match="at step 0 "):
+    with pytest.warns(UserWarning, match=row("new-run", "7 steps")):
         assert RunWriter.reopen(tmp_path, model).last_step == 0
+    assert len(TrainingRun(tmp_path)) == 0
+    assert len(TrainingRun(tmp_path / "earlier-1")) == 3
+
+
+def test_a_run_without_steps_is_replaced(tmp_path):
+    RunWriter.create(tmp_path, make_model())
+    assert RunWriter.reopen(tmp_path, make_model(5)).last_step == 0
+    assert not (tmp_path / "earlier-1").exists()
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_an_earlier_run_is_kept_whole(tmp_path, monkeypatch, has_links):
+    def fail(source, target):
+        raise OSError("no links")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", fail)
+    before = contents(make_run(tmp_path))
+    for _ in range(2):  # The process may be killed before the run changes.
+        kept = keep_earlier(tmp_path)
+        assert kept == tmp_path / "earlier-1"
+    assert contents(kept) == before
+    RunWriter.create(tmp_path, make_model())
+    assert contents(kept) == before
 
 
 def test_dtypes_are_part_of_the_architecture(tmp_path):
