@@ -134,13 +134,12 @@ class TracInCheckpoint(keras.callbacks.Callback):
         """Takes the model that is trained, as `fit` passes it.
 
         Args:
-            model: The model; None lets go of it.
+            model: The model.
 
         Raises:
             TypeError: if it is no model of Keras 3.
         """
         if model is not None:  # Keras takes it away at the end
-            if model is not None:  # else it is let go of
             check_is_model(model)
         super().set_model(model)
 

@@ -161,7 +161,7 @@ class LayerBlocks:
         step.get_concrete_function()
         draws = max(outputs)
         if draws > EACH_OUTPUT or len(outputs) > 1:
-            count = curvature.examples.size or _ENOUGH
+            count = curvature.examples.expected_size or _ENOUGH
             draws = min(max(1, math.ceil(_ENOUGH / count)), EACH_OUTPUT)
         return _Trace(tuple(blocks), draws, step)
 

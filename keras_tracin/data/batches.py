@@ -63,6 +63,8 @@ class Examples:
     Attributes:
         name: name of the data, for errors.
         size: the number of examples, or None where it is not known.
+        estimate: the number of batches times the size of the first, where
+            `size` is not known; None where that is not known either.
         carries_ids: whether ids were attached; else they are positions.
         bytes_read_per_example: memory for holding an example, beside what
             the caller holds already.
@@ -71,9 +73,18 @@ class Examples:
 
     name: str
     size: int | None
+    estimate: int | None = None
     carries_ids: bool
     bytes_read_per_example: int
     note: str = ""
+
+    @property
+    def expected_size(self) -> int | None:
+        """The number of examples to expect, for plans and progress.
+
+        Exact where `size` is known, else `estimate`.
+        """
+        return self.estimate if self.size is None else self.size
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields the examples in reading order.

@@ -71,13 +71,20 @@ class DatasetExamples(Examples):
         self.size = _count_examples(spec, cardinality)
         if not self.carries_ids:
             self._check_order()
-        first = self.first(1)
+        first = next(self._batches_of(self._dataset.take(1)))
         self.bytes_read_per_example = first.nbytes // len(first)
+        if cardinality >= 0:
+            self.estimate = cardinality * len(first)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
+        """As `Examples.batches`."""
         dataset = self._dataset
         if self._fixed_shapes:
             dataset = dataset.rebatch(batch_size)
+        return self._batches_of(dataset)
+
+    def _batches_of(self, dataset: tf.data.Dataset) -> Iterator[Batch]:
+        """The elements of a dataset of `(id, element)`, as batches."""
         position, first = 0, None
         for ids, element in self._read(dataset.prefetch(2)):
             x, y, sample_weight = _unpack_element(

@@ -87,6 +87,7 @@ class _PreprocessedExamples(Examples):
     def __init__(self, raw: Examples, pipeline: Pipeline):
         self._raw, self._pipeline = raw, pipeline
         self.name, self.size = raw.name, raw.size
+        self.estimate = raw.estimate
         self.carries_ids = raw.carries_ids
         first = self.first(1)
         self.bytes_read_per_example = first.nbytes // len(first)

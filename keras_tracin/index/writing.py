@@ -91,7 +91,10 @@ def write_rows(
         Sink(writer.write, writer.wants),
         Call(verbose=0),
         chunks=read_chunks(examples, BATCH, size),
-        plan=_plan(recipe, work, examples.size, size),
+        plan=dataclasses.replace(
+            _plan(recipe, work, examples.expected_size, size),
+            exact=examples.size is not None,
+        ),
     )
     writer.wait_for_others()
 
@@ -294,13 +297,12 @@ class _ShardWriter:
             shard += 1
 
 
-def _plan(
-    recipe: RowRecipe, work: Pass, num_train: int | None, size: int
-) -> Plan:
+def _plan(recipe: RowRecipe, work: Pass, examples: Examples, size: int) -> Plan:
     """The plan of a pass with the batches and chunks of shards."""
     return dataclasses.replace(
         plan_pass(recipe.engine, work),
-        num_train=num_train,
+        num_train=examples.expected_size,
+        exact=examples.size is not None,
         batch_size=BATCH,
         chunk=size,
     )

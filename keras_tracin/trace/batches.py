@@ -48,7 +48,7 @@ class TrainingBatches:
             preprocessing.
 
     Raises:
-        TypeError: if `train` is a dataset without ids.
+        TypeError: if `train` is a dataset without ids, or read by Python.
     """
 
     def __init__(
@@ -79,7 +79,15 @@ class TrainingBatches:
             )
         else:
             examples = open_for_model(model, train)
-            self._size = examples.size or 1
+            if examples.size is None:
+                raise TypeError(
+                    "Tracing shuffles examples by itself, so it needs arrays, "
+                    f"or a dataset with ids. Received a "
+                    f"{type(train).__name__}, which is read batch by batch. "
+                    "Hold its examples in arrays, or make a "
+                    "`tf.data.Dataset` for `kt.with_ids(data)`."
+                )
+            self._size = examples.size
             self._arrays = tf.nest.map_structure(
                 np.asarray,
                 raw_arrays(train)

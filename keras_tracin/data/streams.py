@@ -1,0 +1,142 @@
+"""Examples that Python gives batch by batch, cut into batches of one size.
+
+Synopsis:
+
+    class ReadExamples(StreamedExamples):
+        def _elements(self):
+            yield x, y                  # batches of any size
+
+    for batch in ReadExamples("train").batches(128):
+        batch.ids, batch.x, batch.y, batch.sample_weight
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_tracin.data.batches import Batch, Examples, join
+from keras_tracin.data.datasets import check_alike, same_values
+from keras_tracin.data.structure import as_array, check_lengths, unpack
+
+_LOOKED_AT = 2  # batches that are read twice, to see whether they change
+
+
+class StreamedExamples(Examples):
+    """Examples that are read batch by batch; their ids are positions.
+
+    What is read is an `_elements` of the subclass, which begins anew with
+    each call.
+
+    Args:
+        name: name of the data, for errors.
+        labels: whether labels are required.
+        num_batches: number of batches, None where it is not known.
+
+    Raises:
+        ValueError: if there are no examples, or other ones at each reading.
+    """
+
+    carries_ids = False
+    size = None
+
+    def __init__(self, name: str, labels: bool, num_batches: int | None = None):
+        self.name, self._labels = name, labels
+        first, again = (self._head() for _ in range(2))
+        if not first:
+            raise ValueError(
+                f"`{name}` is empty: received {self._described} without "
+                "batches, expected at least one."
+            )
+        if not _same(first, again):
+            raise ValueError(
+                f"`{name}`, {self._described}, gives other batches each time "
+                "it is read, so its examples cannot be told apart by position. "
+                f"{self._remedy}"
+            )
+        count = len(first[0])
+        self.bytes_read_per_example = first[0].nbytes // count
+        if num_batches is not None:
+            self.estimate = num_batches * count
+
+    @property
+    def _described(self) -> str:
+        """What is read, for errors."""
+        raise NotImplementedError
+
+    @property
+    def _remedy(self) -> str:
+        """What to do where batches change from one reading to the next."""
+        raise NotImplementedError
+
+    def _elements(self) -> Iterator[Any]:
+        """The batches in order, from the first one on."""
+        raise NotImplementedError
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """As `Examples.batches`."""
+        kept: list[Batch] = []
+        for batch in self._own_batches():
+            start = 0
+            while start < len(batch):
+                missing = batch_size - sum(map(len, kept))
+                part = _cut(batch, start, start + missing)
+                kept.append(part)
+                start += len(part)
+                if len(part) == missing:
+                    yield join(kept)
+                    kept = []
+        if kept:
+            yield join(kept)
+
+    def _own_batches(self) -> Iterator[Batch]:
+        """The batches as they come, with ids."""
+        position, expected = 0, None
+        for element in self._elements():
+            if isinstance(element, list):  # as `fit` takes it
+                element = tuple(element)
+            parts = tf.nest.map_structure(
+                as_array, unpack(element, self.name, self._labels)
+            )
+            count = check_lengths(parts, self.name)
+            ids = np.arange(position, position + count)
+            shapes = [
+                tuple(leaf.shape[1:])
+                for leaf in tf.nest.flatten(parts)
+                if leaf is not None
+            ]
+            expected = expected or shapes
+            check_alike(expected, shapes, ids, self.name)
+            position += count
+            yield Batch(ids, *parts)
+
+    def _head(self) -> list[Batch]:
+        """The first batches as they come."""
+        batches, head = self._own_batches(), []
+        for batch in batches:
+            head.append(batch)
+            if len(head) == _LOOKED_AT:
+                break
+        batches.close()  # lets go of what reads ahead
+        return head
+
+
+def _same(first: list[Batch], again: list[Batch]) -> bool:
+    leaves = [
+        tf.nest.flatten([b.data for b in part]) for part in (first, again)
+    ]
+    return len(leaves[0]) == len(leaves[1]) and all(
+        (a is None and b is None) or same_values(a, b)
+        for a, b in zip(*leaves, strict=True)
+    )
+
+
+def _cut(batch: Batch, start: int, stop: int) -> Batch:
+    """The examples of a batch from one position to another, not copied."""
+    data = tf.nest.map_structure(
+        lambda leaf: None if leaf is None else leaf[start:stop], batch.data
+    )
+    return Batch(batch.ids[start:stop], *data)
