@@ -12,7 +12,9 @@ Synopsis:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -92,7 +94,7 @@ class StreamedExamples(Examples):
         if kept:
             yield join(kept)
 
-    def _own_batches(self) -> Iterator[Batch]:
+    def _own_batches(self) -> Generator[Batch, None, None]:
         """The batches as they come, with ids."""
         position, expected = 0, None
         for element in self._elements():
@@ -115,22 +117,18 @@ class StreamedExamples(Examples):
 
     def _head(self) -> list[Batch]:
         """The first batches as they come."""
-        batches, head = self._own_batches(), []
-        for batch in batches:
-            head.append(batch)
-            if len(head) == _LOOKED_AT:
-                break
-        batches.close()  # lets go of what reads ahead
-        return head
+        with contextlib.closing(self._own_batches()) as batches:
+            return list(itertools.islice(batches, _LOOKED_AT))
 
 
 def _same(first: list[Batch], again: list[Batch]) -> bool:
-    leaves = [
-        tf.nest.flatten([b.data for b in part]) for part in (first, again)
-    ]
-    return len(leaves[0]) == len(leaves[1]) and all(
+    one, other = (
+        tf.nest.flatten([batch.data for batch in head])
+        for head in (first, again)
+    )
+    return len(one) == len(other) and all(
         (a is None and b is None) or same_values(a, b)
-        for a, b in zip(*leaves, strict=True)
+        for a, b in zip(one, other, strict=True)
     )
 
 

@@ -60,13 +60,13 @@ class Progress:
             self._bar = keras.utils.Progbar(
                 self._plan.steps, unit_name="batch", verbose=self._verbose
             )
-        steps = self._plan.steps
-        self._show(ends=steps is not None and self._done >= steps)
+        expected = self._plan.steps
+        self._show(ends=expected is not None and self._done >= expected)
 
     def finish(self) -> None:
         """Ends the bar of work whose number of steps was an estimate."""
-        if self._bar is not None:
-            self._bar.target = self._bar.target and self._done
+        if self._bar is not None and self._plan.steps is not None:
+            self._bar.target = self._done
         self._show(ends=True)
 
     def _show(self, ends: bool) -> None:

@@ -297,12 +297,13 @@ class _ShardWriter:
             shard += 1
 
 
-def _plan(recipe: RowRecipe, work: Pass, examples: Examples, size: int) -> Plan:
+def _plan(
+    recipe: RowRecipe, work: Pass, num_train: int | None, size: int
+) -> Plan:
     """The plan of a pass with the batches and chunks of shards."""
     return dataclasses.replace(
         plan_pass(recipe.engine, work),
-        num_train=examples.expected_size,
-        exact=examples.size is not None,
+        num_train=num_train,
         batch_size=BATCH,
         chunk=size,
     )
