@@ -20,13 +20,13 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.example_ids import DatasetWithIds, loses_ids
+from keras_tracin.data.folders import is_of_folder
 from keras_tracin.data.ids import check_text
 from keras_tracin.data.structure import check_lengths
 
-_REMEDY_ORDER = (
-    "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
-    ".batch(...)`, or take out what changes from one reading to the next "
-    "(`shuffle`, random augmentation) before attribution."
+_AUGMENTATION = (
+    "take out what changes from one reading to the next (`shuffle`, random "
+    "augmentation) before attribution"
 )
 
 
@@ -37,13 +37,23 @@ class DatasetExamples(Examples):
         data: the dataset.
         name: name of the data, for errors.
         labels: whether labels are required.
+        in_order: whether it should give the same at each reading though it
+            carries ids.
+        size: the number of examples, where it is known otherwise.
 
     Raises:
         ValueError: if it has lost its ids, is not batched, never ends, or gives
             its examples in another order each time and carries no ids.
     """
 
-    def __init__(self, data: tf.data.Dataset, name: str, labels: bool = True):
+    def __init__(
+        self,
+        data: tf.data.Dataset,
+        name: str,
+        labels: bool = True,
+        in_order: bool = False,
+        size: int | None = None,
+    ):
         self.name, self._labels = name, labels
         self.carries_ids = isinstance(data, DatasetWithIds)
         if loses_ids(data):
@@ -68,9 +78,9 @@ class DatasetExamples(Examples):
                 f"`{name}` never ends (it repeats). Leave out `.repeat()`, or "
                 "bound it with `.take(...)`."
             )
-        self.size = _count_examples(spec, cardinality)
-        if not self.carries_ids:
-            self._check_order()
+        self.size = size or _count_examples(spec, cardinality)
+        if in_order or not self.carries_ids:
+            self._check_order(_remedy(data))
         first = next(self._batches_of(self._dataset.take(1)))
         self.bytes_read_per_example = first.nbytes // len(first)
         if cardinality >= 0:
@@ -121,7 +131,7 @@ class DatasetExamples(Examples):
                 )
             raise
 
-    def _check_order(self) -> None:
+    def _check_order(self, remedy: str) -> None:
         """Reads the beginning twice; the same examples should come."""
         heads = (self._dataset.take(2), self._dataset.take(2))
         first, second = (tf.nest.flatten(list(self._read(h))) for h in heads)
@@ -132,8 +142,24 @@ class DatasetExamples(Examples):
             raise ValueError(
                 f"`{self.name}` gives its examples in another order, or "
                 "changed, each time it is read, so they cannot be told apart "
-                f"by position. {_REMEDY_ORDER}"
+                f"by position. {remedy}"
             )
+
+
+def _remedy(data: tf.data.Dataset) -> str:
+    """What to do about a dataset whose order changes."""
+    if isinstance(data, DatasetWithIds):  # a folder, without its shuffling
+        return f"Only maps can do that here: {_AUGMENTATION}."
+    if is_of_folder(data):
+        return (
+            "It was made of a folder, whose files tell examples apart if they "
+            "are attached first: `kt.with_ids(folder)`, then the other "
+            f"methods. Or {_AUGMENTATION}."
+        )
+    return (
+        "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
+        f".batch(...)`, or {_AUGMENTATION}."
+    )
 
 
 def _pair(*element):

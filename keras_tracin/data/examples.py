@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.data.datasets import DatasetExamples
+from keras_tracin.data.folders import read_folder
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.ids import check_unique
 from keras_tracin.data.py_datasets import PyDatasetExamples
@@ -36,7 +37,8 @@ def open_examples(
 
     Args:
         data: a batched `tf.data.Dataset` or a `keras.utils.PyDataset` of
-            `(x, y[, sample_weight])`, or a tuple of arrays `(x, y[,
+            `(x, y[, sample_weight])`, of which that of a folder has the names
+            of its files as ids; or a tuple of arrays `(x, y[,
             sample_weight])`; `x` and `y` may be dicts, tuples or lists of
             arrays.
         name: name of the data, for errors.
@@ -49,7 +51,12 @@ def open_examples(
         TypeError: for anything else.
     """
     if isinstance(data, tf.data.Dataset):
-        return DatasetExamples(data, name, labels)
+        folder = read_folder(data)
+        if folder is None:
+            return DatasetExamples(data, name, labels)
+        return DatasetExamples(
+            folder.in_order(), name, labels, in_order=True, size=folder.size
+        )
     if isinstance(data, keras.utils.PyDataset):
         return PyDatasetExamples(data, name, labels)
     arrays = tf.nest.map_structure(as_array, unpack(data, name, labels))
