@@ -76,7 +76,8 @@ class DatasetExamples(Examples):
         if cardinality == tf.data.INFINITE_CARDINALITY:
             raise ValueError(
                 f"`{name}` never ends (it repeats). Leave out `.repeat()`, or "
-                "bound it with `.take(...)`."
+                "end it by `.take(steps_per_epoch)`, with as many batches as "
+                "an epoch of `fit` has."
             )
         self.size = size or _count_examples(spec, cardinality)
         if in_order or not self.carries_ids:

@@ -26,6 +26,7 @@ from keras_tracin.data.datasets import DatasetExamples
 from keras_tracin.data.folders import read_folder
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.ids import check_unique
+from keras_tracin.data.iterables import open_iterable
 from keras_tracin.data.py_datasets import PyDatasetExamples
 from keras_tracin.data.structure import as_array, check_lengths, unpack
 
@@ -36,11 +37,16 @@ def open_examples(
     """The examples in what `model.fit` would take.
 
     Args:
-        data: a batched `tf.data.Dataset` or a `keras.utils.PyDataset` of
-            `(x, y[, sample_weight])`, of which that of a folder has the names
-            of its files as ids; or a tuple of arrays `(x, y[,
-            sample_weight])`; `x` and `y` may be dicts, tuples or lists of
-            arrays.
+        data: one of
+
+            - arrays `(x, y)` or `(x, y, sample_weight)`, where `x` and `y` may
+              be dicts, tuples or lists of arrays;
+            - a batched `tf.data.Dataset` of such elements; that of a folder
+              has the names of its files as ids;
+            - a `keras.utils.PyDataset`, a dataset of Grain or a PyTorch
+              `DataLoader` of such batches, or a function without arguments
+              that returns a generator of them.
+
         name: name of the data, for errors.
         labels: whether labels are required; otherwise `x` alone is accepted
             as well.
@@ -48,7 +54,8 @@ def open_examples(
     Raises:
         ValueError: if the data is empty, infinite, unbatched, its parts
             differ in length, or its order changes and it carries no ids.
-        TypeError: for anything else.
+        TypeError: for anything else, such as a generator, which can be read
+            only once.
     """
     if isinstance(data, tf.data.Dataset):
         folder = read_folder(data)
@@ -59,6 +66,9 @@ def open_examples(
         )
     if isinstance(data, keras.utils.PyDataset):
         return PyDatasetExamples(data, name, labels)
+    iterated = open_iterable(data, name, labels)
+    if iterated is not None:
+        return iterated
     arrays = tf.nest.map_structure(as_array, unpack(data, name, labels))
     check_lengths(arrays, name)
     return HeldExamples(arrays, name)

@@ -49,8 +49,16 @@ class PyDatasetExamples(StreamedExamples):
                 "dataset with a number of batches, `steps_per_epoch` of them "
                 "for instance."
             )
-        super().__init__(name, labels, data.num_batches)
         kind = type(data)
+        super().__init__(
+            name,
+            labels,
+            f"a `{kind.__name__}`",
+            f"Make `{kind.__name__}.__getitem__` give the same for the same "
+            "index: take out what is random there (augmentation, shuffling) "
+            "before attribution, or seed it by the index.",
+            data.num_batches,
+        )
         if kind.on_epoch_end is not keras.utils.PyDataset.on_epoch_end:
             warnings.warn(
                 f"`{kind.__name__}.on_epoch_end` may put examples in another "
@@ -59,18 +67,6 @@ class PyDatasetExamples(StreamedExamples):
                 f"`{kind.__name__}.__getitem__` gives it.",
                 stacklevel=5,
             )
-
-    @property
-    def _described(self) -> str:
-        return f"a `{type(self._data).__name__}`"
-
-    @property
-    def _remedy(self) -> str:
-        return (
-            f"Make `{type(self._data).__name__}.__getitem__` give the same for "
-            "the same index: take out what is random there (augmentation, "
-            "shuffling) before attribution, or seed it by the index."
-        )
 
     def _elements(self) -> Iterator[Any]:
         """The batches in order, some of them read ahead."""

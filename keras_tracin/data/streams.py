@@ -36,6 +36,8 @@ class StreamedExamples(Examples):
     Args:
         name: name of the data, for errors.
         labels: whether labels are required.
+        described: what is read, for errors.
+        remedy: what to do where batches change from one reading to the next.
         num_batches: number of batches, None where it is not known.
 
     Raises:
@@ -45,34 +47,31 @@ class StreamedExamples(Examples):
     carries_ids = False
     size = None
 
-    def __init__(self, name: str, labels: bool, num_batches: int | None = None):
+    def __init__(
+        self,
+        name: str,
+        labels: bool,
+        described: str,
+        remedy: str,
+        num_batches: int | None = None,
+    ):
         self.name, self._labels = name, labels
         first, again = (self._head() for _ in range(2))
         if not first:
             raise ValueError(
-                f"`{name}` is empty: received {self._described} without "
+                f"`{name}` is empty: received {described} without "
                 "batches, expected at least one."
             )
         if not _same(first, again):
             raise ValueError(
-                f"`{name}`, {self._described}, gives other batches each time "
+                f"`{name}`, {described}, gives other batches each time "
                 "it is read, so its examples cannot be told apart by position. "
-                f"{self._remedy}"
+                f"{remedy}"
             )
         count = len(first[0])
         self.bytes_read_per_example = first[0].nbytes // count
         if num_batches is not None:
             self.estimate = num_batches * count
-
-    @property
-    def _described(self) -> str:
-        """What is read, for errors."""
-        raise NotImplementedError
-
-    @property
-    def _remedy(self) -> str:
-        """What to do where batches change from one reading to the next."""
-        raise NotImplementedError
 
     def _elements(self) -> Iterator[Any]:
         """The batches in order, from the first one on."""
