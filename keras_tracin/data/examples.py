@@ -24,11 +24,17 @@ import tensorflow as tf
 from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.data.datasets import DatasetExamples
 from keras_tracin.data.folders import read_folder
+from keras_tracin.data.frames import as_columns, read_index
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.ids import check_unique
-from keras_tracin.data.iterables import open_iterable
+from keras_tracin.data.iterables import is_iterable, open_iterable
 from keras_tracin.data.py_datasets import PyDatasetExamples
-from keras_tracin.data.structure import as_array, check_lengths, unpack
+from keras_tracin.data.structure import (
+    as_array,
+    check_arrays,
+    check_lengths,
+    unpack,
+)
 
 
 def open_examples(
@@ -40,7 +46,8 @@ def open_examples(
         data: one of
 
             - arrays `(x, y)` or `(x, y, sample_weight)`, where `x` and `y` may
-              be dicts, tuples or lists of arrays;
+              be dicts, tuples or lists of arrays; the index of a pandas
+              table gives ids, unless it counts from 0;
             - a batched `tf.data.Dataset` of such elements; that of a folder
               has the names of its files as ids;
             - a `keras.utils.PyDataset`, a dataset of Grain or a PyTorch
@@ -69,9 +76,18 @@ def open_examples(
     iterated = open_iterable(data, name, labels)
     if iterated is not None:
         return iterated
-    arrays = tf.nest.map_structure(as_array, unpack(data, name, labels))
+    x, y, sample_weight = unpack(data, name, labels)
+    check_arrays((x, y, sample_weight), name)
+    parts = as_columns(x), y, sample_weight
+    arrays = tf.nest.map_structure(as_array, parts)
     check_lengths(arrays, name)
-    return HeldExamples(arrays, name)
+    return HeldExamples(arrays, name).with_ids(read_index(data, name))
+
+
+def is_read_batchwise(data: Any) -> bool:
+    """Whether data gives batches; else it is arrays."""
+    kinds = tf.data.Dataset, keras.utils.PyDataset
+    return isinstance(data, kinds) or is_iterable(data)
 
 
 def select(examples: Examples, ids: np.ndarray) -> Examples:

@@ -79,13 +79,36 @@ def open_iterable(
             f"function that makes it, `{data.__name__}` or `lambda: "
             f"{data.__name__}(...)`."
         )
-    if _is_a(data, "torch.utils.data", "DataLoader"):
+    if _is_loader(data):
         return _open_loader(data, name, labels)
-    if any(_is_a(data, "grain.", kind) for kind in _GRAIN):
+    if _is_of_grain(data):
         return _open_grain(data, name, labels)
-    if callable(data) and not hasattr(data, "__array__"):
+    if _is_function(data):
         return _open_function(data, name, labels)
     return None
+
+
+def is_iterable(data: Any) -> bool:
+    """Whether data is a generator, makes one, or is a loader."""
+    return (
+        isinstance(data, types.GeneratorType)
+        or _is_loader(data)
+        or _is_of_grain(data)
+        or _is_function(data)
+    )
+
+
+def _is_loader(data: Any) -> bool:
+    return _is_a(data, "torch.utils.data", "DataLoader")
+
+
+def _is_of_grain(data: Any) -> bool:
+    kinds = "MapDataset", "IterDataset", "DataLoader"
+    return any(_is_a(data, "grain.", kind) for kind in kinds)
+
+
+def _is_function(data: Any) -> bool:
+    return callable(data) and not hasattr(data, "__array__")
 
 
 def _open_function(data: Any, name: str, labels: bool) -> IteratedExamples:
@@ -105,9 +128,6 @@ def _open_function(data: Any, name: str, labels: bool) -> IteratedExamples:
         )
     remedy = f"{_TAKE_OUT}, or seed it anew in each call."
     return IteratedExamples(data, described, remedy, name, labels)
-
-
-_GRAIN = ("MapDataset", "IterDataset", "DataLoader")
 
 
 def _open_grain(data: Any, name: str, labels: bool) -> IteratedExamples:

@@ -44,6 +44,21 @@ def unpack(
     return (*data, None)[:3] if len(data) == 2 else data
 
 
+def check_arrays(parts: Any, name: str = "data") -> None:
+    """Raises TypeError for lists of Python's numbers or texts."""
+    others = [
+        leaf
+        for leaf in tf.nest.flatten(parts)
+        if leaf is not None and not hasattr(leaf, "shape")
+    ]
+    if others:
+        raise TypeError(
+            f"`{name}` should hold arrays. Received Python lists, of "
+            f"{type(others[0]).__name__} for instance, which `fit` does not "
+            "take either. Pass `np.array(...)` of them."
+        )
+
+
 def as_array(leaf: Any) -> Any:
     """Returns arrays as they are, but float64 in the precision of Keras."""
     if leaf is None or tf.is_tensor(leaf):

@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
 from keras_tracin.data.folders import folder_with_ids
+from keras_tracin.data.frames import read_index
 from keras_tracin.data.ids import check_text
-from keras_tracin.data.structure import check_lengths, unpack
+from keras_tracin.data.structure import check_arrays, check_lengths, unpack
 
 
 def with_ids(
@@ -40,7 +41,8 @@ def with_ids(
             `(x, y, sample_weight)` or, where labels are made later, `(x,)`;
             or what `keras.utils.image_dataset_from_directory` and its like
             return, which shuffles and is batched as before.
-        ids: None for positions, or the names of the files of a folder; an
+        ids: None for positions, the index of a pandas table or the names of
+            the files of a folder; an
             array or dataset with one id per example (integers or strings),
             the key of a dict element that holds the id (it is taken out of
             the element), or a function of the element that returns it.
@@ -58,7 +60,9 @@ def with_ids(
     if not isinstance(data, tf.data.Dataset):
         alone = isinstance(data, tuple) and len(data) == 1
         parts = tuple(map(_as_text, unpack(data, labels=not alone)))
+        check_arrays(parts)
         check_lengths(parts)
+        ids = read_index(data, "data") if ids is None else ids
         given = tuple(part for part in parts if part is not None)
         dataset = tf.data.Dataset.from_tensor_slices(given)
     if isinstance(dataset, DatasetWithIds):

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.frames import read_index
 from keras_tracin.data.preprocessing import (
     Pipeline,
     open_for_model,
@@ -88,6 +89,8 @@ class TrainingBatches:
                     "`tf.data.Dataset` for `kt.with_ids(data)`."
                 )
             self._size = examples.size
+            index = read_index(train, "train")
+            self._ids = np.arange(self._size) if index is None else index
             self._arrays = tf.nest.map_structure(
                 np.asarray,
                 raw_arrays(train)
@@ -145,10 +148,10 @@ class TrainingBatches:
             self._size
         )
         for start in range(0, self._size, self._batch_size):
-            ids = order[start : start + self._batch_size]
+            rows = order[start : start + self._batch_size]
             yield (
-                ids,
-                tf.nest.map_structure(lambda a, i=ids: a[i], self._arrays),
+                self._ids[rows],
+                tf.nest.map_structure(lambda a, i=rows: a[i], self._arrays),
             )
 
 
