@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,17 @@ class Examples:
                 in length, or its examples in shape.
         """
         raise NotImplementedError
+
+    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+        """Pads examples of several lengths to the longest, if there are any.
+
+        Without it, examples that differ in shape are refused when they are
+        read.
+
+        Args:
+            accepts: whether to pad, from some of the shortest examples, as
+                they are and padded.
+        """
 
     def first(self, count: int) -> Batch:
         """The first `count` examples, or as many as there are.

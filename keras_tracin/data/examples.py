@@ -23,7 +23,6 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.data.datasets import DatasetExamples
-from keras_tracin.data.folders import read_folder
 from keras_tracin.data.frames import as_columns, read_index
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.ids import check_unique
@@ -65,12 +64,7 @@ def open_examples(
             only once.
     """
     if isinstance(data, tf.data.Dataset):
-        folder = read_folder(data)
-        if folder is None:
-            return DatasetExamples(data, name, labels)
-        return DatasetExamples(
-            folder.in_order(), name, labels, in_order=True, size=folder.size
-        )
+        return DatasetExamples(data, name, labels)
     if isinstance(data, keras.utils.PyDataset):
         return PyDatasetExamples(data, name, labels)
     iterated = open_iterable(data, name, labels)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.data.datasets import check_alike, same_values
+from keras_tracin.data.padding import Padding, shapes_of
 from keras_tracin.data.structure import as_array, check_lengths, unpack
 
 _LOOKED_AT = 2  # batches that are read twice, to see whether they change
@@ -46,6 +47,7 @@ class StreamedExamples(Examples):
 
     carries_ids = False
     size = None
+    _padding: Padding | None = None
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class StreamedExamples(Examples):
                 "it is read, so its examples cannot be told apart by position. "
                 f"{remedy}"
             )
+        self._alike = len({tuple(shapes_of(batch)) for batch in first}) == 1
         count = len(first[0])
         self.bytes_read_per_example = first[0].nbytes // count
         if num_batches is not None:
@@ -77,10 +80,25 @@ class StreamedExamples(Examples):
         """The batches in order, from the first one on."""
         raise NotImplementedError
 
+    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+        """As `Examples.pad`; the first batches tell, as in `fit`."""
+        if self._alike:
+            return
+        padding = Padding.of(self._own_batches())
+        if padding is not None and accepts(padding.shortest, padding.example):
+            self._padding = padding
+            self.bytes_read_per_example = padding.bytes_per_example
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """As `Examples.batches`."""
         kept: list[Batch] = []
+        expected = None
         for batch in self._own_batches():
+            if self._padding is not None:
+                batch = self._padding.pad(batch)
+            shapes = shapes_of(batch)
+            expected = expected or shapes
+            check_alike(expected, shapes, batch.ids, self.name)
             start = 0
             while start < len(batch):
                 missing = batch_size - sum(map(len, kept))
@@ -95,7 +113,7 @@ class StreamedExamples(Examples):
 
     def _own_batches(self) -> Generator[Batch, None, None]:
         """The batches as they come, with ids."""
-        position, expected = 0, None
+        position = 0
         for element in self._elements():
             if isinstance(element, list):  # as `fit` takes it
                 element = tuple(element)
@@ -104,13 +122,6 @@ class StreamedExamples(Examples):
             )
             count = check_lengths(parts, self.name)
             ids = np.arange(position, position + count)
-            shapes = [
-                tuple(leaf.shape[1:])
-                for leaf in tf.nest.flatten(parts)
-                if leaf is not None
-            ]
-            expected = expected or shapes
-            check_alike(expected, shapes, ids, self.name)
             position += count
             yield Batch(ids, *parts)
 
