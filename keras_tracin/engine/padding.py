@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    examples.pad(lambda *pair: is_paddable(model, loss, *pair, "train"))
+    pad_examples(model, loss, examples)     # ValueError if it does
 """
 
 from __future__ import annotations
@@ -11,37 +11,47 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.batches import Batch
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.gradients.capture import PerExampleLoss
+from keras_tracin.models.state import preserved
 
 _TOLERANCE = 1e-3  # of the largest loss, or the largest entry of a gradient
 
 
-def is_paddable(
+def pad_examples(
+    model: keras.Model, loss: PerExampleLoss, examples: Examples
+) -> None:
+    """Pads examples of several lengths, if there are any, to the longest.
+
+    Args:
+        model: the model.
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        examples: the examples.
+
+    Raises:
+        ValueError: if that changes the losses or gradients of the shortest.
+    """
+
+    def accepts(short: Batch, padded: Batch) -> bool:
+        return _is_paddable(model, loss, short, padded, examples.name)
+
+    examples.pad(accepts)
+
+
+def _is_paddable(
     model: keras.Model,
     loss: PerExampleLoss,
     short: Batch,
     padded: Batch,
     name: str,
 ) -> bool:
-    """Whether a model takes examples of several lengths, padded to one.
-
-    Args:
-        model: the model.
-        loss: `(y, y_pred, sample_weight) -> [n]`.
-        short: examples as they are.
-        padded: the same examples, padded to the longest.
-        name: name of the data, for errors.
-
-    Returns:
-        False if the model or loss does not take one of the two.
-
-    Raises:
-        ValueError: if their losses or gradients differ.
-    """
+    """Whether the model takes the same examples short and padded."""
     try:
-        before, gradient = _losses_and_gradient(model, loss, short)
-        after, another = _losses_and_gradient(model, loss, padded)
+        if not model.built:
+            model(short.x, training=False)
+        with preserved(model):
+            before, gradient = _losses_and_gradient(model, loss, short)
+            after, another = _losses_and_gradient(model, loss, padded)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError):
         return False  # which is explained where they are scored
     if _alike(before, after) and _alike(gradient, another):
@@ -51,9 +61,8 @@ def is_paddable(
         f"that are padded to the longest, and the model '{model.name}' gives "
         f"those other losses or gradients: for id {short.ids[0].item()!r} a "
         f"loss of {before[0]:.4g} as it is, and of {after[0]:.4g} padded. Mask "
-        "what is padding (`mask_zero=True`, `keras.layers.Masking`), or "
-        "train on one length, `.padded_batch(..., "
-        "padded_shapes=...)`."
+        "what is padding (`mask_zero=True`, `keras.layers.Masking`), or train "
+        "on one length, `.padded_batch(..., padded_shapes=...)`."
     )
 
 

@@ -60,6 +60,12 @@ def test_padded_batches_give_the_scores_of_one_length(trained):
     np.testing.assert_allclose(scores.scores, expected[:3], 1e-4, 1e-6)
 
 
+def test_a_check_reads_padded_batches(trained):
+    model, directory, _ = trained
+    report = kt.check(model, sequences().padded_batch(2), directory, verbose=0)
+    assert not [f for f in report.findings if f.severity == "error"]
+
+
 def test_buckets_give_the_scores_of_one_length(trained):
     model, directory, expected = trained
     named = kt.with_ids(sequences(), list(range(8)))
