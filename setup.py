@@ -27,6 +27,7 @@ TEST = [
     *DOCS,
     *HUB,
     *TENSORBOARD,
+    "grain>=0.2",  # whose datasets `fit` of Keras 3.15 takes
     "hypothesis>=6.100",
     "mypy~=2.4.1",
     "pytest>=8",

@@ -85,7 +85,7 @@ class LayerBlocks:
             )
         if isinstance(number, int):
             return Draws(number, seed, exact=False)
-        count = self._curvature.examples.size or _ENOUGH
+        count = self._curvature.examples.expected_size or _ENOUGH
         enough = min(max(1, math.ceil(_ENOUGH / count)), _MOST_DRAWS)
         if exact and (number == "exact" or widths[0] <= enough):
             return Draws(widths[0], seed, exact=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class Examples:
     Attributes:
         name: name of the data, for errors.
         size: the number of examples, or None where it is not known.
+        estimate: the number of batches times the size of the first, where
+            `size` is not known; None where that is not known either.
         carries_ids: whether ids were attached; else they are positions.
         bytes_read_per_example: memory for holding an example, beside what
             the caller holds already.
@@ -71,9 +73,18 @@ class Examples:
 
     name: str
     size: int | None
+    estimate: int | None = None
     carries_ids: bool
     bytes_read_per_example: int
     note: str = ""
+
+    @property
+    def expected_size(self) -> int | None:
+        """The number of examples to expect, for plans and progress.
+
+        Exact where `size` is known, else `estimate`.
+        """
+        return self.estimate if self.size is None else self.size
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields the examples in reading order.
@@ -87,6 +98,17 @@ class Examples:
                 in length, or its examples in shape.
         """
         raise NotImplementedError
+
+    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+        """Pads examples of several lengths to the longest, if there are any.
+
+        Without it, examples that differ in shape are refused when they are
+        read.
+
+        Args:
+            accepts: whether to pad, from some of the shortest examples, as
+                they are and padded.
+        """
 
     def first(self, count: int) -> Batch:
         """The first `count` examples, or as many as there are.

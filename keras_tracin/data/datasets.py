@@ -12,7 +12,8 @@ Synopsis:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,20 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.example_ids import DatasetWithIds, loses_ids
+from keras_tracin.data.folders import is_of_folder, read_folder
 from keras_tracin.data.ids import check_text
+from keras_tracin.data.padding import Padding, shapes_of
 from keras_tracin.data.structure import check_lengths
 
-_REMEDY_ORDER = (
-    "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
-    ".batch(...)`, or take out what changes from one reading to the next "
-    "(`shuffle`, random augmentation) before attribution."
+_AUGMENTATION = (
+    "take out what changes from one reading to the next (`shuffle`, random "
+    "augmentation) before attribution"
+)
+
+
+# Measuring how long examples are reads all of them: once for each dataset.
+_paddings: weakref.WeakKeyDictionary[tf.data.Dataset, Padding | None] = (
+    weakref.WeakKeyDictionary()
 )
 
 
@@ -43,8 +51,12 @@ class DatasetExamples(Examples):
             its examples in another order each time and carries no ids.
     """
 
+    _padding: Padding | None = None
+
     def __init__(self, data: tf.data.Dataset, name: str, labels: bool = True):
         self.name, self._labels = name, labels
+        self._original, folder = data, read_folder(data)
+        data = data if folder is None else folder.in_order()
         self.carries_ids = isinstance(data, DatasetWithIds)
         if loses_ids(data):
             raise ValueError(
@@ -66,19 +78,63 @@ class DatasetExamples(Examples):
         if cardinality == tf.data.INFINITE_CARDINALITY:
             raise ValueError(
                 f"`{name}` never ends (it repeats). Leave out `.repeat()`, or "
-                "bound it with `.take(...)`."
+                "end it by `.take(steps_per_epoch)`, with as many batches as "
+                "an epoch of `fit` has."
             )
         self.size = _count_examples(spec, cardinality)
-        if not self.carries_ids:
-            self._check_order()
-        first = self.first(1)
+        if folder is not None:
+            self.size = folder.size
+        if folder is not None or not self.carries_ids:
+            self._check_order(_remedy(data))
+        first = next(self._batches_of(self._dataset.take(1)))
         self.bytes_read_per_example = first.nbytes // len(first)
+        if cardinality >= 0:
+            self.estimate = cardinality * len(first)
+
+    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+        """As `Examples.pad`."""
+        if self._fixed_shapes:
+            return
+        if self._original not in _paddings:
+            _paddings[self._original] = Padding.of(self._own_batches())
+        padding = _paddings[self._original]
+        if padding is not None and accepts(padding.shortest, padding.example):
+            self._padding = padding
+            self.bytes_read_per_example = padding.bytes_per_example
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
+        """As `Examples.batches`."""
         dataset = self._dataset
         if self._fixed_shapes:
             dataset = dataset.rebatch(batch_size)
-        position, first = 0, None
+        return self._batches_of(dataset)
+
+    def _batches_of(self, dataset: tf.data.Dataset) -> Iterator[Batch]:
+        """The elements of a dataset of `(id, element)`, as batches."""
+        expected = None
+        for batch in self._own_batches(dataset):
+            if self._padding is not None:
+                batch = self._padding.pad(batch)
+            shapes = shapes_of(batch)
+            expected = expected or shapes
+            check_alike(expected, shapes, batch.ids, self.name)
+            yield batch
+        if expected is None:
+            raise ValueError(
+                f"`{self.name}` is empty: received a dataset without elements, "
+                "expected at least one batch."
+            )
+
+    def _own_batches(
+        self, dataset: tf.data.Dataset | None = None
+    ) -> Iterator[Batch]:
+        """The batches as they come, of whatever shapes.
+
+        Args:
+            dataset: a dataset of `(id, element)`; the whole by default.
+        """
+        dataset = self._dataset if dataset is None else dataset
+        position = 0
         for ids, element in self._read(dataset.prefetch(2)):
             x, y, sample_weight = _unpack_element(
                 element, self.name, self._labels
@@ -91,16 +147,8 @@ class DatasetExamples(Examples):
                 ids = _readable(ids.numpy())
             else:
                 ids = np.arange(position, position + count)
-            shapes = [tuple(leaf.shape[1:]) for leaf in leaves]
-            first = first or shapes
-            check_alike(first, shapes, ids, self.name)
             position += count
             yield Batch(ids, x, y, sample_weight)
-        if first is None:
-            raise ValueError(
-                f"`{self.name}` is empty: received a dataset without elements, "
-                "expected at least one batch."
-            )
 
     def _read(self, dataset: tf.data.Dataset) -> Iterator[Any]:
         """The elements; where joining them fails, the reason if it is known."""
@@ -114,7 +162,7 @@ class DatasetExamples(Examples):
                 )
             raise
 
-    def _check_order(self) -> None:
+    def _check_order(self, remedy: str) -> None:
         """Reads the beginning twice; the same examples should come."""
         heads = (self._dataset.take(2), self._dataset.take(2))
         first, second = (tf.nest.flatten(list(self._read(h))) for h in heads)
@@ -125,8 +173,24 @@ class DatasetExamples(Examples):
             raise ValueError(
                 f"`{self.name}` gives its examples in another order, or "
                 "changed, each time it is read, so they cannot be told apart "
-                f"by position. {_REMEDY_ORDER}"
+                f"by position. {remedy}"
             )
+
+
+def _remedy(data: tf.data.Dataset) -> str:
+    """What to do about a dataset whose order changes."""
+    if isinstance(data, DatasetWithIds):  # a folder, without its shuffling
+        return f"Only maps can do that here: {_AUGMENTATION}."
+    if is_of_folder(data):
+        return (
+            "It was made of a folder, whose files tell examples apart if they "
+            "are attached first: `kt.with_ids(folder)`, then the other "
+            f"methods. Or {_AUGMENTATION}."
+        )
+    return (
+        "Attach ids that survive shuffling, `kt.with_ids(data).shuffle(...)"
+        f".batch(...)`, or {_AUGMENTATION}."
+    )
 
 
 def _pair(*element):

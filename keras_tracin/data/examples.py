@@ -23,10 +23,17 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples, join
 from keras_tracin.data.datasets import DatasetExamples
+from keras_tracin.data.frames import as_columns, read_index
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.data.ids import check_unique
+from keras_tracin.data.iterables import is_iterable, open_iterable
 from keras_tracin.data.py_datasets import PyDatasetExamples
-from keras_tracin.data.structure import as_array, check_lengths, unpack
+from keras_tracin.data.structure import (
+    as_array,
+    check_arrays,
+    check_lengths,
+    unpack,
+)
 
 
 def open_examples(
@@ -35,10 +42,17 @@ def open_examples(
     """The examples in what `model.fit` would take.
 
     Args:
-        data: a batched `tf.data.Dataset` or a `keras.utils.PyDataset` of
-            `(x, y[, sample_weight])`, or a tuple of arrays `(x, y[,
-            sample_weight])`; `x` and `y` may be dicts, tuples or lists of
-            arrays.
+        data: one of
+
+            - arrays `(x, y)` or `(x, y, sample_weight)`, where `x` and `y` may
+              be dicts, tuples or lists of arrays; the index of a pandas
+              table gives ids, unless it counts from 0;
+            - a batched `tf.data.Dataset` of such elements; that of a folder
+              has the names of its files as ids;
+            - a `keras.utils.PyDataset`, a dataset of Grain or a PyTorch
+              `DataLoader` of such batches, or a function without arguments
+              that returns a generator of them.
+
         name: name of the data, for errors.
         labels: whether labels are required; otherwise `x` alone is accepted
             as well.
@@ -46,15 +60,28 @@ def open_examples(
     Raises:
         ValueError: if the data is empty, infinite, unbatched, its parts
             differ in length, or its order changes and it carries no ids.
-        TypeError: for anything else.
+        TypeError: for anything else, such as a generator, which can be read
+            only once.
     """
     if isinstance(data, tf.data.Dataset):
         return DatasetExamples(data, name, labels)
     if isinstance(data, keras.utils.PyDataset):
         return PyDatasetExamples(data, name, labels)
-    arrays = tf.nest.map_structure(as_array, unpack(data, name, labels))
+    iterated = open_iterable(data, name, labels)
+    if iterated is not None:
+        return iterated
+    x, y, sample_weight = unpack(data, name, labels)
+    check_arrays((x, y, sample_weight), name)
+    parts = as_columns(x), y, sample_weight
+    arrays = tf.nest.map_structure(as_array, parts)
     check_lengths(arrays, name)
-    return HeldExamples(arrays, name)
+    return HeldExamples(arrays, name).with_ids(read_index(data, name))
+
+
+def is_read_batchwise(data: Any) -> bool:
+    """Whether data gives batches; else it is arrays."""
+    kinds = tf.data.Dataset, keras.utils.PyDataset
+    return isinstance(data, kinds) or is_iterable(data)
 
 
 def select(examples: Examples, ids: np.ndarray) -> Examples:

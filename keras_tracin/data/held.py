@@ -81,6 +81,18 @@ class HeldExamples(Examples):
         whole = join(batches)
         return cls(whole.data, examples.name, whole.ids, examples.carries_ids)
 
+    def with_ids(self, ids: np.ndarray | None) -> HeldExamples:
+        """The same examples with ids of the user's; None leaves them.
+
+        Args:
+            ids: `[n]`.
+        """
+        if ids is None:
+            return self
+        data = Batch(np.zeros(0), *self.data)
+        parts = data.x, data.y, data.sample_weight
+        return HeldExamples(parts, self.name, ids, carries_ids=True)
+
     def __len__(self) -> int:
         return self.size
 

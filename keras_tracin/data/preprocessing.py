@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
-from keras_tracin.data.examples import open_examples
+from keras_tracin.data.examples import is_read_batchwise, open_examples
+from keras_tracin.data.frames import read_index
+from keras_tracin.data.held import HeldExamples
 from keras_tracin.models.errors import brief
 
 _TRIED = 32  # examples that are preprocessed twice, to see if they change
@@ -58,10 +60,12 @@ def open_for_model(
     preprocessor = None if model is None else preprocessor_of(model)
     if model is None or preprocessor is None:
         return open_examples(data, name)
-    if not isinstance(data, tf.data.Dataset):
+    index = None
+    if not is_read_batchwise(data):
+        index = read_index(data, name)
         data = raw_arrays(data, name)
-    raw = open_examples(data, name, labels=False)
-    pipeline = Pipeline(model, _spec_of(data))
+    raw = _with_index(open_examples(data, name, labels=False), index)
+    pipeline = Pipeline(model, _spec_of(data, raw))
     refusal = pipeline.try_on(raw.first(_TRIED).data, name)
     if refusal is None:
         examples: Examples = _PreprocessedExamples(raw, pipeline)
@@ -73,11 +77,17 @@ def open_for_model(
         return examples
     if not _are_inputs(model, pipeline.input_spec[0]):
         raise _unfit(model, pipeline.input_spec, name, refusal)
-    examples = open_examples(data, name)
+    examples = _with_index(open_examples(data, name), index)
     examples.note = (
         f"`{name}` is taken as preprocessed already: it fits the model's "
         f"inputs, and {preprocessor} does not take it."
     )
+    return examples
+
+
+def _with_index(examples: Examples, ids: np.ndarray | None) -> Examples:
+    if isinstance(examples, HeldExamples):
+        return examples.with_ids(ids)
     return examples
 
 
@@ -87,6 +97,7 @@ class _PreprocessedExamples(Examples):
     def __init__(self, raw: Examples, pipeline: Pipeline):
         self._raw, self._pipeline = raw, pipeline
         self.name, self.size = raw.name, raw.size
+        self.estimate = raw.estimate
         self.carries_ids = raw.carries_ids
         first = self.first(1)
         self.bytes_read_per_example = first.nbytes // len(first)
@@ -236,11 +247,14 @@ def _same(first: Any, second: Any) -> bool:
     )
 
 
-def _spec_of(data: Any) -> Any:
-    """The type of a batch of a dataset or of arrays."""
+def _spec_of(data: Any, raw: Examples) -> Any:
+    """The type of a batch of a dataset, or of other data as they are read."""
     if isinstance(data, tf.data.Dataset):
         return data.element_spec
-    return tf.nest.map_structure(tf.TensorSpec.from_tensor, data)
+    return tf.nest.map_structure(
+        lambda leaf: tf.TensorSpec.from_tensor(tf.convert_to_tensor(leaf)),
+        raw.first(1).data,
+    )
 
 
 def raw_arrays(data: Any, name: str = "train") -> Any:

@@ -26,9 +26,10 @@ def unpack(
         if isinstance(data, tuple):
             received += f" of length {len(data)}"
         raise TypeError(
-            f"`{name}` should be a batched `tf.data.Dataset` or a tuple of "
-            "arrays (x, y) or (x, y, sample_weight), or a "
-            f"`keras.utils.PyDataset` of such batches. Received: {received}."
+            f"`{name}` should be a tuple of arrays (x, y) or (x, y, "
+            "sample_weight), or a batched `tf.data.Dataset`, a "
+            "`keras.utils.PyDataset` or a function that returns a generator "
+            f"of such. Received: {received}."
         )
     if not any(leaf is not None for leaf in tf.nest.flatten(data[0])):
         raise TypeError(
@@ -43,10 +44,27 @@ def unpack(
     return (*data, None)[:3] if len(data) == 2 else data
 
 
+def check_arrays(parts: Any, name: str = "data") -> None:
+    """Raises TypeError for lists of Python's numbers or texts."""
+    others = [
+        leaf
+        for leaf in tf.nest.flatten(parts)
+        if leaf is not None and not hasattr(leaf, "shape")
+    ]
+    if others:
+        raise TypeError(
+            f"`{name}` should hold arrays. Received Python lists, of "
+            f"{type(others[0]).__name__} for instance, which `fit` does not "
+            "take either. Pass `np.array(...)` of them."
+        )
+
+
 def as_array(leaf: Any) -> Any:
     """Returns arrays as they are, but float64 in the precision of Keras."""
     if leaf is None or tf.is_tensor(leaf):
         return leaf
+    if hasattr(leaf, "detach"):  # PyTorch's
+        leaf = leaf.detach().cpu()
     array = np.asarray(leaf)
     if array.dtype == np.float64:
         return array.astype(keras.config.floatx(), copy=False)

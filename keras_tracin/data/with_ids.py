@@ -15,8 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.folders import folder_with_ids
+from keras_tracin.data.frames import read_index
 from keras_tracin.data.ids import check_text
-from keras_tracin.data.structure import check_lengths, unpack
+from keras_tracin.data.structure import check_arrays, check_lengths, unpack
 
 
 def with_ids(
@@ -28,17 +30,22 @@ def with_ids(
     ```python
     train = kt.with_ids((x, y)).shuffle(10_000).batch(32)
     train = kt.with_ids(tfds_dataset, "tfds_id").map(to_xy).batch(32)
+    folder = keras.utils.image_dataset_from_directory("photos")
+    train = kt.with_ids(folder).map(scale)  # names of files; batched already
     model.fit(train, callbacks=[kt.TracInCheckpoint("runs/digits")])
     kt.TracIn(model, train, "runs/digits").self_influence().ids
     ```
 
     Args:
         data: an unbatched `tf.data.Dataset`, or arrays `(x, y)`,
-            `(x, y, sample_weight)` or, where labels are made later, `(x,)`.
-        ids: None for positions, an array or dataset with one id per example
-            (integers or strings), the key of a dict element that holds the
-            id (it is taken out of the element), or a function of the element
-            that returns it.
+            `(x, y, sample_weight)` or, where labels are made later, `(x,)`;
+            or what `keras.utils.image_dataset_from_directory` and its like
+            return, which shuffles and is batched as before.
+        ids: None for positions, the index of a pandas table or the names of
+            the files of a folder; an
+            array or dataset with one id per example (integers or strings),
+            the key of a dict element that holds the id (it is taken out of
+            the element), or a function of the element that returns it.
 
     Returns:
         A dataset of examples to shuffle, map and batch as usual. Readers such
@@ -46,18 +53,24 @@ def with_ids(
 
     Raises:
         ValueError: if there are more or fewer ids than examples, if they are
-            not whole numbers or strings, or if elements have no such key.
+            not whole numbers or strings, if elements have no such key, or if
+            the dataset of a folder was transformed before.
     """
     dataset = data
     if not isinstance(data, tf.data.Dataset):
         alone = isinstance(data, tuple) and len(data) == 1
         parts = tuple(map(_as_text, unpack(data, labels=not alone)))
+        check_arrays(parts)
         check_lengths(parts)
+        ids = read_index(data, "data") if ids is None else ids
         given = tuple(part for part in parts if part is not None)
         dataset = tf.data.Dataset.from_tensor_slices(given)
     if isinstance(dataset, DatasetWithIds):
         dataset = dataset.plain  # these ids take the place of those it has
     if ids is None:
+        folder = folder_with_ids(dataset)
+        if folder is not None:
+            return folder
         return DatasetWithIds(dataset.enumerate())
     if isinstance(ids, str):
         return DatasetWithIds(_keyed(dataset, ids))

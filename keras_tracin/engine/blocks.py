@@ -40,7 +40,7 @@ def blocks(
     if bytes_per_query is None:
         steps = _cheapest(engine, examples, steps, call)
         bytes_per_query = steps.query.factor_bytes
-    size = _evenly(examples.size, _room(engine, bytes_per_query))
+    size = _evenly(examples.expected_size, _room(engine, bytes_per_query))
     size = call.agree("block", size)
     batches = examples.batches(_evenly(size, engine.execution.query_batch))
     for block in in_chunks(batches, size):
@@ -62,7 +62,7 @@ def _cheapest(
     The smallest form makes fewer blocks, for each of which all gradients of
     training examples are computed anew; the other multiplies faster.
     """
-    count = examples.size
+    count = examples.expected_size
     if count is None or engine.projection is not None:
         return steps
 

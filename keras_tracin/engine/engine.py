@@ -34,6 +34,7 @@ from keras_tracin.engine.diagnosis import (
 from keras_tracin.engine.distribution import check_built_under
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.first_look import EXAMPLES
+from keras_tracin.engine.padding import pad_examples
 from keras_tracin.engine.queries import Queries, Steps
 from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.engine.updated import UpdatedVariables
@@ -116,6 +117,7 @@ class Engine:
         self.losses = describe_losses(model, loss, query_loss, class_weight)
         self.loss = per_example_loss(model, loss, class_weight)
         self.same_loss = query_loss in (None, "loss") and not class_weight
+        pad_examples(model, self.loss, self.train)
         self.like = self.train.first(EXAMPLES)
         has_weights = self.like.sample_weight is not None
         self.weighted = has_weights or bool(class_weight)
@@ -188,6 +190,7 @@ class Engine:
             ValueError: if the model does not take them.
         """
         examples = open_for_model(self.model, test, "test")
+        pad_examples(self.model, self.query_value, examples)
         like = examples.first(1)
         if (kind_of(like.data), False) not in self._steps:
             check_fits(self.model, like, "test")

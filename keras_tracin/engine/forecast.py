@@ -58,7 +58,7 @@ def forecast(engine: Engine, work: Pass, test: Any = None) -> Plan:
     """
     plan, num_blocks = plan_pass(engine, work), 1
     if work.queries is not None:
-        total = open_for_model(engine.model, test, "test").size
+        total = open_for_model(engine.model, test, "test").expected_size
         num_blocks = math.ceil((total or 0) / len(work.queries.ids))
         plan = dataclasses.replace(
             plan,

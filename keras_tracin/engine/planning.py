@@ -25,6 +25,8 @@ class Plan:
     Attributes:
         num_train: number of training examples, None where the data does not
             tell.
+        exact: whether that is their number, not an estimate by the number of
+            batches.
         num_queries: number of queries; 0 for self-influence.
         num_checkpoints: number of checkpoints with a rate above zero.
         batch_size: number of training examples in a step.
@@ -53,6 +55,7 @@ class Plan:
     num_blocks: int = 1
     sparing: bool = False
     seconds: float | None = dataclasses.field(default=None, compare=False)
+    exact: bool = True
 
     @property
     def steps(self) -> int | None:
@@ -64,7 +67,7 @@ class Plan:
 
     def __str__(self) -> str:
         train = "?" if self.num_train is None else f"{self.num_train:,}"
-        work = f"{train} training examples"
+        work = f"{'' if self.exact else 'about '}{train} training examples"
         if self.num_queries:
             work += f" × {self.num_queries:,} queries"
         if self.num_blocks > 1:
@@ -142,7 +145,8 @@ def make_plan(
     batch = min(max(2 ** int(math.log2(max(1, batch))), smallest), largest)
     row = 4 * max(1, num_queries) + train.bytes_read_per_example
     chunk = max(batch, room // row)
-    known = chunk if train.size is None else min(chunk, train.size)
+    count = train.expected_size
+    known = chunk if count is None else min(chunk, count)
     working = (
         prepared
         + max(min(batch, known), query_batch) * footprint.peak
@@ -150,11 +154,12 @@ def make_plan(
         + known * row
     )
     return Plan(
-        num_train=train.size,
+        num_train=count,
         num_queries=num_queries,
         num_checkpoints=num_checkpoints,
         batch_size=batch,
         chunk=chunk,
         memory=footprint.fixed + weights + max(working, loading),
         weights=weights + prepared + max(0, loading - working),
+        exact=train.size == count,
     )

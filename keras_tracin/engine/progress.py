@@ -40,6 +40,7 @@ class Progress:
         self._verbose = verbose
         self._title = title
         self._done = 0
+        self._ended = False
         self._started = self._first = time.monotonic()
         self._bar: keras.utils.Progbar | None = None
 
@@ -59,13 +60,19 @@ class Progress:
             self._bar = keras.utils.Progbar(
                 self._plan.steps, unit_name="batch", verbose=self._verbose
             )
-        if self._bar is not None:
-            self._bar.update(self._done)
+        expected = self._plan.steps
+        self._show(ends=expected is not None and self._done >= expected)
 
     def finish(self) -> None:
-        """Ends the bar of work whose number of steps was not known."""
-        if self._bar is not None and self._plan.steps is None:
-            self._bar.update(self._done, finalize=True)
+        """Ends the bar of work whose number of steps was an estimate."""
+        if self._bar is not None and self._plan.steps is not None:
+            self._bar.target = self._done
+        self._show(ends=True)
+
+    def _show(self, ends: bool) -> None:
+        if self._bar is not None and not self._ended:
+            self._ended = ends
+            self._bar.update(self._done, finalize=ends)
 
     def _is_long(self) -> bool:
         """Whether all the work will have taken longer than `_PATIENCE`."""

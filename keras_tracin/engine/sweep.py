@@ -101,6 +101,7 @@ def sweep(
                 del gathering
                 sink.add(chunk.ids, gathered)
                 del gathered  # before the next chunk's are made
+        progress.finish()
     finally:
         engine.updated.leave()
 

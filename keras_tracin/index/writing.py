@@ -91,7 +91,10 @@ def write_rows(
         Sink(writer.write, writer.wants),
         Call(verbose=0),
         chunks=read_chunks(examples, BATCH, size),
-        plan=_plan(recipe, work, examples.size, size),
+        plan=dataclasses.replace(
+            _plan(recipe, work, examples.expected_size, size),
+            exact=examples.size is not None,
+        ),
     )
     writer.wait_for_others()
 

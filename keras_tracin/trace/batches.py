@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.frames import read_index
 from keras_tracin.data.preprocessing import (
     Pipeline,
     open_for_model,
@@ -48,7 +49,7 @@ class TrainingBatches:
             preprocessing.
 
     Raises:
-        TypeError: if `train` is a dataset without ids.
+        TypeError: if `train` is a dataset without ids, or read by Python.
     """
 
     def __init__(
@@ -79,7 +80,17 @@ class TrainingBatches:
             )
         else:
             examples = open_for_model(model, train)
-            self._size = examples.size or 1
+            if examples.size is None:
+                raise TypeError(
+                    "Tracing shuffles examples by itself, so it needs arrays, "
+                    f"or a dataset with ids. Received a "
+                    f"{type(train).__name__}, which is read batch by batch. "
+                    "Hold its examples in arrays, or make a "
+                    "`tf.data.Dataset` for `kt.with_ids(data)`."
+                )
+            self._size = examples.size
+            index = read_index(train, "train")
+            self._ids = np.arange(self._size) if index is None else index
             self._arrays = tf.nest.map_structure(
                 np.asarray,
                 raw_arrays(train)
@@ -137,10 +148,10 @@ class TrainingBatches:
             self._size
         )
         for start in range(0, self._size, self._batch_size):
-            ids = order[start : start + self._batch_size]
+            rows = order[start : start + self._batch_size]
             yield (
-                ids,
-                tf.nest.map_structure(lambda a, i=ids: a[i], self._arrays),
+                self._ids[rows],
+                tf.nest.map_structure(lambda a, i=rows: a[i], self._arrays),
             )
 
 

@@ -109,17 +109,20 @@ def test_first_gives_as_many_as_there_are():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "size"),
+    ("dataset", "size", "expected"),
     [
-        (sliced(10).batch(5, drop_remainder=True), 10),
-        (sliced(10).batch(3, drop_remainder=True), 9),
-        (sliced(10).batch(5), None),
-        (sliced(10).filter(lambda x, y: y > 20).batch(5), None),
+        (sliced(10).batch(5, drop_remainder=True), 10, 10),
+        (sliced(10).batch(3, drop_remainder=True), 9, 9),
+        (sliced(10).batch(3), None, 12),
+        (with_ids(arrays(10)).shuffle(10).batch(3), None, 12),
+        (sliced(10).filter(lambda x, y: y > 20).batch(5), None, None),
     ],
 )
-def test_size_is_told_where_it_is_known(dataset, size):
-    assert open_examples(dataset).size == size
-    assert open_examples(arrays(7)).size == 7
+def test_size_is_told_where_it_is_known_or_estimated(dataset, size, expected):
+    examples = open_examples(dataset)
+    assert (examples.size, examples.expected_size) == (size, expected)
+    held = open_examples(arrays(7))
+    assert (held.size, held.expected_size) == (7, 7)
 
 
 def of_lengths(*lengths):
@@ -336,7 +339,10 @@ def test_text_inputs_keep_their_order():
     ids=["plain", "with ids"],
 )
 def test_infinite_dataset_is_refused(dataset):
-    with pytest.raises(ValueError, match=row("endless-data", "`test`...take")):
+    with pytest.raises(
+        ValueError,
+        match=row("endless-data", "`test`...`.take(steps_per_epoch)`"),
+    ):
         open_examples(dataset, name="test")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import keras_tracin as kt
 from keras_tracin.data.examples import open_examples
+from keras_tracin.trace.batches import TrainingBatches
 from tests.error_rows import row
 
 RNG = np.random.default_rng(0)
@@ -119,15 +120,54 @@ class Alone(Pairs):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Noisy, row("random-py-dataset", "`Noisy.__getitem__(0)`")),
+        (Noisy, row("unstable-batches", "`Noisy.__getitem__`")),
         (Endless, row("endless-py-dataset")),
-        (Empty, "a Empty of no batches"),
+        (Empty, row("empty-data", "a `Empty`")),
         (Short, "the same shapes. Received .* from id 4"),
     ],
 )
 def test_what_cannot_be_told_apart_is_refused(kind, message):
     with pytest.raises(ValueError, match=message):
         read(kind(), 4)
+
+
+class Shuffling(Pairs):
+    """As Keras's documentation shuffles: between epochs."""
+
+    order = np.arange(11)
+
+    def __getitem__(self, at):
+        return tuple(a[self.order][SIZE * at :][:SIZE] for a in (X, Y))
+
+    def on_epoch_end(self):
+        self.order = self.order[::-1]
+
+
+def test_an_order_that_changes_between_epochs_is_warned_of():
+    data = Shuffling()
+    data.on_epoch_end()
+    with pytest.warns(UserWarning, match="the order that it has now"):
+        batches = read(data, 11)
+    np.testing.assert_array_equal(batches[0].x, X[::-1])
+
+
+def test_the_number_of_examples_is_estimated_by_that_of_batches():
+    examples = open_examples(Pairs())
+    assert (examples.size, examples.expected_size) == (None, 12)
+
+
+def test_tracing_needs_arrays():
+    with pytest.raises(TypeError, match="a Pairs, which is read batch by"):
+        TrainingBatches(Pairs(), 4, 0)
+
+
+class Listing(Pairs):
+    def __getitem__(self, at):
+        return list(super().__getitem__(at))
+
+
+def test_a_list_of_x_and_y_is_taken_as_fit_takes_it():
+    np.testing.assert_array_equal(read(Listing(), 11)[0].y, Y)
 
 
 def test_batches_without_labels_are_refused():

@@ -274,7 +274,7 @@ class LastLayerMethod(Method):
         if test is not None:
             size = block_size(self._problem.execution.memory, weights)
             examples = open_for_model(self.model, test, "test")
-            queries = examples.size or len(examples.first(size))
+            queries = examples.expected_size or len(examples.first(size))
             blocks = math.ceil(queries / size)
         columns = max(1, math.ceil(queries / blocks))
         plan = self._plan(columns)

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.folders import read_folder
 from keras_tracin.data.held import HeldExamples
 from keras_tracin.runs import TrainingRun
 from keras_tracin.runs import manifest as run_manifest
@@ -64,7 +65,7 @@ def training_steps(
     assert run.learning_rates is not None
     count = run[-1].step or 0
     if batches is not None:
-        ids = _given_ids(batches, held, count)
+        ids = _given_ids(batches, train, held, count)
     else:
         ids = _recorded_ids(run) or _read_ids(train, held)
     listed = list(itertools.islice(ids, count))
@@ -105,7 +106,7 @@ def _recorded_ids(run: TrainingRun) -> Iterator[np.ndarray] | None:
 
 
 def _given_ids(
-    batches: Any, held: HeldExamples, count: int
+    batches: Any, train: Any, held: HeldExamples, count: int
 ) -> Iterator[np.ndarray]:
     """The ids of all batches, from the argument `batches`."""
     if isinstance(batches, int | np.integer):
@@ -114,6 +115,7 @@ def _given_ids(
                 "`batches` should be a number of examples of 1 or more, or "
                 f"the ids of each step's batch. Received: {batches!r}."
             )
+        _check_one_order(train)
         starts = range(int(batches), len(held), int(batches))
         return itertools.cycle(np.split(held.ids, starts))
     listed = isinstance(batches, Sequence | np.ndarray)
@@ -130,15 +132,24 @@ def _read_ids(train: Any, held: HeldExamples) -> Iterator[np.ndarray]:
     if not isinstance(train, tf.data.Dataset):
         raise ValueError(
             "The run does not say which examples were in which batch, and "
-            "`model.fit` shuffles arrays. " + _REMEDY
+            "`model.fit` shuffles what is no `tf.data.Dataset`. " + _REMEDY
         )
+    _check_one_order(train)
+    sizes = [len(tf.nest.flatten(element)[0]) for element in train]
+    return itertools.cycle(np.split(held.ids, np.cumsum(sizes)[:-1]))
+
+
+def _check_one_order(train: Any) -> None:
+    """Refuses a dataset that has another order each time it is read."""
+    same = True
     if isinstance(train, DatasetWithIds):
         first, second = ([ids.numpy() for ids, _ in train.paired] for _ in "ab")
         same = np.array_equal(np.concatenate(first), np.concatenate(second))
-        if not same:
-            raise ValueError(
-                "The run does not say which examples were in which batch, and "
-                "the dataset has another order each time it is read. " + _REMEDY
-            )
-    sizes = [len(tf.nest.flatten(element)[0]) for element in train]
-    return itertools.cycle(np.split(held.ids, np.cumsum(sizes)[:-1]))
+    elif isinstance(train, tf.data.Dataset):
+        folder = read_folder(train)
+        same = folder is None or not folder.shuffles
+    if not same:
+        raise ValueError(
+            "The run does not say which examples were in which batch, and "
+            "the dataset has another order each time it is read. " + _REMEDY
+        )

@@ -203,7 +203,8 @@ class UnrolledInfluence(Method):
         if test is None:
             self._check_self_influence()
         block = next(self._batches(test, Call()))
-        total = open_for_model(self.model, test, "test").size or len(block)
+        examples = open_for_model(self.model, test, "test")
+        total = examples.expected_size or len(block)
         blocks = math.ceil(total / len(block))
         return dataclasses.replace(
             self._backward.plan(len(block)),
