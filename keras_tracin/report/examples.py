@@ -16,11 +16,9 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Examples
 from keras_tracin.data.examples import open_examples, select
-from keras_tracin.report.labels import (
-    Predictions,
-    label_values,
-    predictions_for,
-)
+from keras_tracin.data.labels import label_values
+from keras_tracin.data.lookup import locate
+from keras_tracin.report.labels import Predictions, predictions_for
 from keras_tracin.report.rendering import View
 
 _BATCH = 256  # examples read at a time
@@ -105,7 +103,7 @@ def _columns(
         shown: tuple[list, list, list] = view.render(batch)
         for column, part in zip(columns.values(), shown, strict=True):
             column += part
-    order = _locate(read_ids, ids, examples.name)
+    order = locate(read_ids, ids, examples.name)
     all_labels = tf.nest.map_structure(
         lambda *parts: np.concatenate(parts), *labels
     )
@@ -114,16 +112,3 @@ def _columns(
         for kind, column in columns.items()
     }
     return label_values(all_labels)[order], ordered
-
-
-def _locate(read_ids: list[Any], ids: np.ndarray, name: str) -> list[int]:
-    """Index of the first occurrence of each of `ids` in `read_ids`."""
-    index = {id_: i for i, id_ in reversed(list(enumerate(read_ids)))}
-    missing = [id_ for id_ in ids.tolist() if id_ not in index]
-    if missing:
-        raise ValueError(
-            f"The results name the id {missing[0]!r}, which no example of "
-            f"`{name}` has. Pass the data that the scores were computed from, "
-            "or other data with the same ids."
-        )
-    return [index[id_] for id_ in ids.tolist()]

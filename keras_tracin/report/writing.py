@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.data.kinds import KINDS
 from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
-from keras_tracin.report.rendering import KINDS
 from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.storage.files import written_whole
 
