@@ -6,6 +6,7 @@ from matplotlib import _pylab_helpers
 
 from keras_tracin import plots
 from keras_tracin.plots.figures import WRONG
+from tests.error_rows import row
 from tests.plots.helpers import top_of
 
 IMAGES = np.linspace(0, 1, 5 * 4 * 4).reshape(5, 4, 4)
@@ -125,8 +126,8 @@ def test_images_may_have_channels(channels):
         ({"train_labels": [0] * 6}, "`train_labels` should have length 5"),
         ({"train_ids": [0] * 4}, "`train_ids` should have length 5"),
         ({"is_mislabeled": [True]}, "`is_mislabeled` should have length 5"),
-        ({"train_images": IMAGES[:3]}, "names the training id 4"),
-        ({"train_ids": list("abcde")}, "names the training id"),
+        ({"train_images": IMAGES[:3]}, row("figure-id", "the id 3")),
+        ({"train_ids": list("abcde")}, row("figure-id", "the id 0")),
         ({"train_images": np.zeros((5, 16))}, r"Received: shape \(5, 16\)"),
         ({"train_images": np.zeros((5, 4, 4, 2))}, "1, 3 or 4 channels"),
         ({"train_images": np.full((5, 4, 4, 3), 1.5)}, "floats from 0 to 1"),
