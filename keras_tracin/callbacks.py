@@ -139,7 +139,8 @@ class TracInCheckpoint(keras.callbacks.Callback):
         Raises:
             TypeError: if it is no model of Keras 3.
         """
-        check_is_model(model)
+        if model is not None:  # Keras takes it away at the end
+            check_is_model(model)
         super().set_model(model)
 
     def on_train_begin(self, logs=None):

@@ -132,4 +132,3 @@ class PyDatasetExamples(Examples):
                 "is random there (augmentation, shuffling) before attribution, "
                 "or seed it by the index."
             )
-

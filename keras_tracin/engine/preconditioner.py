@@ -1,20 +1,28 @@
 """The rate that an optimizer gives each entry of a gradient, as a diagonal.
 
-Over time, a gradient g moves the weights by η D g, where D follows from the
-optimizer's state at a checkpoint (t updates, second moment v) and μ is the
-momentum:
+Over time, a gradient g moves the weights w by η D g, where D follows from the
+optimizer's state at a checkpoint (t updates, second moment v, first moment m)
+and μ is the momentum:
 
     SGD                 D = 1 / (1 - μ)
     Adam, AdamW, Nadam  D = 1 / (√(v / (1 - β₂ᵗ)) + ε)
     RMSprop             D = 1 / (√(v + ε) (1 - μ))
     Adagrad             D = 1 / √(v + ε)
     Adamax              D = 1 / (u + ε)
+    Lamb                D = r / (√(v / (1 - β₂ᵗ)) + ε), r = |w| / |update|
+    Adafactor           D = r / √v, r = max(ε₂, rms(w)) min(1, 1 / (η √t))
+    Lion                D = Σ|m| / Σm²
 
 A momentum spreads a gradient over later steps, 1 + μ + μ² + … of it in all; the
 first moment of Adam spreads the whole of it. Amsgrad's v is its largest second
 moment, a centered RMSprop's the variance. Clipping and weight decay are left
 out: they do not depend on the gradient alone. Keras puts Adam's ε beside the
-moment that is not yet corrected, and so does this.
+moment that is not yet corrected, and so does this. Norms, and the sums of Lion,
+are over the whole of a variable. Lion moves every weight by the sign of its
+moment, in which no example has a share; its D is the slope of the line that
+comes nearest to the sign, by least squares over the variable's moments, as
+Bussgang's theorem has it. Muon multiplies a gradient by a matrix, which no
+diagonal stands for, and is refused.
 
 Synopsis:
 
@@ -24,8 +32,9 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -39,7 +48,22 @@ from keras_tracin.runs import Checkpoint, RecordedState, recorded_state
 _SLICE = 2**20  # numbers that are worked out together, in float64
 
 _Slot = Callable[[str], np.ndarray]  # by name: flat, in float64
-_Rule = Callable[[Any, _Slot], Any]
+_Scale = Callable[[Any, Iterable[_Slot], keras.Variable, float], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """How an optimizer uses a gradient.
+
+    Attributes:
+        entries: gives D for some entries of a variable, of their slots.
+        scale: gives what D is multiplied by, the same for all entries of a
+            variable, of the slots of each slice of it, its value and the
+            learning rate.
+    """
+
+    entries: Callable[[Any, _Slot], Any]
+    scale: _Scale | None = None
 
 
 class Preconditioner:
@@ -65,9 +89,10 @@ class Preconditioner:
         Raises:
             ValueError: if the checkpoint has no state of this optimizer.
         """
+        rate = checkpoint.learning_rate
         with recorded_state(self._model, checkpoint) as state:
             return tuple(
-                tuple(_recorded_diagonal(state, v) for v in group)
+                tuple(_recorded_diagonal(state, v, rate) for v in group)
                 for group in groups
             )
 
@@ -86,13 +111,14 @@ class Preconditioner:
             ValueError: as `at`.
         """
         weighed = []
+        rate = checkpoint.learning_rate
         with recorded_state(self._model, checkpoint) as state:
             for group in groups:
                 gradients = list(parts.pop(0).parts)
                 products = []
                 for variable in group:
                     gradient = gradients.pop(0)
-                    weights = _recorded_diagonal(state, variable)
+                    weights = _recorded_diagonal(state, variable, rate)
                     products.append(gradient * tf.cast(weights, gradient.dtype))
                     del gradient, weights
                 weighed.append(DenseGradients(tuple(products)))
@@ -106,45 +132,57 @@ def diagonal(optimizer: Any, variable: keras.Variable) -> np.ndarray:
         own = getattr(optimizer, name)[optimizer._get_variable_index(variable)]
         return np.asarray(keras.ops.convert_to_numpy(own), np.float64).ravel()
 
-    values = _rule(optimizer)(optimizer, slot)
-    whole = np.broadcast_to(values, [size_of(variable)])
-    return np.ascontiguousarray(whole, dtype=np.float32)
+    rule = _rule(optimizer)
+    values = np.broadcast_to(rule.entries(optimizer, slot), [size_of(variable)])
+    if rule.scale is not None:
+        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        values = values * rule.scale(optimizer, [slot], variable, rate)
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def _recorded_diagonal(
-    state: RecordedState, variable: keras.Variable
+    state: RecordedState, variable: keras.Variable, rate: float
 ) -> tf.Tensor:
     """D of one variable, `[size]`, with no other array of its size."""
-    shape = tuple(variable.shape)
-    rule = _rule(state.optimizer)
-    if not shape:
-
-        def number(name: str) -> np.ndarray:
-            return np.asarray(state.slot(name, variable), np.float64)
-
-        return tf.constant([rule(state.optimizer, number)], tf.float32)
+    shape, optimizer = tuple(variable.shape), state.optimizer
     row = max(1, math.prod(shape[1:]))
     rows = max(1, _SLICE // row)
-    # A variable, since it can be filled in place.
-    whole = tf.Variable(tf.zeros([math.prod(shape)]))
-    for start in range(0, shape[0], rows):
-        count = min(rows, shape[0] - start)
+    count = shape[0] if shape else 1
+    slices = [
+        slice(start, min(start + rows, count))
+        for start in range(0, count, rows)
+    ]
 
-        def slot(name: str, part: slice = slice(start, start + count)):
-            array = state.slot(name, variable)[part]
+    def slots(part: slice) -> _Slot:
+        index = part if shape else ()
+
+        def slot(name: str) -> np.ndarray:
+            array = state.slot(name, variable)[index]
             return np.asarray(array, np.float64).ravel()
 
-        values = np.broadcast_to(rule(state.optimizer, slot), [count * row])
-        whole[start * row : (start + count) * row].assign(
-            tf.constant(values, tf.float32)
+        return slot
+
+    rule = _rule(optimizer)
+    scale = 1.0
+    if rule.scale is not None:
+        scale = rule.scale(optimizer, map(slots, slices), variable, rate)
+    # A variable, since it can be filled in place.
+    whole = tf.Variable(tf.zeros([count * row]))
+    for part in slices:
+        values = scale * rule.entries(optimizer, slots(part))
+        size = (part.stop - part.start) * row
+        whole[part.start * row : part.stop * row].assign(
+            tf.constant(np.broadcast_to(values, [size]), tf.float32)
         )
     return whole.read_value()
 
 
 def _rule(optimizer: Any) -> _Rule:
-    for kind in type(optimizer).__mro__:
-        if kind in _RULES:
-            return _RULES[kind]
+    kinds = type(optimizer).__mro__
+    if not any(kind.__name__ == "Muon" for kind in kinds):
+        for kind in kinds:
+            if kind in _RULES:
+                return _RULES[kind]
     raise ValueError(
         "`optimizer_aware=True` knows how "
         f"{', '.join(kind.__name__ for kind in _RULES)} use a gradient. "
@@ -194,11 +232,78 @@ def _adamax(optimizer: Any, slot: _Slot) -> np.ndarray:
     return 1.0 / (slot("_u") + optimizer.epsilon)
 
 
+def _lamb(optimizer: Any, slot: _Slot) -> np.ndarray:
+    second = np.sqrt(slot("_velocities"))
+    return 1.0 / (second / _correction(optimizer) + optimizer.epsilon)
+
+
+def _trust(
+    optimizer: Any,
+    slices: Iterable[_Slot],
+    variable: keras.Variable,
+    rate: float,
+) -> float:
+    """Lamb's ratio of the length of the weights to that of the update."""
+    updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
+    first = 1.0 - optimizer.beta_1**updates
+    square = sum(
+        float(
+            np.sum((slot("_momentums") / first * _lamb(optimizer, slot)) ** 2)
+        )
+        for slot in slices
+    )
+    weights = np.sqrt(size_of(variable)) * _root_mean_square(variable)
+    return float(weights / np.sqrt(square)) if weights and square else 1.0
+
+
+def _adafactor(optimizer: Any, slot: _Slot) -> np.ndarray:
+    return 1.0 / np.sqrt(slot("_v"))
+
+
+def _relative_step(
+    optimizer: Any,
+    slices: Iterable[_Slot],
+    variable: keras.Variable,
+    rate: float,
+) -> float:
+    """Adafactor's step size as a multiple of the learning rate."""
+    updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
+    bound = rate * np.sqrt(updates)
+    size = max(optimizer.epsilon_2, _root_mean_square(variable))
+    return float(size / max(1.0, bound))
+
+
+def _no_entries(optimizer: Any, slot: _Slot) -> float:
+    return 1.0
+
+
+def _slope_of_sign(
+    optimizer: Any,
+    slices: Iterable[_Slot],
+    variable: keras.Variable,
+    rate: float,
+) -> float:
+    sizes, squares = 0.0, 0.0
+    for slot in slices:
+        moments = slot("_momentums")
+        sizes += float(np.abs(moments).sum())
+        squares += float((moments**2).sum())
+    return sizes / squares if squares else 0.0
+
+
+def _root_mean_square(variable: keras.Variable) -> float:
+    value = keras.ops.convert_to_numpy(variable)
+    return float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
+
+
 _RULES: dict[type, _Rule] = {
-    keras.optimizers.SGD: _sgd,
-    keras.optimizers.Adam: _adam,
-    keras.optimizers.Nadam: _nadam,
-    keras.optimizers.RMSprop: _rmsprop,
-    keras.optimizers.Adagrad: _adagrad,
-    keras.optimizers.Adamax: _adamax,
+    keras.optimizers.SGD: _Rule(_sgd),
+    keras.optimizers.Adam: _Rule(_adam),
+    keras.optimizers.Nadam: _Rule(_nadam),
+    keras.optimizers.RMSprop: _Rule(_rmsprop),
+    keras.optimizers.Adagrad: _Rule(_adagrad),
+    keras.optimizers.Adamax: _Rule(_adamax),
+    keras.optimizers.Lamb: _Rule(_lamb, _trust),
+    keras.optimizers.Adafactor: _Rule(_adafactor, _relative_step),
+    keras.optimizers.Lion: _Rule(_no_entries, _slope_of_sign),
 }

@@ -110,11 +110,12 @@ class TracIn(Method):
 
                 Σ_k η_k ∇ℓ(w_k, z)ᵀ D_k ∇ℓ(w_k, z'),
 
-            with D_k the diagonal of Adam's or RMSprop's state at checkpoint
-            k, 1 / (√(v_k / (1 - β₂ᵗ)) + ε) for Adam, and 1 / (1 - μ) for SGD
-            with momentum μ: see `keras_tracin.engine.preconditioner`. The plain
-            form is what a step of plain SGD would do. Queries' gradients are
-            made in full, so it takes longer and more memory.
+            with D_k a diagonal of the optimizer's state at checkpoint k,
+            1 / (√(v_k / (1 - β₂ᵗ)) + ε) for Adam, and 1 / (1 - μ) for SGD
+            with momentum μ: see `keras_tracin.engine.preconditioner`, for
+            Lamb, Adafactor, Lion and others too. The plain form is what a
+            step of plain SGD would do. Queries' gradients are made in full,
+            so it takes longer and more memory.
         strategy: a `tf.distribute.Strategy` under which the model was built;
             each of its replicas scores a share of every batch. Scores do not
             depend on it.

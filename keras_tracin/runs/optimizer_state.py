@@ -78,9 +78,7 @@ def recorded_state(
             or that of another optimizer.
     """
     variables = model.trainable_variables
-    # Slots have the shape of what they belong to: here of one number.
-    stand_ins = [keras.Variable(0.0, dtype=v.dtype) for v in variables]
-    optimizer = _built_twin(model, stand_ins)
+    optimizer = _built_twin(model, list(map(_stand_in, variables)))
     own = optimizer.variables
     places = {id(v): at for at, v in enumerate(own)}
     shapes = [tuple(v.shape) for v in own]
@@ -89,7 +87,8 @@ def recorded_state(
         if isinstance(slots, list) and len(slots) == len(variables):
             for slot, variable in zip(slots, variables, strict=True):
                 if id(slot) in places:
-                    shapes[places[id(slot)]] = tuple(variable.shape)
+                    lengths = [variable.shape[n - 1] for n in slot.shape]
+                    shapes[places[id(slot)]] = tuple(lengths)
     with _open(checkpoint.path) as arrays:
         _check_state(optimizer, checkpoint.path, arrays, shapes)
         for variable, array in zip(own, arrays, strict=True):
@@ -119,6 +118,17 @@ def initial_optimizer(
             for variable, array in zip(own, arrays, strict=True):
                 variable.assign(np.asarray(array))
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _stand_in(variable: keras.Variable) -> keras.Variable:
+    """A small variable whose slots tell the shapes of the variable's own.
+
+    Its axes have the lengths 1, 2, 3, …: that of a slot's axis says which axis
+    of the variable it belongs to, and an optimizer that keeps less than one
+    number for each weight, as Adafactor does, has slots of fewer axes.
+    """
+    shape = tuple(range(1, len(variable.shape) + 1))
+    return keras.Variable(np.zeros(shape), dtype=variable.dtype)
 
 
 def _built_twin(model: keras.Model, variables: Sequence[keras.Variable]) -> Any:
