@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from keras_tracin.plots.wrapping import is_wide
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -42,6 +44,7 @@ _PREFERRED = (
     "Noto Emoji",
     "Arial Unicode MS",
 )
+_NO_LETTERS = ("LastResort", ".LastResort")  # a box for each letter
 _PLACEHOLDER = "\u25a1"  # a white square, for letters without a font
 _hinted: set[str] = set()  # scripts that a warning has named
 
@@ -85,7 +88,7 @@ def _own_families() -> list[str]:
     import matplotlib as mpl
 
     names: list[str] = []
-    settings: dict[str, Any] = dict(mpl.rcParams)
+    settings: Any = mpl.rcParams
     for family in settings["font.family"]:
         names += settings.get(f"font.{family}", [family])
     installed = _installed()
@@ -100,11 +103,11 @@ def _installed() -> dict[str, str]:
         fontManager.ttflist,
         key=lambda e: (e.style != "normal", e.weight not in (400, "normal")),
     )
-    # Fonts of colours cannot be drawn.
     return {
         entry.name: entry.fname
         for entry in reversed(entries)
-        if "Color" not in entry.name
+        if not entry.name.replace(" ", "").startswith(_NO_LETTERS)
+        and "Color" not in entry.name  # cannot be drawn
     }
 
 
@@ -152,6 +155,8 @@ def _open(path: str):
 
 def _hint(unknown: Iterable[str]) -> None:
     """Says once for each script that no font has its letters."""
+    import matplotlib as mpl
+
     scripts = {_script_of(letter): letter for letter in sorted(unknown)}
     new = sorted(set(scripts) - _hinted)
     if not new:
@@ -159,17 +164,20 @@ def _hint(unknown: Iterable[str]) -> None:
     _hinted.update(new)
     named = ", ".join(f"{script} ({scripts[script]})" for script in new)
     warnings.warn(
-        f"No installed font has these letters, which are drawn as squares: "
-        f"{named}. Install one that has, such as Noto Sans CJK for Chinese, "
-        "Japanese and Korean (`apt install fonts-noto-cjk`), or add a file by "
-        "`matplotlib.font_manager.fontManager.addfont(path)`, and draw again.",
+        "No installed font has these letters, which are drawn as squares: "
+        f"{named}. Install a font that has them, such as Noto Sans CJK for "
+        "Chinese, Japanese and Korean (`apt install fonts-noto-cjk`), delete "
+        f"{mpl.get_cachedir()}/fontlist*.json, and start Python again.",
         UserWarning,
         stacklevel=4,
     )
 
 
 def _script_of(letter: str) -> str:
-    """The first word of a letter's name, such as "CJK", or "symbols"."""
+    """The script of a letter, from its name; of no script, "symbols"."""
     if unicodedata.category(letter).startswith("S"):
         return "symbols"
-    return unicodedata.name(letter, "UNNAMED").split()[0]
+    word = unicodedata.name(letter, "UNNAMED").split()[0]
+    if is_wide(letter) and word in ("CJK", "FULLWIDTH", "IDEOGRAPHIC"):
+        return "Chinese"
+    return word.split("-")[0].capitalize()

@@ -6,7 +6,7 @@ Synopsis:
 
     scores = tracin.self_influence()
     plots.recall_curve(scores, is_mislabeled)
-    plots.recall_curve({"TracIn": scores, "loss": losses}, is_mislabeled)
+    plots.recall_curve({"TracIn": scores}, is_mislabeled)
     plots.mislabeled_by_class(scores, labels, is_mislabeled)
     plots.score_distribution(scores, is_mislabeled)
 """
@@ -158,6 +158,7 @@ def mislabeled_by_class(
         axes.bar(left, heights, width, label=legend)
     axes.set_xticks(np.arange(len(classes)), [str(c) for c in classes])
     axes.set(xlabel="Label", ylabel="Wrong labels found")
+    axes.locator_params(axis="y", integer=True)
     axes.set_title(
         f"Wrong labels in the top {share:.0%} by self-influence", fontsize=10
     )

@@ -151,10 +151,9 @@ def named_scores(scores: Any, name: str) -> dict[str, Scores]:
         ValueError: as `example_scores`.
     """
     if not isinstance(scores, Mapping):
-        title = "self-influence"
-        if not isinstance(scores, SelfInfluence):
-            title = "scores"
-        scores = {title: scores}
+        is_own = isinstance(scores, SelfInfluence)
+        title = "self-influence" if is_own else "scores"
+        return {title: example_scores(scores, name)}
     return {
         str(title): example_scores(result, f"{name}[{title!r}]")
         for title, result in scores.items()

@@ -32,24 +32,27 @@ class Selection:
         all_ids: ids `[m]` of all queries of the result.
         rows: positions `[q]` of the selected ones among them.
         available: number of examples that the result has on each side.
+        chosen: what the caller chose, of "queries" and "k".
     """
 
     top: TopK
     all_ids: np.ndarray
     rows: np.ndarray
     available: int
+    chosen: frozenset[str]
 
     @property
     def note(self) -> str:
-        """What the figure leaves out, and how to see it; or ""."""
+        """What the figure leaves out unasked, and how to see it; or ""."""
         k = self.top.proponents.ids.shape[1]
         parts = []
-        if len(self.rows) < len(self.all_ids):
+        if len(self.rows) < len(self.all_ids) and "queries" not in self.chosen:
             parts.append(
-                f"{len(self.rows)} of {len(self.all_ids):,} queries (queries=)"
+                f"{len(self.rows)} of {len(self.all_ids):,} queries; choose "
+                "others by queries="
             )
-        if k < self.available:
-            parts.append(f"{k} of {self.available:,} on each side (k=)")
+        if k < self.available and "k" not in self.chosen:
+            parts.append(f"{k} of {self.available:,} on each side; more by k=")
         return ", ".join(parts)
 
     def first(self, count: int) -> Selection:
@@ -76,9 +79,40 @@ class Selection:
                 not fit it.
         """
         source = Source.open(data, name)
-        ids = _query_ids(source, self.all_ids, self.rows)
+        ids = self._query_ids(source)
         names = source.values(labels, "query_labels", ids, self.top.query_ids)
         return look_up_shown(source, ids, names, class_names)
+
+    def _query_ids(self, source: Source) -> np.ndarray:
+        """What to look the selected queries up by.
+
+        Raises:
+            ValueError: if the data are others than those that were scored.
+        """
+        all_ids, rows = self.all_ids, self.rows
+        m, q = len(all_ids), len(rows)
+        is_chosen = "queries" in self.chosen
+        if source.examples.carries_ids:
+            return all_ids[rows]
+        count = source.count(m)
+        if source.is_plain and count == m:
+            return rows
+        if source.is_plain and count == q and is_chosen:
+            return np.arange(q)
+        is_number = all_ids.dtype.kind in "iu"
+        # Without a gap, they are all positions of what was scored.
+        is_all = is_number and np.array_equal(np.sort(all_ids), np.arange(m))
+        if count != m and (is_all or (source.is_plain and not is_number)):
+            subset = f", or {q}, those of `queries`" if is_chosen else ""
+            is_exact = source.examples.size is not None or count < m
+            received = f"{count}" if is_exact else f"more than {m}"
+            raise ValueError(
+                f"`{source.examples.name}` should have length {m}, the queries "
+                f"of the result{subset}. Received: length {received}. Pass the "
+                "queries that were scored and choose some of them by "
+                "`queries=`, or score data with ids, from `kt.with_ids`."
+            )
+        return all_ids[rows]
 
     def examples(
         self,
@@ -135,6 +169,8 @@ def select(
         )
     if not len(result.query_ids):
         raise ValueError("`top` should hold at least one query. Received none.")
+    arguments = {"queries": queries, "k": k}
+    chosen = {name for name, value in arguments.items() if value is not None}
     rows = _select_rows(queries, result.query_ids, most[0])
     if isinstance(result, Attribution):
         part = Attribution(
@@ -152,7 +188,8 @@ def select(
                 f"examples that `top` has on each side. Received: {k!r}."
             )
         top = _rows_of(result, rows, slice(k))
-    return Selection(top, np.asarray(result.query_ids), rows, available)
+    query_ids = np.asarray(result.query_ids)
+    return Selection(top, query_ids, rows, available, frozenset(chosen))
 
 
 def _rows_of(top: TopK, rows: Any, columns: slice = slice(None)) -> TopK:
@@ -191,35 +228,3 @@ def _select_rows(queries: Any, query_ids: np.ndarray, most: int) -> np.ndarray:
             f"{' and so on' if count > 5 else ''}."
         )
     return np.array([known.index(id_) for id_ in ids])
-
-
-def _query_ids(
-    source: Source, all_ids: np.ndarray, rows: np.ndarray
-) -> np.ndarray:
-    """What to look the selected queries up by.
-
-    Raises:
-        ValueError: if the data are others than those that were scored.
-    """
-    if source.examples.carries_ids:
-        return all_ids[rows]
-    m, q = len(all_ids), len(rows)
-    count = source.count(m)
-    if source.is_plain and count == m:
-        return rows
-    if source.is_plain and count == q:
-        return np.arange(q)
-    is_number = all_ids.dtype.kind in "iu"
-    # Without a gap, they are all positions of what was scored.
-    is_all = is_number and np.array_equal(np.sort(all_ids), np.arange(m))
-    if count != m and (is_all or (source.is_plain and not is_number)):
-        subset = f", or {q}, those of `queries`" if q != m else ""
-        is_exact = source.examples.size is not None or count < m
-        received = f"{count}" if is_exact else f"more than {m}"
-        raise ValueError(
-            f"`{source.examples.name}` should have length {m}, the queries of "
-            f"the result{subset}. Received: length {received}. Pass the "
-            "queries that were scored and choose some of them by `queries=`, "
-            "or score data with ids, from `kt.with_ids`."
-        )
-    return all_ids[rows]

@@ -5,8 +5,7 @@ Public as `keras_tracin.plots`.
 Synopsis:
 
     top = tracin.top_k((x_test, y_test), k=3)
-    plots.text_table(top, (x_test, y_test), (x_train, y_train), queries=4)
-    plots.text_table(top, test_texts, train_texts, train_labels=labels)
+    plots.text_table(top, test_texts, train_texts, queries=4)
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ import functools
 import unicodedata
 from collections.abc import Iterator
 
+_ROUNDING = 1.03  # the widths of small letters are rounded to pixels
 _UNKNOWN = 0.65  # width of a letter that the font lacks, in its size
+
+_POINTS = 100  # the size that letters are measured at
 
 
 def shorten(text: str, letters: int) -> str:
@@ -78,8 +81,8 @@ def wrap(
 
 
 def width_of(text: str, size: float, is_bold: bool = False) -> float:
-    """Width of a text in points, nearly; letters are not kerned."""
-    return size * sum(_advance(letter, is_bold) for letter in text)
+    """Width of a text in points, or a little more."""
+    return _ROUNDING * size * sum(_advance(letter, is_bold) for letter in text)
 
 
 def is_wide(letter: str) -> bool:
@@ -113,9 +116,6 @@ def _advance(letter: str, is_bold: bool) -> float:
     if font.get_char_index(ord(letter)) == 0:
         return _UNKNOWN
     return font.load_char(ord(letter)).linearHoriAdvance / 65536 / _POINTS
-
-
-_POINTS = 100  # the size that letters are measured at
 
 
 @functools.lru_cache(maxsize=2)

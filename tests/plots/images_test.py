@@ -38,8 +38,8 @@ def grid(figure, m, k):
     cells, rows = drawn(figure), [[] for _ in range(m)]
     for columns in (1, k, k):
         group, cells = cells[: m * columns], cells[m * columns :]
-        for row in range(m):
-            rows[row] += group[row * columns : (row + 1) * columns]
+        for at in range(m):
+            rows[at] += group[at * columns : (at + 1) * columns]
     return rows
 
 
@@ -77,7 +77,7 @@ def test_captions_give_labels_and_signed_scores():
 def test_queries_without_labels_are_captioned_with_their_ids():
     top = top_of([[0], [1]], [[1], [0]], query_ids=["x", "y"])
     figure = plots.proponents_and_opponents(top, QUERIES, IMAGES)
-    assert [row[0][1] for row in grid(figure, 2, 1)] == ["x", "y"]
+    assert [line[0][1] for line in grid(figure, 2, 1)] == ["x", "y"]
 
 
 def test_wrong_labels_and_no_others_are_red():
@@ -103,7 +103,7 @@ def test_attached_ids_find_their_images():
     ids = np.array(["e", "b", "d", "a", "c"])
     top = top_of([["a"], ["b"]], [["c"], ["d"]])
     figure = plots.proponents_and_opponents(top, QUERIES, IMAGES, train_ids=ids)
-    shown = [image for row in grid(figure, 2, 1) for image, _, _ in row[1:]]
+    shown = [image for line in grid(figure, 2, 1) for image, _, _ in line[1:]]
     np.testing.assert_array_equal(shown, IMAGES[[3, 4, 1, 2]])
 
 
