@@ -14,12 +14,15 @@ import tensorflow as tf
 
 from keras_tracin.data.kinds import as_text
 
+_MOST_VALUES = 8  # of a label
+
 
 def label_values(y: Any) -> np.ndarray:
     """Labels as integers, floats or strings `[n]`.
 
     One-hot rows and whole floats become integers; labels of several values
-    become strings.
+    become strings, and of many values, such as tokens or images, these begin
+    with the first of them.
     """
     leaves = [np.asarray(part) for part in tf.nest.flatten(y)]
     array = leaves[0].reshape(len(leaves[0]), -1)  # [n, p]
@@ -27,11 +30,17 @@ def label_values(y: Any) -> np.ndarray:
         return plain_values(array[:, 0])
     if len(leaves) == 1 and _is_one_hot(array):
         return array.argmax(axis=1)
-    flat = [leaf.reshape(len(leaf), -1).tolist() for leaf in leaves]
+    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    count = sum(leaf.shape[1] for leaf in flat)
+    end = f" … ({count:,} values)" if count > _MOST_VALUES else ""
+    shown = [leaf[:, :_MOST_VALUES].tolist() for leaf in flat]
     return np.array(
         [
-            " ".join(as_text(value) for part in parts for value in part)
-            for parts in zip(*flat, strict=True)
+            " ".join(
+                [as_text(v) for part in parts for v in part][:_MOST_VALUES]
+            )
+            + end
+            for parts in zip(*shown, strict=True)
         ]
     )
 

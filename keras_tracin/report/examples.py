@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.batches import Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.examples import open_examples, select
 from keras_tracin.data.labels import label_values
 from keras_tracin.data.lookup import locate
@@ -22,6 +22,7 @@ from keras_tracin.report.labels import Predictions, predictions_for
 from keras_tracin.report.rendering import View
 
 _BATCH = 256  # examples read at a time
+_NO_LABEL = "no label"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read(
         ValueError: if no example has one of the ids, if predictions, names or
             shapes do not fit, or if images have colours out of range.
     """
-    examples = open_examples(data, name)
+    examples = open_examples(data, name, labels=False)
     outputs = None
     if predictions is not None:
         outputs = predictions_for(
@@ -88,6 +89,13 @@ def read(
     )
 
 
+def _labels_of(batch: Batch) -> Any:
+    """The labels of a batch, or what stands for them."""
+    if batch.y is None:
+        return np.full(len(batch), _NO_LABEL)
+    return tf.nest.map_structure(np.asarray, batch.y)
+
+
 def _columns(
     examples: Examples, ids: np.ndarray, view: View
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -99,7 +107,7 @@ def _columns(
     columns: dict[str, list] = {"images": [], "texts": [], "rows": []}
     for batch in selection.batches(_BATCH):
         read_ids += batch.ids.tolist()
-        labels.append(tf.nest.map_structure(np.asarray, batch.y))
+        labels.append(_labels_of(batch))
         shown: tuple[list, list, list] = view.render(batch)
         for column, part in zip(columns.values(), shown, strict=True):
             column += part
