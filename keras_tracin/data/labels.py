@@ -30,17 +30,15 @@ def label_values(y: Any) -> np.ndarray:
         return plain_values(array[:, 0])
     if len(leaves) == 1 and _is_one_hot(array):
         return array.argmax(axis=1)
-    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-    count = sum(leaf.shape[1] for leaf in flat)
+    flat = np.concatenate(
+        [leaf.reshape(len(leaf), -1).astype(object) for leaf in leaves], axis=1
+    )
+    count = flat.shape[1]
     end = f" … ({count:,} values)" if count > _MOST_VALUES else ""
-    shown = [leaf[:, :_MOST_VALUES].tolist() for leaf in flat]
     return np.array(
         [
-            " ".join(
-                [as_text(v) for part in parts for v in part][:_MOST_VALUES]
-            )
-            + end
-            for parts in zip(*shown, strict=True)
+            " ".join(as_text(value) for value in row) + end
+            for row in flat[:, :_MOST_VALUES].tolist()
         ]
     )
 
