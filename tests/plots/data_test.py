@@ -184,39 +184,39 @@ def test_texts_and_values_of_all_inputs_stand_in_one_row():
 
 
 @pytest.mark.parametrize(
-    ("key", "changes"),
+    ("message", "changes"),
     [
-        ("figure-queries", {"query_images": (IMAGES[:2], LABELS[:2])}),
-        ("figure-queries", {"query_images": TRAIN}),
+        (row("figure-queries"), {"query_images": (IMAGES[:2], LABELS[:2])}),
+        (row("figure-queries"), {"query_images": TRAIN}),
         (
-            "figure-queries",
+            row("figure-queries"),
             {"query_images": tf.data.Dataset.from_tensors(TRAIN)},
         ),
-        ("figure-queries", {"query_images": IMAGES[:1]}),
-        ("figure-queries", {"query_images": IMAGES[:1], "queries": 2}),
-        ("figure-chosen", {"queries": [0, 9]}),
-        ("figure-number", {"queries": 0}),
-        ("figure-number", {"queries": [True, False, True]}),
-        ("figure-number", {"queries": []}),
-        ("figure-k", {"k": 2}),
-        ("figure-class-names", {"class_names": ["zero"]}),
+        (row("figure-queries"), {"query_images": IMAGES[:1]}),
+        (row("figure-queries"), {"query_images": IMAGES[:1], "queries": 2}),
+        (row("figure-chosen"), {"queries": [0, 9]}),
+        (row("figure-number"), {"queries": 0}),
+        (row("figure-number"), {"queries": [True, False, True]}),
+        (row("figure-number"), {"queries": []}),
+        (row("figure-k"), {"k": 2}),
+        (row("figure-class-names"), {"class_names": ["zero"]}),
         (
-            "figure-by-id",
+            row("figure-by-id"),
             {
                 "train_images": kt.with_ids(TRAIN).batch(2),
                 "train_labels": LABELS,
             },
         ),
-        ("figure-lacks", {"is_mislabeled": {4: True}}),
+        (row("figure-lacks"), {"is_mislabeled": {4: True}}),
         (
-            "figure-train-ids",
+            row("figure-train-ids"),
             {"train_images": Batches(), "train_ids": np.arange(6)},
         ),
     ],
 )
-def test_data_that_do_not_fit_the_result_are_refused(key, changes):
+def test_data_that_do_not_fit_the_result_are_refused(message, changes):
     arguments = {"query_images": TEST, "train_images": TRAIN} | changes
-    with pytest.raises(ValueError, match=row(key)):
+    with pytest.raises(ValueError, match=message):
         plots.proponents_and_opponents(TOP, **arguments)
 
 

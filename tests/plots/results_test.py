@@ -100,42 +100,60 @@ def test_a_map_sums_the_scores_of_queries():
 
 
 @pytest.mark.parametrize(
-    ("key", "draw"),
+    ("message", "draw"),
     [
-        ("figure-many-queries", lambda: plots.recall_curve(MANY, WRONG)),
         (
-            "figure-many-queries",
+            row("figure-many-queries"),
+            lambda: plots.recall_curve(MANY, WRONG),
+        ),
+        (
+            row("figure-many-queries"),
             lambda: plots.mislabeled_by_class({"a": MANY}, WRONG, WRONG),
         ),
-        ("figure-only-strongest", lambda: plots.recall_curve(TOP, WRONG)),
-        ("figure-only-strongest", lambda: plots.score_map(WRONG, WRONG, TOP)),
+        (
+            row("figure-only-strongest"),
+            lambda: plots.recall_curve(TOP, WRONG),
+        ),
+        (
+            row("figure-only-strongest"),
+            lambda: plots.score_map(WRONG, WRONG, TOP),
+        ),
     ],
 )
-def test_results_without_a_score_for_each_example_are_refused(key, draw):
-    with pytest.raises(TypeError, match=row(key)):
+def test_results_without_a_score_for_each_example_are_refused(message, draw):
+    with pytest.raises(TypeError, match=message):
         draw()
 
 
 @pytest.mark.parametrize(
-    ("key", "draw"),
+    ("message", "draw"),
     [
         (
-            "figure-ranked",
+            row("figure-ranked"),
             lambda: plots.score_distribution(OWN.ranking(), WRONG),
         ),
-        ("figure-ranked", lambda: plots.score_distribution(TOP, WRONG)),
-        ("figure-ranked", lambda: plots.recall_curve(OWN.ranking(), WRONG)),
         (
-            "figure-ranked",
+            row("figure-ranked"),
+            lambda: plots.score_distribution(TOP, WRONG),
+        ),
+        (
+            row("figure-ranked"),
+            lambda: plots.recall_curve(OWN.ranking(), WRONG),
+        ),
+        (
+            row("figure-ranked"),
             lambda: plots.mislabeled_by_class(OWN.ranking(), WRONG, BY_ID),
         ),
-        ("figure-lacks", lambda: plots.score_distribution(OWN, {"a": True})),
         (
-            "figure-array-ids",
+            row("figure-lacks"),
+            lambda: plots.score_distribution(OWN, {"a": True}),
+        ),
+        (
+            row("figure-array-ids"),
             lambda: plots.score_distribution(OWN.scores, BY_ID),
         ),
     ],
 )
-def test_labels_that_could_go_to_other_scores_are_refused(key, draw):
-    with pytest.raises(ValueError, match=row(key)):
+def test_labels_that_could_go_to_other_scores_are_refused(message, draw):
+    with pytest.raises(ValueError, match=message):
         draw()
