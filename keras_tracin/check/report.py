@@ -13,10 +13,12 @@ _MOST_NAMED = 5  # layers
 # Remedies are sentences that begin with what to do.
 _REMEDY = re.compile(
     r"(?<=[.)`])\s+(?=(?:Attach|Build|Call|Check|Choose|Compile|Convert|Copy|"
-    r"Correct|Delete|Give|Install|Keep|Leave|Let|Load|Look|Make|Name|"
-    r"Pass|Record|Remove|Rename|Save|Select|Set|Take|Train|Unless|Use|Wait|"
-    r"Write)\b)"
+    r"Correct|Delete|Give|Install|Keep|Leave|Let|Load|Look|Make|Name|Pass|Put|"
+    r"Reduce|Remove|Rename|Record|Restore|Return|Save|Select|Set|Switch|Take|"
+    r"Train|Turn|Undo|Unless|Use|Wait|Write)\b)"
 )
+# Paths and numbers, in which messages about several checkpoints differ.
+_PARTICULARS = re.compile(r"\S*[/\\]\S+|\d[\d.e+-]*")
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -126,7 +128,7 @@ class CheckReport:
 
     def __str__(self) -> str:
         parts = [_cost(self), _coverage(self)]
-        parts += map(_paragraph, self.findings)
+        parts += _paragraphs(self.findings)
         counts = [
             f"{len(selected)} {severity}{'s' * (len(selected) != 1)}"
             for severity in SEVERITIES
@@ -175,9 +177,22 @@ def _coverage(report: CheckReport) -> str:
     return _fill(text)
 
 
-def _paragraph(finding: Finding) -> str:
+def _paragraphs(findings: tuple[Finding, ...]) -> list[str]:
+    """A paragraph for each finding, or for several that are alike."""
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        general = _PARTICULARS.sub("", finding.message)
+        key = finding.severity, finding.topic, general
+        alike.setdefault(key, []).append(finding)
+    return [_paragraph(first, len(more)) for first, *more in alike.values()]
+
+
+def _paragraph(finding: Finding, num_more: int = 0) -> str:
     """The fault of a finding, and below it what to do."""
-    lines = [_fill(f"{finding.severity}, {finding.topic}: {finding.fault}")]
+    text = f"{finding.severity}, {finding.topic}: {finding.fault}"
+    if num_more:
+        text += f" And {num_more} more like this."
+    lines = [_fill(text)]
     if finding.remedy:
         lines.append(_fill(f"  fix: {finding.remedy}", indent="    "))
     return "\n".join(lines)

@@ -286,6 +286,9 @@ def test_weights_that_do_not_fit_or_are_nan_are_errors(plain, tmp_path):
     assert all(
         re.search(row("other-architecture"), f.message) for f in found.errors
     )
+    printed = " ".join(str(found).split())
+    assert printed.count("is not the one whose training wrote") == 1
+    assert "And 2 more like this. fix: Pass the model" in printed
     paths = [c.path for c in kt.TrainingRun(directory)]
     twin = small()
     twin.set_weights([w * np.nan for w in model.get_weights()])
