@@ -208,7 +208,7 @@ def test_histograms_refuse_what_does_not_fit(tmp_path, scores, groups, message):
     [
         ({"query_images": QUERIES[:1]}, "`query_images` should have length 2"),
         ({"query_labels": ["a"]}, "`query_labels` should have length 2"),
-        ({"train_images": IMAGES[:2]}, "names the training id"),
+        ({"train_images": IMAGES[:2]}, "name the id"),
     ],
 )
 def test_pictures_refuse_what_does_not_fit(tmp_path, changes, message):

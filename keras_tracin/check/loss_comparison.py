@@ -101,16 +101,14 @@ def _describe(comparison: Comparison) -> str:
     in_training = _exceeds(comparison.lower_bound, comparison.recorded, _FACTOR)
     if comparison.inference is not None and not in_training:
         return (
-            f"in epoch {comparison.epoch} `fit` had a loss of "
-            f"{comparison.recorded:.4g}, and these data have "
-            f"{comparison.inference:.4g} with the weights after it, in "
-            "inference mode"
+            f"in epoch {comparison.epoch} `fit` reported "
+            f"{comparison.recorded:.4g}, and the data have "
+            f"{comparison.inference:.4g} after it, in inference mode"
         )
     return (
-        f"in epoch {comparison.epoch} `fit` had a loss of "
-        f"{comparison.recorded:.4g}, and these data have "
-        f"{comparison.before:.4g} with the weights before it and "
-        f"{comparison.after:.4g} with those after it"
+        f"in epoch {comparison.epoch} `fit` reported "
+        f"{comparison.recorded:.4g}, and the data have {comparison.before:.4g} "
+        f"before it and {comparison.after:.4g} after it"
     )
 
 
@@ -123,11 +121,9 @@ def _other_data(
         severity,
         name,
         f"`{name}` does not seem to be what `fit` was trained on: "
-        f"{_describe(above[-1])}. Expected about the same; "
-        f"{len(above)} of {len(comparisons)} epochs that were compared are "
-        "like this. Look for scaling or preprocessing that is left out, for "
-        "classes in another order, for another data set, and for class or "
-        "sample weights that `fit` was given.",
+        f"{_describe(above[-1])} (so in {len(above)} of {len(comparisons)} "
+        "epochs). Look for scaling or preprocessing that is left out, classes "
+        "in another order, another data set, class or sample weights.",
     )
 
 
@@ -136,9 +132,8 @@ def _lower_loss(name: str, comparisons: Sequence[Comparison]) -> Finding:
         "note",
         name,
         f"The training had more loss than `{name}` has: "
-        f"{_describe(comparisons[-1])}. That is to be expected where "
-        "examples were augmented; if not, look for class or sample weights "
-        "that `fit` was given, and for labels that were changed.",
+        f"{_describe(comparisons[-1])}. Unless examples were augmented, look "
+        "for class or sample weights and for changed labels.",
     )
 
 

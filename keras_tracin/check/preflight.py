@@ -196,7 +196,14 @@ class _Preflight:
 
     def _add_finding(self, severity: str, topic: str, message: str) -> None:
         """Adds a finding, unless an earlier stage had the same."""
-        if message not in [finding.message for finding in self._findings]:
+        known = [finding.message for finding in self._findings]
+        # Examples at fault have been named already, all of them.
+        is_of_data = topic == "job" and "examples with ids" in message
+        has_faults = any(
+            f.severity == "error" and "examples with ids" in f.message
+            for f in self._findings
+        )
+        if message not in known and not (is_of_data and has_faults):
             self._findings.append(Finding(severity, topic, message))
 
     def _check_model(
@@ -221,15 +228,18 @@ class _Preflight:
             self._add_finding(
                 "note",
                 "run",
-                "The steps of the run did not all update the same variables, "
-                "or not at one learning rate. TracIn weights each variable by "
-                "the rates of the steps that updated it.",
+                "Steps of the run updated different variables, or at "
+                "different rates; TracIn weights each variable by its own.",
             )
 
     def _check_data(self, data: Any, name: str) -> None:
-        loss = per_example_loss(
-            self._model, self._options["loss"], self._options["class_weight"]
-        )
+        loss = None
+        with self._stage("model"):
+            loss = per_example_loss(
+                self._model,
+                self._options["loss"],
+                self._options["class_weight"],
+            )
         examples = open_for_model(self._model, data, name)
         pad_examples(self._model, loss, examples)
         if examples.note:
@@ -247,15 +257,16 @@ class _Preflight:
         self._run = run
         rates = checkpoint_rates(run)
         self._add_finding(
-            "note", "run", f"{run!r}, of which scores use {len(rates)}."
+            "note",
+            "run",
+            f"{_describe(run)}, of which scores use {len(rates)}.",
         )
         if len(rates) == 1:
             self._add_finding(
                 "note",
                 "run",
-                "A single checkpoint shows one moment of training; several, "
-                "where the loss falls, show more (Pruthi et al. 2020, section "
-                "D).",
+                "A single checkpoint shows one moment of training. Use "
+                "several, from where the loss falls.",
             )
         return rates
 
@@ -297,3 +308,14 @@ class _Preflight:
             with engine.updated.visiting(checkpoint):
                 check_gradients(engine, name_of(checkpoint))
             self._plan = forecast_plainly(engine, rates, test)
+
+
+def _describe(run: TrainingRun) -> str:
+    """Number of checkpoints, and the epochs that they are from."""
+    count = len(run)
+    words = f"{count} checkpoint{'' if count == 1 else 's'}"
+    if not count or run.directory is None:
+        return words
+    first, last = run[0].epoch, run[-1].epoch
+    span = f"epoch {first}" if first == last else f"epochs {first}-{last}"
+    return f"{words} of {span}"

@@ -30,7 +30,7 @@ Digests = list[tuple[Any, bytes]]
 def reading_findings(
     examples: Examples,
     model: keras.Model,
-    loss: PerExampleLoss,
+    loss: PerExampleLoss | None,
     max_examples: int | None,
 ) -> Iterator[Finding]:
     """Findings about the order, ids, labels and values of the examples.
@@ -38,15 +38,19 @@ def reading_findings(
     Args:
         examples: the opened data.
         model: the built model.
-        loss: its per-example loss.
+        loss: its per-example loss; None if it has none, so that labels are
+            not checked.
         max_examples: number of examples to read; None for all.
     """
     name = examples.name
     checks: dict[tuple[str, str], BatchCheck] = {
         ("error", "NaN or infinite values"): _not_finite,
-        ("error", "Labels outside of the classes"): _check_labels(model, loss),
         ("warning", "Negative sample weights"): _negative_weights,
     }
+    if loss is not None:
+        checks["error", "Labels outside of the classes"] = _check_labels(
+            model, loss
+        )
     first, faults = _read(examples, max_examples, checks)
     second, _ = _read(examples, max_examples, {})
     yield _order_finding(examples, first, second)
@@ -63,9 +67,8 @@ def reading_findings(
         yield Finding(
             "warning",
             name,
-            f"Ids that occur more than once: {_list_ids(repeated)}. Scores "
-            "name an example by its id: give each its own, unless these are "
-            "repeats.",
+            f"Ids that occur more than once: {_list_ids(repeated)}. Give each "
+            "example its own, unless these are repeats.",
         )
 
 
@@ -80,9 +83,8 @@ def _order_finding(
         return Finding(
             "error",
             examples.name,
-            f"{message}: their order or content changes each time, so they "
-            "cannot be told apart by position. Attach ids with `kt.with_ids` "
-            "before `shuffle`, or take out what changes.",
+            f"{message}: their order or content changes each time. Attach ids "
+            "by `kt.with_ids` before `shuffle`, or take out what changes.",
         )
     before = dict(first)
     changed = [i for i, digest in second if before.get(i, digest) != digest]
@@ -91,8 +93,7 @@ def _order_finding(
             "warning",
             examples.name,
             f"{message}: the content of examples with ids {_list_ids(changed)} "
-            "changes each time, and so will their scores. Take random "
-            "augmentation out before attribution.",
+            "changes each time. Take random augmentation out.",
         )
     return Finding(
         "note",

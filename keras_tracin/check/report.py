@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 
-from keras_tracin.engine.planning import Plan
+from keras_tracin.engine.planning import Plan, in_words
 
 _WIDTH = 78
+_MOST_NAMED = 5  # layers
+# Remedies are sentences that begin with what to do.
+_REMEDY = re.compile(
+    r"(?<=[.)`])\s+(?=(?:Attach|Build|Call|Check|Choose|Compile|Convert|Copy|"
+    r"Correct|Delete|Give|Install|Keep|Leave|Let|Load|Look|Make|Name|Pass|Put|"
+    r"Reduce|Remove|Rename|Record|Restore|Return|Save|Select|Set|Switch|Take|"
+    r"Train|Turn|Undo|Unless|Use|Wait|Write)\b)"
+)
+# Paths and numbers, in which messages about several checkpoints differ.
+_PARTICULARS = re.compile(r"\S*[/\\]\S+|\d[\d.e+-]*")
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -25,6 +36,24 @@ class Finding:
     severity: str
     topic: str
     message: str
+
+    @property
+    def remedy(self) -> str:
+        """The sentences of the message that say what to do, or ""."""
+        return self.message[self._end_of_fault() :].strip()
+
+    @property
+    def fault(self) -> str:
+        """The sentences of the message before its remedy."""
+        return self.message[: self._end_of_fault()].strip()
+
+    def _end_of_fault(self) -> int:
+        starts = [
+            match.end()
+            for match in _REMEDY.finditer(self.message)
+            if match.start()
+        ]
+        return starts[0] if starts else len(self.message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +127,8 @@ class CheckReport:
         return tuple(f for f in self.findings if f.severity == severity)
 
     def __str__(self) -> str:
-        parts = [_layers_table(self), *map(_paragraph, self.findings)]
-        if self.plan is not None:
-            job = f"job: {self.plan}"
-            parts.append(textwrap.fill(job, _WIDTH, subsequent_indent="  "))
+        parts = [_cost(self), _coverage(self)]
+        parts += _paragraphs(self.findings)
         counts = [
             f"{len(selected)} {severity}{'s' * (len(selected) != 1)}"
             for severity in SEVERITIES
@@ -112,31 +139,70 @@ class CheckReport:
         return "\n".join([*filter(None, parts), f"{verdict}: {summary}"])
 
 
-def _layers_table(report: CheckReport) -> str:
+def _cost(report: CheckReport) -> str:
+    """What the job needs, the time first."""
+    plan = report.plan
+    if plan is None:
+        return "" if report.ok else "cost: not known before errors are fixed"
+    time = "time unknown, as the number of examples is"
+    if plan.seconds is not None:
+        time = in_words(plan.seconds)
+    call = "top_k" if plan.num_queries else "self_influence"
+    return _fill(f"cost of TracIn.{call}: {time}, {plan.space}") + (
+        f"\n{_fill(f'  for {plan.work}')}"
+    )
+
+
+def _coverage(report: CheckReport) -> str:
+    """Which parameters gradients cover, and which layers are slow."""
     if not report.layers:
         return ""
-    rows = [
-        (f"{layer.name} ({layer.kind})", f"{layer.parameters:,}", layer.method)
+    count = len(report.layers)
+    text = (
+        f"covered: {report.parameters:,} parameters in {count} "
+        f"layer{'s' * (count != 1)}"
+    )
+    if report.left_out:
+        reasons = [f"{n:,} {reason}" for reason, n in report.left_out.items()]
+        text += f"; left out: {', '.join(reasons)}"
+    slow = [
+        f"{layer.name} ({layer.kind})"
         for layer in report.layers
+        if layer.method == "fallback"
     ]
-    rows.append(("covered", f"{report.parameters:,}", ""))
-    rows += [
-        (reason, f"{count:,}", "left out")
-        for reason, count in report.left_out.items()
-    ]
-    name, number = (max(len(row[i]) for row in rows) for i in (0, 1))
-    lines = [
-        f"{first:<{name}}  {second:>{number}}  {third}".rstrip()
-        for first, second, third in rows
-    ]
+    if slow:
+        more = len(slow) - _MOST_NAMED
+        named = ", ".join(slow[:_MOST_NAMED]) + f" and {more} more" * (more > 0)
+        text += f"; exact but slower, without a rule: {named}"
+    return _fill(text)
+
+
+def _paragraphs(findings: tuple[Finding, ...]) -> list[str]:
+    """A paragraph for each finding, or for several that are alike."""
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        general = _PARTICULARS.sub("", finding.message)
+        key = finding.severity, finding.topic, general
+        alike.setdefault(key, []).append(finding)
+    return [_paragraph(first, len(more)) for first, *more in alike.values()]
+
+
+def _paragraph(finding: Finding, num_more: int = 0) -> str:
+    """The fault of a finding, and below it what to do."""
+    text = f"{finding.severity}, {finding.topic}: {finding.fault}"
+    if num_more:
+        text += f" And {num_more} more like this."
+    lines = [_fill(text)]
+    if finding.remedy:
+        lines.append(_fill(f"  fix: {finding.remedy}", indent="    "))
     return "\n".join(lines)
 
 
-def _paragraph(finding: Finding) -> str:
+def _fill(text: str, indent: str = "  ") -> str:
     return textwrap.fill(
-        f"{finding.severity}, {finding.topic}: {finding.message}",
+        text,
         _WIDTH,
-        subsequent_indent="  ",
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )

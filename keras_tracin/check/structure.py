@@ -80,8 +80,8 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
         yield Finding(
             "note",
             "model",
-            "These layers act differently in training mode; scores use "
-            f"inference mode: {_list_layers(differing)}.",
+            "Scores use inference mode, unlike training, which matters to "
+            f"{_list_layers(differing)}.",
         )
     regularized = [
         layer
@@ -92,17 +92,15 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
         yield Finding(
             "note",
             "model",
-            "Weight regularisers belong to the objective, not to an example: "
-            f"gradients leave out the regularisers of "
-            f"{_list_layers(regularized)}.",
+            "Scores leave out weight regularisers, which belong to no example: "
+            f"those of {_list_layers(regularized)}.",
         )
     if has_unknown_fit(model):
         yield Finding(
             "warning",
             "model",
-            f"The model's class {type(model).__name__} has its own `fit`. What "
-            "it does to data before it trains on them is not known here: pass "
-            "the data that its steps see.",
+            f"The model's class {type(model).__name__} has its own `fit`, "
+            "which may change the data. Pass the data that its steps see.",
         )
     own_step = type(model).train_step is not keras.Model.train_step
     if own_step and trains_on_compiled_loss(model):  # Else it is an error.
@@ -110,8 +108,8 @@ def model_findings(model: keras.Model) -> Iterator[Finding]:
             "warning",
             "loss",
             f"The model's class {type(model).__name__} has its own "
-            "`train_step`. Scores use the compiled loss: if training used "
-            "another one, pass it as `loss=`.",
+            "`train_step`; scores use the compiled loss. Pass `loss=` if "
+            "training used another one.",
         )
 
 
@@ -165,9 +163,8 @@ def loss_finding(model: keras.Model, loss: Any) -> Finding:
     return Finding(
         "note",
         "loss",
-        f"{', '.join(described)} ({where}{weighted}). The reduction over the "
-        "batch is undone: an example's loss is that of a batch of itself "
-        "alone.",
+        f"{', '.join(described)} ({where}{weighted}); scores use the loss of "
+        "each example alone.",
     )
 
 

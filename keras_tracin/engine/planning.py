@@ -65,7 +65,9 @@ class Plan:
         batches = math.ceil(self.num_train / self.batch_size)
         return batches * self.num_checkpoints
 
-    def __str__(self) -> str:
+    @property
+    def work(self) -> str:
+        """Numbers of examples, queries and checkpoints, and batches."""
         train = "?" if self.num_train is None else f"{self.num_train:,}"
         work = f"{'' if self.exact else 'about '}{train} training examples"
         if self.num_queries:
@@ -73,15 +75,21 @@ class Plan:
         if self.num_blocks > 1:
             work += f" (in {self.num_blocks:,} blocks)"
         plural = "" if self.num_checkpoints == 1 else "s"
-        parts = [
-            f"{work} × {self.num_checkpoints} checkpoint{plural}",
-            f"batches of {self.batch_size}",
-            f"about {max(1, round(self.memory / 2**20)):,} MB of memory",
-        ]
+        parts = [f"{work} × {self.num_checkpoints} checkpoint{plural}"]
         if self.sparing:
-            parts.insert(1, "factors in their smallest form")
+            parts.append("factors in their smallest form")
+        return ", ".join([*parts, f"batches of {self.batch_size}"])
+
+    @property
+    def space(self) -> str:
+        """The memory, in words."""
+        space = f"about {max(1, round(self.memory / 2**20)):,} MB of memory"
         if 2 * self.weights > self.memory:
-            parts[-1] += f" ({self.weights / 2**20:,.0f} MB for weights)"
+            space += f" ({self.weights / 2**20:,.0f} MB for weights)"
+        return space
+
+    def __str__(self) -> str:
+        parts = [self.work, self.space]
         if self.seconds is not None:
             parts.append(in_words(self.seconds))
         return ", ".join(parts)

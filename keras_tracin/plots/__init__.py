@@ -1,18 +1,20 @@
 """Figures of proponents and opponents, wrong labels, maps and trainings.
 
-They need the `plots` extra. Each function returns a new
+They need the `plots` extra, and take results as methods return them, and data
+as `fit` takes them. Each function returns a new
 `matplotlib.figure.Figure`, which needs no display and does not touch pyplot.
 
 Synopsis:
 ```python
-top = tracin.top_k((x_test, y_test), k=5)
-plots.proponents_and_opponents(top, x_test, x_train)    # images
-plots.text_table(top, test_texts, train_texts)
-plots.score_map(longitude, latitude, scores.scores[0])
+train, test = (x_train, y_train), (x_test, y_test)
+top = tracin.top_k(test, k=5)
+plots.proponents_and_opponents(top, test, train, queries=4)    # images
+plots.text_table(top, test_texts, train_texts, queries=4)
+plots.score_map(longitude, latitude, tracin.influence(test))
 
-suspicion = {"self-influence": tracin.self_influence().scores}
-plots.recall_curve(suspicion, is_mislabeled).savefig("recall.png")
-plots.score_distribution(suspicion["self-influence"], is_mislabeled)
+own = tracin.self_influence()
+plots.recall_curve(own, is_mislabeled).savefig("recall.png")
+plots.score_distribution(own, is_mislabeled)
 ```
 """
 

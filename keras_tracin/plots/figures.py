@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from keras_tracin.plots.fonts import use_fonts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 150
 WRONG = "#c8102e"  # the colour of wrong labels
+PROPONENT, OPPONENT = "#2166ac", "#b2182b"  # as at the ends of "RdBu"
 REFERENCE = "#767676"  # the colour of references for comparison
 
 
@@ -40,5 +43,24 @@ def new_axes(width: float = 5.6, height: float = 4.2) -> Axes:
 
 
 def figure_of(axes: Axes) -> Figure:
-    """The figure of axes from `new_axes`."""
-    return cast("Figure", axes.figure)
+    """The finished figure of axes from `new_axes`."""
+    figure = cast("Figure", axes.figure)
+    use_fonts(figure)
+    return figure
+
+
+def add_note(
+    figure: Figure, note: str, side: str, colour: str = REFERENCE
+) -> None:
+    """Writes a note at the foot of a figure, on the left or on the right."""
+    if note:
+        x = 0.1 / figure.get_figwidth()
+        y = 0.06 / figure.get_figheight()
+        figure.text(
+            x if side == "left" else 1 - x,
+            y,
+            note,
+            fontsize=8,
+            color=colour,
+            ha=side,
+        )

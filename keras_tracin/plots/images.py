@@ -5,7 +5,9 @@ Public as `keras_tracin.plots`.
 Synopsis:
 
     top = tracin.top_k((x_test, y_test), k=5)
-    figure = plots.proponents_and_opponents(top, x_test, x_train)
+    figure = plots.proponents_and_opponents(
+        top, (x_test, y_test), (x_train, y_train), queries=4
+    )
     figure.savefig("proponents.png")
 """
 
@@ -16,9 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_tracin.plots.columns import column, find_positions
-from keras_tracin.plots.figures import WRONG, new_figure
-from keras_tracin.results import TopK
+from keras_tracin.data.kinds import (
+    check_colours,
+    is_grey,
+    is_image,
+    kind_of,
+    named_arrays,
+)
+from keras_tracin.plots.figures import WRONG, add_note, new_figure
+from keras_tracin.plots.fonts import use_fonts
+from keras_tracin.plots.selection import select
+from keras_tracin.plots.shown import Shown
+from keras_tracin.plots.wrapping import shorten_name
+from keras_tracin.results import Attribution, TopK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,17 +41,24 @@ _IMAGE = 0.9
 _ROW = 1.35  # an image and its caption
 _HEAD, _FOOT = 0.55, 0.2
 _SPACE, _GROUP_SPACE = 0.15, 0.35
+_POINTS = 72  # in an inch
+_SIZE = 8  # font size of captions, in points
+_MOST = (20, 10)  # queries, and examples on each side, unless chosen
 
 
 def proponents_and_opponents(
-    top: TopK,
+    top: TopK | Attribution,
     query_images: Any,
     train_images: Any,
     *,
-    query_labels: Sequence[Any] | None = None,
-    train_labels: Sequence[Any] | None = None,
+    queries: int | Sequence[Any] | None = None,
+    k: int | None = None,
+    query_labels: Any = None,
+    train_labels: Any = None,
     train_ids: Any = None,
     is_mislabeled: Any = None,
+    class_names: Sequence[Any] | None = None,
+    input_name: str | None = None,
 ) -> Figure:
     """Draws each query in a row with its proponents and opponents.
 
@@ -47,92 +66,130 @@ def proponents_and_opponents(
     them lowered the query's loss), then its opponents. The strongest come
     first, with label and score below.
 
+    Data are those that the method was given, or others with the same ids, such
+    as images from before preprocessing. Images alone will do as well.
+
     Example:
     ```python
-    top = tracin.top_k((x_test[:4], y_test[:4]), k=5)
+    train, test = (x_train, y_train), (x_test, y_test)
     figure = plots.proponents_and_opponents(
-        top, x_test[:4], x_train, train_labels=y_train
+        tracin.top_k(test, k=5), test, train, queries=4
     )
     figure.savefig("proponents.png")
     ```
 
     Args:
-        top: result of `top_k` for m queries.
-        query_images: images `[m, height, width]` or `[m, height, width,
-            channels]`, in the order of `top`. A single channel is drawn from
-            black, its lowest value in the figure, to white; three or four are
-            colours, integers from 0 to 255 or floats from 0 to 1.
-        train_images: images `[n, height, width]` or `[n, height, width,
-            channels]`.
-        query_labels: labels `[m]`, shown as `str`.
-        train_labels: labels `[n]`, likewise.
-        train_ids: ids `[n]` of `train_images`, if `with_ids` attached them; by
-            default ids are positions.
-        is_mislabeled: booleans `[n]`; wrong labels are drawn in red.
+        top: result of `top_k` for m queries, or of `influence`.
+        query_images: the queries as `fit` takes them; or images `[m, height,
+            width]` or `[m, height, width, channels]` of all queries of `top`,
+            or of those in `queries`, in that order. A single channel is drawn
+            from black, its lowest value in the figure, to white; three or four
+            are colours, integers from 0 to 255 or floats from 0 to 1.
+        train_images: the training examples as `fit` takes them, or images
+            `[n, height, width]` or `[n, height, width, channels]`.
+        queries: number of queries to draw, from the first; or their ids. By
+            default the first 20.
+        k: number of proponents and of opponents to draw; by default those in
+            `top`, up to 10. Of an `Attribution`, 5.
+        query_labels: labels in the order of `query_images`, or by id, shown as
+            `str`; by default those in the data.
+        train_labels: labels in the order of `train_images`, likewise.
+        train_ids: ids `[n]` of `train_images`, if `with_ids` attached them
+            and these are arrays; by default ids are positions.
+        is_mislabeled: booleans in the order of `train_images`, or by id; wrong
+            labels are drawn in red.
+        class_names: names of the classes 0, 1, …
+        input_name: the input to draw, of a model with several images.
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if `top` is another result.
         ValueError: if `top` has no queries, if lengths or shapes do not match,
-            if colours are out of range, or if `top` names an id that
-            `train_images` does not have.
+            if colours are out of range, if there is no image or several of
+            them, or if `top` names an id that the data does not have.
     """
     figure = new_figure()
-    m, n = len(top), len(train_images)
-    if not m:
-        raise ValueError("`top` should hold at least one query. Received none.")
-    names = column("query_labels", query_labels, m)
-    labels = column("train_labels", train_labels, n)
-    wrong = column("is_mislabeled", is_mislabeled, n)
-    column("query_images", query_images, m)
-
-    ids = np.hstack([top.proponents.ids, top.opponents.ids])  # [m, 2k]
+    selection = select(top, queries, k, _MOST)
+    asked = selection.queries(
+        query_images, "query_images", query_labels, class_names
+    )
+    trained = selection.examples(
+        train_images,
+        "train_images",
+        train_labels,
+        class_names,
+        train_ids,
+        is_mislabeled,
+    )
+    top = selection.top
     scores = np.hstack([top.proponents.scores, top.opponents.scores])
-    all_ids = column("train_ids", train_ids, n)
-    positions = find_positions(ids, all_ids, n, "train_images")
-    queries = _prepare_images(query_images, "query_images")
-    shown = _prepare_images(train_images, "train_images", positions)
-    limits = min(queries.min(), shown.min()), max(queries.max(), shown.max())
+    images = _images_of(asked, input_name), _images_of(trained, input_name)
+    limits = min(x.min() for x in images), max(x.max() for x in images)
 
-    axes: Any = _image_grid(figure, m, ids.shape[1] // 2)
-    for row in range(m):
-        name = top.query_ids[row] if names is None else names[row]
-        _draw_image(axes[row, 0], queries[row], limits, f"{name}")
-    for cell, position in np.ndenumerate(positions):
-        caption = f"{scores[cell]:+.3g}"
-        if labels is not None:
-            caption = f"{labels[position]}\n{caption}"
-        is_wrong = wrong is not None and bool(wrong[position])
-        _draw_image(axes[:, 1:][cell], shown[cell], limits, caption, is_wrong)
-    if wrong is not None:
-        _add_note(figure)
+    axes: Any = _image_grid(figure, *top.proponents.ids.shape)
+    for row, place in enumerate(asked.at):
+        name = (
+            top.query_ids[row] if asked.labels is None else asked.labels[place]
+        )
+        _draw_image(axes[row, 0], images[0][place], limits, [str(name)])
+    for cell, place in np.ndenumerate(trained.at):
+        caption = [f"{scores[cell]:+.3g}"]
+        if trained.labels is not None:
+            caption.insert(0, trained.labels[place])
+        is_wrong = trained.is_wrong is not None and trained.is_wrong[place]
+        _draw_image(
+            axes[:, 1:][cell], images[1][place], limits, caption, is_wrong
+        )
+    if trained.is_wrong is not None:
+        add_note(figure, "red: wrong label", "right", WRONG)
+    add_note(figure, selection.note, "left")
+    use_fonts(figure)
     return figure
 
 
-def _prepare_images(
-    images: Any, name: str, index: Any = slice(None)
-) -> np.ndarray:
-    """Images at `index`, `[..., h, w]` in grey or `[..., h, w, 3 or 4]`."""
-    images = np.asarray(images)
-    if images.ndim == 3:
-        return images[index]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+def _images_of(shown: Shown, input_name: str | None) -> np.ndarray:
+    """Images `[..., h, w]` in grey or `[..., h, w, 3 or 4]`."""
+    images = _select_input(shown, input_name)
+    if not is_image(images.shape) or images.dtype.kind not in "biuf":
         raise ValueError(
-            f"`{name}` should have shape [n, height, width] or [n, height, "
-            f"width, channels] with 1, 3 or 4 channels. Received: shape "
-            f"{images.shape}."
+            f"`{shown.name}` should have shape [n, height, width] or [n, "
+            "height, width, channels] with 1, 3 or 4 channels. Received: shape "
+            f"({len(shown.batch)}, {', '.join(map(str, images.shape[1:]))}). "
+            "Pass images with the same ids, or draw texts and rows of values "
+            "by `plots.text_table`."
         )
-    images = images[index]
-    if images.shape[-1] == 1:
+    if images.ndim == 4 and is_grey(images):
         return images[..., 0]
-    highest = 255 if np.issubdtype(images.dtype, np.integer) else 1
-    if images.min() < 0 or images.max() > highest:
-        raise ValueError(
-            f"The colours of `{name}` should be integers from 0 to 255 or "
-            f"floats from 0 to 1. Received: {images.dtype} from "
-            f"{images.min():.3g} to {images.max():.3g}. Undo the preprocessing "
-            "of the images."
+    if images.ndim == 4:
+        check_colours(
+            images, shown.name, "Undo the preprocessing of the images."
         )
     return images
+
+
+def _select_input(shown: Shown, input_name: str | None) -> np.ndarray:
+    """The input to draw, of one or several.
+
+    Raises:
+        ValueError: if it is not clear which, or there is none of the name.
+    """
+    inputs = dict(named_arrays(shown.batch.x))
+    if len(inputs) == 1:
+        return next(iter(inputs.values()))
+    images = [name for name, x in inputs.items() if kind_of(x) == "image"]
+    shapes = {name: x.shape[1:] for name, x in inputs.items()}
+    if input_name is not None and input_name not in inputs:
+        raise ValueError(
+            f"`input_name` should name an input of `{shown.name}`. Received: "
+            f"{input_name!r}, while there are {list(inputs)}."
+        )
+    if input_name is None and len(images) != 1:
+        raise ValueError(
+            f"`{shown.name}` should have one input that is an image, or "
+            f"`input_name` should name one. Received: inputs {shapes}, of "
+            f"which {images or 'none'} are images."
+        )
+    return inputs[input_name or images[0]]
 
 
 def _image_grid(figure: Figure, m: int, k: int) -> np.ndarray:
@@ -169,17 +226,19 @@ def _draw_image(
     axes: Axes,
     image: np.ndarray,
     limits: tuple[float, float],
-    caption: str,
-    wrong: bool = False,
+    caption: list[str],
+    is_wrong: bool = False,
 ) -> None:
     axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1])
     axes.set(xticks=[], yticks=[])
-    colour = WRONG if wrong else "black"
-    axes.set_xlabel(caption, fontsize=8, color=colour, labelpad=3)
-    axes.spines[:].set(color=colour, linewidth=2 if wrong else 0.5)
-
-
-def _add_note(figure: Figure) -> None:
-    y = 0.06 / figure.get_figheight()
-    note = "red: wrong label"
-    figure.text(0.99, y, note, fontsize=8, color=WRONG, ha="right")
+    colour = WRONG if is_wrong else "black"
+    width = _IMAGE * (1 + _SPACE) * _POINTS
+    lines = [shorten_name(line, width, _SIZE) for line in caption]
+    axes.set_xlabel(
+        "\n".join(lines),
+        fontsize=_SIZE,
+        color=colour,
+        labelpad=3,
+        parse_math=False,
+    )
+    axes.spines[:].set(color=colour, linewidth=2 if is_wrong else 0.5)

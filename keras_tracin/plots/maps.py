@@ -4,7 +4,7 @@ Public as `keras_tracin.plots`.
 
 Synopsis:
 
-    scores = tracin.influence((x_test, y_test)).scores.sum(axis=0)
+    scores = tracin.influence((x_test, y_test))
     plots.score_map(longitude, latitude, scores, most=100)
 """
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_tracin.plots.columns import column
 from keras_tracin.plots.figures import figure_of, new_axes
+from keras_tracin.plots.scores import check_finite, example_scores
+from keras_tracin.results import Attribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,16 +47,18 @@ def score_map(
 
     Example:
     ```python
-    scores = tracin.influence(test).scores.sum(axis=0)
+    scores = tracin.influence(test)
     plots.score_map(
         longitude, latitude, scores, queries=(test_lon, test_lat), most=100
     )
     ```
 
     Args:
-        longitude: longitudes `[n]` in degrees.
-        latitude: latitudes `[n]` in degrees.
-        scores: scores `[n]` of the examples.
+        longitude: longitudes `[n]` in degrees, in reading order, or a dict of
+            them by id.
+        latitude: latitudes `[n]`, likewise.
+        scores: a `SelfInfluence`, an array `[n]`, or an `Attribution`, whose
+            scores are summed over its queries.
         queries: longitudes and latitudes `[m]` of the queries, drawn as
             crosses.
         most: number of largest scores to colour, and of smallest ones if scores
@@ -70,12 +73,20 @@ def score_map(
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if a result has not one score for each example.
         ValueError: if lengths differ, if there is no example, if a score is
             NaN or infinite, or if `log` is given with scores of zero or below.
     """
-    values = np.asarray(scores, dtype=np.float64)
+    own = example_scores(_summed(scores), "scores")
+    values = own.values
     _check(values, log)
-    coordinates = _coordinates(longitude, latitude, len(values))
+    coordinates = np.array(  # [2, n]
+        [
+            own.beside(longitude, "longitude"),
+            own.beside(latitude, "latitude"),
+        ],
+        dtype=np.float64,
+    )
     west, east, south, north = extent or _extent_of(*coordinates)
     # A degree of longitude is shorter the further from the equator.
     shrink = np.cos(np.deg2rad((south + north) / 2))
@@ -97,26 +108,22 @@ def score_map(
     return figure_of(axes)
 
 
+def _summed(scores: Any) -> Any:
+    """Scores for the queries together, of one that has several."""
+    if not isinstance(scores, Attribution):
+        return scores
+    total = np.sum(scores.scores, axis=0, keepdims=True)
+    return Attribution(total, np.arange(1), scores.train_ids)
+
+
 def _check(values: np.ndarray, log: bool) -> None:
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            "`scores` should be finite numbers [n]. Received: shape "
-            f"{values.shape}, {np.count_nonzero(~np.isfinite(values))} of "
-            "them NaN or infinite."
-        )
+    check_finite(values, "scores")
     if log and values.min() <= 0:
         raise ValueError(
             "`log=True` needs scores above zero. Received: scores from "
             f"{values.min():.3g} on. Leave it out, or pass positive "
             "scores only."
         )
-
-
-def _coordinates(longitude: Any, latitude: Any, count: int) -> np.ndarray:
-    """Longitudes and latitudes, `[2, n]`."""
-    column("longitude", longitude, count)
-    column("latitude", latitude, count)
-    return np.array([longitude, latitude], dtype=np.float64)
 
 
 def _extent_of(longitude: np.ndarray, latitude: np.ndarray) -> tuple:

@@ -5,19 +5,24 @@ Public as `keras_tracin.plots`.
 Synopsis:
 
     top = tracin.top_k((x_test, y_test), k=3)
-    plots.text_table(top, test_texts, train_texts, train_labels=labels)
+    plots.text_table(top, test_texts, train_texts, queries=4)
 """
 
 from __future__ import annotations
 
 import dataclasses
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_tracin.plots.columns import column, find_positions
-from keras_tracin.plots.figures import WRONG, new_figure
-from keras_tracin.results import TopK
+import numpy as np
+
+from keras_tracin.data.kinds import as_text, kind_of, named_arrays
+from keras_tracin.plots.figures import DPI, WRONG, add_note, new_figure
+from keras_tracin.plots.fonts import use_fonts
+from keras_tracin.plots.selection import Selection, select
+from keras_tracin.plots.shown import Shown
+from keras_tracin.plots.wrapping import shorten, wrap
+from keras_tracin.results import Attribution, TopK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +31,15 @@ if TYPE_CHECKING:
 _WIDTH = 9.0
 _SIDE, _SCORE, _LABEL, _TEXT = 0.12, 1.62, 1.75, 3.35  # left edges of columns
 _LINE, _ROOM = 0.165, 0.13  # height of a line, and padding of a row
+_FOOT = 0.25  # height of the note below the table
+_TALL = 24.0  # height to fill by default
+_TALLEST = 2**16 // DPI  # a figure that every matplotlib can draw
 _SIZE = 8.5  # font size, in points
-_IN_A_LINE = 88  # letters of text
-_IN_A_BOLD_LINE = 76
+_POINTS = 72  # in an inch
+_GAP = 0.1  # between columns
+_MOST_LABEL_LETTERS = 60
+_MOST_VALUES = 30  # of an input that is no text
+_MOST = (20, 10)  # queries, and examples on each side, unless chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,25 +48,28 @@ class _Row:
 
     side: str
     score: str
-    label: str
+    label: list[str]
     lines: list[str]
     is_query: bool = False
     is_wrong: bool = False
 
     @property
     def height(self) -> float:
-        return _LINE * len(self.lines) + _ROOM
+        return _LINE * max(len(self.lines), len(self.label)) + _ROOM
 
 
 def text_table(
-    top: TopK,
-    query_texts: Sequence[str],
-    train_texts: Sequence[str],
+    top: TopK | Attribution,
+    query_texts: Any,
+    train_texts: Any,
     *,
-    query_labels: Sequence[Any] | None = None,
-    train_labels: Sequence[Any] | None = None,
+    queries: int | Sequence[Any] | None = None,
+    k: int | None = None,
+    query_labels: Any = None,
+    train_labels: Any = None,
     train_ids: Any = None,
     is_mislabeled: Any = None,
+    class_names: Sequence[Any] | None = None,
     letters: int = 250,
 ) -> Figure:
     """Draws a table of queries, each with its proponents and opponents.
@@ -64,76 +78,141 @@ def text_table(
     lowered its loss) and its opponents, the strongest first, with score, label
     and the beginning of the text, as in table 2 of Pruthi et al. (2020).
 
+    Data are those that the method was given, or others with the same ids, such
+    as texts in place of their tokens. Several inputs stand one after another,
+    each after its name, and so do the values of a row. Texts alone will do as
+    well.
+
     Example:
     ```python
-    top = tracin.top_k((x_test[:2], y_test[:2]), k=3)
+    train, test = (x_train, y_train), (x_test, y_test)
     figure = plots.text_table(
-        top, test_texts[:2], train_texts, train_labels=names[y_train]
+        tracin.top_k(test, k=3), test, train, queries=2, class_names=names
     )
     figure.savefig("texts.png")
     ```
 
     Args:
-        top: result of `top_k` for m queries.
-        query_texts: texts `[m]` in the order of `top`.
-        train_texts: texts `[n]`.
-        query_labels: labels `[m]`, shown as `str`.
-        train_labels: labels `[n]`, likewise.
-        train_ids: ids `[n]` of `train_texts`, if `with_ids` attached them; by
-            default ids are positions.
-        is_mislabeled: booleans `[n]`; wrong labels are drawn in red.
+        top: result of `top_k` for m queries, or of `influence`.
+        query_texts: the queries as `fit` takes them; or texts `[m]` of all
+            queries of `top`, or of those in `queries`, in that order.
+        train_texts: the training examples as `fit` takes them, or texts `[n]`.
+        queries: number of queries to show, from the first; or their ids. By
+            default as many as fit 24 inches, up to 20.
+        k: number of proponents and of opponents to show; by default those in
+            `top`, up to 10. Of an `Attribution`, 5.
+        query_labels: labels in the order of `query_texts`, or by id, shown as
+            `str`; by default those in the data.
+        train_labels: labels in the order of `train_texts`, likewise.
+        train_ids: ids `[n]` of `train_texts`, if `with_ids` attached them and
+            these are arrays; by default ids are positions.
+        is_mislabeled: booleans in the order of `train_texts`, or by id; wrong
+            labels are drawn in red.
+        class_names: names of the classes 0, 1, …
         letters: number of characters to show of each text.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `top` has no queries, if lengths do not match,
-            or if `top` names an id that `train_texts` does not have.
+        TypeError: if `top` is another result.
+        ValueError: if `top` has no queries, if lengths do not match, if `top`
+            names an id that the data does not have, if the inputs are images,
+            or if the table is too tall to be drawn.
     """
     figure = new_figure()
-    m, n = len(top), len(train_texts)
-    if not m:
-        raise ValueError("`top` should hold at least one query. Received none.")
-    column("query_texts", query_texts, m)
-    names = column("query_labels", query_labels, m)
-    labels = column("train_labels", train_labels, n)
-    all_ids = column("train_ids", train_ids, n)
-    wrong = column("is_mislabeled", is_mislabeled, n)
-
+    selection = select(top, queries, k, _MOST)
+    asked = selection.queries(
+        query_texts, "query_texts", query_labels, class_names
+    )
+    trained = selection.examples(
+        train_texts,
+        "train_texts",
+        train_labels,
+        class_names,
+        train_ids,
+        is_mislabeled,
+    )
     rows: list[_Row] = []
-    for query in range(m):
-        label = "" if names is None else str(names[query])
-        lines = _wrap(query_texts[query], letters, _IN_A_BOLD_LINE)
-        rows.append(_Row("Query", "", label, lines, is_query=True))
-        for side in ("proponents", "opponents"):
-            ranking = getattr(top, side)
-            ids = ranking.ids[query : query + 1]
-            at = find_positions(ids, all_ids, n, "train_texts")[0]
-            for place, score in zip(at, ranking.scores[query], strict=True):
-                rows.append(
-                    _Row(
-                        side[:-1].capitalize(),
-                        f"{score:+.3g}",
-                        "" if labels is None else str(labels[place]),
-                        _wrap(train_texts[place], letters),
-                        is_wrong=wrong is not None and bool(wrong[place]),
-                    )
-                )
-    _draw(figure, rows)
+    for query in range(len(selection.rows)):
+        block = list(_block(selection, query, asked, trained, letters))
+        height = sum(row.height for row in [*rows, *block])
+        if queries is None and rows and height > _TALL:
+            selection = selection.first(query)
+            break
+        rows += block
+    height = sum(row.height for row in rows)
+    if height > _TALLEST:
+        raise ValueError(
+            f"The table should be at most {_TALLEST} inches tall. Received: "
+            f"{len(selection.rows)} queries that need {height:.0f} inches. "
+            "Pass fewer as `queries=`, or a smaller `k=` or `letters=`."
+        )
+    _draw(figure, rows, selection.note)
+    use_fonts(figure)
     return figure
 
 
-def _wrap(text: str, letters: int, in_a_line: int = _IN_A_LINE) -> list[str]:
-    """The beginning of a text, in lines."""
-    opening = textwrap.shorten(
-        " ".join(str(text).split()), letters, placeholder=" …"
-    )
-    return textwrap.wrap(opening, in_a_line) or [""]
+def _block(
+    selection: Selection,
+    query: int,
+    asked: Shown,
+    trained: Shown,
+    letters: int,
+) -> Iterator[_Row]:
+    """The row of a query, and those of its proponents and opponents."""
+    place = asked.at[query]
+    text = shorten(_text(asked, place), letters)
+    width = (_WIDTH - _TEXT - _GAP) * _POINTS
+    lines = wrap(text, width, _SIZE, is_bold=True)
+    label = _wrap_label(asked, place, is_bold=True)
+    yield _Row("Query", "", label, lines, is_query=True)
+    sides = selection.top.proponents, selection.top.opponents
+    scores = np.hstack([side.scores[query] for side in sides])
+    for i, (score, place) in enumerate(
+        zip(scores, trained.at[query], strict=True)
+    ):
+        yield _Row(
+            "Proponent" if i < len(scores) // 2 else "Opponent",
+            f"{score:+.3g}",
+            _wrap_label(trained, place),
+            wrap(shorten(_text(trained, place), letters), width, _SIZE),
+            is_wrong=trained.is_wrong is not None
+            and bool(trained.is_wrong[place]),
+        )
 
 
-def _draw(figure: Figure, rows: list[_Row]) -> None:
+def _wrap_label(shown: Shown, place: int, is_bold: bool = False) -> list[str]:
+    if shown.labels is None:
+        return [""]
+    label = shorten(shown.labels[place], _MOST_LABEL_LETTERS)
+    width = (_TEXT - _LABEL - _GAP) * _POINTS
+    return wrap(label, width, _SIZE, is_bold)
+
+
+def _text(shown: Shown, place: int) -> str:
+    """An example as text: its texts and values, after their names."""
+    inputs = [
+        (name, array)
+        for name, array in named_arrays(shown.batch.x)
+        if kind_of(array) != "image"
+    ]
+    if not inputs:
+        raise ValueError(
+            f"`{shown.name}` should hold texts or rows of values. Received "
+            "images. Draw these by `plots.proponents_and_opponents`."
+        )
+    parts = []
+    for name, array in inputs:
+        values = array[place : place + 1].reshape(-1).tolist()
+        text = ", ".join(as_text(value) for value in values[:_MOST_VALUES])
+        text += ", …" * (len(values) > _MOST_VALUES)
+        parts.append(f"{name}: {text}" if len(inputs) > 1 else text)
+    return " · ".join(parts)
+
+
+def _draw(figure: Figure, rows: list[_Row], note: str) -> None:
     from matplotlib.patches import Rectangle
 
-    total = sum(row.height for row in rows)
+    total = sum(row.height for row in rows) + (_FOOT if note else 0)
     figure.set_size_inches(_WIDTH, total)
     top = total
     for row in rows:
@@ -150,20 +229,20 @@ def _draw(figure: Figure, rows: list[_Row]) -> None:
             )
         )
         columns = (
-            (_SIDE, "left", row.side, "black"),
-            (_SCORE, "right", row.score, "black"),
+            (_SIDE, "left", [row.side], "black"),
+            (_SCORE, "right", [row.score], "black"),
             (_LABEL, "left", row.label, WRONG if row.is_wrong else "black"),
-            (_TEXT, "left", "\n".join(row.lines), "black"),
+            (_TEXT, "left", row.lines, "black"),
         )
-        for x, align, text, colour in columns:
+        for x, align, lines, colour in columns:
             # Line by line, since the height of a line depends on its letters.
-            for place, line in enumerate(text.split("\n")):
+            for place, line in enumerate(lines):
                 baseline = top - _ROOM / 2 - (place + 0.75) * _LINE
                 figure.text(
                     x / _WIDTH,
                     baseline / total,
-                    # A dollar sign would begin a formula.
-                    line.replace("$", r"\$"),
+                    line,
+                    parse_math=False,
                     color=colour,
                     ha=align,
                     va="baseline",
@@ -171,3 +250,4 @@ def _draw(figure: Figure, rows: list[_Row]) -> None:
                     fontweight="bold" if row.is_query else "normal",
                 )
         top = low
+    add_note(figure, note, "left")

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.batches import Examples
+from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.examples import open_examples, select
-from keras_tracin.report.labels import (
-    Predictions,
-    label_values,
-    predictions_for,
-)
+from keras_tracin.data.labels import label_values
+from keras_tracin.data.lookup import locate
+from keras_tracin.report.labels import Predictions, predictions_for
 from keras_tracin.report.rendering import View
 
 _BATCH = 256  # examples read at a time
+_NO_LABEL = "no label"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def read(
         ValueError: if no example has one of the ids, if predictions, names or
             shapes do not fit, or if images have colours out of range.
     """
-    examples = open_examples(data, name)
+    examples = open_examples(data, name, labels=False)
     outputs = None
     if predictions is not None:
         outputs = predictions_for(
@@ -90,6 +89,13 @@ def read(
     )
 
 
+def _labels_of(batch: Batch) -> Any:
+    """The labels of a batch, or what stands for them."""
+    if batch.y is None:
+        return np.full(len(batch), _NO_LABEL)
+    return tf.nest.map_structure(np.asarray, batch.y)
+
+
 def _columns(
     examples: Examples, ids: np.ndarray, view: View
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -101,11 +107,11 @@ def _columns(
     columns: dict[str, list] = {"images": [], "texts": [], "rows": []}
     for batch in selection.batches(_BATCH):
         read_ids += batch.ids.tolist()
-        labels.append(tf.nest.map_structure(np.asarray, batch.y))
+        labels.append(_labels_of(batch))
         shown: tuple[list, list, list] = view.render(batch)
         for column, part in zip(columns.values(), shown, strict=True):
             column += part
-    order = _locate(read_ids, ids, examples.name)
+    order = locate(read_ids, ids, examples.name)
     all_labels = tf.nest.map_structure(
         lambda *parts: np.concatenate(parts), *labels
     )
@@ -114,16 +120,3 @@ def _columns(
         for kind, column in columns.items()
     }
     return label_values(all_labels)[order], ordered
-
-
-def _locate(read_ids: list[Any], ids: np.ndarray, name: str) -> list[int]:
-    """Index of the first occurrence of each of `ids` in `read_ids`."""
-    index = {id_: i for i, id_ in reversed(list(enumerate(read_ids)))}
-    missing = [id_ for id_ in ids.tolist() if id_ not in index]
-    if missing:
-        raise ValueError(
-            f"The results name the id {missing[0]!r}, which no example of "
-            f"`{name}` has. Pass the data that the scores were computed from, "
-            "or other data with the same ids."
-        )
-    return [index[id_] for id_ in ids.tolist()]

@@ -20,11 +20,6 @@ _SHARP = 64  # pixels: up to this size, images are encoded losslessly
 _QUALITY = 85  # of JPEG, from 0 to 95
 
 
-def is_grey(images: np.ndarray) -> bool:
-    """Whether `images [n, h, w(, channels)]` have a single channel."""
-    return images.ndim == 3 or images.shape[-1] == 1
-
-
 def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
     """Returns a function that encodes an image as a data URI.
 
@@ -57,25 +52,6 @@ def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
         return f"data:image/{kind};base64,{code}"
 
     return encode
-
-
-def check_colours(images: np.ndarray, name: str) -> None:
-    """Refuses colours that are out of range.
-
-    Raises:
-        ValueError: if they are no integers from 0 to 255 nor floats from 0
-            to 1.
-    """
-    highest = 255 if np.issubdtype(images.dtype, np.integer) else 1
-    # Written so that NaN is refused, too.
-    if not (images.min() >= 0 and images.max() <= highest):
-        raise ValueError(
-            f"The colours of the images in `{name}` should be integers from 0 "
-            f"to 255 or floats from 0 to 1. Received: {images.dtype} from "
-            f"{images.min():.3g} to {images.max():.3g}. Pass the images as "
-            "they were before preprocessing, in the same order or with the "
-            "same ids; or `render='row'` to see their numbers."
-        )
 
 
 def _bytes(pixels: np.ndarray, lowest: float, highest: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    labels = label_values(batch.y)                  # [n]
+    labels = label_values(batch.y)                  # [n], from data.labels
     classes = Classes.from_labels([labels], class_names=None)
     classes.codes(labels)                           # what the page stores
 """
@@ -14,32 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_tracin.report.rendering import as_text
+from keras_tracin.data.kinds import as_text
+from keras_tracin.data.labels import plain_values
 
 _MOST_CLASSES = 1_000  # with more distinct labels, there are no classes
-
-
-def label_values(y: Any) -> np.ndarray:
-    """Labels as integers, floats or strings `[n]`.
-
-    One-hot rows and whole floats become integers; labels of several values
-    become strings.
-    """
-    leaves = [np.asarray(part) for part in tf.nest.flatten(y)]
-    array = leaves[0].reshape(len(leaves[0]), -1)  # [n, p]
-    if len(leaves) == 1 and array.shape[1] == 1:
-        return _normalize(array[:, 0])
-    if len(leaves) == 1 and _is_one_hot(array):
-        return array.argmax(axis=1)
-    flat = [leaf.reshape(len(leaf), -1).tolist() for leaf in leaves]
-    return np.array(
-        [
-            " ".join(as_text(value) for part in parts for value in part)
-            for parts in zip(*flat, strict=True)
-        ]
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +52,7 @@ class Predictions:
             best = outputs.argmax(axis=1)
             confidence = outputs.max(axis=1) if _is_probable(outputs) else None
             return cls(best, confidence, outputs.shape[1])
-        values = _normalize(outputs[:, 0])
+        values = plain_values(outputs[:, 0])
         is_probability = (
             values.dtype.kind == "f"
             and labels.dtype.kind == "i"
@@ -187,24 +166,6 @@ class Classes:
             return [as_text(value) for value in labels.tolist()]
         index = {value: i for i, value in enumerate(self.values)}
         return [index[value] for value in labels.tolist()]
-
-
-def _normalize(values: np.ndarray) -> np.ndarray:
-    """Converts booleans and whole floats to integers, bytes to strings."""
-    if values.dtype.kind in "OSU":
-        return np.array([as_text(value) for value in values.tolist()])
-    if values.dtype.kind in "biu":
-        return values.astype(int)
-    values = values.astype(np.float64)
-    is_whole = np.isfinite(values) & (values == np.round(values))
-    return values.astype(int) if is_whole.all() else values
-
-
-def _is_one_hot(array: np.ndarray) -> bool:
-    if array.dtype.kind not in "biuf":
-        return False
-    ones = (array == 1).sum(axis=1)
-    return bool((ones == 1).all() and np.count_nonzero(array) == len(array))
 
 
 def _is_probable(outputs: np.ndarray) -> bool:

@@ -18,11 +18,22 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.data.batches import Batch
-from keras_tracin.report.images import check_colours, encoder, is_grey
+from keras_tracin.data.kinds import (
+    as_text,
+    check_colours,
+    is_grey,
+    is_image,
+    kind_of,
+    named_arrays,
+)
+from keras_tracin.report.images import encoder
 
-KINDS = ("image", "text", "row")
 _MOST_CHARACTERS = 2_000  # of a text
 _MOST_FEATURES = 200
+_REMEDY = (
+    "Pass the images as they were before preprocessing, in the same order or "
+    "with the same ids; or `render='row'` to see their numbers."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +75,10 @@ class View:
             ValueError: if `render` is "image" and an input cannot be one, or if
                 the number of names is not the number of values.
         """
-        inputs, leaves = zip(*_named_arrays(batch.x), strict=True)
+        inputs, leaves = zip(*named_arrays(batch.x), strict=True)
         shapes = [leaf.shape for leaf in leaves]
         if render == "auto":
-            kinds = tuple(map(_kind, leaves))
+            kinds = tuple(map(kind_of, leaves))
         else:
             kinds = (render,) * len(leaves)
         if render == "image":
@@ -123,7 +134,7 @@ class View:
         images = []
         for place, pixels in self._of_kind("image", batch):
             if not is_grey(pixels):
-                check_colours(pixels, self.name)
+                check_colours(pixels, self.name, _REMEDY)
             encode = encoder(*(self.limits[place] or (0.0, 1.0)))
             images.append([encode(image) for image in pixels])
         texts = [
@@ -143,7 +154,7 @@ class View:
     def _of_kind(
         self, kind: str, batch: Batch
     ) -> Iterator[tuple[int, np.ndarray]]:
-        for place, (_, leaf) in enumerate(_named_arrays(batch.x)):
+        for place, (_, leaf) in enumerate(named_arrays(batch.x)):
             if self.kinds[place] == kind:
                 yield place, leaf
 
@@ -164,40 +175,8 @@ class View:
             )
 
 
-def as_text(value: Any) -> str:
-    """A value as text; floats have six digits."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _named_arrays(x: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
-    """The arrays in a structure, with their paths as names."""
-    if isinstance(x, dict):
-        parts = [(str(key), x[key]) for key in sorted(x)]
-    elif isinstance(x, tuple | list):
-        parts = [(str(place), part) for place, part in enumerate(x)]
-    else:
-        return [] if x is None else [(name, np.asarray(x))]
-    return [
-        named
-        for key, part in parts
-        for named in _named_arrays(part, f"{name}/{key}" if name else key)
-    ]
-
-
-def _kind(leaf: np.ndarray) -> str:
-    if leaf.dtype.kind in "OSU":
-        return "text" if math.prod(leaf.shape[1:]) == 1 else "row"
-    return "image" if _is_image(leaf.shape) else "row"
-
-
-def _is_image(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4))
-
-
 def _check_image(shape: tuple[int, ...], name: str) -> None:
-    if not _is_image(shape):
+    if not is_image(shape):
         raise ValueError(
             "With `render='image'` every input should have the shape [n, "
             "height, width] or [n, height, width, channels] with 1, 3 or 4 "

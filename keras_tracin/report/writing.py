@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.data.kinds import KINDS
 from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
-from keras_tracin.report.rendering import KINDS
 from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.storage.files import written_whole
 
@@ -59,12 +59,12 @@ def write_html(
 
     Args:
         path: path of the file.
-        train: the training examples, as `model.fit` takes them. Images have
-            the shape `[n, h, w]` or `[n, h, w, 1, 3 or 4]`. Grey images are
-            scaled from black, the lowest value, to white; others have
-            integers from 0 to 255 or floats from 0 to 1. Strings `[n]` are
-            texts. Anything else is a row of values. A dict or tuple of inputs
-            is shown input by input.
+        train: the training examples, as `model.fit` takes them, with labels
+            or without. Images have the shape `[n, h, w]` or `[n, h, w, 1, 3 or
+            4]`. Grey images are scaled from black, the lowest value, to white;
+            others have integers from 0 to 255 or floats from 0 to 1. Strings
+            `[n]` are texts. Anything else is a row of values. A dict or tuple
+            of inputs is shown input by input.
         test: the queries, likewise. Without them, only ids of queries are
             shown.
         top_k: result of `top_k`.

@@ -286,6 +286,9 @@ def test_weights_that_do_not_fit_or_are_nan_are_errors(plain, tmp_path):
     assert all(
         re.search(row("other-architecture"), f.message) for f in found.errors
     )
+    printed = " ".join(str(found).split())
+    assert printed.count("is not the one whose training wrote") == 1
+    assert "And 2 more like this. fix: Pass the model" in printed
     paths = [c.path for c in kt.TrainingRun(directory)]
     twin = small()
     twin.set_weights([w * np.nan for w in model.get_weights()])
@@ -369,6 +372,50 @@ def test_the_plan_is_that_of_the_method(plain, report):
     assert report.seconds > 0
 
 
+def test_examples_at_fault_are_named_once(plain):
+    y = TRAIN[1].copy()
+    y[[7, 21]] = 3
+    found = kt.check(plain[0], (TRAIN[0], y), verbose=0)
+    one(found.errors, "train", "Labels outside of the classes", "[7, 21]")
+    assert len(found.errors) == 1
+
+
+def test_a_missing_loss_is_told_beside_data_that_cannot_be_opened():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    data = tf.data.Dataset.from_tensor_slices(TRAIN).shuffle(30).batch(8)
+    found = kt.check(model, data, test=TEST, verbose=0)
+    one(found.errors, "train", rows()["unstable-data"])
+    one(found.errors, "model", rows()["uncompiled"])
+
+
+def test_the_cost_comes_first_and_what_is_covered(report):
+    first, work, covered, *_ = str(report).splitlines()
+    assert re.fullmatch(
+        r"cost of TracIn.top_k: .*, about \d+ MB of memory", first
+    )
+    assert work.startswith("  for 30 training examples × 6 queries × 3 check")
+    assert covered.startswith("covered: 33 parameters in 3 layers; left out")
+    assert "/scaled (Scaled)" in str(report)
+
+
+def test_findings_are_short_and_say_what_to_do_on_a_line_of_its_own(report):
+    for finding in report.notes:
+        text = f"{finding.severity}, {finding.topic}: {finding.message}"
+        assert len(text) < 190, text
+    finding = Finding("error", "run", "Files are gone. Pass others, or wait.")
+    assert (finding.fault, finding.remedy) == (
+        "Files are gone.",
+        "Pass others, or wait.",
+    )
+    lines = str(CheckReport((), {}, (finding,), None)).splitlines()
+    assert lines[1:3] == [
+        "error, run: Files are gone.",
+        "  fix: Pass others, or wait.",
+    ]
+    whole = Finding("note", "run", "Pass through.")
+    assert (whole.fault, whole.remedy) == ("Pass through.", "")
+
+
 def test_a_report_orders_what_it_says():
     findings = tuple(
         Finding(severity, "run", f"{severity} message " * 20)
@@ -377,6 +424,7 @@ def test_a_report_orders_what_it_says():
     report = CheckReport((), {}, findings, None)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("error, run: error message")
+    assert lines[0] == "cost: not known before errors are fixed"
+    assert lines[1].startswith("error, run: error message")
     assert lines[-1] == "not ready: 1 error, 1 warning, 1 note"
     assert str(CheckReport((), {}, (), None)) == "ready: no findings"

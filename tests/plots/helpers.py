@@ -16,3 +16,8 @@ def top_of(proponents, opponents, query_ids=(0, 1)):
         Ranking(opponents, -scores),
         np.array(query_ids),
     )
+
+
+def rows_of(count, m=2):
+    """A `TopK` of `m` queries whose both sides are the examples 0 to count."""
+    return top_of([np.arange(count)] * m, [np.arange(count)] * m, np.arange(m))

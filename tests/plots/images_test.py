@@ -6,6 +6,7 @@ from matplotlib import _pylab_helpers
 
 from keras_tracin import plots
 from keras_tracin.plots.figures import WRONG
+from tests.error_rows import row
 from tests.plots.helpers import top_of
 
 IMAGES = np.linspace(0, 1, 5 * 4 * 4).reshape(5, 4, 4)
@@ -37,8 +38,8 @@ def grid(figure, m, k):
     cells, rows = drawn(figure), [[] for _ in range(m)]
     for columns in (1, k, k):
         group, cells = cells[: m * columns], cells[m * columns :]
-        for row in range(m):
-            rows[row] += group[row * columns : (row + 1) * columns]
+        for at in range(m):
+            rows[at] += group[at * columns : (at + 1) * columns]
     return rows
 
 
@@ -76,7 +77,7 @@ def test_captions_give_labels_and_signed_scores():
 def test_queries_without_labels_are_captioned_with_their_ids():
     top = top_of([[0], [1]], [[1], [0]], query_ids=["x", "y"])
     figure = plots.proponents_and_opponents(top, QUERIES, IMAGES)
-    assert [row[0][1] for row in grid(figure, 2, 1)] == ["x", "y"]
+    assert [line[0][1] for line in grid(figure, 2, 1)] == ["x", "y"]
 
 
 def test_wrong_labels_and_no_others_are_red():
@@ -102,7 +103,7 @@ def test_attached_ids_find_their_images():
     ids = np.array(["e", "b", "d", "a", "c"])
     top = top_of([["a"], ["b"]], [["c"], ["d"]])
     figure = plots.proponents_and_opponents(top, QUERIES, IMAGES, train_ids=ids)
-    shown = [image for row in grid(figure, 2, 1) for image, _, _ in row[1:]]
+    shown = [image for line in grid(figure, 2, 1) for image, _, _ in line[1:]]
     np.testing.assert_array_equal(shown, IMAGES[[3, 4, 1, 2]])
 
 
@@ -125,8 +126,8 @@ def test_images_may_have_channels(channels):
         ({"train_labels": [0] * 6}, "`train_labels` should have length 5"),
         ({"train_ids": [0] * 4}, "`train_ids` should have length 5"),
         ({"is_mislabeled": [True]}, "`is_mislabeled` should have length 5"),
-        ({"train_images": IMAGES[:3]}, "names the training id 4"),
-        ({"train_ids": list("abcde")}, "names the training id"),
+        ({"train_images": IMAGES[:3]}, row("figure-id", "the id 3")),
+        ({"train_ids": list("abcde")}, row("figure-id", "the id 0")),
         ({"train_images": np.zeros((5, 16))}, r"Received: shape \(5, 16\)"),
         ({"train_images": np.zeros((5, 4, 4, 2))}, "1, 3 or 4 channels"),
         ({"train_images": np.full((5, 4, 4, 3), 1.5)}, "floats from 0 to 1"),

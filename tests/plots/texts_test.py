@@ -1,9 +1,13 @@
+import io
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from keras_tracin import plots
 from keras_tracin.plots.figures import WRONG
-from tests.plots.helpers import top_of
+from tests.error_rows import row
+from tests.plots.helpers import rows_of, top_of
 
 QUERIES = ["a cat", "a dog"]
 TEXTS = ["zero", "one", "two", "three", "four"]
@@ -57,11 +61,11 @@ def test_long_texts_are_cut_and_wrapped_and_dollars_are_no_formula():
         top_of([[0], [1]], [[1], [0]]), QUERIES, texts, letters=120
     )
     shown = [row[3] for row in cells(figure)]
-    first, second = shown[1].split("|")
-    assert first == " ".join(["word"] * 17)
-    assert second.endswith("word …")
-    assert len(first) + len(second) <= 120
-    assert shown[2] == r"costs \$5 or \$6"
+    lines = shown[1].split("|")
+    assert len(lines) == 2
+    assert " ".join(lines) == "word " * 23 + "…"
+    assert shown[2] == "costs $5 or $6"
+    figure.savefig(io.BytesIO())  # a formula of "5 or " would be refused
 
 
 def test_wrong_labels_and_no_others_are_red():
@@ -92,7 +96,7 @@ def test_attached_ids_find_their_texts():
         ({"train_labels": ["a"]}, "`train_labels` should have length 5"),
         ({"train_ids": ["a"]}, "`train_ids` should have length 5"),
         ({"is_mislabeled": [True]}, "`is_mislabeled` should have length 5"),
-        ({"train_texts": TEXTS[:3]}, "id 4, which is not .* `train_texts`"),
+        ({"train_texts": TEXTS[:3]}, row("figure-id", "the id 3")),
         ({"top": top_of(np.zeros((0, 1)), np.zeros((0, 1)), ())}, "one query"),
     ],
 )
@@ -100,3 +104,33 @@ def test_table_refuses_what_does_not_fit(changes, message):
     arguments = {"top": TOP, "query_texts": QUERIES, "train_texts": TEXTS}
     with pytest.raises(ValueError, match=message):
         plots.text_table(**arguments | changes)
+
+
+def test_lines_stay_within_their_column_whatever_the_letters():
+    texts = ["W" * 300, "iiii " * 60, "i" * 300, "MMMM " * 60, "a"]
+    figure = plots.text_table(
+        TOP, QUERIES, texts, train_labels=["MeanOfTransportation by water"] * 5
+    )
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width = figure.bbox.width
+    for text in figure.texts:
+        box = text.get_window_extent(renderer)
+        left = text.get_position()[0]
+        assert box.x1 <= (0.372 if 0.19 < left < 0.2 else 1) * width
+    assert "…" in "".join(t.get_text() for t in figure.texts)
+
+
+def test_a_tall_table_shows_the_first_queries_and_says_so():
+    texts = ["word " * 100] * 10
+    top = rows_of(3, m=32)
+    figure = plots.text_table(top, texts[:1] * 32, texts)
+    assert 10 < figure.get_figheight() < 26
+    count = sum(text.get_text() == "Query" for text in figure.texts)
+    note = f"{count} of 32 queries; choose others by queries="
+    assert figure.texts[-1].get_text() == note
+    whole = plots.text_table(top, texts[:1] * 32, texts, queries=32, letters=20)
+    assert sum(text.get_text() == "Query" for text in whole.texts) == 32
+    with pytest.raises(ValueError, match=row("figure-tall")):
+        plots.text_table(
+            rows_of(10, m=300), texts[:1] * 300, texts, queries=300, letters=450
+        )

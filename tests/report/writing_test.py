@@ -163,6 +163,21 @@ def test_inputs_are_shown_by_what_they_are(tmp_path):
     assert train["rows"][3] == ["3", "a", "b", 0.333333, 0.333333]
 
 
+@pytest.mark.parametrize(
+    "train", [(X,), tf.data.Dataset.from_tensor_slices(X).batch(9)]
+)
+def test_examples_without_labels_are_shown(tmp_path, train):
+    data = write(tmp_path, train=train, max_suspects=2)
+    assert set(in_words(data).values()) == {"no label"}
+    assert len(data["sets"]["train"]["images"]) == 2
+
+
+def test_of_labels_with_many_values_the_first_are_shown(tmp_path):
+    tokens = np.arange(40 * 12).reshape(40, 12)
+    data = write(tmp_path, train=(X, tokens), max_suspects=40)
+    assert in_words(data)["1"] == "12 13 14 15 16 17 18 19 … (12 values)"
+
+
 def test_feature_names_and_missing_values_of_rows(tmp_path):
     x = np.array([[1.0, np.nan]] * 40)
     data = write(tmp_path, train=(x, Y), feature_names=["a", "b"])
