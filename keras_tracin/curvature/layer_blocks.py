@@ -34,7 +34,7 @@ from keras_tracin.gradients.capture import Captured, capture
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.placement import Placement, place
 
-_ENOUGH = 10_000  # pseudo-gradients
+_ENOUGH = 5_000  # pseudo-gradients
 _MOST_DRAWS = 16  # for each example
 _BATCH = 256
 _DRAW = tf.TensorSpec([4], tf.int32)
@@ -65,7 +65,7 @@ class LayerBlocks:
 
         Args:
             number: how many; or `"exact"`, one for each output; or `"auto"`,
-                as many as make 10,000 of all examples, or exact ones if these
+                as many as make 5,000 of all examples, or exact ones if these
                 are no more.
             seed: of random draws.
 

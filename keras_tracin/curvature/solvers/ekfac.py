@@ -47,7 +47,7 @@ class EKFAC:
     Attributes:
         draws: number of pseudo-gradients of each example; or `"exact"`, one
             for each of up to 16 outputs, which leave nothing to chance; or
-            `"auto"`, as many as make 10,000 of all examples (up to 16 of
+            `"auto"`, as many as make 5,000 of all examples (up to 16 of
             each), or exact ones where these are no more.
         seed: of random draws; the same draws the same ones.
     """
