@@ -9,9 +9,10 @@ Synopsis:
 
     data = keras.utils.image_dataset_from_directory("photos")
     folder = read_folder(data)
-    folder.names                     # ids, in reading order
-    folder.in_order()                # a dataset with ids that does not shuffle
-    folder.shuffled()                # one that does, for `fit`
+    if folder is not None:
+        folder.names                 # ids, in reading order
+        folder.in_order()            # a dataset with ids that does not shuffle
+        folder.shuffled()            # one that does, for `fit`
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ class Folder:
     Attributes:
         names: the names of the files, in their order in the dataset.
         nodes: the transformations from the last one back to the names.
+        sources: the names of the constants that are cut into files, labels
+            and the like.
     """
 
     _dataset: tf.data.Dataset
     _graph: Graph
     names: np.ndarray
     nodes: list[Node]
+    sources: list[str]
 
     @property
     def shuffles(self) -> bool:
@@ -83,11 +87,20 @@ class Folder:
         return len(self.names) // batch.size * batch.size
 
     def in_order(self) -> DatasetWithIds:
-        """The examples with their ids in the order of the names."""
-        names = tf.data.Dataset.from_tensor_slices(self.names)
+        """The examples with their ids in one order.
+
+        That of the dataset; of one that shuffles, whose own order depends on
+        a seed, the order of the alphabet.
+        """
+        order = np.arange(len(self.names))
+        if self.shuffles:
+            order = np.argsort(self.names, kind="stable")
+        names = tf.data.Dataset.from_tensor_slices(self.names[order])
         if self._batch is not None:
             names = names.batch(self._batch.size, self._batch.drop_remainder)
-        elements = self._rebuild(self.nodes[0], self._dataset.element_spec)
+        elements = self._rebuild(
+            self.nodes[0], self._dataset.element_spec, order
+        )
         return DatasetWithIds(tf.data.Dataset.zip(names, elements))
 
     def shuffled(self) -> DatasetWithIds:
@@ -135,7 +148,9 @@ class Folder:
     def _constant(self, name: str) -> Any:
         return _constant(_by_name(self._graph), name)
 
-    def _rebuild(self, last: Node, spec: Any) -> tf.data.Dataset:
+    def _rebuild(
+        self, last: Node, spec: Any, order: np.ndarray | None = None
+    ) -> tf.data.Dataset:
         """The dataset up to a transformation, without shuffling."""
         graph = graph_pb2.GraphDef()
         graph.CopyFrom(self._graph)
@@ -147,6 +162,11 @@ class Folder:
                 name = left_out[name]
             return name
 
+        for name in () if order is None else self.sources:
+            values = _constant(nodes, name)[order]
+            nodes[name].attr["value"].tensor.CopyFrom(
+                tf.make_tensor_proto(values)
+            )
         for node in nodes.values():
             if node.op == "_Retval":
                 node.input[0] = last.name
@@ -244,22 +264,24 @@ def _read_graph(dataset: tf.data.Dataset) -> Folder:
         node = nodes[node.input[0]]
     if sum(node.op in _BATCHES for node in passed) > 1 or not passed:
         raise _UnknownError
-    source = node
+    parts = [node]
     if node.op == "ZipDataset":
-        source, *others = [nodes[name] for name in node.input]
-        for other in others:
-            while other.op in _MAPS:
-                other = nodes[other.input[0]]
-            if other.op != _SOURCE:
-                raise _UnknownError
-    if source.op != _SOURCE:
-        raise _UnknownError
-    names = _constant(nodes, source.input[0])
+        parts = [nodes[name] for name in node.input]
+    sources: list[str] = []
+    for part in parts:
+        while part.op in _MAPS and sources:  # of labels, not of names
+            part = nodes[part.input[0]]
+        if part.op != _SOURCE:
+            raise _UnknownError
+        sources += part.input
+    names, *others = (_constant(nodes, source) for source in sources)
     if names.dtype != object or names.ndim != 1:
         raise _UnknownError
     if len(set(names.tolist())) < len(names):
         raise _UnknownError
-    return Folder(dataset, graph, names, passed)
+    if any(len(other) != len(names) for other in others):
+        raise _UnknownError
+    return Folder(dataset, graph, names, passed, sources)
 
 
 def _constant(nodes: dict[str, Node], name: str) -> np.ndarray:

@@ -7,7 +7,8 @@ compiled for one.
 Synopsis:
 
     padding = Padding.of(batches)            # None where all are alike
-    padding.pad(batch)
+    if padding is not None:
+        padding.pad(batch)
 """
 
 from __future__ import annotations

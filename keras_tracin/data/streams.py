@@ -6,7 +6,10 @@ Synopsis:
         def _elements(self):
             yield x, y                  # batches of any size
 
-    for batch in ReadExamples("train").batches(128):
+    examples = ReadExamples(
+        "train", labels=True, described="batches", remedy="Do not shuffle."
+    )
+    for batch in examples.batches(128):
         batch.ids, batch.x, batch.y, batch.sample_weight
 """
 

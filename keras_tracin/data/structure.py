@@ -29,7 +29,8 @@ def unpack(
             f"`{name}` should be a tuple of arrays (x, y) or (x, y, "
             "sample_weight), or a batched `tf.data.Dataset`, a "
             "`keras.utils.PyDataset` or a function that returns a generator "
-            f"of such. Received: {received}."
+            f"of such. Received: {received}. Where a model makes its targets "
+            "of x, pass them, such as (x, x) for an autoencoder."
         )
     if not any(leaf is not None for leaf in tf.nest.flatten(data[0])):
         raise TypeError(

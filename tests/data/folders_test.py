@@ -87,8 +87,17 @@ def assert_files_are_ids(data, count=COUNT):
 @pytest.mark.parametrize("kind", [images, texts, sounds])
 def test_files_are_ids_though_the_folder_shuffles(kind, directory):
     data = kind(directory)
-    assert assert_files_are_ids(data) == assert_files_are_ids(data)
-    assert all(pathlib.Path(i).is_file() for i in assert_files_are_ids(data))
+    ids = assert_files_are_ids(data)
+    assert all(pathlib.Path(name).is_file() for name in ids)
+    # Made again, it has another seed.
+    assert ids == assert_files_are_ids(kind(directory)) == sorted(ids)
+
+
+def test_a_folder_that_does_not_shuffle_keeps_its_order(directory):
+    data = images(
+        directory, shuffle=False, validation_split=0.4, subset="training"
+    )
+    assert assert_files_are_ids(data, 9) == data.file_paths
 
 
 @pytest.mark.parametrize("seed", [0, 1])

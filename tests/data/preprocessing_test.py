@@ -574,3 +574,23 @@ def test_a_check_warns_of_a_fit_that_it_does_not_know():
     data = np.ones([4, 4], "float32"), np.zeros(4, int)
     report = kt.check(model, data, verbose=0)
     assert any("its own `fit`" in one.message for one in report.warnings)
+
+
+def test_streams_and_tables_are_preprocessed_as_arrays_are():
+    x = np.arange(24, dtype="float32").reshape(6, 2, 2, 1)
+    y = np.arange(6) % 3
+    model = small()
+
+    def batches():
+        yield x[:4], y[:4]
+        yield x[4:], y[4:]
+
+    (read,) = open_for_model(model, batches).batches(6)
+    (held,) = open_for_model(model, (x, y)).batches(6)
+    np.testing.assert_allclose(read.x, held.x)
+    np.testing.assert_allclose(held.x, x / 255, 1e-6)
+    pandas = pytest.importorskip("pandas")
+    labels = pandas.Series(y, index=[f"image {at}" for at in range(6)])
+    (named,) = open_for_model(model, (x, labels)).batches(6)
+    np.testing.assert_allclose(named.x, held.x)
+    assert named.ids.tolist() == labels.index.tolist()
