@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_tracin.engine.distribution import worker_of
 from keras_tracin.models.kinds import check_is_model, warn_of_no_call
@@ -17,6 +18,7 @@ from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.beside import digests_beside
 from keras_tracin.runs.building import build
 from keras_tracin.runs.optimizers import (
+    check_no_updates,
     count_updates,
     was_trained,
     weight_marks,
@@ -199,7 +201,7 @@ class TracInCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self._writer is None:
-            self._refuse_missed_steps()
+            check_no_updates(self.model, self._updates_before)
             return  # there was no batch
         is_selected = self.save_freq == "epoch" and self._is_selected(
             self._epoch, dict(logs or {})
@@ -219,10 +221,26 @@ class TracInCheckpoint(keras.callbacks.Callback):
             if self._writer is not None and self._steps.num_steps:
                 # a custom loop that does not signal epochs
                 self.on_epoch_end(self._epoch_index, logs)
+            self._note_last_state()
         finally:
             stop_recording(self._steps)
             self._close()
             self.set_model(None)
+
+    def _note_last_state(self) -> None:
+        """Records weights assigned as training ends, as averages are."""
+        if self._writer is not None:
+            self._writer.append(
+                self._recorded,
+                {"learning_rate": np.empty(0)},
+                epoch=self._epoch,
+                logs={},
+                epoch_end=False,
+                save_weights=False,
+                updated=[],
+                notes={"weighted": False, "added_losses": []},
+                only_new=True,
+            )
 
     def _close(self) -> None:
         writer, self._writer = self._writer, None
@@ -256,20 +274,6 @@ class TracInCheckpoint(keras.callbacks.Callback):
 
     def _locate(self, positions: tuple[int, ...]) -> tuple[int, ...]:
         return locate(self.model, self._recorded, positions)
-
-    def _refuse_missed_steps(self) -> None:
-        """Raises ValueError if the epoch had steps but began no run."""
-        missed = count_updates(self.model) - self._updates_before
-        if missed > 0:
-            raise ValueError(
-                f"The model's optimizers made {missed} updates in this epoch, "
-                "but the run has not begun: model.train_function was not the "
-                "one that TracInCheckpoint had set. It records model.fit "
-                "and model.train_on_batch. If another callback compiles the "
-                "model or makes its train function anew, list TracInCheckpoint "
-                "after it; a loop that applies gradients itself belongs in "
-                "the model's train_step."
-            )
 
     def _warn_of_unknown_updates(self, steps: Steps) -> None:
         """Warns, once in a `fit`, of weights that changed but not by a step."""

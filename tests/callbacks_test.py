@@ -323,6 +323,19 @@ def test_a_script_that_is_run_again_keeps_the_former_runs(tmp_path):
         assert_rates_were_applied(model, place).verify()
 
 
+def test_training_goes_on_from_averaged_weights(tmp_path):
+    """Keras assigns an optimizer's averages to the weights as `fit` ends."""
+    model = compiled(optimizer=SGD(0.1, use_ema=True, ema_momentum=0.5))
+    callback = TracInCheckpoint(tmp_path)
+    for _ in range(2):
+        fit(model, [callback])
+    run = TrainingRun(tmp_path)
+    assert [c.step for c in run] == [BATCHES, 2 * BATCHES]
+    assert run.weighted is False
+    np.testing.assert_allclose(run.learning_rates, 0.1, rtol=1e-6)
+    assert list(run.leading_to(model)) == list(run)
+
+
 def test_epochs_after_the_best_one_are_kept_apart(tmp_path):
     model, callback = eager(), TracInCheckpoint(tmp_path)
     # The loss falls, so that the first epoch has the highest.

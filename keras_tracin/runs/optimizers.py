@@ -35,6 +35,26 @@ def count_updates(model: keras.Model) -> int:
     return sum(read_count(o) for o in optimizers_of(model))
 
 
+def check_no_updates(model: keras.Model, before: int) -> None:
+    """Raises ValueError if an epoch had updates, but began no run.
+
+    Args:
+        model: the model that is trained.
+        before: what `count_updates` was before the epoch.
+    """
+    missed = count_updates(model) - before
+    if missed > 0:
+        raise ValueError(
+            f"The model's optimizers made {missed} updates in this epoch, "
+            "but the run has not begun: model.train_function was not the "
+            "one that TracInCheckpoint had set. It records model.fit "
+            "and model.train_on_batch. If another callback compiles the "
+            "model or makes its train function anew, list TracInCheckpoint "
+            "after it; a loop that applies gradients itself belongs in "
+            "the model's train_step."
+        )
+
+
 def was_trained(model: keras.Model) -> bool:
     """Whether the model's own optimizers, not those of layers, have counted."""
     own = optimizers_in(vars(model))

@@ -128,7 +128,7 @@ class RunWriter:
                 i for i, (_, other) in enumerate(states) if other == digest
             ]
             kept = known[-1] if known else None
-        if kept is None and num_segments and not is_new:
+        if kept is None and not is_new:
             raise ValueError(
                 _not_this_model(directory, mismatch)
                 if mismatch
@@ -185,6 +185,7 @@ class RunWriter:
         save_weights: bool,
         updated: Sequence[Sequence[int]] | None = None,
         notes: Mapping[str, Any] | None = None,
+        only_new: bool = False,
     ) -> Path | None:
         """Records the steps since the last call.
 
@@ -202,6 +203,8 @@ class RunWriter:
                 set, `arrays` has `rates` `[num_steps, sets]`.
             notes: Anything else that is known of the steps, as JSON; see the
                 manifest.
+            only_new: Whether to record nothing where the weights are those
+                of a recorded state.
 
         Returns:
             The file with the weights, or None if none was written.
@@ -210,6 +213,10 @@ class RunWriter:
             OSError: The files cannot be written.
             ValueError: Another training has written to the run.
         """
+        digest = run_manifest.weights_digest(model)
+        known = (state for _, state in run_manifest.states(self._manifest))
+        if only_new and digest in known:
+            return None
         self._check_is_alone()
         num_steps = len(arrays["learning_rate"])
         step = self.last_step + num_steps
@@ -223,7 +230,7 @@ class RunWriter:
             "epoch_end": epoch_end,
             "logs": dict(logs) if epoch_end else None,
             **run_files.save_steps(self.directory, arrays, len(segments)),
-            "weights_digest": run_manifest.weights_digest(model),
+            "weights_digest": digest,
         }
         sets = [list(p) for p in self._manifest.get("updated", [])]
         if updated is not None:

@@ -191,11 +191,10 @@ def test_a_writer_that_was_taken_for_ended_is_told(tmp_path):
 def test_a_writer_goes_on_after_another_was_refused(tmp_path):
     model = make_model()
     first = RunWriter.create(tmp_path, model)
-    append(first, model)
     with pytest.raises(ValueError, match=row("other-run")):
         RunWriter.reopen(tmp_path, make_model(5))
     append(first, model)
-    assert [c.step for c in TrainingRun(tmp_path)] == [1, 2]
+    assert [c.step for c in TrainingRun(tmp_path)] == [1]
 
 
 def test_a_deleted_run_is_not_written_to(tmp_path):

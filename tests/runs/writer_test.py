@@ -147,7 +147,8 @@ def test_initial_weights_begin_a_new_run(tmp_path):
 
 def test_a_run_without_steps_is_replaced(tmp_path):
     RunWriter.create(tmp_path, make_model())
-    assert RunWriter.reopen(tmp_path, make_model(5)).last_step == 0
+    other = make_model(5)
+    assert RunWriter.reopen(tmp_path, other, is_new=True).last_step == 0
     assert not (tmp_path / "earlier-1").exists()
 
 
