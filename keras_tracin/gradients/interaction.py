@@ -58,7 +58,8 @@ class Interaction:
         if self.is_random:
             return (
                 f"{self.where} draws random numbers also in inference mode, so "
-                "no two computations give the same scores."
+                "no two computations give the same scores. Let it draw only "
+                "where `training` is true."
             )
         what = (
             "the gradient it passes back"

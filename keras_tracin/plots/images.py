@@ -29,7 +29,7 @@ from keras_tracin.plots.figures import WRONG, add_note, new_figure
 from keras_tracin.plots.fonts import use_fonts
 from keras_tracin.plots.selection import select
 from keras_tracin.plots.shown import Shown
-from keras_tracin.plots.wrapping import shorten_name
+from keras_tracin.plots.wrapping import wrap_name
 from keras_tracin.results import Attribution, TopK
 
 if TYPE_CHECKING:
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 
 # In inches, except for spaces, which are in widths of an image.
 _IMAGE = 0.9
-_ROW = 1.35  # an image and its caption
+_ROW = 1.42  # an image and its caption
 _HEAD, _FOOT = 0.55, 0.2
 _SPACE, _GROUP_SPACE = 0.15, 0.35
 _POINTS = 72  # in an inch
 _SIZE = 8  # font size of captions, in points
+_LINES = 3  # of a caption
 _MOST = (20, 10)  # queries, and examples on each side, unless chosen
 
 
@@ -131,11 +132,12 @@ def proponents_and_opponents(
         name = (
             top.query_ids[row] if asked.labels is None else asked.labels[place]
         )
-        _draw_image(axes[row, 0], images[0][place], limits, [str(name)])
+        caption = _wrap(str(name), _LINES)
+        _draw_image(axes[row, 0], images[0][place], limits, caption)
     for cell, place in np.ndenumerate(trained.at):
         caption = [f"{scores[cell]:+.3g}"]
         if trained.labels is not None:
-            caption.insert(0, trained.labels[place])
+            caption = _wrap(trained.labels[place], _LINES - 1) + caption
         is_wrong = trained.is_wrong is not None and trained.is_wrong[place]
         _draw_image(
             axes[:, 1:][cell], images[1][place], limits, caption, is_wrong
@@ -222,6 +224,11 @@ def _image_grid(figure: Figure, m: int, k: int) -> np.ndarray:
     return np.hstack(axes)
 
 
+def _wrap(name: str, most: int) -> list[str]:
+    """A name in lines that fit below an image."""
+    return wrap_name(name, _IMAGE * (1 + _SPACE) * _POINTS, _SIZE, most)
+
+
 def _draw_image(
     axes: Axes,
     image: np.ndarray,
@@ -232,10 +239,8 @@ def _draw_image(
     axes.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1])
     axes.set(xticks=[], yticks=[])
     colour = WRONG if is_wrong else "black"
-    width = _IMAGE * (1 + _SPACE) * _POINTS
-    lines = [shorten_name(line, width, _SIZE) for line in caption]
     axes.set_xlabel(
-        "\n".join(lines),
+        "\n".join(caption),
         fontsize=_SIZE,
         color=colour,
         labelpad=3,

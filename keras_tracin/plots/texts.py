@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # In inches.
 _WIDTH = 9.0
-_SIDE, _SCORE, _LABEL, _TEXT = 0.12, 1.62, 1.75, 3.35  # left edges of columns
+_SIDE, _SCORE, _LABEL, _TEXT = 0.12, 1.5, 1.63, 3.35  # left edges of columns
 _LINE, _ROOM = 0.165, 0.13  # height of a line, and padding of a row
 _FOOT = 0.25  # height of the note below the table
 _TALL = 24.0  # height to fill by default

@@ -49,6 +49,26 @@ def shorten_name(text: str, width: float, size: float) -> str:
     return f"…{plain}" if is_path else f"{plain.rstrip()}…"
 
 
+def wrap_name(text: str, width: float, size: float, most: int) -> list[str]:
+    """A name in a few lines of this width; what does not fit is cut.
+
+    Args:
+        text: the name; its own lines stay apart.
+        width: width of a line, in points.
+        size: size of the font, in points.
+        most: number of lines.
+    """
+    lines: list[str] = []
+    for part in text.split("\n"):
+        is_one_word = len(part.split()) == 1
+        short = [shorten_name(part, width, size)]
+        lines += short if is_one_word else wrap(part, width, size)
+    if len(lines) <= most:
+        return lines
+    rest = " ".join(lines[most - 1 :])
+    return [*lines[: most - 1], shorten_name(rest, width, size)]
+
+
 def wrap(
     text: str, width: float, size: float, is_bold: bool = False
 ) -> list[str]:

@@ -160,13 +160,24 @@ def test_a_grid_is_limited_and_says_so():
 
 
 def test_long_labels_and_paths_stay_below_their_image():
-    labels = ["MeanOfTransportation", "flowers/roses/12345678.jpg", *"abcd"]
+    labels = [
+        "MeanOfTransportation",
+        "flowers/roses/12345678.jpg",
+        "a means of transportation by water and air",
+        "7 (7)\nTracIn",
+        *"ab",
+    ]
     figure = plots.proponents_and_opponents(
         TOP, TEST, TRAIN, query_labels=labels[:3], train_labels=labels
     )
-    captions = {caption.split("\n")[0] for _, caption in shown(figure)}
-    assert {c[:8] for c in captions if c.endswith("…")} == {"MeanOfTr"}
-    assert {c[-8:] for c in captions if c.startswith("…")} == {"5678.jpg"}
+    captions = [caption.split("\n") for _, caption in shown(figure)]
+    assert captions[0][0].startswith("MeanOfTr")
+    assert captions[0][0].endswith("…")
+    assert captions[3][0].startswith("…")
+    assert captions[3][0].endswith("5678.jpg")
+    assert captions[6] == ["a means of", "transportation by", "water and air"]
+    assert captions[2] == ["7 (7)", "TracIn", "-0.5"]
+    assert max(map(len, captions)) == 3
 
 
 def test_texts_and_values_of_all_inputs_stand_in_one_row():
