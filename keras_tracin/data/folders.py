@@ -241,10 +241,15 @@ def _chain(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
 
 def _reads_files(dataset: tf.data.Dataset) -> bool:
     """Whether a dataset maps elements by a function that reads files."""
+    graphs = [
+        getattr(wrapper.function, "graph", None)  # None in tf.data's debug mode
+        for wrapper in dataset._functions()
+    ]
     return any(
         operation.type == "ReadFile"
-        for wrapper in dataset._functions()
-        for operation in wrapper.function.graph.get_operations()
+        for graph in graphs
+        if graph is not None
+        for operation in graph.get_operations()
     )
 
 

@@ -132,6 +132,13 @@ def _open_function(data: Any, name: str, labels: bool) -> IteratedExamples:
 
 def _open_grain(data: Any, name: str, labels: bool) -> IteratedExamples:
     described = f"a `{type(data).__name__}` of Grain"
+    if hasattr(data, "class_names"):
+        raise ValueError(
+            f"`{name}` is a folder in the format of Grain, whose order does "
+            "not tell which example is which file. Read the same folder in the "
+            "format of TensorFlow, `format='tf'`, for attribution: there the "
+            "names of files are ids."
+        )
     count = len(data) if hasattr(data, "__len__") else None
     if count is not None and count > _ENDLESS:
         raise ValueError(

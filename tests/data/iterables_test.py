@@ -5,6 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_tracin as kt
 from keras_tracin.data.examples import open_examples
@@ -96,6 +97,19 @@ def test_datasets_of_grain_are_read_in_their_order():
 def test_a_dataset_of_grain_that_repeats_is_refused():
     with pytest.raises(ValueError, match=row("endless-grain")):
         open_examples(grain_source().repeat().batch(4))
+
+
+def test_a_folder_in_the_format_of_grain_is_refused(tmp_path):
+    pytest.importorskip("grain")
+    for name in ("a/1.png", "b/1.png"):
+        image = tf.io.encode_png(np.zeros((4, 4, 3), "uint8"))
+        (tmp_path / name).parent.mkdir()
+        tf.io.write_file(str(tmp_path / name), image)
+    data = keras.utils.image_dataset_from_directory(
+        tmp_path, image_size=(4, 4), format="grain", verbose=False
+    )
+    with pytest.raises(ValueError, match=row("grain-folder")):
+        open_examples(data)
 
 
 def loader(**options):

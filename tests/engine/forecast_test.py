@@ -172,3 +172,12 @@ def test_the_forms_are_chosen_by_multiplications_in_all(model, run):
 )
 def test_times_are_said_roughly(seconds, words):
     assert in_words(seconds) == words
+
+
+def test_batches_tell_about_how_many_examples_there_are(model, run):
+    data = tf.data.Dataset.from_tensor_slices(TRAIN).batch(8)
+    plan = kt.TracIn(model, data, run).plan()
+    assert (plan.num_train, plan.exact) == (32, False)
+    assert str(plan).startswith("about 32 training examples")
+    assert plan.seconds is not None
+    assert plan.steps is not None
