@@ -136,10 +136,8 @@ def measure(name: str) -> None:
                 directory = str(pathlib.Path(folder, f"{method} {repeat}"))
                 seconds.append(_seconds(lambda c=call, d=directory: c(d)))
             median = statistics.median(seconds)
-            print(
-                f"| {name} | {method} | {median:.2f} s | {median / epoch:.1f} |",
-                flush=True,
-            )
+            share = f"{median / epoch:.1f}"
+            print(f"| {name} | {method} | {median:.2f} s | {share} |")
 
 
 def _seconds(call: Callable[[], object]) -> float:
