@@ -3,12 +3,14 @@
 Synopsis:
 
     graph = function.get_concrete_function(*specs).graph
-    for operation in graph.get_operations():
+    for operation in all_operations(graph):
         called = called_graph(operation)   # None, but for a call
     has_loops(graph)
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -21,10 +23,15 @@ def called_graph(operation: tf.Operation) -> tf.Graph | None:
     return operation.graph._get_function(name).graph
 
 
+def all_operations(graph: tf.Graph) -> Iterator[tf.Operation]:
+    """The operations of a graph and of the functions that it calls."""
+    for operation in graph.get_operations():
+        yield operation
+        called = called_graph(operation)
+        if called is not None:
+            yield from all_operations(called)
+
+
 def has_loops(graph: tf.Graph) -> bool:
     """Whether something loops, in a graph or in a function that it calls."""
-    for operation in graph.get_operations():
-        called = called_graph(operation)
-        if operation.type.endswith("While") or (called and has_loops(called)):
-            return True
-    return False
+    return any(op.type.endswith("While") for op in all_operations(graph))
