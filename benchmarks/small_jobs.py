@@ -89,20 +89,20 @@ def calls(model, train, test, run) -> dict[str, Callable[[str], object]]:
 
     one = tuple(part[:1] for part in test)
     return {
-        "TracIn, influence": lambda _: kt.TracIn(model, train, run).influence(
+        "TracIn influence": lambda _: kt.TracIn(model, train, run).influence(
             test, verbose=0
         ),
-        "TracIn, self-influence": lambda _: kt.TracIn(
+        "TracIn self-influence": lambda _: kt.TracIn(
             model, train, run
         ).self_influence(verbose=0),
         "TRAK": lambda _: kt.TRAK(
             model, train, run, projection=kt.TensorSketch(512)
         ).influence(test, verbose=0),
-        "index, built and asked": index,
-        "influence functions, EK-FAC": lambda _: influence(
-            test, curvature="ekfac"
+        "index built and asked": index,
+        "EK-FAC": lambda _: influence(test, curvature="ekfac"),
+        "influence functions by default for one query": lambda _: influence(
+            one
         ),
-        "influence functions, defaults, one query": lambda _: influence(one),
         "representer points": lambda _: kt.RepresenterPoints(
             model, train, l2=0.01, verbose=0
         ).influence(test, verbose=0),

@@ -105,6 +105,8 @@ def test_a_method_takes_the_model_and_agrees_with_itself(trained, make):
     own = method.self_influence(verbose=0).scores
     size = np.abs(scores).max()
     assert size > 0
+    if isinstance(method, kt.RepresenterPoints):
+        return  # which measures itself by all of an example's classes
     np.testing.assert_allclose(own, np.diag(scores), atol=1e-4 * size)
 
 

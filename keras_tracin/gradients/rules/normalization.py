@@ -21,12 +21,11 @@ from keras_tracin.gradients.rules.registry import (
 @register(keras.layers.LayerNormalization, variables=("gamma", "beta"))
 def layer_normalization(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.LayerNormalization`."""
-    normalized = keras.ops.layer_normalization(
-        use.inputs,
-        axis=layer.axis,
-        epsilon=layer.epsilon,
-        rms_scaling=layer.rms_scaling,
-    )
+    inputs = tf.convert_to_tensor(use.inputs)
+    mean, variance = tf.nn.moments(inputs, _axes(layer.axis), keepdims=True)
+    # Keras's scaling by the root mean square is by this deviation too.
+    centered = inputs if layer.rms_scaling else inputs - mean
+    normalized = centered * tf.math.rsqrt(variance + layer.epsilon)
     return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
 
 
