@@ -86,6 +86,13 @@ class DatasetExamples(Examples):
             self.size = folder.size
         if folder is not None or not self.carries_ids:
             self._check_order(_remedy(data))
+        if folder is not None and not folder.keeps_rows():
+            raise ValueError(
+                f"Maps of the batches of `{name}` move examples to other rows, "
+                "or change one by others of its batch, so the folder does not "
+                "tell which file is which. Read it with `batch_size=None`, map "
+                "its examples, and batch them then."
+            )
         first = next(self._batches_of(self._dataset.take(1)))
         self.bytes_read_per_example = first.nbytes // len(first)
         if cardinality >= 0:

@@ -77,7 +77,10 @@ class DatasetWithIds(tf.data.Dataset):
         return self._plain
 
     def map(self, map_func, *args, **kwargs):
-        """Maps the elements; ids stay."""
+        """Maps the elements; ids stay where they are.
+
+        So a map of batches has to leave every example in its row.
+        """
 
         def mapped(identifier, element):
             return identifier, map_func(*_arguments(element))

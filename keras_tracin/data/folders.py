@@ -103,6 +103,31 @@ class Folder:
         )
         return DatasetWithIds(tf.data.Dataset.zip(names, elements))
 
+    def keeps_rows(self) -> bool:
+        """Whether maps of batches leave every example in its row.
+
+        Where one example of a batch is put in place of another, its own row
+        may change, and no other.
+        """
+        batch = self._batch
+        if batch is None or not self._maps_of_batches:
+            return True
+        alike = np.zeros(len(self.names), int)
+        before = self._first_batch(alike)
+        for place in (0, min(batch.size, len(alike)) - 1):
+            order = alike.copy()
+            order[place] = len(alike) - 1
+            pairs = zip(before, self._first_batch(order), strict=True)
+            if any(_other_rows_differ(*pair, place) for pair in pairs):
+                return False
+        return True
+
+    def _first_batch(self, order: np.ndarray) -> list[np.ndarray]:
+        """The leaves of the first batch of the examples in an order."""
+        spec = self._dataset.element_spec
+        data = self._rebuild(self.nodes[0], spec, order)
+        return [np.asarray(x) for x in tf.nest.flatten(next(iter(data)))]
+
     def shuffled(self) -> DatasetWithIds:
         """The dataset with ids that shuffles and batches as the folder does.
 
@@ -115,7 +140,7 @@ class Folder:
             start, spec = self.nodes[0], self._dataset.element_spec
         else:
             at = [node.op in _BATCHES for node in self.nodes].index(True)
-            if any(node.op in _MAPS for node in self.nodes[:at]):
+            if self._maps_of_batches:
                 raise ValueError(_TRANSFORMED)
             start, spec = (
                 self.nodes[at + 1],
@@ -144,6 +169,13 @@ class Folder:
                     int(self._constant(size)), bool(self._constant(drop)), pads
                 )
         return None
+
+    @property
+    def _maps_of_batches(self) -> bool:
+        """Whether something is mapped that was batched before."""
+        kinds = [node.op for node in self.nodes]
+        at = [kind in _BATCHES for kind in kinds].index(True)
+        return any(kind in _MAPS for kind in kinds[:at])
 
     def _constant(self, name: str) -> Any:
         return _constant(_by_name(self._graph), name)
@@ -298,6 +330,17 @@ def _constant(nodes: dict[str, Node], name: str) -> np.ndarray:
 
 def _by_name(graph: Graph) -> dict[str, Node]:
     return {node.name: node for node in graph.node}
+
+
+def _other_rows_differ(one: np.ndarray, other: np.ndarray, row: int) -> bool:
+    """Whether two arrays differ in another row, as far as both go."""
+    if not one.ndim or len(one) != len(other):
+        return True
+    shared = tuple(map(slice, np.minimum(one.shape, other.shape)))
+    rest = [
+        np.delete(array[shared], row, axis=0).tolist() for array in (one, other)
+    ]
+    return repr(rest[0]) != repr(rest[1])  # by which NaN is alike
 
 
 def _of_one(spec: Any) -> Any:

@@ -162,6 +162,29 @@ def test_what_loses_the_order_of_files_is_refused(transform, directory):
         kt.with_ids(data)
 
 
+def reversed_rows(x, y):
+    return tf.reverse(x, [0]), tf.reverse(y, [0])
+
+
+def sorted_rows(x, y):
+    order = tf.argsort(tf.reduce_mean(x, [1, 2, 3]))
+    return tf.gather(x, order), tf.gather(y, order)
+
+
+def centred(x, y):
+    return x - tf.reduce_mean(x, axis=0), y
+
+
+@pytest.mark.parametrize("move", [reversed_rows, sorted_rows, centred])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_maps_of_batches_that_move_or_mix_rows_are_refused(
+    move, shuffle, directory
+):
+    data = images(directory, shuffle=shuffle).map(move)
+    with pytest.raises(ValueError, match=row("moved-rows")):
+        open_examples(data)
+
+
 def test_augmentation_of_a_folder_is_refused(directory):
     rng = np.random.default_rng(0)
 
