@@ -48,7 +48,23 @@ from keras_tracin.runs import Checkpoint, RecordedState, recorded_state
 _SLICE = 2**20  # numbers that are worked out together, in float64
 
 _Slot = Callable[[str], np.ndarray]  # by name: flat, in float64
-_Scale = Callable[[Any, Iterable[_Slot], keras.Variable, float], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """A variable as a whole, when an optimizer is about to update it.
+
+    Attributes:
+        optimizer: the optimizer.
+        slots: the slots of each slice of the variable, in order.
+        variable: the variable, which has its value.
+        rate: the learning rate.
+    """
+
+    optimizer: Any
+    slots: Iterable[_Slot]
+    variable: keras.Variable
+    rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +73,11 @@ class _Rule:
 
     Attributes:
         entries: gives D for some entries of a variable, of their slots.
-        scale: gives what D is multiplied by, the same for all entries of a
-            variable, of the slots of each slice of it, its value and the
-            learning rate.
+        scale: gives what D is multiplied by, the same for all entries.
     """
 
     entries: Callable[[Any, _Slot], Any]
-    scale: _Scale | None = None
+    scale: Callable[[_Whole], float] | None = None
 
 
 class Preconditioner:
@@ -136,7 +150,7 @@ def diagonal(optimizer: Any, variable: keras.Variable) -> np.ndarray:
     values = np.broadcast_to(rule.entries(optimizer, slot), [size_of(variable)])
     if rule.scale is not None:
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        values = values * rule.scale(optimizer, [slot], variable, rate)
+        values = values * rule.scale(_Whole(optimizer, [slot], variable, rate))
     return np.ascontiguousarray(values, dtype=np.float32)
 
 
@@ -165,16 +179,17 @@ def _recorded_diagonal(
     rule = _rule(optimizer)
     scale = 1.0
     if rule.scale is not None:
-        scale = rule.scale(optimizer, map(slots, slices), variable, rate)
+        whole = _Whole(optimizer, map(slots, slices), variable, rate)
+        scale = rule.scale(whole)
     # A variable, since it can be filled in place.
-    whole = tf.Variable(tf.zeros([count * row]))
+    filled = tf.Variable(tf.zeros([count * row]))
     for part in slices:
         values = scale * rule.entries(optimizer, slots(part))
         size = (part.stop - part.start) * row
-        whole[part.start * row : part.stop * row].assign(
+        filled[part.start * row : part.stop * row].assign(
             tf.constant(np.broadcast_to(values, [size]), tf.float32)
         )
-    return whole.read_value()
+    return filled.read_value()
 
 
 def _rule(optimizer: Any) -> _Rule:
@@ -212,8 +227,11 @@ def _nadam(optimizer: Any, slot: _Slot) -> np.ndarray:
 
 def _correction(optimizer: Any) -> float:
     """√(1 - β₂ᵗ)."""
-    updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
-    return float(np.sqrt(1.0 - optimizer.beta_2**updates))
+    return float(np.sqrt(1.0 - optimizer.beta_2 ** _updates(optimizer)))
+
+
+def _updates(optimizer: Any) -> int:
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
 def _rmsprop(optimizer: Any, slot: _Slot) -> np.ndarray:
@@ -232,25 +250,15 @@ def _adamax(optimizer: Any, slot: _Slot) -> np.ndarray:
     return 1.0 / (slot("_u") + optimizer.epsilon)
 
 
-def _lamb(optimizer: Any, slot: _Slot) -> np.ndarray:
-    second = np.sqrt(slot("_velocities"))
-    return 1.0 / (second / _correction(optimizer) + optimizer.epsilon)
-
-
-def _trust(
-    optimizer: Any,
-    slices: Iterable[_Slot],
-    variable: keras.Variable,
-    rate: float,
-) -> float:
+def _trust(whole: _Whole) -> float:
     """Lamb's ratio of the length of the weights to that of the update."""
-    updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
-    first = 1.0 - optimizer.beta_1**updates
+    optimizer, variable = whole.optimizer, whole.variable
+    first = 1.0 - optimizer.beta_1 ** _updates(optimizer)
     square = sum(
         float(
-            np.sum((slot("_momentums") / first * _lamb(optimizer, slot)) ** 2)
+            np.sum((slot("_momentums") / first * _nadam(optimizer, slot)) ** 2)
         )
-        for slot in slices
+        for slot in whole.slots
     )
     weights = np.sqrt(size_of(variable)) * _root_mean_square(variable)
     return float(weights / np.sqrt(square)) if weights and square else 1.0
@@ -260,16 +268,11 @@ def _adafactor(optimizer: Any, slot: _Slot) -> np.ndarray:
     return 1.0 / np.sqrt(slot("_v"))
 
 
-def _relative_step(
-    optimizer: Any,
-    slices: Iterable[_Slot],
-    variable: keras.Variable,
-    rate: float,
-) -> float:
+def _relative_step(whole: _Whole) -> float:
     """Adafactor's step size as a multiple of the learning rate."""
-    updates = int(keras.ops.convert_to_numpy(optimizer.iterations))
-    bound = rate * np.sqrt(updates)
-    size = max(optimizer.epsilon_2, _root_mean_square(variable))
+    optimizer = whole.optimizer
+    bound = whole.rate * np.sqrt(_updates(optimizer))
+    size = max(optimizer.epsilon_2, _root_mean_square(whole.variable))
     return float(size / max(1.0, bound))
 
 
@@ -277,14 +280,10 @@ def _no_entries(optimizer: Any, slot: _Slot) -> float:
     return 1.0
 
 
-def _slope_of_sign(
-    optimizer: Any,
-    slices: Iterable[_Slot],
-    variable: keras.Variable,
-    rate: float,
-) -> float:
+def _slope_of_sign(whole: _Whole) -> float:
+    """Lion's D: the slope of the line that is nearest to the sign."""
     sizes, squares = 0.0, 0.0
-    for slot in slices:
+    for slot in whole.slots:
         moments = slot("_momentums")
         sizes += float(np.abs(moments).sum())
         squares += float((moments**2).sum())
@@ -303,7 +302,7 @@ _RULES: dict[type, _Rule] = {
     keras.optimizers.RMSprop: _Rule(_rmsprop),
     keras.optimizers.Adagrad: _Rule(_adagrad),
     keras.optimizers.Adamax: _Rule(_adamax),
-    keras.optimizers.Lamb: _Rule(_lamb, _trust),
+    keras.optimizers.Lamb: _Rule(_nadam, _trust),
     keras.optimizers.Adafactor: _Rule(_adafactor, _relative_step),
     keras.optimizers.Lion: _Rule(_no_entries, _slope_of_sign),
 }

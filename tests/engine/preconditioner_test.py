@@ -137,6 +137,64 @@ def test_diagonal_of_a_checkpoint_is_that_of_the_optimizer_then(tmp_path, name):
         np.testing.assert_allclose(recorded, live, rtol=1e-6)
 
 
+def lamb(slots, variable, checkpoint):
+    moment, velocity = slots
+    spread = np.sqrt(velocity / (1 - 0.999**checkpoint.step)) + 1e-7
+    update = moment / (1 - 0.9**checkpoint.step) / spread
+    length = np.linalg.norm(variable)
+    return (length / np.linalg.norm(update) if length else 1.0) / spread
+
+
+def adafactor(slots, variable, checkpoint):
+    bound = checkpoint.learning_rate * np.sqrt(checkpoint.step)
+    size = max(1e-3, np.sqrt(np.mean(variable**2))) / max(1, bound)
+    return size / np.sqrt(slots[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "expected"),
+    [
+        (
+            lambda: keras.optimizers.Lamb(0.05),
+            ("_momentums", "_velocities"),
+            lamb,
+        ),
+        (lambda: keras.optimizers.Adafactor(0.9), ("_v",), adafactor),
+    ],
+)
+def test_every_checkpoint_has_the_norms_of_its_own_weights(
+    make, names, expected, tmp_path
+):
+    model = build()
+    model.compile(make(), model.loss)
+    callback = kt.TracInCheckpoint(tmp_path)
+    model.fit(*TRAIN, batch_size=8, epochs=3, callbacks=[callback], verbose=0)
+    run, scores, own = kt.TrainingRun(tmp_path), 0.0, 0.0
+    for checkpoint in run:
+        twin = build()
+        twin.compile(make(), twin.loss)
+        twin.optimizer.build(twin.trainable_variables)
+        twin.load_weights(checkpoint.path)
+        diagonals = []
+        for at, variable in enumerate(twin.trainable_variables):
+            slots = [
+                getattr(twin.optimizer, name)[at].numpy().astype(float)
+                for name in names
+            ]
+            value = variable.numpy().astype(float)
+            diagonals.append(np.ravel(expected(slots, value, checkpoint)))
+        weights = checkpoint.learning_rate * np.concatenate(diagonals)
+        train = gradients(checkpoint, *TRAIN)
+        test = gradients(checkpoint, *TEST)
+        scores = scores + (test * weights) @ train.T
+        own = own + train**2 @ weights
+    aware = kt.TracIn(model, TRAIN, run, optimizer_aware=True)
+    found = aware.influence(TEST, verbose=0).scores
+    np.testing.assert_allclose(found, scores, atol=1e-5 * np.abs(scores).max())
+    found = aware.self_influence(verbose=0).scores
+    np.testing.assert_allclose(found, own, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
