@@ -256,6 +256,56 @@ def test_random_draws_have_the_curvature_in_expectation():
     np.testing.assert_allclose(many.sum(), exact.sum(), rtol=0.02)
 
 
+def test_random_draws_count_the_weights_of_outputs_and_examples():
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((3,))
+    hidden = layers.Dense(4, "tanh")(inputs)
+    outputs = {
+        "kind": layers.Dense(CLASSES, name="kind")(hidden),
+        "size": layers.Dense(2, name="size")(hidden),
+    }
+    model = keras.Model(inputs, outputs)
+    kind = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        loss={"kind": kind, "size": "mse"},
+        loss_weights={"kind": 0.3, "size": 2.0},
+    )
+    x, weights = rng.normal(size=(6, 3)), rng.uniform(0.2, 3, size=6)
+    y = {
+        "kind": rng.integers(CLASSES, size=6),
+        "size": rng.normal(size=(6, 2)),
+    }
+    examples, loss = open_examples((x, y, weights)), per_example_loss(model)
+    values = [variable.value for variable in model.trainable_variables]
+    expected = 0.0
+    for example, weight in zip(x, weights, strict=True):
+        with tf.GradientTape(persistent=True) as tape:
+            found = model(example[np.newaxis])
+        shares = tf.nn.softmax(found["kind"][0]).numpy()
+        bends = {
+            "kind": 0.3 * (np.diag(shares) - np.outer(shares, shares)),
+            "size": 2.0 * np.eye(2),  # a mean of two squares
+        }
+        for name, bend in bends.items():
+            parts = tape.jacobian(
+                found[name],
+                values,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                experimental_use_pfor=False,
+            )
+            wide = np.concatenate(
+                [np.reshape(part, (len(bend), -1)) for part in parts], axis=1
+            )
+            expected += weight / len(x) * np.trace(wide.T @ bend @ wide)
+    functions = GradientFunctions(model, loss, examples.first(2).data)
+    flat = [variable for group in functions.variables for variable in group]
+    operator = GaussNewton(model, loss, examples, flat)
+    inverse = EKFAC(draws=200).prepare(Damped(operator, DAMPING))
+    eigenvalues = sum(np.sum(part) for part in inverse.eigenvalues)
+    undamped = eigenvalues - DAMPING * operator.size
+    np.testing.assert_allclose(undamped, expected, rtol=0.03)
+
+
 def test_draws_that_cannot_be_are_refused():
     for draws in (0, 1.5, "all", True):
         with pytest.raises(ValueError, match=row("ekfac-draws")):
