@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 from keras import layers
 
@@ -69,7 +70,8 @@ def _recurrent():
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(), loss)
-    return model, (texts, labels), (texts, labels)
+    data = tf.constant(texts), labels  # strings of NumPy are not taken by fit
+    return model, data, data
 
 
 MODELS = {"cnn": _cnn, "recurrent": _recurrent}
