@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -63,19 +64,27 @@ class Minibatches:
 
     def batches(self, batch_size: int) -> Iterator[Any]:
         """Yields `(x, y[, sample_weight])` of all examples, as tensors."""
-        for batch in self._batches(batch_size):
+        return self.spread(1, batch_size)
+
+    def spread(self, every: int, batch_size: int) -> Iterator[Any]:
+        """Yields batches of every second example, every third, and so on.
+
+        Where they are not all in memory, of every second batch, and so on.
+        """
+        for batch in self._spread(every, batch_size):
             yield batch
             self._advance()
 
-    def _batches(self, batch_size: int) -> Iterator[Any]:
+    def _spread(self, every: int, batch_size: int) -> Iterator[Any]:
         if self._whole is None:
-            for batch in self._examples.batches(batch_size):
+            batches = self._examples.batches(batch_size)
+            for batch in itertools.islice(batches, 0, None, every):
                 yield _tensors(batch.data)
             return
-        for start in range(0, _length(self._whole), batch_size):
-            yield tf.nest.map_structure(
-                lambda leaf, at=start: leaf[at : at + batch_size], self._whole
-            )
+        stride = every * batch_size
+        for start in range(0, _length(self._whole), stride):
+            rows = slice(start, start + stride, every)
+            yield tf.nest.map_structure(lambda x, at=rows: x[at], self._whole)
 
     def _advance(self) -> None:
         if self._watchers:

@@ -38,15 +38,11 @@ from keras_tracin.curvature.solvers import (
     report,
 )
 from keras_tracin.data.batches import Batch
-from keras_tracin.engine.call import Call
-from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.passes import norms_pass
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.queries import Queries
-from keras_tracin.engine.sweep import sweep
-from keras_tracin.engine.visits import PRESENT_WEIGHTS
+from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
 from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
 from keras_tracin.losses.outputs import check_consistent
@@ -59,6 +55,7 @@ _SOLVERS = (CG, EKFAC, Arnoldi, Exact, InverseSketch, LiSSA, RandomizedSketch)
 # Relative to the typical length of one example's gradient: above this, the
 # gradient of the objective is more than the noise of the last steps.
 _AT_REST = 0.1
+_EXAMPLES, _BATCH = 1_024, 32  # that this is seen from
 
 
 def choose_solver(
@@ -264,13 +261,28 @@ class Inverses:
             yield
 
     def _warn_unless_at_rest(self) -> None:
-        squares: list[np.ndarray] = []
-        engine = self._engine
-        norms = norms_pass(self.title, engine.train_steps, PRESENT_WEIGHTS)
-        sink = Sink(lambda ids, norms: squares.append(norms))
-        sweep(engine, norms, sink, Call(verbose=0))
-        typical = float(np.sqrt(np.concatenate(squares).mean()))
-        length = float(tf.norm(self.operator.gradient()))
+        """Compares the mean gradient of some examples with their own."""
+        operator, steps = self.operator, self._engine.train_steps
+        total = tf.zeros([operator.size], operator.dtype)
+        squares, count = 0.0, 0
+        size = self._engine.train.expected_size
+        every = max(1, (size or 0) // _EXAMPLES)
+        for data in operator.held.spread(every, _BATCH):
+            factors = steps.captured(data).factors
+            squares += sum(
+                float(tf.reduce_sum(algebra.squared_norm(f))) for f in factors
+            )
+            parts = [part for f in factors for part in algebra.total(f)]
+            total += tf.concat([tf.cast(p, total.dtype) for p in parts], 0)
+            count += len(tf.nest.flatten(data)[0])
+            if count >= _EXAMPLES:
+                break
+        typical = np.sqrt(squares / count)
+        gradient = total / count + operator.regularizers.gradient()
+        squared = float(tf.reduce_sum(tf.square(gradient)))
+        # Without the part that the mean of a sample has by chance.
+        by_chance = typical**2 / count * max(0.0, 1 - count / (size or count))
+        length = np.sqrt(max(0.0, squared - by_chance))
         if length > _AT_REST * typical:
             warnings.warn(
                 "The model has not converged: the gradient of its objective "

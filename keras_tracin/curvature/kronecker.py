@@ -149,12 +149,23 @@ def _block_of(variable: Any, start: int, whole: bool) -> Block:
     return Block(start, 1, size, False)
 
 
-def second_moments(block: Block, factors: Factors) -> tuple[tf.Tensor, ...]:
-    """A `[i, i]` and B `[o, o]` summed over a batch; none for a diagonal."""
+def second_moments(
+    block: Block, factors: Factors, share: float = 1.0
+) -> tuple[tf.Tensor, ...]:
+    """A `[i, i]` and B `[o, o]` summed over a batch; none for a diagonal.
+
+    Args:
+        block: the block.
+        factors: the batch's gradients.
+        share: share of the examples whose inputs A is made of.
+    """
     if not block.kronecker:
         return ()
     if isinstance(factors, OuterFactors):
-        x = tf.reshape(_inputs_with_one(factors), [-1, block.rows])
+        inputs = _inputs_with_one(factors)
+        if share < 1:
+            inputs = inputs[: _part_of(tf.shape(inputs)[0], share)]
+        x = tf.reshape(inputs, [-1, block.rows])
         delta = tf.reshape(factors.grads, [-1, block.columns])
         return (
             tf.matmul(x, x, transpose_a=True),
@@ -172,7 +183,7 @@ def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
     if not block.kronecker:
         return tf.reduce_sum(tf.square(flat.rows((factors,))), 0)[tf.newaxis]
     left, right = basis
-    if isinstance(factors, OuterFactors):
+    if isinstance(factors, OuterFactors) and _by_position(factors):
         x = tf.einsum("nti,ij->ntj", _inputs_with_one(factors), left)
         delta = tf.einsum("nto,oq->ntq", factors.grads, right)
         if factors.sizes[0] == 1:
@@ -182,6 +193,17 @@ def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
     else:
         rotated = rotate(_matrices(block, factors), left, right)
     return tf.reduce_sum(tf.square(rotated), axis=0)
+
+
+def _by_position(factors: OuterFactors) -> bool:
+    """Whether sides are rotated at less cost than explicit gradients."""
+    t, i, o = factors.sizes
+    return t is None or t * (i * i + o * o) <= i * o * (i + o)
+
+
+def _part_of(count: tf.Tensor, share: float) -> tf.Tensor:
+    part = tf.math.ceil(share * tf.cast(count, tf.float32))
+    return tf.cast(part, tf.int32)
 
 
 def _inputs_with_one(factors: OuterFactors) -> tf.Tensor:
@@ -199,7 +221,7 @@ def _matrices(block: Block, factors: Factors) -> tf.Tensor:
 
 def rotate(matrices, left, right) -> tf.Tensor:
     """`leftᵀ M right` of each `[i, o]`."""
-    return tf.einsum("ij,nio,oq->njq", left, matrices, right)
+    return tf.matmul(left, tf.matmul(matrices, right), transpose_a=True)
 
 
 def eigenbasis(moments: Sequence[tf.Tensor], dtype: tf.DType) -> Basis:

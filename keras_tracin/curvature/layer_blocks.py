@@ -37,6 +37,10 @@ from keras_tracin.gradients.placement import Placement, place
 _ENOUGH = 5_000  # pseudo-gradients
 _MOST_DRAWS = 16  # for each example
 _BATCH = 256
+# Bases take fewer pseudo-gradients than eigenvalues do: these, or 1.5 times
+# the width of a layer; and of inputs with many positions, fewer again.
+_ENOUGH_FOR_BASES, _WIDTHS = 3_000, 1.5
+_POSITIONS, _FEWEST_EXAMPLES = 64, 512
 _DRAW = tf.TensorSpec([4], tf.int32)
 
 
@@ -92,8 +96,11 @@ class LayerBlocks:
         return Draws(enough, seed, exact=False)
 
     def moments(self, draws: Draws) -> list[tuple[tf.Tensor, ...]]:
-        """A `[i, i]` and B `[o, o]` of each block, summed over all draws."""
-        return self._sum(self._moments, draws)[0]
+        """A `[i, i]` and B `[o, o]` of each block, summed over all draws.
+
+        Of many examples, over every second one, every third, and so on.
+        """
+        return self._sum(self._moments, draws, every=self._every(draws))[0]
 
     def mean_squares(
         self, bases: Sequence[Basis], draws: Draws
@@ -111,15 +118,27 @@ class LayerBlocks:
         """The diagonal `[p]` of the weight regularisers' curvature."""
         return self._curvature.penalty_diagonal()
 
-    def _sum(self, step: Callable, draws: Draws, *args) -> tuple[Any, int]:
-        """Sums a step over all batches and draws; with the number of examples.
+    def _every(self, draws: Draws) -> int:
+        """The distance of the examples that bases are made of."""
+        count = self._curvature.examples.expected_size
+        if draws.exact or not count:
+            return 1
+        sides = [max(b.rows, b.columns) for b in self.blocks if b.kronecker]
+        enough = max(_ENOUGH_FOR_BASES, _WIDTHS * max(sides, default=0))
+        return max(1, int(draws.number * count / enough))
+
+    def _sum(
+        self, step: Callable, draws: Draws, *args, every: int = 1
+    ) -> tuple[Any, int]:
+        """Sums a step over examples and draws; with the number of examples.
 
         An example counts once for each draw.
         """
         total: Any = None
         count = 0
         for draw in range(draws.number):
-            for at, data in enumerate(self._curvature.held.batches(_BATCH)):
+            batches = self._curvature.held.spread(every, _BATCH)
+            for at, data in enumerate(batches):
                 place = [draw, at, draws.seed, draws.exact]
                 terms = step(data, tf.constant(place, tf.int32), *args)
                 total = (
@@ -189,9 +208,20 @@ class LayerBlocks:
     def _moments(self) -> Callable:
         def moments(data, draw):
             pairs = self._cut(self._captured(data, draw))
-            return [second_moments(block, part) for block, part in pairs]
+            return [
+                second_moments(block, part, self._share(part))
+                for block, part in pairs
+            ]
 
         return self._compile(moments)
+
+    def _share(self, factors: Factors) -> float:
+        """The share of the examples whose inputs a basis is made of."""
+        count = self._curvature.examples.expected_size
+        positions = getattr(factors, "sizes", (1,))[0]
+        if not count or not positions:
+            return 1.0
+        return min(1.0, max(_POSITIONS / positions, _FEWEST_EXAMPLES / count))
 
     @functools.cached_property
     def _squares(self) -> Callable:
