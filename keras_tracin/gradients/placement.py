@@ -245,8 +245,10 @@ class _Search:
             if outermost.splits and self._is_closed(outermost, key):
                 return None
             inner = outermost.parent
-        elif self._has(call, key, rule=True) and self._rule_serves(call, key):
-            return None
+        else:
+            ruled = [c for c in call.around() if self._has(c, key, rule=True)]
+            if ruled and self._rule_serves(ruled[-1], key):
+                return None
         leaves_tensors = bool(covering) and covering[-1].splits
         for around in inner.around() if inner is not None else ():
             if around.splits and self._is_closed(around, key):

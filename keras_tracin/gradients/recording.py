@@ -100,20 +100,17 @@ def _record(site, tape, calls, covered_outside, original, *args, **kwargs):
         return probe
 
     before = count_operations()
-    nested = False
-    if site.rule is None:
+    with contextlib.ExitStack() as stack:
         covered_outside.append(covered)
-        try:
-            outputs = original(*args, **kwargs)
-        finally:
-            covered_outside.pop()
-        nested = has_nested(before)
+        stack.callback(covered_outside.pop)
+        if site.rule is not None and site.rule.watching is not None:
+            stack.enter_context(site.rule.watching(site.layer, watch))
+        outputs = original(*args, **kwargs)
+    nested = site.rule is None and has_nested(before)
+    if site.rule is None:
         outputs = add_probes(outputs, watch)
-    elif site.rule.watching is not None:
-        with site.rule.watching(site.layer, watch):
-            outputs = original(*args, **kwargs)
-    else:
-        outputs = tf.nest.map_structure(watch, original(*args, **kwargs))
+    elif site.rule.watching is None:
+        outputs = tf.nest.map_structure(watch, outputs)
     probes = tuple(watched)
     calls.append(
         RecordedCall(site, args, kwargs, masks, probes, covered, nested)
