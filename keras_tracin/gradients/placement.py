@@ -246,7 +246,7 @@ class _Search:
                 return None
             inner = outermost.parent
         else:
-            ruled = [c for c in call.around() if self._has(c, key, rule=True)]
+            ruled = [c for c in call.around() if self._is_ruled(c, key, call)]
             if ruled and self._rule_serves(ruled[-1], key):
                 return None
         leaves_tensors = bool(covering) and covering[-1].splits
@@ -266,6 +266,17 @@ class _Search:
             and (site.rule is not None) is rule
             and any(id(v.value) == key for v in site.variables)
             for site in self.sites
+        )
+
+    def _is_ruled(self, around: Call, key: int, call: Call) -> bool:
+        """Whether a rule for a layer covers a variable that `call` reads."""
+        return self._has(around, key, rule=True) and (
+            around is call
+            or any(
+                id(self._variables[key]) in site.inside
+                for site in self.sites
+                if site.layer is around.layer and site.rule is not None
+            )
         )
 
     def _is_closed(self, call: Call, key: int) -> bool:

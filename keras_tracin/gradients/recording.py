@@ -101,7 +101,10 @@ def _record(site, tape, calls, covered_outside, original, *args, **kwargs):
 
     before = count_operations()
     with contextlib.ExitStack() as stack:
-        covered_outside.append(covered)
+        # A rule covers its own layer's use, not what layers inside do with it.
+        covered_outside.append(
+            covered if site.rule is None else covered & site.inside
+        )
         stack.callback(covered_outside.pop)
         if site.rule is not None and site.rule.watching is not None:
             stack.enter_context(site.rule.watching(site.layer, watch))

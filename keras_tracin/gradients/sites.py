@@ -41,6 +41,12 @@ class Site:
         """Path of the layer in the model, which is unique."""
         return self.layer.path or self.layer.name
 
+    @property
+    def inside(self) -> set[int]:
+        """Ids of the variables that belong to layers inside the layer."""
+        own = {id(v) for v in own_variables(self.layer)}
+        return {id(v) for v in self.variables} - own
+
 
 def find_sites(
     model: keras.Model, layers: Sequence[str | keras.Layer] | None = None

@@ -7,10 +7,15 @@ KerasHub's.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import tensorflow as tf
 
-from keras_tracin.gradients.factors import DenseGradients, LookupFactors
+from keras_tracin.gradients.factors import (
+    DenseGradients,
+    LookupFactors,
+    materialize,
+)
 from keras_tracin.gradients.rules.normalization import (
     layer_normalization,
     normalize,
@@ -66,12 +71,13 @@ def position_embedding(layer, use: LayerUse) -> list[Part]:
             tf.reshape(use.grad, [sizes[0], -1, width]),
             length,
         )
-        return [((layer.position_embeddings,), factors)]
+        return [((layer.position_embeddings,), materialize(factors))]
     between = list(range(1, use.grad.shape.rank - 2))
     grads = tf.reduce_sum(use.grad, between) if between else use.grad
     rest = length - start - sizes[-2]
     grads = tf.pad(grads, [[0, 0], [start, rest], [0, 0]])
-    return [((layer.position_embeddings,), _whole(grads, length * width))]
+    gradients = DenseGradients((_flat(grads, layer.position_embeddings),))
+    return [((layer.position_embeddings,), gradients)]
 
 
 def _images(layer) -> Arguments:
@@ -92,12 +98,9 @@ def patches_and_positions(layer, use: LayerUse) -> list[Part]:
     It covers the class token, which is the first position, and the table of
     positions, which an embedding inside looks up once for the whole batch.
     """
-    table = layer.position_embedding.embeddings
-    gradients = _whole(use.grad, table.shape[0] * table.shape[1])
-    return [
-        ((layer.class_token,), DenseGradients((use.grad[:, 0],))),
-        ((layer.position_embedding._embeddings,), gradients),
-    ]
+    variables = layer.position_embedding._embeddings, layer.class_token
+    gradients = _flat(use.grad, variables[0]), use.grad[:, 0]
+    return [(variables, DenseGradients(gradients))]
 
 
 def _nothing_but_a_batch(layer) -> Arguments:
@@ -124,14 +127,13 @@ def relative_embedding(layer, use: LayerUse) -> list[Part]:
         normalized = normalize(norm, copies)
     scale = tf.cast(tf.convert_to_tensor(norm.gamma), grads.dtype)
     of_table = tape.gradient(normalized, copies, grads * scale)
-    return [
-        *layer_normalization(norm, LayerUse((copies,), {}, (grads,), ())),
-        (
-            (layer.rel_embeddings,),
-            _whole(of_table, table.shape[0] * table.shape[1]),
-        ),
-    ]
+    ((variables, gradients),) = layer_normalization(
+        norm, LayerUse((copies,), {}, (grads,), ())
+    )
+    parts = *gradients.parts, _flat(of_table, layer.rel_embeddings)
+    return [((*variables, layer.rel_embeddings), DenseGradients(parts))]
 
 
-def _whole(grads: tf.Tensor, size: int) -> DenseGradients:
-    return DenseGradients((tf.reshape(grads, [-1, size]),))
+def _flat(grads: tf.Tensor, table: Any) -> tf.Tensor:
+    """Gradients `[n, rows, width]` of a table as rows `[n, p]`."""
+    return tf.reshape(grads, [-1, table.shape[0] * table.shape[1]])
