@@ -130,24 +130,27 @@ def _capture_calls(
     scaled = precision.computes_in_float16(model)
     of_objective = frozenset(map(id, placement.of_objective))
     before = count_operations()
+    several = scaled or bool(placement.of_loss or placement.of_objective)
     with tf.GradientTape(
-        persistent=True, watch_accessed_variables=False
+        # For a persistent tape, each loop is differentiated three times.
+        persistent=several,
+        watch_accessed_variables=False,
     ) as tape:
         with record_calls(placement.sites, tape, of_objective) as calls:
             y_pred = model(x, training=training)
         if scaled:
             y_pred = precision.widen(y_pred)
         losses = precision.widen(loss(y, y_pred, sample_weight))
-    _check_unused(tape, losses, calls, x)
     watched = [_example_tensors(call, x) for call in calls]
+    others = [_batch_tensors(call, x) for call in calls]
     if scaled:
         grads = precision.scaled_gradients(tape, losses, y_pred, watched)
+        unused = tape.gradient(losses, others)
     else:
-        grads = tape.gradient(
-            losses,
-            watched,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        # A tensor that losses do not depend on has the gradient None.
+        grads, unused = tape.gradient(losses, (watched, others))
+        grads = tf.nest.map_structure(_zeros_for_none, watched, grads)
+    _check_unused(calls, others, unused)
     parts: list[tuple[RecordedCall, Part]] = []
     for call, rows, row_grads in zip(calls, watched, grads, strict=True):
         if id(call.site.layer) in placement.unsure:
@@ -196,18 +199,26 @@ def _example_tensors(call: RecordedCall, x: Any) -> list[tf.Tensor]:
     ]
 
 
+def _batch_tensors(call: RecordedCall, x: Any) -> list[tf.Tensor]:
+    """Watched tensors of a call without an axis of examples."""
+    rows = set(map(id, _example_tensors(call, x)))
+    return [output for output in call.watched if id(output) not in rows]
+
+
+def _zeros_for_none(tensor: tf.Tensor, gradient: tf.Tensor | None) -> tf.Tensor:
+    return tf.zeros_like(tensor) if gradient is None else gradient
+
+
 def _check_unused(
-    tape, losses: tf.Tensor, calls: list[RecordedCall], x: Any
+    calls: list[RecordedCall], others: list[list], grads: list[list]
 ) -> None:
     """Refuses a loss that depends on outputs for the batch as a whole."""
-    for call in calls:
-        rows = {id(output) for output in _example_tensors(call, x)}
-        others = [out for out in call.watched if id(out) not in rows]
-        if others and any(g is not None for g in tape.gradient(losses, others)):
+    for call, tensors, gradients in zip(calls, others, grads, strict=True):
+        if any(gradient is not None for gradient in gradients):
             raise ValueError(
                 f"The loss depends on what layer '{call.site.layer.name}' "
                 "returns for the whole batch, of shape "
-                f"{[tuple(output.shape) for output in others]}, so its "
+                f"{[tuple(tensor.shape) for tensor in tensors]}, so its "
                 "gradient cannot be split into examples. Leave the layer out "
                 "by naming the others in `layers=`."
             )

@@ -249,7 +249,7 @@ class DryRun:
         with contextlib.ExitStack() as stack:
             if parent is not None:
                 stack.enter_context(parent.tape.stop_recording())
-            tape = stack.enter_context(tf.GradientTape(persistent=True))
+            tape = stack.enter_context(tf.GradientTape())
             call = Call(
                 len(self.calls),
                 layer,

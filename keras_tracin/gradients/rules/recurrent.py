@@ -8,8 +8,8 @@ gradient is that of the loss there. Given these, the steps of an example are
 independent, and the cell's gradient is taken for all of them together, without
 a loop.
 
-This does not depend on the kind of cell: LSTM, GRU, stacked and custom cells
-are treated alike.
+This does not depend on the kind of cell: stacked and custom cells are treated
+alike. Keras's own LSTM, GRU and simple cells have factors (`recurrent_cells`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.gradients.rules.fallback import gradients_by_example
+from keras_tracin.gradients.rules.recurrent_cells import (
+    Kind,
+    flat_steps,
+    kind_of,
+    like_steps,
+    of_inputs,
+)
+from keras_tracin.gradients.rules.recurrent_loops import (
+    loop_of_any_cell,
+    loop_of_known_cell,
+)
 from keras_tracin.gradients.rules.registry import (
     LayerUse,
     Part,
@@ -32,8 +43,13 @@ from keras_tracin.gradients.rules.registry import (
 
 @contextlib.contextmanager
 def _watch_each_step(layer: keras.layers.RNN, watch: Watch):
-    """For a `with` block, watches the cell's outputs and states."""
-    loop = functools.partial(_loop_with_probes, layer, watch)
+    """For a `with` block, watches what the rule needs of the cell."""
+    kind = kind_of(layer.cell)
+    loop = (
+        functools.partial(loop_of_any_cell, layer, watch)
+        if kind is None
+        else functools.partial(loop_of_known_cell, layer, kind, watch)
+    )
     with attributes(layer, {"inner_loop": loop}), _without_dropout(layer):
         yield
 
@@ -56,6 +72,10 @@ def recurrence(layer: keras.layers.RNN, use: LayerUse) -> list[Part]:
     gradients `[n, t, u]` at the cell's outputs. The `t` steps of an example are
     a batch for the cell.
     """
+    sequence = tf.convert_to_tensor(use.inputs)
+    kind = kind_of(layer.cell)
+    if kind is not None:
+        return _of_known_cell(layer.cell, kind, sequence, use)
     count = len(use.outputs) // 2  # states; the cell returns one more
     variables = tuple(layer.trainable_variables)
     structure = layer.get_initial_state(batch_size=1)
@@ -68,94 +88,28 @@ def recurrence(layer: keras.layers.RNN, use: LayerUse) -> list[Part]:
         gradients = gradients_by_example(
             layer,
             steps,
-            [tf.convert_to_tensor(use.inputs), *use.outputs[-count:]],
+            [sequence, *use.outputs[-count:]],
             use.grads[:-count],
             variables,
         )
     return [(variables, gradients)]
 
 
-def _loop_with_probes(
-    layer, watch, sequences, initial_state, mask, training=False
-):
-    """Replaces the layer's `inner_loop`; returns the same."""
-    cell = layer.cell
-    if isinstance(mask, list | tuple):
-        mask = mask[0]
-    # Called for the shapes, as Keras's own loop does first.
-    returned = tf.nest.flatten(cell(sequences[:, 0], initial_state))
-    shapes = [tensor.shape[1:] for tensor in returned]
-    probes = [watch(_zeros_beside(sequences, shape)) for shape in shapes]
-
-    def cell_with_probes(inputs, states):
-        x, *zeros = _split(inputs, [sequences.shape[2:], *shapes])
-        result = cell(x, states)
-        output, *new = _add_probes(tf.nest.flatten(result), zeros)
-        _, structure = result
-        concatenated = _join([output, *tf.nest.flatten(states)], 1)
-        return concatenated, tf.nest.pack_sequence_as(structure, new)
-
-    with attributes(
-        layer, {"cell": cell_with_probes, "return_sequences": True}
-    ):
-        last, outputs, states = keras.layers.RNN.inner_loop(
-            layer,
-            _join([sequences, *probes], 2),
-            initial_state,
-            mask,
-            training,
-        )
-    outputs, *before = _split(outputs, shapes)
-    for states_before in before:
-        # In the order of the input, as the probes are.
-        watch(
-            tf.reverse(states_before, [1])
-            if layer.go_backwards
-            else states_before
-        )
-    return _split(last, shapes)[0], outputs, states
-
-
-def _zeros_beside(sequences: tf.Tensor, shape) -> tf.Tensor:
-    """Zeros `[n, t, *shape]` for sequences `[n, t, ...]`."""
-    steps = tf.shape(sequences)[:2]
-    zeros = tf.zeros(tf.concat([steps, shape], axis=0), sequences.dtype)
-    return tf.ensure_shape(zeros, [*sequences.shape[:2], *shape])
-
-
-def _add_probes(returned: list, zeros: list) -> list:
-    """Adds probes to the outputs of a cell.
-
-    If a cell returns one tensor as output and as state, it gets a single probe,
-    whose gradient is the sum of both.
-    """
-    distinct = {}
-    for tensor, zero in zip(returned, zeros, strict=True):
-        if id(tensor) not in distinct:
-            distinct[id(tensor)] = tensor + zero
-    return [distinct[id(tensor)] for tensor in returned]
-
-
-def _join(tensors: list, leading: int) -> tf.Tensor:
-    """Flattens trailing axes of tensors and concatenates them."""
-    flat = []
-    for tensor in tensors:
-        width = tensor.shape[leading:].num_elements()
-        sizes = tf.concat([tf.shape(tensor)[:leading], [width]], axis=0)
-        wide = tf.reshape(tensor, sizes)
-        flat.append(tf.ensure_shape(wide, [*tensor.shape[:leading], width]))
-    return tf.concat(flat, axis=-1)
-
-
-def _split(concatenated: tf.Tensor, shapes: list) -> list[tf.Tensor]:
-    """Undoes `_join`: splits a tensor into tensors of these shapes."""
-    parts = tf.split(concatenated, [s.num_elements() for s in shapes], axis=-1)
-    result = []
-    for part, shape in zip(parts, shapes, strict=True):
-        sizes = tf.concat([tf.shape(part)[:-1], shape], axis=0)
-        tensor = tf.reshape(part, sizes)
-        result.append(tf.ensure_shape(tensor, [*part.shape[:-1], *shape]))
-    return result
+def _of_known_cell(
+    cell, kind: Kind, sequence: tf.Tensor, use: LayerUse
+) -> list[Part]:
+    """The factors of one of Keras's own cells."""
+    count = 1 + len(kind.widths(cell))
+    grads, before = list(use.grads[:count]), use.outputs[count:]
+    sequence = tf.cast(sequence, grads[0].dtype)
+    _, entered = kind.step(
+        cell,
+        of_inputs(cell, flat_steps(sequence)),
+        [tf.constant(0.0, sequence.dtype)] * (count - 1),
+        [flat_steps(tf.cast(state, sequence.dtype)) for state in before],
+    )
+    entered = [like_steps(tensor, sequence) for tensor in entered]
+    return kind.parts(cell, sequence, entered, grads)
 
 
 @contextlib.contextmanager

@@ -188,7 +188,7 @@ def rule_for(layer: keras.Layer) -> Rule | None:
         rule = _RULES.get(layer_class) or _RULES.get(_name_of(layer_class))
         if rule is None:
             continue
-        if _overrides_computation(layer, layer_class) and not (
+        if overrides_computation(layer, layer_class) and not (
             rule.fits is not None and rule.fits(layer)
         ):
             return None
@@ -238,7 +238,7 @@ def _values(layer: keras.Layer, names: Iterable[str]) -> list[Any]:
     return values
 
 
-def _overrides_computation(layer: keras.Layer, layer_class: type) -> bool:
+def overrides_computation(layer: keras.Layer, layer_class: type) -> bool:
     """Whether `layer` redefines code of `layer_class` that affects outputs."""
     position = type(layer).__mro__.index(layer_class)
     scopes = [vars(c) for c in type(layer).__mro__[:position]] + [vars(layer)]

@@ -51,6 +51,25 @@ def begun_elsewhere():
     return functional((3, 2), call)
 
 
+def begun_elsewhere_over_padded_ids():
+    """A loss that reads states and outputs of steps that are padding."""
+
+    def call(x):
+        x = layers.Embedding(6, 2, mask_zero=True)(x)
+        _, *states = layers.LSTM(2, return_state=True, unroll=True)(x)
+        outputs, carry, _ = layers.LSTM(
+            2,
+            return_sequences=True,
+            return_state=True,
+            zero_output_for_mask=True,
+            use_bias=False,
+            unroll=True,
+        )(x, initial_state=states)
+        return layers.Concatenate()([layers.Flatten()(outputs), carry])
+
+    return functional((5,), call, dtype="int32")
+
+
 class Leaky(layers.Layer):
     """A user's cell, which holds another layer."""
 
@@ -100,6 +119,20 @@ CASES = {
     "GRU over padded ids, backwards": padded(
         lambda: layers.GRU(2, unroll=True, go_backwards=True)
     ),
+    "GRU, reset before, over padded ids": padded(
+        lambda: layers.GRU(
+            2, reset_after=False, use_bias=False, unroll=True, implementation=1
+        )
+    ),
+    "GRU without a bias": recurrent(
+        lambda: layers.GRU(2, use_bias=False, activation="gelu", unroll=True)
+    ),
+    "LSTM from a state over padded ids": Case(
+        begun_elsewhere_over_padded_ids, tokens=6
+    ),
+    "LSTM of sequences of any length": Case(
+        lambda: sequential((None, 2), layers.LSTM(2)), shape=(3, 2)
+    ),
     "SimpleRNN": recurrent(lambda: layers.SimpleRNN(2, unroll=True)),
     "SimpleRNN over padded ids": padded(lambda: layers.SimpleRNN(2)),
     "a user's cell": recurrent(lambda: layers.RNN(Leaky(), unroll=True)),
@@ -133,11 +166,12 @@ CASES = {
     ),
 }
 
-# Factors of cells are alike whatever the cell: one of each form is enough.
+# One of each form that factors take is enough.
 CASES = compact_in(
     CASES,
     "LSTM over padded ids",
     "GRU, backwards, unrolled",
+    "GRU, reset before, over padded ids",
     "stacked cells",
     "ConvLSTM1D",
 )
