@@ -245,8 +245,10 @@ class _Search:
             if outermost.splits and self._is_closed(outermost, key):
                 return None
             inner = outermost.parent
-        elif self._has(call, key, rule=True) and self._rule_serves(call, key):
-            return None
+        else:
+            ruled = [c for c in call.around() if self._is_ruled(c, key, call)]
+            if ruled and self._rule_serves(ruled[-1], key):
+                return None
         leaves_tensors = bool(covering) and covering[-1].splits
         for around in inner.around() if inner is not None else ():
             if around.splits and self._is_closed(around, key):
@@ -264,6 +266,17 @@ class _Search:
             and (site.rule is not None) is rule
             and any(id(v.value) == key for v in site.variables)
             for site in self.sites
+        )
+
+    def _is_ruled(self, around: Call, key: int, call: Call) -> bool:
+        """Whether a rule for a layer covers a variable that `call` reads."""
+        return self._has(around, key, rule=True) and (
+            around is call
+            or any(
+                id(self._variables[key]) in site.inside
+                for site in self.sites
+                if site.layer is around.layer and site.rule is not None
+            )
         )
 
     def _is_closed(self, call: Call, key: int) -> bool:

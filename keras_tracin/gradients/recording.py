@@ -100,20 +100,20 @@ def _record(site, tape, calls, covered_outside, original, *args, **kwargs):
         return probe
 
     before = count_operations()
-    nested = False
+    with contextlib.ExitStack() as stack:
+        # A rule covers its own layer's use, not what layers inside do with it.
+        covered_outside.append(
+            covered if site.rule is None else covered & site.inside
+        )
+        stack.callback(covered_outside.pop)
+        if site.rule is not None and site.rule.watching is not None:
+            stack.enter_context(site.rule.watching(site.layer, watch))
+        outputs = original(*args, **kwargs)
+    nested = site.rule is None and has_nested(before)
     if site.rule is None:
-        covered_outside.append(covered)
-        try:
-            outputs = original(*args, **kwargs)
-        finally:
-            covered_outside.pop()
-        nested = has_nested(before)
         outputs = add_probes(outputs, watch)
-    elif site.rule.watching is not None:
-        with site.rule.watching(site.layer, watch):
-            outputs = original(*args, **kwargs)
-    else:
-        outputs = tf.nest.map_structure(watch, original(*args, **kwargs))
+    elif site.rule.watching is None:
+        outputs = tf.nest.map_structure(watch, outputs)
     probes = tuple(watched)
     calls.append(
         RecordedCall(site, args, kwargs, masks, probes, covered, nested)

@@ -21,7 +21,11 @@ from keras_tracin.gradients.refusals import (
     check_examples_apart,
 )
 from keras_tracin.gradients.rules import Rule, rule_for
-from keras_tracin.gradients.rules.registry import attributes, own_variables
+from keras_tracin.gradients.rules.registry import (
+    attributes,
+    covered_variables,
+    own_variables,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Site:
     def name(self) -> str:
         """Path of the layer in the model, which is unique."""
         return self.layer.path or self.layer.name
+
+    @property
+    def inside(self) -> set[int]:
+        """Ids of the variables that belong to layers inside the layer."""
+        own = {id(v) for v in own_variables(self.layer)}
+        return {id(v) for v in self.variables} - own
 
 
 def find_sites(
@@ -128,7 +138,8 @@ def _sites_within(layer: keras.Layer) -> Iterator[Site]:
         return
     own = own_variables(layer)
     if own:
-        yield Site(layer, tuple(own), rule_for(layer))
+        rule = rule_for(layer)
+        yield Site(layer, tuple(covered_variables(layer, rule)), rule)
     for inside in layer._layers:
         yield from _sites_within(inside)
 

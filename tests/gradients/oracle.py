@@ -49,6 +49,8 @@ class Case:
         compact: whether the compact form and the compiled steps are held
             against the Jacobian too, in float32. They know nothing of a layer
             but its factors, so one case of each kind of factors is enough.
+        dtype: what takes the place of float64 for layers that compute in
+            float32 whatever their policy, or not at all in float64.
     """
 
     build: Callable[[], keras.Model]
@@ -58,6 +60,7 @@ class Case:
     num_train: int = 5
     num_queries: int = 3
     compact: bool = True
+    dtype: str = "float64"
 
 
 def compact_in(cases: dict[str, Case], *names: str) -> dict[str, Case]:
@@ -201,11 +204,13 @@ def check(case: Case) -> None:
     In float64 the factors are tried as captured, in float32 in the compact
     form, by the compiled steps that the methods use.
     """
-    with precision("float64"):
+    with precision(case.dtype):
         keras.utils.set_random_seed(0)
         model = case.build()
         train = examples(case, model, case.num_train, seed=1)
         queries = examples(case, model, case.num_queries, seed=2)
+        if case.dtype == "float32":
+            train, queries = _narrow(train), _narrow(queries)
         model(train[0])  # builds subclassed models
         randomize(model)
         variables = covered(model, case.layers)
@@ -214,9 +219,9 @@ def check(case: Case) -> None:
             jacobian(model, queries, variables),
         )
         step = _capture_step(model, train, case.layers)
-        _check_factors(step(train), step(queries), *truth, "float64")
+        _check_factors(step(train), step(queries), *truth, case.dtype)
         known = site_variables(find_sites(model, case.layers))
-        _check_rows(step(queries), known, variables, truth[1])
+        _check_rows(step(queries), known, variables, truth[1], case.dtype)
     if not case.compact:
         return
     with precision("float32"):
@@ -267,7 +272,7 @@ def _check_factors(left, right, rows, other_rows, dtype: str) -> None:
     np.testing.assert_allclose(norms, expected, rtol=TOLERANCE[dtype])
 
 
-def _check_rows(captured, known, variables, expected) -> None:
+def _check_rows(captured, known, variables, expected, dtype: str) -> None:
     """Holds the flat rows against the Jacobian, variable by variable."""
     rows = flat.rows(captured.factors).numpy()
     covered_by = [known[at] for group in captured.positions for at in group]
@@ -279,7 +284,7 @@ def _check_rows(captured, known, variables, expected) -> None:
             assert np.all(truth == 0)
             continue
         error = np.abs(rows[:, places[id(variable)]] - truth).max() / scale
-        assert error < TOLERANCE["float64"], variable.path
+        assert error < TOLERANCE[dtype], variable.path
 
 
 def _columns(variables) -> list[slice]:

@@ -11,7 +11,9 @@ from keras_tracin.gradients.rules import (
     einsum_dense,
     embedding,
     normalization,
+    position,
     recurrent,
+    relative_bias,
 )
 from keras_tracin.gradients.rules.registry import LayerUse, Rule, rule_for
 
@@ -24,6 +26,8 @@ __all__ = [
     "einsum_dense",
     "embedding",
     "normalization",
+    "position",
     "recurrent",
+    "relative_bias",
     "rule_for",
 ]

@@ -6,9 +6,7 @@ products for that use.
 
 from __future__ import annotations
 
-import concurrent.futures
 import inspect
-import weakref
 from typing import Any
 
 import keras
@@ -24,25 +22,61 @@ from keras_tracin.gradients.rules.registry import (
     present,
     register,
 )
+from keras_tracin.gradients.rules.trial import once_for_each_layer
 
 
+@once_for_each_layer
 def _projects_back(layer: keras.layers.Embedding) -> bool:
     """Whether a custom embedding computes what the rule below assumes.
 
-    A small twin of it is tried, once for each layer.
+    A small twin of it is tried.
     """
-    if layer not in _VERDICTS:
-        # In another thread, TensorFlow is eager even while this one traces.
-        with concurrent.futures.ThreadPoolExecutor(1) as executor:
-            tried = executor.submit(_twin_agrees, layer)
-        # If custom code fails on the twin, the rule does not fit.
-        _VERDICTS[layer] = tried.exception() is None and tried.result()
-    return _VERDICTS[layer]
+    if "reverse" not in inspect.signature(layer.call).parameters:
+        return False
+    if layer.lora_enabled or layer.quantization_mode is not None:
+        return False
+    config = layer.get_config()
+    small = {"input_dim": 5, "output_dim": 3, "dtype": "float32"}
+    if "reverse_dtype" in config:
+        small["reverse_dtype"] = None
+    # The default initializer would use the user's random generator.
+    small["embeddings_initializer"] = "zeros"
+    twin = type(layer).from_config(config | small)
+    twin.build((None, None))
+    rng = np.random.default_rng(0)
+    for weight in twin.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    ids, x = tf.constant([[0, 3, 3]]), rng.normal(size=(2, 4, 3))
+    x = tf.constant(x, tf.float32)
+
+    def expected():
+        table = tf.convert_to_tensor(twin.embeddings)
+        back = tf.transpose(table)
+        if not getattr(twin, "tie_weights", True):
+            back = tf.convert_to_tensor(twin.reverse_embeddings)
+        logits = x @ back
+        soft_cap = getattr(twin, "logit_soft_cap", None)
+        if soft_cap is not None:
+            logits = tf.tanh(logits / soft_cap) * soft_cap
+        return tf.gather(table, ids), logits
+
+    def actual():
+        return twin(ids), twin(x, reverse=True)
+
+    values = [variable.value for variable in twin.trainable_variables]
+    results = [_with_gradients(f, values) for f in (expected, actual)]
+    return all(
+        np.allclose(a, b, rtol=1e-4, atol=1e-5)
+        for a, b in zip(*results, strict=True)
+    )
 
 
-_VERDICTS: weakref.WeakKeyDictionary[keras.Layer, bool] = (
-    weakref.WeakKeyDictionary()
-)
+def _with_gradients(function, values) -> list[tf.Tensor]:
+    """Outputs of a function, and the gradients of their squared length."""
+    with tf.GradientTape() as tape:
+        outputs = function()
+        length = tf.add_n([tf.reduce_sum(tf.square(y)) for y in outputs])
+    return [*outputs, *map(tf.convert_to_tensor, tape.gradient(length, values))]
 
 
 @register(
@@ -95,52 +129,3 @@ def _projection(layer, use: LayerUse) -> list[Part]:
     if getattr(layer, "tie_weights", True):
         return low_rank.of_table(layer, OuterFactors(grads, inputs))
     return [((layer.reverse_embeddings,), OuterFactors(inputs, grads))]
-
-
-def _twin_agrees(layer: keras.layers.Embedding) -> bool:
-    if "reverse" not in inspect.signature(layer.call).parameters:
-        return False
-    if layer.lora_enabled or layer.quantization_mode is not None:
-        return False
-    config = layer.get_config()
-    small = {"input_dim": 5, "output_dim": 3, "dtype": "float32"}
-    if "reverse_dtype" in config:
-        small["reverse_dtype"] = None
-    # The default initializer would use the user's random generator.
-    small["embeddings_initializer"] = "zeros"
-    twin = type(layer).from_config(config | small)
-    twin.build((None, None))
-    rng = np.random.default_rng(0)
-    for weight in twin.weights:
-        weight.assign(rng.normal(size=weight.shape))
-    ids, x = tf.constant([[0, 3, 3]]), rng.normal(size=(2, 4, 3))
-    x = tf.constant(x, tf.float32)
-
-    def expected():
-        table = tf.convert_to_tensor(twin.embeddings)
-        back = tf.transpose(table)
-        if not getattr(twin, "tie_weights", True):
-            back = tf.convert_to_tensor(twin.reverse_embeddings)
-        logits = x @ back
-        soft_cap = getattr(twin, "logit_soft_cap", None)
-        if soft_cap is not None:
-            logits = tf.tanh(logits / soft_cap) * soft_cap
-        return tf.gather(table, ids), logits
-
-    def actual():
-        return twin(ids), twin(x, reverse=True)
-
-    values = [variable.value for variable in twin.trainable_variables]
-    results = [_with_gradients(f, values) for f in (expected, actual)]
-    return all(
-        np.allclose(a, b, rtol=1e-4, atol=1e-5)
-        for a, b in zip(*results, strict=True)
-    )
-
-
-def _with_gradients(function, values) -> list[tf.Tensor]:
-    """Outputs of a function, and the gradients of their squared length."""
-    with tf.GradientTape() as tape:
-        outputs = function()
-        length = tf.add_n([tf.reduce_sum(tf.square(y)) for y in outputs])
-    return [*outputs, *map(tf.convert_to_tensor, tape.gradient(length, values))]

@@ -15,18 +15,30 @@ from keras_tracin.gradients.rules.registry import (
     Part,
     present,
     register,
+    register_by_name,
+)
+from keras_tracin.gradients.rules.trial import (
+    Arguments,
+    normal,
+    on_examples,
 )
 
 
 @register(keras.layers.LayerNormalization, variables=("gamma", "beta"))
 def layer_normalization(layer, use: LayerUse) -> list[Part]:
     """The rule of `keras.layers.LayerNormalization`."""
-    inputs = tf.convert_to_tensor(use.inputs)
+    normalized = normalize(layer, tf.convert_to_tensor(use.inputs))
+    return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
+
+
+def normalize(
+    layer: keras.layers.LayerNormalization, inputs: tf.Tensor
+) -> tf.Tensor:
+    """What the layer multiplies by its scale."""
     mean, variance = tf.nn.moments(inputs, _axes(layer.axis), keepdims=True)
     # Keras's scaling by the root mean square is by this deviation too.
     centered = inputs if layer.rms_scaling else inputs - mean
-    normalized = centered * tf.math.rsqrt(variance + layer.epsilon)
-    return _scale_and_offset(layer, use, normalized, _axes(layer.axis))
+    return centered * tf.math.rsqrt(variance + layer.epsilon)
 
 
 @register(keras.layers.BatchNormalization, variables=("gamma", "beta"))
@@ -76,24 +88,52 @@ def group_normalization(layer, use: LayerUse) -> list[Part]:
     return _scale_and_offset(layer, use, normalized, [axis])
 
 
+def _magnitudes(layer) -> Arguments:
+    """Two examples of four positions, some as small as the usual epsilon."""
+    sizes = tf.constant([1.0, 0.1, 0.01, 0.001])
+    inputs = normal(2, 4, _scale_of(layer).shape[-1])
+    return (inputs * sizes[:, tf.newaxis],), {}
+
+
+@register_by_name(
+    "keras_hub.src.models.gemma.rms_normalization.RMSNormalization",
+    "keras_hub.src.models.gemma3.gemma3_layers.RMSNormalization",
+    "keras_hub.src.models.gemma4.gemma4_layers.RMSNormalization",
+    "keras_hub.src.models.gpt_oss.gpt_oss_layer_norm.GptOssLayerNormalization",
+    "keras_hub.src.models.llama.llama_layernorm.LlamaLayerNorm",
+    "keras_hub.src.models.mistral.mistral_layer_norm.MistralLayerNormalization",
+    "keras_hub.src.models.mixtral.mixtral_layer_norm.MixtralLayerNormalization",
+    "keras_hub.src.models.phi3.phi3_layernorm.Phi3LayerNorm",
+    "keras_hub.src.models.qwen.qwen_layernorm.QwenLayerNorm",
+    "keras_hub.src.models.qwen3.qwen3_layernorm.Qwen3LayerNorm",
+    "keras_hub.src.models.qwen_moe.qwen_moe_layernorm.QwenMoeLayerNorm",
+    "keras_hub.src.models.qwen3_moe.qwen3_moe_layernorm.Qwen3MoeLayerNorm",
+    "keras_hub.src.models.t5.t5_layer_norm.T5LayerNorm",
+    variables=("scale", "weight"),
+    holds=on_examples(_magnitudes),
+)
 @register(*present("RMSNormalization"), variables=("scale",))
 def rms_normalization(layer, use: LayerUse) -> list[Part]:
-    """The rule of `keras.layers.RMSNormalization`.
+    """The rule of `keras.layers.RMSNormalization`, and of KerasHub's.
 
-    Its scale belongs to the last axes, whichever axes it normalizes over.
+    Its scale belongs to the last axes, whichever axes it normalizes over. Some
+    multiply by `1 + scale`, which has the same gradient.
     """
-    inputs = tf.convert_to_tensor(use.inputs)
-    square = tf.reduce_mean(
-        tf.square(inputs), axis=_axes(layer.axis), keepdims=True
-    )
+    inputs, scale = tf.convert_to_tensor(use.inputs), _scale_of(layer)
+    axes = _axes(getattr(layer, "axis", -1))
+    square = tf.reduce_mean(tf.square(inputs), axis=axes, keepdims=True)
     normalized = inputs * tf.math.rsqrt(square + layer.epsilon)
-    rank, sizes = inputs.shape.rank, layer.scale.shape
+    rank, sizes = inputs.shape.rank, scale.shape
     stretched = [
         rank - len(sizes) + k for k, size in enumerate(sizes) if size == 1
     ]
     shared = [*range(1, rank - len(sizes)), *stretched]
     gradients = _sum_to_rows(use.grad * normalized, shared)
-    return [((layer.scale,), DenseGradients((gradients,)))]
+    return [((scale,), DenseGradients((gradients,)))]
+
+
+def _scale_of(layer) -> keras.Variable:
+    return layer.scale if hasattr(layer, "scale") else layer.weight
 
 
 def _axes(axis) -> list[int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -65,21 +65,25 @@ class Rule:
 
     Attributes:
         factors: `(layer, use) -> [(variables, factors), ...]`.
-        variables: names of the attributes that hold the variables it covers.
+        variables: names of the attributes that hold the variables it covers;
+            with dots, attributes of a layer inside it.
         watching: `(layer, watch)`, a context manager in which a call of the
             layer passes the tensors whose gradients the rule needs through
             `watch`; None to use the layer's outputs.
         fits: function that decides whether the rule fits a subclass with its
             own code; None if it never does.
+        holds: function that decides, for every layer, whether the rule's
+            assumptions hold; None if its class is known to meet them.
     """
 
     factors: Callable[[keras.Layer, LayerUse], list[Part]]
     variables: tuple[str, ...]
     watching: Watching | None = None
     fits: Callable[[keras.Layer], bool] | None = None
+    holds: Callable[[keras.Layer], bool] | None = None
 
 
-_RULES: dict[Any, Rule] = {}
+_RULES: dict[Any, Rule] = {}  # by classes, or by their names
 
 # Methods that a subclass may redefine without changing outputs.
 _NOT_COMPUTATION = frozenset(
@@ -122,6 +126,33 @@ def register(
     return decorate
 
 
+def register_by_name(
+    *names: str,
+    variables: tuple[str, ...],
+    holds: Callable[[keras.Layer, Rule], bool],
+    watching: Watching | None = None,
+):
+    """Registers a rule of classes of a package that is not imported.
+
+    Args:
+        names: modules and qualified names of the classes.
+        variables: same as those of `Rule`.
+        holds: decides whether a layer is what the rule takes it for. Another
+            release of the package may have another class of this name.
+        watching: same as that of `Rule`.
+    """
+
+    def decorate(function):
+        def holds_for(layer: keras.Layer) -> bool:
+            return holds(layer, rule)
+
+        rule = Rule(function, variables, watching, holds=holds_for)
+        _RULES.update(dict.fromkeys(names, rule))
+        return function
+
+    return decorate
+
+
 @contextlib.contextmanager
 def attributes(layer: keras.Layer, values: dict[str, Any]):
     """For a `with` block, sets attributes of one layer object."""
@@ -154,17 +185,57 @@ def rule_for(layer: keras.Layer) -> Rule | None:
     """
     layer_class: Any
     for layer_class in type(layer).__mro__:
-        rule = _RULES.get(layer_class)
+        rule = _RULES.get(layer_class) or _RULES.get(_name_of(layer_class))
         if rule is None:
             continue
         if overrides_computation(layer, layer_class) and not (
             rule.fits is not None and rule.fits(layer)
         ):
             return None
-        own = {id(v) for v in own_variables(layer)}
-        covered = {id(getattr(layer, name, None)) for name in rule.variables}
-        return rule if own <= covered else None
+        covered = {id(v) for v in _values(layer, rule.variables)}
+        parts = [layer, *_values(layer, _inside(rule.variables))]
+        owned = {id(v) for part in parts for v in own_variables(part)}
+        if not owned <= covered:
+            return None
+        return rule if rule.holds is None or rule.holds(layer) else None
     return None
+
+
+def covered_variables(
+    layer: keras.Layer, rule: Rule | None
+) -> list[keras.Variable]:
+    """The trainable variables that a site of the layer covers.
+
+    Its own; and those of layers inside it that its rule names.
+    """
+    own = own_variables(layer)
+    if rule is None:
+        return own
+    for inside in _values(layer, _inside(rule.variables)):
+        own += own_variables(inside)
+    return own
+
+
+def _name_of(layer_class: type) -> str:
+    return f"{layer_class.__module__}.{layer_class.__qualname__}"
+
+
+def _inside(names: tuple[str, ...]) -> list[str]:
+    """The names of inner layers in names of variables."""
+    owners = (name.rpartition(".")[0] for name in names)
+    return list(dict.fromkeys(filter(None, owners)))
+
+
+def _values(layer: keras.Layer, names: Iterable[str]) -> list[Any]:
+    """The attributes of these names, with dots in them, that are not None."""
+    values = []
+    for name in names:
+        value: Any = layer
+        for attribute in name.split("."):
+            value = getattr(value, attribute, None)
+        if value is not None:
+            values.append(value)
+    return values
 
 
 def overrides_computation(layer: keras.Layer, layer_class: type) -> bool:
