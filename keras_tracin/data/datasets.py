@@ -98,16 +98,28 @@ class DatasetExamples(Examples):
         if cardinality >= 0:
             self.estimate = cardinality * len(first)
 
-    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+    def pad(
+        self,
+        accepts: Callable[[Batch, Batch], bool],
+        like: Batch | None = None,
+    ) -> None:
         """As `Examples.pad`."""
         if self._fixed_shapes:
             return
-        if self._original not in _paddings:
-            _paddings[self._original] = Padding.of(self._own_batches())
-        padding = _paddings[self._original]
+        if like is not None:
+            padding = Padding.of(self._own_batches(), shapes_of(like))
+        else:
+            if self._original not in _paddings:
+                _paddings[self._original] = Padding.of(self._own_batches())
+            padding = _paddings[self._original]
         if padding is not None and accepts(padding.shortest, padding.example):
             self._padding = padding
             self.bytes_read_per_example = padding.bytes_per_example
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether examples of several lengths are padded."""
+        return self._padding is not None
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """As `Examples.batches`."""
