@@ -159,6 +159,8 @@ class DatasetExamples(Examples):
                 element, self.name, self._labels
             )
             leaves = tf.nest.flatten(element)
+            if any(leaf.shape.rank == 0 for leaf in leaves):
+                raise _not_batched(element, self.name)  # of unknown rank
             count = len(leaves[0])
             if any(len(leaf) != count for leaf in leaves):
                 check_lengths(leaves, self.name)
@@ -214,7 +216,8 @@ def _remedy(data: tf.data.Dataset) -> str:
 
 def _pair(*element):
     """`(id, element)` with an empty id, for a dataset without ids."""
-    return tf.zeros([tf.shape(tf.nest.flatten(element)[0])[0], 0]), (
+    size = tf.shape(tf.nest.flatten(element)[0])[:1]  # none of a scalar
+    return tf.zeros(tf.concat([size, [0]], 0)), (
         element if len(element) > 1 else element[0]
     )
 
@@ -296,11 +299,15 @@ def _check_batched(spec, has_ids: bool, name: str) -> None:
         leaf.shape[0] for leaf in leaves if leaf.shape.rank not in (None, 0)
     }
     if 0 in ranks or len(sizes - {None}) > 1:
-        raise ValueError(
-            f"`{name}` is not batched: received elements of shapes "
-            f"{[leaf.shape for leaf in tf.nest.flatten(element)]}. Call "
-            "`.batch(...)` last, after `with_ids` where that is used."
-        )
+        raise _not_batched(element, name)
+
+
+def _not_batched(element: Any, name: str) -> ValueError:
+    return ValueError(
+        f"`{name}` is not batched: received elements of shapes "
+        f"{[leaf.shape for leaf in tf.nest.flatten(element)]}. Call "
+        "`.batch(...)` last, after `with_ids` where that is used."
+    )
 
 
 def _count_examples(spec, batches: int) -> int | None:
