@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.example_ids import DatasetWithIds, loses_ids
-from keras_tracin.data.folders import is_of_folder, read_folder
+from keras_tracin.data.folder_maps import keeps_examples, keeps_rows
+from keras_tracin.data.folders import Folder, is_of_folder, read_folder
 from keras_tracin.data.ids import check_text
 from keras_tracin.data.padding import Padding, shapes_of
 from keras_tracin.data.structure import check_lengths
@@ -86,13 +87,8 @@ class DatasetExamples(Examples):
             self.size = folder.size
         if folder is not None or not self.carries_ids:
             self._check_order(_remedy(data))
-        if folder is not None and not folder.keeps_rows():
-            raise ValueError(
-                f"Maps of the batches of `{name}` move examples to other rows, "
-                "or change one by others of its batch, so the folder does not "
-                "tell which file is which. Read it with `batch_size=None`, map "
-                "its examples, and batch them then."
-            )
+        if folder is not None:
+            _check_maps(folder, name)
         first = next(self._batches_of(self._dataset.take(1)))
         self.bytes_read_per_example = first.nbytes // len(first)
         if cardinality >= 0:
@@ -196,6 +192,23 @@ class DatasetExamples(Examples):
                 "changed, each time it is read, so they cannot be told apart "
                 f"by position. {remedy}"
             )
+
+
+def _check_maps(folder: Folder, name: str) -> None:
+    """Raises ValueError unless maps keep each example with its file."""
+    if not keeps_rows(folder):
+        raise ValueError(
+            f"Maps of the batches of `{name}` move examples to other rows, or "
+            "change one by others of its batch, so the folder does not tell "
+            "which file is which. Read it with `batch_size=None`, map its "
+            "examples, and batch them then."
+        )
+    if not keeps_examples(folder):
+        raise ValueError(
+            f"Maps of `{name}` make another example of a file where it is read "
+            "in another place, as random ones with a seed do, so there is none "
+            f"that scores could be of: {_AUGMENTATION}."
+        )
 
 
 def _remedy(data: tf.data.Dataset) -> str:
