@@ -27,10 +27,7 @@ from keras_tracin.data.ids import check_text
 from keras_tracin.data.padding import Padding, shapes_of
 from keras_tracin.data.structure import check_lengths
 
-_AUGMENTATION = (
-    "take out what changes from one reading to the next (`shuffle`, random "
-    "augmentation) before attribution"
-)
+_AUGMENTATION = "take out shuffling and random augmentation"
 
 
 # Measuring how long examples are reads all of them: once for each dataset.
