@@ -38,6 +38,19 @@ TEST = [
     "tf-keras>=2.18",  # Keras 2, whose models and files are refused
 ]
 
+# What tests need where Keras and TensorFlow are the oldest: tests/lowest.txt.
+LOWEST = [
+    *PLOTS,
+    *REPORT,
+    "hypothesis>=6.100",
+    "pandas>=2.2",
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "scikit-learn>=1.4",
+    "starlark-pyo3>=2025.1",
+    "tf-keras>=2.18",
+]
+
 setuptools.setup(
     name="keras_tracin",
     version=runpy.run_path(str(VERSION_FILE))["__version__"],
@@ -78,6 +91,7 @@ setuptools.setup(
         "docs": DOCS,
         "hub": HUB,
         "beam": BEAM,
+        "lowest": LOWEST,
         "test": TEST,
         "all": TEST,
     },

@@ -13,7 +13,7 @@ for i, checkpoint in enumerate(run):
         "logs", tracin.self_influence(), step=checkpoint
     )
     kt.tensorboard.write_proponents(
-        "logs", tracin.top_k(test, 5), x_test, x_train, step=checkpoint
+        "logs", tracin.top_k(test, 5), test, train, step=checkpoint
     )
 ```
 """
@@ -24,15 +24,16 @@ import contextlib
 import importlib.util
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin import plots
-from keras_tracin.results import Ranking, SelfInfluence, TopK
+from keras_tracin.plots.images import MOST_EXAMPLES, Pictures
+from keras_tracin.plots.selection import select
+from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.runs import Checkpoint
 
 if TYPE_CHECKING:
@@ -62,15 +63,15 @@ def write_self_influence(
         self_influence: the scores of `n` examples.
         step: step on the axis of TensorBoard; or the checkpoint of the scores,
             which stands for the step that Keras gives its epoch.
-        groups: values `[n]`, such as labels, in the order of the scores; each
-            distinct value has a histogram of its own.
+        groups: values `[n]`, such as labels, in the order of the scores, or
+            by id; each distinct value has a histogram of its own.
         tag: name of the histograms, which are `tag`, `tag/log10` and, for each
             group, `tag/log10/<group>`.
 
     Raises:
         ImportError: if tensorboard is not installed.
         ValueError: if there are no scores, if one is not finite, or if
-            `groups` has another length.
+            `groups` has another length, or lacks an id.
     """
     scores = np.asarray(self_influence.scores)
     if not scores.size or not np.isfinite(scores).all():
@@ -80,7 +81,7 @@ def write_self_influence(
         )
     histograms = {tag: scores, f"{tag}/log10": _log10(scores)}
     if groups is not None:
-        names = np.asarray(groups)
+        names = _by_id(groups, self_influence)
         if names.shape != scores.shape:
             raise ValueError(
                 "`groups` should have a value for each score. Received: shape "
@@ -96,56 +97,55 @@ def write_self_influence(
 
 def write_proponents(
     log_dir: str | os.PathLike,
-    top: TopK,
+    top: TopK | Attribution,
     query_images: Any,
     train_images: Any,
     *,
     step: int | Checkpoint,
     max_queries: int = 10,
+    queries: int | Sequence[Any] | None = None,
+    k: int | None = None,
     tag: str = "proponents",
-    query_labels: Any = None,
     **options: Any,
 ) -> None:
     """Writes an image of each query's proponents and opponents.
 
     Args:
         log_dir: the `log_dir` of `keras.callbacks.TensorBoard`.
-        top: result of `top_k` for `m` queries.
-        query_images: images `[m, height, width]` or `[m, height, width,
-            channels]`.
-        train_images: images `[n, height, width]` or `[n, height, width,
-            channels]`.
+        top: result of `top_k` for `m` queries, or of `influence`.
+        query_images: the queries as `fit` takes them, or images, as in
+            `plots.proponents_and_opponents`.
+        train_images: the training examples, likewise.
         step: step on the axis of TensorBoard; or the checkpoint of the scores,
             which stands for the step that Keras gives its epoch.
         max_queries: number of queries to draw, from the first.
+        queries: ids of the queries to draw, in place of the first.
+        k: number of proponents and of opponents to draw, as in
+            `plots.proponents_and_opponents`.
         tag: prefix of the images' names, which are `tag/<query id>`.
-        query_labels: labels `[m]`, shown as `str`.
         **options: further arguments of `plots.proponents_and_opponents`, such
-            as `train_labels` and `train_ids`.
+            as `class_names`, `query_labels` and `train_ids`.
 
     Raises:
         ImportError: if tensorboard or matplotlib is not installed.
-        ValueError: if queries, images and labels do not fit one another.
+        TypeError: if `top` is another result.
+        ValueError: as `plots.proponents_and_opponents`.
     """
-    for name, values in (
-        ("query_images", query_images),
-        ("query_labels", query_labels),
-    ):
-        if values is not None and len(values) != len(top):
-            raise ValueError(
-                f"`{name}` should have length {len(top)}. Received: length "
-                f"{len(values)}."
-            )
-    figures = {}
-    for row in range(min(len(top), max_queries)):
-        only = slice(row, row + 1)
-        figures[f"{tag}/{top.query_ids[row]}"] = plots.proponents_and_opponents(
-            _select_queries(top, only),
-            query_images[only],
-            train_images,
-            query_labels=None if query_labels is None else query_labels[only],
-            **options,
+    if queries is None and max_queries < 1:
+        raise ValueError(
+            "`max_queries` should be 1 or more. Received: "
+            f"max_queries={max_queries}."
         )
+    selection = select(top, queries, k, (max_queries, MOST_EXAMPLES))
+    pictures = Pictures.look_up(
+        selection, query_images, train_images, **options
+    )
+    figures = {
+        f"{tag}/{name}": pictures.draw(
+            slice(row, row + 1), selection.note_of_sides
+        )
+        for row, name in enumerate(selection.top.query_ids)
+    }
     with _writer(log_dir):
         for name, figure in figures.items():
             _write_figure(name, figure, _step_number(step))
@@ -207,13 +207,19 @@ def _step_number(step: int | Checkpoint) -> int:
     return step.epoch - 1 if isinstance(step, Checkpoint) else int(step)
 
 
+def _by_id(groups: Any, self_influence: SelfInfluence) -> np.ndarray:
+    """Values in the order of the scores, of values in this order or by id."""
+    if not isinstance(groups, Mapping):
+        return np.asarray(groups)
+    ids = self_influence.ids.tolist()
+    missing = [id_ for id_ in ids if id_ not in groups]
+    if missing:
+        raise ValueError(
+            "`groups` should hold every id that has a score. It lacks "
+            f"{missing[:5]}."
+        )
+    return np.array([groups[id_] for id_ in ids])
+
+
 def _log10(scores: np.ndarray) -> np.ndarray:
     return np.log10(scores[scores > 0])
-
-
-def _select_queries(top: TopK, rows: slice) -> TopK:
-    up, down = (
-        Ranking(side.ids[rows], side.scores[rows])
-        for side in (top.proponents, top.opponents)
-    )
-    return TopK(up, down, top.query_ids[rows])

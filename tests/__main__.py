@@ -1,7 +1,8 @@
 """Runs the checks: `python -m tests` all of them, as CI does.
 
 `python -m tests --quick` runs the linters and the tests of `QUICK`, in some two
-minutes. With other arguments it runs pytest alone on them, in this process:
+minutes; `--lowest` these tests alone, for the versions of `tests/lowest.txt`.
+With other arguments it runs pytest alone on them, in this process:
 `python -m tests tests/runs/run_test.py -k rate`. That is also how Bazel calls
 it.
 """
@@ -52,12 +53,17 @@ QUICK = (
 SAMPLED = ("test_inner_products_are_unbiased", "test_variance_of_the_gaussian")
 
 
-def run_checks(quick: bool = False) -> list[str]:
-    """Runs every check, also after a failed one; returns those that failed."""
+def run_checks(quick: bool = False, lint: bool = True) -> list[str]:
+    """Runs every check, also after a failed one; returns those that failed.
+
+    Args:
+        quick: whether to run the tests of `QUICK` alone.
+        lint: whether to run the linters.
+    """
     failed = []
     chosen = [*QUICK, "-k", " and ".join(f"not {test}" for test in SAMPLED)]
     tests = shlex.join([*shlex.split(PYTEST), *(chosen if quick else ())])
-    for check in (*LINTERS, tests):
+    for check in (*(LINTERS if lint else ()), tests):
         print(f"--- {check}", flush=True)
         command = [sys.executable, "-m", *shlex.split(check)]
         if subprocess.run(command, cwd=ROOT).returncode:
@@ -68,9 +74,9 @@ def run_checks(quick: bool = False) -> list[str]:
 def main() -> int | str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = sys.argv[1:]
-    if arguments and arguments != ["--quick"]:
+    if arguments and arguments not in (["--quick"], ["--lowest"]):
         return pytest.main(arguments)
-    failed = run_checks(quick=bool(arguments))
+    failed = run_checks(bool(arguments), lint=arguments != ["--lowest"])
     return f"Failed: {', '.join(failed)}." if failed else 0
 
 

@@ -177,6 +177,17 @@ def test_version_is_the_same_everywhere(monkeypatch):
     assert len(set(versions.values())) == 1, versions
 
 
+def test_the_lowest_versions_are_those_that_setup_allows(monkeypatch):
+    setup = setup_arguments(monkeypatch)
+    required = [*setup["install_requires"], *setup["extras_require"]["lowest"]]
+    allowed = dict(line.split(">=") for line in required)
+    lowest = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w-]+)==(.*)$", lowest, re.M))
+    assert {"keras", "tensorflow"} <= pins.keys()
+    for package, version in pins.items():
+        assert f"{version}.".startswith(f"{allowed[package]}."), package
+
+
 def test_the_quick_tests_are_of_every_room():
     chosen = [ROOT / path for path in QUICK]
     missing = [str(path) for path in chosen if not path.exists()]

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorboard import default, program
 
 import keras_tracin as kt
+from tests.error_rows import row
 
 IMAGES = np.linspace(0, 1, 5 * 4 * 4).reshape(5, 4, 4)
 QUERIES = np.linspace(0, 2, 2 * 4 * 4).reshape(2, 4, 4)
@@ -125,6 +126,43 @@ def test_queries_beyond_the_first_are_left_out(tmp_path):
     assert set(events(tmp_path)) == {"proponents/0"}
 
 
+def test_pictures_are_found_by_id_in_what_fit_takes(tmp_path):
+    names, labels = np.array(list("abcde")), np.arange(5)
+    top = kt.TopK(
+        kt.Ranking(names[TOP.proponents.ids], UP),
+        kt.Ranking(names[TOP.opponents.ids], DOWN),
+        np.array(["p", "q"]),
+    )
+    train = kt.with_ids((IMAGES, labels), names).shuffle(5).batch(2)
+    test = kt.with_ids((QUERIES, labels[:2]), ["p", "q"]).batch(2)
+    kt.tensorboard.write_proponents(
+        tmp_path / "data", top, test, train, step=0, queries=["q"]
+    )
+    kt.tensorboard.write_proponents(
+        tmp_path / "arrays",
+        top,
+        QUERIES,
+        IMAGES,
+        step=0,
+        query_labels=labels[:2],
+        train_labels=labels,
+        train_ids=names,
+    )
+    drawn, expected = (events(tmp_path / name) for name in ("data", "arrays"))
+    assert set(drawn) == {"proponents/q"}
+    (((_, picture),), ((_, other),)) = (
+        pictures["proponents/q"] for pictures in (drawn, expected)
+    )
+    assert picture.tolist() == other.tolist()
+
+
+def test_groups_may_be_given_by_id(tmp_path):
+    groups = {4: "b", 3: "b", 2: "a", 1: "b", 0: "a"}
+    kt.tensorboard.write_self_influence(tmp_path, OWN, step=0, groups=groups)
+    ((_, of_a),) = events(tmp_path)["self_influence/log10/a"]
+    assert total(of_a) == 1  # of 0 and 1
+
+
 def test_any_figure_can_be_written(tmp_path):
     figure = kt.plots.recall_curve({"mine": [1, 2]}, [True, False])
     kt.tensorboard.write_figure(tmp_path, "recall", figure, step=7)
@@ -192,6 +230,7 @@ def test_tensorboard_shows_the_pictures(server):
         ([], None, "Received: 0"),
         ([1.0, np.nan], None, "1 are NaN"),
         ([1.0, 2.0], ["a"], "a value for each score"),
+        ([1.0, 2.0], {0: "a"}, row("figure-lacks", "[1]")),
     ],
 )
 def test_histograms_refuse_what_does_not_fit(tmp_path, scores, groups, message):
@@ -209,6 +248,7 @@ def test_histograms_refuse_what_does_not_fit(tmp_path, scores, groups, message):
         ({"query_images": QUERIES[:1]}, "`query_images` should have length 2"),
         ({"query_labels": ["a"]}, "`query_labels` should have length 2"),
         ({"train_images": IMAGES[:2]}, "name the id"),
+        ({"max_queries": 0}, row("max-queries")),
     ],
 )
 def test_pictures_refuse_what_does_not_fit(tmp_path, changes, message):

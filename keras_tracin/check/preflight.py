@@ -26,7 +26,7 @@ from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.forecast import forecast_plainly
-from keras_tracin.engine.padding import pad_examples
+from keras_tracin.engine.padding import open_padded
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, name_of
 from keras_tracin.losses.output_kinds import SAMPLE
@@ -240,8 +240,7 @@ class _Preflight:
                 self._options["loss"],
                 self._options["class_weight"],
             )
-        examples = open_for_model(self._model, data, name)
-        pad_examples(self._model, loss, examples)
+        examples = open_padded(self._model, data, name, loss)
         if examples.note:
             self._add_finding("note", name, examples.note)
         self._findings += reading_findings(

@@ -79,6 +79,11 @@ class Examples:
     note: str = ""
 
     @property
+    def is_padded(self) -> bool:
+        """Whether examples of several lengths are padded."""
+        return False
+
+    @property
     def expected_size(self) -> int | None:
         """The number of examples to expect, for plans and progress.
 
@@ -99,7 +104,11 @@ class Examples:
         """
         raise NotImplementedError
 
-    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+    def pad(
+        self,
+        accepts: Callable[[Batch, Batch], bool],
+        like: Batch | None = None,
+    ) -> None:
         """Pads examples of several lengths to the longest, if there are any.
 
         Without it, examples that differ in shape are refused when they are
@@ -108,6 +117,7 @@ class Examples:
         Args:
             accepts: whether to pad, from some of the shortest examples, as
                 they are and padded.
+            like: examples that are at least as long, by whose length to go.
         """
 
     def first(self, count: int) -> Batch:

@@ -21,15 +21,13 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.example_ids import DatasetWithIds, loses_ids
-from keras_tracin.data.folders import is_of_folder, read_folder
+from keras_tracin.data.folder_maps import keeps_examples, keeps_rows
+from keras_tracin.data.folders import Folder, is_of_folder, read_folder
 from keras_tracin.data.ids import check_text
 from keras_tracin.data.padding import Padding, shapes_of
 from keras_tracin.data.structure import check_lengths
 
-_AUGMENTATION = (
-    "take out what changes from one reading to the next (`shuffle`, random "
-    "augmentation) before attribution"
-)
+_AUGMENTATION = "take out shuffling and random augmentation"
 
 
 # Measuring how long examples are reads all of them: once for each dataset.
@@ -86,28 +84,35 @@ class DatasetExamples(Examples):
             self.size = folder.size
         if folder is not None or not self.carries_ids:
             self._check_order(_remedy(data))
-        if folder is not None and not folder.keeps_rows():
-            raise ValueError(
-                f"Maps of the batches of `{name}` move examples to other rows, "
-                "or change one by others of its batch, so the folder does not "
-                "tell which file is which. Read it with `batch_size=None`, map "
-                "its examples, and batch them then."
-            )
+        if folder is not None:
+            _check_maps(folder, name)
         first = next(self._batches_of(self._dataset.take(1)))
         self.bytes_read_per_example = first.nbytes // len(first)
         if cardinality >= 0:
             self.estimate = cardinality * len(first)
 
-    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+    def pad(
+        self,
+        accepts: Callable[[Batch, Batch], bool],
+        like: Batch | None = None,
+    ) -> None:
         """As `Examples.pad`."""
         if self._fixed_shapes:
             return
-        if self._original not in _paddings:
-            _paddings[self._original] = Padding.of(self._own_batches())
-        padding = _paddings[self._original]
+        if like is not None:
+            padding = Padding.of(self._own_batches(), shapes_of(like))
+        else:
+            if self._original not in _paddings:
+                _paddings[self._original] = Padding.of(self._own_batches())
+            padding = _paddings[self._original]
         if padding is not None and accepts(padding.shortest, padding.example):
             self._padding = padding
             self.bytes_read_per_example = padding.bytes_per_example
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether examples of several lengths are padded."""
+        return self._padding is not None
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """As `Examples.batches`."""
@@ -147,6 +152,8 @@ class DatasetExamples(Examples):
                 element, self.name, self._labels
             )
             leaves = tf.nest.flatten(element)
+            if any(leaf.shape.rank == 0 for leaf in leaves):
+                raise _not_batched(element, self.name)  # of unknown rank
             count = len(leaves[0])
             if any(len(leaf) != count for leaf in leaves):
                 check_lengths(leaves, self.name)
@@ -184,6 +191,23 @@ class DatasetExamples(Examples):
             )
 
 
+def _check_maps(folder: Folder, name: str) -> None:
+    """Raises ValueError unless maps keep each example with its file."""
+    if not keeps_rows(folder):
+        raise ValueError(
+            f"Maps of the batches of `{name}` move examples to other rows, or "
+            "change one by others of its batch, so the folder does not tell "
+            "which file is which. Read it with `batch_size=None`, map its "
+            "examples, and batch them then."
+        )
+    if not keeps_examples(folder):
+        raise ValueError(
+            f"Maps of `{name}` make another example of a file where it is read "
+            "in another place, as random ones with a seed do, so there is none "
+            f"that scores could be of: {_AUGMENTATION}."
+        )
+
+
 def _remedy(data: tf.data.Dataset) -> str:
     """What to do about a dataset whose order changes."""
     if isinstance(data, DatasetWithIds):  # a folder, without its shuffling
@@ -202,7 +226,8 @@ def _remedy(data: tf.data.Dataset) -> str:
 
 def _pair(*element):
     """`(id, element)` with an empty id, for a dataset without ids."""
-    return tf.zeros([tf.shape(tf.nest.flatten(element)[0])[0], 0]), (
+    size = tf.shape(tf.nest.flatten(element)[0])[:1]  # none of a scalar
+    return tf.zeros(tf.concat([size, [0]], 0)), (
         element if len(element) > 1 else element[0]
     )
 
@@ -284,11 +309,15 @@ def _check_batched(spec, has_ids: bool, name: str) -> None:
         leaf.shape[0] for leaf in leaves if leaf.shape.rank not in (None, 0)
     }
     if 0 in ranks or len(sizes - {None}) > 1:
-        raise ValueError(
-            f"`{name}` is not batched: received elements of shapes "
-            f"{[leaf.shape for leaf in tf.nest.flatten(element)]}. Call "
-            "`.batch(...)` last, after `with_ids` where that is used."
-        )
+        raise _not_batched(element, name)
+
+
+def _not_batched(element: Any, name: str) -> ValueError:
+    return ValueError(
+        f"`{name}` is not batched: received elements of shapes "
+        f"{[leaf.shape for leaf in tf.nest.flatten(element)]}. Call "
+        "`.batch(...)` last, after `with_ids` where that is used."
+    )
 
 
 def _count_examples(spec, batches: int) -> int | None:

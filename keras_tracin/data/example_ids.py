@@ -17,6 +17,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_tracin.data.provenance import made_of
+
 _ADVICE = (
     "Call it before `kt.with_ids`, or attach ids to its result by "
     "`kt.with_ids(result, ids)`."
@@ -235,15 +237,15 @@ def loses_ids(dataset: Any) -> bool:
             return True
         if id(current) not in seen and isinstance(current, tf.data.Dataset):
             seen.add(id(current))
-            pending += current._inputs()
+            pending += made_of(current)[0]
     return False
 
 
 def _hands_on(dataset: tf.data.Dataset, source: tf.data.Dataset) -> bool:
     """Whether a dataset passes on whole elements of another, as they are."""
     while dataset is not source:
-        inputs = dataset._inputs()
-        if len(inputs) != 1 or dataset._functions():
+        inputs, functions = made_of(dataset)
+        if len(inputs) != 1 or functions:
             return False
         if dataset.element_spec != inputs[0].element_spec:
             return False

@@ -26,6 +26,7 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from keras_tracin.data.example_ids import DatasetWithIds
+from keras_tracin.data.provenance import made_of
 
 Node: TypeAlias = Any  # mypy has no types of the messages
 Graph: TypeAlias = Any
@@ -103,30 +104,16 @@ class Folder:
         )
         return DatasetWithIds(tf.data.Dataset.zip(names, elements))
 
-    def keeps_rows(self) -> bool:
-        """Whether maps of batches leave every example in its row.
+    def read(self, order: np.ndarray, elements: int) -> list[list[np.ndarray]]:
+        """The leaves of the first elements, of the files in an order.
 
-        Where one example of a batch is put in place of another, its own row
-        may change, and no other.
+        Args:
+            order: positions of the files.
+            elements: number of elements, as the dataset has them.
         """
-        batch = self._batch
-        if batch is None or not self._maps_of_batches:
-            return True
-        alike = np.zeros(len(self.names), int)
-        before = self._first_batch(alike)
-        for place in (0, min(batch.size, len(alike)) - 1):
-            order = alike.copy()
-            order[place] = len(alike) - 1
-            pairs = zip(before, self._first_batch(order), strict=True)
-            if any(_other_rows_differ(*pair, place) for pair in pairs):
-                return False
-        return True
-
-    def _first_batch(self, order: np.ndarray) -> list[np.ndarray]:
-        """The leaves of the first batch of the examples in an order."""
         spec = self._dataset.element_spec
-        data = self._rebuild(self.nodes[0], spec, order)
-        return [np.asarray(x) for x in tf.nest.flatten(next(iter(data)))]
+        data = self._rebuild(self.nodes[0], spec, order).take(elements)
+        return [list(map(np.asarray, tf.nest.flatten(e))) for e in data]
 
     def shuffled(self) -> DatasetWithIds:
         """The dataset with ids that shuffles and batches as the folder does.
@@ -140,7 +127,7 @@ class Folder:
             start, spec = self.nodes[0], self._dataset.element_spec
         else:
             at = [node.op in _BATCHES for node in self.nodes].index(True)
-            if self._maps_of_batches:
+            if self.maps_batches:
                 raise ValueError(_TRANSFORMED)
             start, spec = (
                 self.nodes[at + 1],
@@ -159,6 +146,16 @@ class Folder:
         return data.prefetch(tf.data.AUTOTUNE)
 
     @property
+    def is_batched(self) -> bool:
+        """Whether examples are batched."""
+        return self._batch is not None
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in an element."""
+        return 1 if self._batch is None else self._batch.size
+
+    @property
     def _batch(self) -> _Batching | None:
         """How examples are batched, None where they are not."""
         for node in self.nodes:
@@ -171,9 +168,11 @@ class Folder:
         return None
 
     @property
-    def _maps_of_batches(self) -> bool:
+    def maps_batches(self) -> bool:
         """Whether something is mapped that was batched before."""
         kinds = [node.op for node in self.nodes]
+        if not self.is_batched:
+            return False
         at = [kind in _BATCHES for kind in kinds].index(True)
         return any(kind in _MAPS for kind in kinds[:at])
 
@@ -268,14 +267,15 @@ def _chain(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
         if isinstance(inputs[0], DatasetWithIds):
             return
         yield inputs[0]
-        inputs = inputs[0]._inputs()
+        inputs, _ = made_of(inputs[0])
 
 
 def _reads_files(dataset: tf.data.Dataset) -> bool:
     """Whether a dataset maps elements by a function that reads files."""
+    _, functions = made_of(dataset)
     graphs = [
         getattr(wrapper.function, "graph", None)  # None in tf.data's debug mode
-        for wrapper in dataset._functions()
+        for wrapper in functions
     ]
     return any(
         operation.type == "ReadFile"
@@ -330,17 +330,6 @@ def _constant(nodes: dict[str, Node], name: str) -> np.ndarray:
 
 def _by_name(graph: Graph) -> dict[str, Node]:
     return {node.name: node for node in graph.node}
-
-
-def _other_rows_differ(one: np.ndarray, other: np.ndarray, row: int) -> bool:
-    """Whether two arrays differ in another row, as far as both go."""
-    if not one.ndim or len(one) != len(other):
-        return True
-    shared = tuple(map(slice, np.minimum(one.shape, other.shape)))
-    rest = [
-        np.delete(array[shared], row, axis=0).tolist() for array in (one, other)
-    ]
-    return repr(rest[0]) != repr(rest[1])  # by which NaN is alike
 
 
 def _of_one(spec: Any) -> Any:

@@ -39,14 +39,17 @@ class Padding:
     shortest: Batch
 
     @classmethod
-    def of(cls, batches: Iterable[Batch]) -> Padding | None:
+    def of(
+        cls, batches: Iterable[Batch], least: Shapes | None = None
+    ) -> Padding | None:
         """What pads some batches, None where none has to be.
 
         Args:
             batches: the batches.
+            least: shapes to pad to, as long as none is larger.
         """
-        shapes: Shapes = []
-        least, shortest, differ = 0, None, False
+        shapes: Shapes = list(least or [])
+        smallest, shortest, differ = 0, None, False
         for batch in batches:
             own = shapes_of(batch)
             if not shapes:
@@ -59,8 +62,8 @@ class Padding:
                 for shape, other in zip(shapes, own, strict=True)
             ]
             size = sum(int(np.prod(shape)) for shape in own)
-            if shortest is None or size < least:
-                least, shortest = size, batch.take(np.arange(_few(batch)))
+            if shortest is None or size < smallest:
+                smallest, shortest = size, batch.take(np.arange(_few(batch)))
         if shortest is None or not differ:
             return None
         return cls(shapes, shortest)

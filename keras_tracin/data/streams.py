@@ -73,7 +73,8 @@ class StreamedExamples(Examples):
                 "it is read, so its examples cannot be told apart by position. "
                 f"{remedy}"
             )
-        self._alike = len({tuple(shapes_of(batch)) for batch in first}) == 1
+        self._first_shapes = shapes_of(first[0])
+        self._alike = shapes_of(first[-1]) == self._first_shapes
         count = len(first[0])
         self.bytes_read_per_example = first[0].nbytes // count
         if num_batches is not None:
@@ -83,14 +84,24 @@ class StreamedExamples(Examples):
         """The batches in order, from the first one on."""
         raise NotImplementedError
 
-    def pad(self, accepts: Callable[[Batch, Batch], bool]) -> None:
+    def pad(
+        self,
+        accepts: Callable[[Batch, Batch], bool],
+        like: Batch | None = None,
+    ) -> None:
         """As `Examples.pad`; the first batches tell, as in `fit`."""
-        if self._alike:
+        least = None if like is None else shapes_of(like)
+        if self._alike and least in (None, self._first_shapes):
             return
-        padding = Padding.of(self._own_batches())
+        padding = Padding.of(self._own_batches(), least)
         if padding is not None and accepts(padding.shortest, padding.example):
             self._padding = padding
             self.bytes_read_per_example = padding.bytes_per_example
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether examples of several lengths are padded."""
+        return self._padding is not None
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """As `Examples.batches`."""

@@ -23,7 +23,6 @@ import numpy as np
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.examples import select
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.descriptions import describe_losses
 from keras_tracin.engine.diagnosis import (
     Suspect,
@@ -34,7 +33,7 @@ from keras_tracin.engine.diagnosis import (
 from keras_tracin.engine.distribution import check_built_under
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.first_look import EXAMPLES
-from keras_tracin.engine.padding import pad_examples
+from keras_tracin.engine.padding import open_padded
 from keras_tracin.engine.queries import Queries, Steps
 from keras_tracin.engine.steps import GradientFunctions, kind_of
 from keras_tracin.engine.updated import UpdatedVariables
@@ -110,14 +109,13 @@ class Engine:
             check_projection(projection)
         self.projection = projection
         self.execution = execution or Execution.of()
-        self.train = open_for_model(model, train, "train")
         self.layers = layers
         self.has_own_loss = loss is not None
         check_class_weight(class_weight)
         self.losses = describe_losses(model, loss, query_loss, class_weight)
         self.loss = per_example_loss(model, loss, class_weight)
         self.same_loss = query_loss in (None, "loss") and not class_weight
-        pad_examples(model, self.loss, self.train)
+        self.train = open_padded(model, train, "train", self.loss)
         self.like = self.train.first(EXAMPLES)
         has_weights = self.like.sample_weight is not None
         self.weighted = has_weights or bool(class_weight)
@@ -189,8 +187,7 @@ class Engine:
         Raises:
             ValueError: if the model does not take them.
         """
-        examples = open_for_model(self.model, test, "test")
-        pad_examples(self.model, self.query_value, examples)
+        examples = open_padded(self.model, test, "test", self.query_value)
         like = examples.first(1)
         if (kind_of(like.data), False) not in self._steps:
             check_fits(self.model, like, "test")

@@ -2,50 +2,78 @@
 
 Synopsis:
 
-    pad_examples(model, loss, examples)     # ValueError if it does
+    test = open_padded(model, test, "test", loss)   # ValueError if it does
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.gradients.capture import PerExampleLoss
+from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import preserved
 
 _TOLERANCE = 1e-3  # of the largest loss, or the largest entry of a gradient
 
 
-def pad_examples(
-    model: keras.Model, loss: PerExampleLoss, examples: Examples
-) -> None:
-    """Pads examples of several lengths, if there are any, to the longest.
+def open_padded(
+    model: keras.Model,
+    data: Any,
+    name: str,
+    loss: PerExampleLoss,
+    like: Batch | None = None,
+) -> Examples:
+    """The examples that `model.fit(data)` would train on, of one length.
+
+    Those of several lengths are padded to the longest.
 
     Args:
         model: the model.
+        data: data that its `fit` takes, as in `open_for_model`.
+        name: name of the data, for errors.
         loss: `(y, y_pred, sample_weight) -> [n]`.
-        examples: the examples.
+        like: examples that are at least as long, by whose length to go.
 
     Raises:
-        ValueError: if that changes the losses or gradients of the shortest.
+        ValueError: as `open_for_model`; or if padding changes the losses or
+            gradients of the shortest examples.
+        TypeError: as `open_for_model`.
     """
 
     def accepts(short: Batch, padded: Batch) -> bool:
-        return _is_paddable(model, loss, short, padded, examples.name)
+        return takes_padding(model, loss, short, padded, name)
 
-    examples.pad(accepts)
+    examples = open_for_model(model, data, name)
+    examples.pad(accepts, like)
+    return examples
 
 
-def _is_paddable(
+@exclusive_access
+def takes_padding(
     model: keras.Model,
     loss: PerExampleLoss,
     short: Batch,
     padded: Batch,
     name: str,
 ) -> bool:
-    """Whether the model takes the same examples short and padded."""
+    """Whether the model takes the same examples short and padded.
+
+    Args:
+        model: the model.
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        short: some examples.
+        padded: the same, padded.
+        name: name of the data, for errors.
+
+    Raises:
+        ValueError: if padding changes their losses or gradients.
+    """
     try:
         if not model.built:
             model(short.x, training=False)

@@ -68,10 +68,9 @@ class Interaction:
         )
         return (
             f"{self.where} mixes the examples of a batch: {what} for "
-            "an example depends on the others, so their gradients cannot be "
-            "told apart. Expected examples that are computed independently in "
-            "inference mode. Use statistics from training in place of the "
-            "batch's (as BatchNormalization does), or take that part out."
+            "an example depends on the others. Expected examples that do not "
+            "depend on each other in inference mode. Use statistics from "
+            "training (as BatchNormalization does), or take that part out."
         )
 
 

@@ -28,8 +28,8 @@ import keras
 import numpy as np
 
 from keras_tracin.data.batches import Batch
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.distribution import check_first, worker_of
+from keras_tracin.engine.padding import open_padded
 from keras_tracin.index import search as searches
 from keras_tracin.index.building import SAMPLE, Build, add, begin
 from keras_tracin.index.manifest import REMEDY
@@ -227,8 +227,11 @@ class InfluenceIndex:
                 "model, method=tracin)`."
             )
         recipe, store = self._recipe, Store(self._store.directory, sparing=True)
-        check_first(recipe.engine.execution.strategy, "`append` of an index")
-        examples = open_for_model(recipe.engine.model, train, "train")
+        engine = recipe.engine
+        check_first(engine.execution.strategy, "`append` of an index")
+        examples = open_padded(
+            engine.model, train, "train", engine.loss, engine.like
+        )
         check_form(examples, recipe)
         check_numbers(store, recipe)
         if not resume:
@@ -310,7 +313,7 @@ class InfluenceIndex:
         TopKMerger(np.zeros(0), k, len(self))  # refuses a bad k
         count = min(rerank, len(self)) if rerank else k
         rows = self._rows  # the same for all batches, whoever appends more
-        examples = open_for_model(self._resident.model, test, "test")
+        examples = self._resident.open(test)
         top = TopK.concat(
             [
                 self._search(*rows, batch, count)

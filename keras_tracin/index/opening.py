@@ -31,6 +31,7 @@ from keras_tracin.index.manifest import (
 )
 from keras_tracin.index.resident import Resident
 from keras_tracin.index.store import Store
+from keras_tracin.losses.per_example import PerExampleLoss
 from keras_tracin.losses.query_losses import query_value
 from keras_tracin.methods.index_rows import (
     described_projection,
@@ -234,10 +235,15 @@ def open_resident(
         if checkpoints:
             paths = _locate_checkpoints(store.manifest, run)
 
+    def value_like(batch: Batch) -> PerExampleLoss:
+        if recipe is not None:
+            return recipe.engine.query_value
+        return query_value(model, identity["query_loss"], x=batch.x)
+
     def functions_like(batch: Batch) -> GradientFunctions:
         if recipe is not None:
             return recipe.engine.steps_like(batch).query
-        value = query_value(model, identity["query_loss"], x=batch.x)
+        value = value_like(batch)
         known = model._flatten_layers()
         layers = [known[position] for position in identity["layers"]]
         return GradientFunctions(model, value, batch.data, layers)
@@ -249,6 +255,7 @@ def open_resident(
         list(zip(paths, digests, strict=True)),
         [checkpoint["rate"] for checkpoint in checkpoints] or [1.0],
         functions_like,
+        value_like,
     )
 
 

@@ -8,7 +8,7 @@ differ from one checkpoint to the next are held once.
 Synopsis:
 
     resident = Resident(
-        model, projection, [(path, digest)], [0.1], functions_like
+        model, projection, [(path, digest)], [0.1], functions_like, value_like
     )
     resident.vectors(batch)     # [n, checkpoints · dim]
 """
@@ -18,20 +18,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.batches import Batch
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.diagnosis import (
     Suspect,
     broken_rows,
     check_fits,
     explaining,
 )
+from keras_tracin.engine.padding import takes_padding
 from keras_tracin.engine.sketch_steps import sketches_at
 from keras_tracin.engine.steps import GradientFunctions, kind_of
+from keras_tracin.losses.per_example import PerExampleLoss
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.state import preserved
 from keras_tracin.projection import Projection
@@ -56,6 +60,8 @@ class Resident:
         rates: learning rate of each checkpoint.
         functions_like: returns the compiled steps for queries of the same
             form as a batch.
+        value_like: returns the measure of such queries, in the form of a
+            loss.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Resident:
         files: Sequence[tuple[Path, str]],
         rates: Sequence[float],
         functions_like: Callable[[Batch], GradientFunctions],
+        value_like: Callable[[Batch], PerExampleLoss],
     ):
         self._model = model
         self._projection = projection
@@ -72,6 +79,7 @@ class Resident:
         scales = np.sqrt(np.array(rates, np.float32))
         self._scales = scales[:, np.newaxis, np.newaxis]
         self._functions_like = functions_like
+        self._value_like = value_like
         self._steps: dict = {}
         self._assigns: dict[str, bool] = {}  # whether a query moves variables
 
@@ -92,10 +100,20 @@ class Resident:
                 weights.append(values)
         return weights
 
-    @property
-    def model(self) -> keras.Model:
-        """The model."""
-        return self._model
+    def open(self, test: Any) -> Examples:
+        """The queries, those of several lengths padded to the longest.
+
+        Raises:
+            ValueError: if padding changes what the model makes of them.
+        """
+        examples = open_for_model(self._model, test, "test")
+
+        def accepts(short: Batch, padded: Batch) -> bool:
+            value = self._value_like(short)
+            return takes_padding(self._model, value, short, padded, "test")
+
+        examples.pad(accepts)
+        return examples
 
     def vectors(self, batch: Batch) -> np.ndarray:
         """The vectors `[n, checkpoints · dim]` of some queries.

@@ -13,6 +13,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from keras_tracin.data.kinds import (
 )
 from keras_tracin.plots.figures import WRONG, add_note, new_figure
 from keras_tracin.plots.fonts import use_fonts
-from keras_tracin.plots.selection import select
+from keras_tracin.plots.selection import Selection, select
 from keras_tracin.plots.shown import Shown
 from keras_tracin.plots.wrapping import wrap_name
 from keras_tracin.results import Attribution, TopK
@@ -44,7 +45,7 @@ _SPACE, _GROUP_SPACE = 0.15, 0.35
 _POINTS = 72  # in an inch
 _SIZE = 8  # font size of captions, in points
 _LINES = 3  # of a caption
-_MOST = (20, 10)  # queries, and examples on each side, unless chosen
+MOST_QUERIES, MOST_EXAMPLES = 20, 10  # the latter on each side
 
 
 def proponents_and_opponents(
@@ -109,44 +110,103 @@ def proponents_and_opponents(
             if colours are out of range, if there is no image or several of
             them, or if `top` names an id that the data does not have.
     """
-    figure = new_figure()
-    selection = select(top, queries, k, _MOST)
-    asked = selection.queries(
-        query_images, "query_images", query_labels, class_names
-    )
-    trained = selection.examples(
+    new_figure()  # before long work, whether there is matplotlib
+    pictures = Pictures.look_up(
+        select(top, queries, k, (MOST_QUERIES, MOST_EXAMPLES)),
+        query_images,
         train_images,
-        "train_images",
-        train_labels,
-        class_names,
-        train_ids,
-        is_mislabeled,
+        query_labels=query_labels,
+        train_labels=train_labels,
+        train_ids=train_ids,
+        is_mislabeled=is_mislabeled,
+        class_names=class_names,
+        input_name=input_name,
     )
-    top = selection.top
-    scores = np.hstack([top.proponents.scores, top.opponents.scores])
-    images = _images_of(asked, input_name), _images_of(trained, input_name)
-    limits = min(x.min() for x in images), max(x.max() for x in images)
+    return pictures.draw(slice(None), pictures.selection.note)
 
-    axes: Any = _image_grid(figure, *top.proponents.ids.shape)
-    for row, place in enumerate(asked.at):
-        name = (
-            top.query_ids[row] if asked.labels is None else asked.labels[place]
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Images of queries, and of their proponents and opponents.
+
+    Attributes:
+        selection: the queries, and the strongest on each side.
+        asked: the queries.
+        trained: the training examples.
+        images: the images of both.
+    """
+
+    selection: Selection
+    asked: Shown
+    trained: Shown
+    images: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def look_up(
+        cls,
+        selection: Selection,
+        query_images: Any,
+        train_images: Any,
+        *,
+        query_labels: Any = None,
+        train_labels: Any = None,
+        train_ids: Any = None,
+        is_mislabeled: Any = None,
+        class_names: Sequence[Any] | None = None,
+        input_name: str | None = None,
+    ) -> Pictures:
+        """Looks the images up; arguments as of `proponents_and_opponents`."""
+        asked = selection.queries(
+            query_images, "query_images", query_labels, class_names
         )
-        caption = _wrap(str(name), _LINES)
-        _draw_image(axes[row, 0], images[0][place], limits, caption)
-    for cell, place in np.ndenumerate(trained.at):
-        caption = [f"{scores[cell]:+.3g}"]
-        if trained.labels is not None:
-            caption = _wrap(trained.labels[place], _LINES - 1) + caption
-        is_wrong = trained.is_wrong is not None and trained.is_wrong[place]
-        _draw_image(
-            axes[:, 1:][cell], images[1][place], limits, caption, is_wrong
+        trained = selection.examples(
+            train_images,
+            "train_images",
+            train_labels,
+            class_names,
+            train_ids,
+            is_mislabeled,
         )
-    if trained.is_wrong is not None:
-        add_note(figure, "red: wrong label", "right", WRONG)
-    add_note(figure, selection.note, "left")
-    use_fonts(figure)
-    return figure
+        images = _images_of(asked, input_name), _images_of(trained, input_name)
+        return cls(selection, asked, trained, images)
+
+    def draw(self, rows: slice, note: str) -> Figure:
+        """A figure of some of the selected queries.
+
+        Args:
+            rows: their places among the selected.
+            note: what the figure leaves out, if anything.
+        """
+        figure = new_figure()
+        asked, trained, top = self.asked, self.trained, self.selection.top
+        query_ids, scores = (
+            top.query_ids[rows],
+            np.hstack([top.proponents.scores, top.opponents.scores])[rows],
+        )
+        queries, cells = asked.at[rows], trained.at[rows]
+        pairs = zip(self.images, (queries, cells), strict=True)
+        shown = [images[np.unique(places)] for images, places in pairs]
+        limits = min(x.min() for x in shown), max(x.max() for x in shown)
+
+        axes: Any = _image_grid(figure, len(queries), cells.shape[1] // 2)
+        for row, place in enumerate(queries):
+            name = (
+                query_ids[row] if asked.labels is None else asked.labels[place]
+            )
+            caption = _wrap(str(name), _LINES)
+            _draw_image(axes[row, 0], self.images[0][place], limits, caption)
+        for cell, place in np.ndenumerate(cells):
+            caption = [f"{scores[cell]:+.3g}"]
+            if trained.labels is not None:
+                caption = _wrap(trained.labels[place], _LINES - 1) + caption
+            is_wrong = trained.is_wrong is not None and trained.is_wrong[place]
+            image = self.images[1][place]
+            _draw_image(axes[:, 1:][cell], image, limits, caption, is_wrong)
+        if trained.is_wrong is not None:
+            add_note(figure, "red: wrong label", "right", WRONG)
+        add_note(figure, note, "left")
+        use_fonts(figure)
+        return figure
 
 
 def _images_of(shown: Shown, input_name: str | None) -> np.ndarray:

@@ -44,16 +44,22 @@ class Selection:
     @property
     def note(self) -> str:
         """What the figure leaves out unasked, and how to see it; or ""."""
-        k = self.top.proponents.ids.shape[1]
-        parts = []
+        parts = [self.note_of_sides] if self.note_of_sides else []
         if len(self.rows) < len(self.all_ids) and "queries" not in self.chosen:
-            parts.append(
+            parts.insert(
+                0,
                 f"{len(self.rows)} of {len(self.all_ids):,} queries; choose "
-                "others by queries="
+                "others by queries=",
             )
-        if k < self.available and "k" not in self.chosen:
-            parts.append(f"{k} of {self.available:,} on each side; more by k=")
         return ", ".join(parts)
+
+    @property
+    def note_of_sides(self) -> str:
+        """The same of the examples on each side."""
+        k = self.top.proponents.ids.shape[1]
+        if k < self.available and "k" not in self.chosen:
+            return f"{k} of {self.available:,} on each side; more by k="
+        return ""
 
     def first(self, count: int) -> Selection:
         """The first of the selected queries."""

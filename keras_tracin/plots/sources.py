@@ -55,6 +55,7 @@ class Source:
         array = _plain_array(data)
         if array is None:
             examples = open_examples(data, name, labels=False)
+            examples.pad(lambda short, padded: True)  # only shown
         else:
             check_lengths(array, name)
             examples = HeldExamples((array,), name)

@@ -72,6 +72,7 @@ def read(
             shapes do not fit, or if images have colours out of range.
     """
     examples = open_examples(data, name, labels=False)
+    examples.pad(lambda short, padded: True)  # only shown
     outputs = None
     if predictions is not None:
         outputs = predictions_for(

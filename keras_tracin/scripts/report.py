@@ -112,7 +112,9 @@ def _suspects(job: Job, method: Attributor) -> SelfInfluence | None:
 def _predictions(job: Job, data: Any) -> dict[Any, np.ndarray] | None:
     """Predictions by example id; None for a model of several outputs."""
     predictions: dict[Any, np.ndarray] = {}
-    for batch in open_for_model(job.model, data).batches(_BATCH):
+    examples = open_for_model(job.model, data)
+    examples.pad(lambda short, padded: True)  # as the method, which checks it
+    for batch in examples.batches(_BATCH):
         outputs = job.model(batch.x, training=False)
         if isinstance(outputs, (dict, list, tuple)) or len(outputs.shape) > 2:
             return None

@@ -18,7 +18,6 @@ import keras
 import numpy as np
 
 from keras_tracin.data.batches import Batch
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.sketch_steps import sketches
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.losses.per_example import per_example_loss
@@ -26,9 +25,8 @@ from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection, describe
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, run_weights
+from keras_tracin.trace.queries import read_queries
 from keras_tracin.trace.recording import read_segments
-
-MOST_QUERIES = 100_000
 
 
 class TrainingSketches:
@@ -104,7 +102,7 @@ class TrainingSketches:
                 f"Received model={model!r}, projection={self._projection!r}; "
                 "pass `model=` here, and `projection=` to TrainingSketches."
             )
-        query = open_for_model(model, test, "test").first(MOST_QUERIES)
+        query = read_queries(model, test, "test")
         with run_weights(model) as load:
             return self._scores(
                 query.ids, self._sketch_queries(model, query, load)

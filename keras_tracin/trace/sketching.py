@@ -37,7 +37,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, content_digest
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.steps import batch_spec, kind_of
 from keras_tracin.gradients.capture import capture
 from keras_tracin.gradients.placement import place
@@ -51,8 +50,9 @@ from keras_tracin.trace.observing import (
     check_observable,
     fit_with_observer,
 )
+from keras_tracin.trace.queries import read_queries
 from keras_tracin.trace.recording import Recording
-from keras_tracin.trace.sketches import MOST_QUERIES, TrainingSketches
+from keras_tracin.trace.sketches import TrainingSketches
 
 _QUERIES = "the gradients of queries"
 _SEGMENT = 2**26  # bytes of sketches to collect before they are written
@@ -118,7 +118,7 @@ def sketch_training(
     check_observable(model)
     query = None
     if queries is not None:
-        query = open_for_model(model, queries, "queries").first(MOST_QUERIES)
+        query = read_queries(model, queries, "queries")
     settings = {
         "kind": "sketches",
         "projection": describe(projection),

@@ -50,7 +50,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, content_digest
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.trace.batches import TrainingBatches
 from keras_tracin.trace.gradients import StepGradients
@@ -60,10 +59,10 @@ from keras_tracin.trace.observing import (
     check_observable,
     fit_with_observer,
 )
+from keras_tracin.trace.queries import read_queries
 from keras_tracin.trace.recording import Recording, recorded_history
 from keras_tracin.trace.result import TrainingTrace, pack
 
-_MOST_QUERIES = 100_000
 _SEGMENT = 2**28  # bytes of shares to collect before they are written
 
 
@@ -124,7 +123,7 @@ def trace_training(
             trace of this model, with these queries, seed and batch size.
     """
     check_observable(model)
-    query = open_for_model(model, queries, "queries").first(_MOST_QUERIES)
+    query = read_queries(model, queries, "queries")
     recording = Recording.open(
         None if directory is None else Path(directory),
         model,

@@ -368,6 +368,35 @@ def test_unbatched_dataset_is_refused(dataset):
         open_examples(dataset)
 
 
+def of_unknown_rank(*arrays):
+    """A dataset of slices of arrays, whose specification has no shapes."""
+
+    def as_they_are(*slices):
+        dtypes = [array.dtype for array in slices]
+        return tf.py_function(lambda *parts: parts, slices, dtypes)
+
+    return tf.data.Dataset.from_tensor_slices(arrays).map(as_they_are)
+
+
+@pytest.mark.parametrize("has_ids", [False, True])
+def test_batches_of_unknown_rank_are_read(has_ids):
+    x, y = arrays()
+    data = of_unknown_rank(x, y)
+    assert data.element_spec[0].shape.rank is None
+    data = (with_ids(data) if has_ids else data).batch(4)
+    batches = read(data)
+    np.testing.assert_array_equal(joined(batches, "x"), x)
+    np.testing.assert_array_equal(joined(batches, "ids"), np.arange(10))
+
+
+@pytest.mark.parametrize("first", ["vector", "text"])
+def test_unbatched_examples_of_unknown_rank_are_refused(first):
+    x, y = arrays()
+    x = x if first == "vector" else np.array(list("abcdefghij"))
+    with pytest.raises(ValueError, match=row("unbatched", "`train`....batch")):
+        read(of_unknown_rank(x, y))
+
+
 def test_ids_attached_to_batches_are_refused():
     with pytest.raises(ValueError, match="after `with_ids`"):
         open_examples(with_ids(sliced().batch(5)))

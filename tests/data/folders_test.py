@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_tracin as kt
+from keras_tracin.data import provenance
 from keras_tracin.data.example_ids import DatasetWithIds
 from keras_tracin.data.examples import open_examples
 from keras_tracin.methods.unrolled.batches import _check_one_order
@@ -233,6 +234,37 @@ def test_scores_are_those_of_the_files_in_order(directory, tmp_path):
     arrays = x.astype("float32"), np.array(numbers) // 10
     expected = kt.TracIn(model, arrays, tmp_path).self_influence(verbose=0)
     np.testing.assert_allclose(scores.scores, expected.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_augmentation_with_a_seed_is_refused(batch_size, directory):
+    folder = keras.utils.image_dataset_from_directory(
+        directory / "images",
+        image_size=(4, 4),
+        batch_size=batch_size,
+        verbose=False,
+    )
+
+    def brighten(x, y):
+        return x + tf.random.uniform([], seed=1), y
+
+    data = folder.map(brighten)
+    with pytest.raises(ValueError, match=row("placed-example", "`train`")):
+        open_examples(data if batch_size else data.batch(4))
+
+
+def test_other_versions_of_tensorflow_need_ids(directory, monkeypatch):
+    folder = images(directory)
+    monkeypatch.setattr(provenance, "_MEMBERS", ("_inputs", "_renamed"))
+    for read in (open_examples, kt.with_ids):
+        with pytest.raises(
+            NotImplementedError,
+            match=row("unknown-provenance", tf.__version__, "kt.with_ids"),
+        ):
+            read(folder)
+    data = kt.with_ids(folder.unbatch(), np.arange(COUNT)).batch(4)
+    ids = [batch.ids for batch in open_examples(data).batches(4)]
+    np.testing.assert_array_equal(np.concatenate(ids), np.arange(COUNT))
 
 
 def test_a_folder_that_shuffles_tells_no_order_of_training(directory):

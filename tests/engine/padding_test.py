@@ -92,6 +92,85 @@ def test_generators_of_several_lengths_give_the_scores_of_one(trained):
     np.testing.assert_allclose(scores.scores, expected, 1e-4, 1e-6)
 
 
+def test_an_index_takes_queries_and_more_examples_of_several_lengths(
+    trained, tmp_path
+):
+    model, directory, _ = trained
+    tracin = kt.TracIn(model, sequences().padded_batch(2), directory)
+    projection = kt.GaussianProjection(4096)
+    index = kt.InfluenceIndex.build(
+        tracin, tmp_path / "index", projection=projection
+    )
+    whole = index.query((X, LABELS), 3)
+    top = index.query(sequences().padded_batch(3), 3)
+    np.testing.assert_array_equal(top.query_ids, np.arange(8))
+    np.testing.assert_array_equal(top.proponents.ids, whole.proponents.ids)
+    np.testing.assert_allclose(
+        top.proponents.scores, whole.proponents.scores, 1e-4
+    )
+    index.append(sequences().take(3).padded_batch(3))  # shorter than the others
+    top = index.query((X[:1], LABELS[:1]), 11)
+    scores = dict(
+        zip(top.proponents.ids[0], top.proponents.scores[0], strict=True)
+    )
+    for own, appended in zip(range(3), range(8, 11), strict=True):
+        assert scores[own] == pytest.approx(scores[appended], rel=1e-4)
+
+
+def test_representer_points_do_not_depend_on_the_padding(trained):
+    model, _, _ = trained
+    train = sequences().padded_batch(2)
+    points = kt.RepresenterPoints(model, train, verbose=0)
+    whole = kt.RepresenterPoints(model, (X, LABELS), verbose=0)
+    points.plan(train)  # which reads some of the queries
+    np.testing.assert_allclose(
+        points.influence(train, verbose=0).scores,
+        whole.influence((X, LABELS), verbose=0).scores,
+        1e-4,
+        1e-6,
+    )
+
+
+def test_a_training_on_several_lengths_is_replayed_on_one(tmp_path):
+    train = kt.with_ids(sequences(), list(range(8))).padded_batch(2)
+    model = make_model()
+    kt.record_training(model, train, tmp_path, epochs=2)
+    unrolled = kt.UnrolledInfluence(model, train, tmp_path)
+    assert unrolled.replay_error < 1e-5
+    whole = kt.UnrolledInfluence(model, (X, LABELS), tmp_path)
+    np.testing.assert_allclose(
+        unrolled.influence(train, verbose=0).scores,
+        whole.influence((X, LABELS), verbose=0).scores,
+        1e-4,
+        1e-7,
+    )
+
+
+def test_dropout_that_depends_on_the_length_is_not_replayed(tmp_path):
+    train = kt.with_ids(sequences(), list(range(8))).padded_batch(2)
+    embedding, *others = make_model().layers
+    dropout = keras.layers.Dropout(0.5)
+    model = keras.Sequential(
+        [keras.Input((None,)), embedding, dropout, *others]
+    )
+    model.compile("sgd", "binary_crossentropy")
+    kt.record_training(model, train, tmp_path, epochs=1)
+    unrolled = kt.UnrolledInfluence(model, train, tmp_path)
+    with pytest.raises(ValueError, match=row("replayed-padding")):
+        unrolled.influence(train, verbose=0)
+
+
+def test_a_trace_follows_queries_of_several_lengths():
+    named = kt.with_ids(sequences(), list(range(8)))
+    train, queries = named.padded_batch(4), sequences().padded_batch(3)
+    traces = [
+        kt.trace_training(make_model(), train, test, epochs=1)
+        for test in (queries, (X, LABELS))
+    ]
+    assert traces[0].query_ids.tolist() == list(range(8))
+    np.testing.assert_allclose(traces[0].scores, traces[1].scores, 1e-4, 1e-7)
+
+
 def test_a_model_that_sees_the_padding_is_refused():
     message = row("seen-padding", "`train`", "'sequential", "mask_zero=True")
     with pytest.raises(ValueError, match=message):

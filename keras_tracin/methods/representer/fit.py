@@ -21,7 +21,6 @@ import keras
 import numpy as np
 
 from keras_tracin.data.batches import content_digest
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.distribution import Strategy
@@ -199,7 +198,7 @@ class LastLayerMethod(Method):
             "train": self._state["train"],
         }
         if test is not None:
-            queries = open_for_model(self.model, test, "test")
+            queries = self._problem.open(test, "test")
             job["test"] = content_digest(queries.batches(LARGEST_BLOCK))
         return job
 
@@ -273,7 +272,7 @@ class LastLayerMethod(Method):
         queries, blocks = 0, 1
         if test is not None:
             size = block_size(self._problem.execution.memory, weights)
-            examples = open_for_model(self.model, test, "test")
+            examples = self._problem.open(test, "test")
             queries = examples.expected_size or len(examples.first(size))
             blocks = math.ceil(queries / size)
         columns = max(1, math.ceil(queries / blocks))

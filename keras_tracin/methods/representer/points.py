@@ -27,7 +27,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine import collecting
 from keras_tracin.engine.chunks import check_there
 from keras_tracin.engine.descriptions import loss_names
@@ -311,9 +310,7 @@ class RepresenterPoints(LastLayerMethod):
         examples = fit.train
         if data is not None:
             self.check_weights()
-            examples = problem.reader.read(
-                open_for_model(self.model, data, "data"), verbose
-            )
+            examples = problem.reader.read(problem.open(data, "data"), verbose)
         retuned = fit.retuned
         return compare(
             examples.features,

@@ -21,11 +21,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.data.batches import Batch
-from keras_tracin.data.preprocessing import announce, open_for_model
+from keras_tracin.data.batches import Batch, Examples
+from keras_tracin.data.preprocessing import announce
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.distribution import Strategy, check_built_under
 from keras_tracin.engine.execution import Execution
+from keras_tracin.engine.padding import open_padded
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.placement import check_loss_of_outputs
 from keras_tracin.losses.output_kinds import outputs_of
@@ -71,7 +72,8 @@ class Problem:
         verbose: int = 0,
     ):
         self.model = model
-        self.examples = open_for_model(model, train, "train")
+        self._measure = per_example_loss(model, loss)
+        self.examples = open_padded(model, train, "train", self._measure)
         if verbose:
             announce(model, self.examples)
         sample = self.examples.first(_SAMPLE)
@@ -82,7 +84,7 @@ class Problem:
             check_consistent(outputs_of(model, loss, sample.x))
             check_loss_of_outputs(
                 model,
-                per_example_loss(model, loss),
+                self._measure,
                 batch_spec(sample.data),
                 "Representer points",
             )
@@ -137,11 +139,20 @@ class Problem:
         """The head's objective with this λ."""
         return Objective(self._loss, self.train, l2)
 
+    def open(self, data: Any, name: str) -> Examples:
+        """The examples of other data, those of several lengths padded.
+
+        Args:
+            data: the data, in the form of the training examples.
+            name: name of the data, for errors.
+        """
+        return open_padded(self.model, data, name, self._measure)
+
     def blocks(
         self, test: Any, size: int, verbose: int = 0
     ) -> Iterator[Representations]:
         """Queries in blocks of about `size`."""
-        examples = open_for_model(self.model, test, "test")
+        examples = self.open(test, "test")
         return self.reader.blocks(examples, size, verbose)
 
 

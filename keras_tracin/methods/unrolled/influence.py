@@ -33,13 +33,14 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from keras_tracin.data.batches import Batch, content_digest
-from keras_tracin.data.preprocessing import announce, open_for_model
+from keras_tracin.data.batches import Batch, Examples, content_digest
+from keras_tracin.data.preprocessing import announce
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.fingerprint import tolerance as fingerprint_tolerance
 from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.padding import open_padded
 from keras_tracin.engine.progress import Progress
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
@@ -203,7 +204,7 @@ class UnrolledInfluence(Method):
         if test is None:
             self._check_self_influence()
         block = next(self._batches(test, Call()))
-        examples = open_for_model(self.model, test, "test")
+        examples = self._open(test)
         total = examples.expected_size or len(block)
         blocks = math.ceil(total / len(block))
         return dataclasses.replace(
@@ -241,7 +242,7 @@ class UnrolledInfluence(Method):
                 "`counts` should have one number for each training example, "
                 f"[{size}] or [s, {size}]. Received shape {np.shape(counts)}."
             )
-        opened = open_for_model(self.model, test, "test")
+        opened = self._open(test)
         queries = list(opened.batches(_READ))
         values = []
         for row in rows:
@@ -319,7 +320,7 @@ class UnrolledInfluence(Method):
 
     def job(self, test: Any) -> dict[str, Any]:
         """All that scores depend on, as JSON, for the parts on disk."""
-        queries = open_for_model(self.model, test, "test")
+        queries = self._open(test)
         return {
             **self.describe(),
             **self._recorded.describe(),
@@ -354,6 +355,10 @@ class UnrolledInfluence(Method):
 
     def _batches(self, test: Any, call: Call) -> Iterator[Batch]:
         size = call.agree("block", self._backward.block_size)
-        queries = open_for_model(self.model, test, "test")
+        queries = self._open(test)
         check_fits(self.model, queries.first(1), "test")
         return queries.batches(size)
+
+    def _open(self, test: Any) -> Examples:
+        """The queries, those of several lengths padded to the longest."""
+        return open_padded(self.model, test, "test", self._backward.value)

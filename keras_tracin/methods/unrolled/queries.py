@@ -73,14 +73,15 @@ class Backward:
 
     Attributes:
         recorded: the training.
+        value: the measure of a query's influence.
     """
 
     def __init__(self, recorded: RecordedTraining, value: PerExampleLoss):
-        self.recorded, self._value = recorded, value
+        self.recorded, self.value = recorded, value
 
     def within(self, **limits: Any) -> Backward:
         """The same within other limits, as in `Execution.within`."""
-        return Backward(self.recorded.within(**limits), self._value)
+        return Backward(self.recorded.within(**limits), self.value)
 
     @property
     def block_size(self) -> int:
@@ -202,7 +203,7 @@ class Backward:
     def _compile(self, function: Callable) -> Any:
         """The compiled function of `(state, data)`."""
         return tf.function(
-            functools.partial(function, self._value),
+            functools.partial(function, self.value),
             autograph=False,
             reduce_retracing=True,
         )

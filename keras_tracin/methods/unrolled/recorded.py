@@ -23,11 +23,12 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.data.held import HeldExamples
-from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.engine.diagnosis import check_fits
 from keras_tracin.engine.execution import Execution
+from keras_tracin.engine.padding import open_padded
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.flat import nbytes, size_of
+from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.unrolled.batches import training_steps
 from keras_tracin.methods.unrolled.replay import Replay
 from keras_tracin.methods.unrolled.training import (
@@ -47,6 +48,11 @@ from keras_tracin.runs import manifest as run_manifest
 from keras_tracin.runs.seeds import seed_variables
 from keras_tracin.storage.files import digest
 
+_PADDED = (
+    " Examples of several lengths are replayed padded to the longest, in which "
+    "a layer such as Dropout draws other numbers than in training: record it "
+    "with one length for all, `.padded_batch(..., padded_shapes=...)`."
+)
 # Examples × variables of a batch up to which queries are taken side by side.
 _SIDE_BY_SIDE = 2**23
 
@@ -83,7 +89,8 @@ class RecordedTraining:
         self.run = run if isinstance(run, TrainingRun) else TrainingRun(run)
         _check_run(self.run)
         check_checkpoint(model, self.run[-1])
-        self.examples = open_for_model(model, train, "train")
+        loss = per_example_loss(model, None, class_weight)
+        self.examples = open_padded(model, train, "train", loss)
         self.held = HeldExamples.read(self.examples)
         self.steps = training_steps(self.run, train, self.held, batches)
         check_fits(model, self.held.first(4), "train")
@@ -125,7 +132,8 @@ class RecordedTraining:
 
         Reading it replays the training; see `Replay.check`.
         """
-        return self.replay.check(self.model, self.run, self._tolerance)
+        hint = _PADDED if self.examples.is_padded else ""
+        return self.replay.check(self.model, self.run, self._tolerance, hint)
 
     @functools.cached_property
     def replay(self) -> Replay:

@@ -76,7 +76,11 @@ class Replay:
         )
 
     def check(
-        self, model: keras.Model, run: TrainingRun, tolerance: float
+        self,
+        model: keras.Model,
+        run: TrainingRun,
+        tolerance: float,
+        hint: str = "",
     ) -> float:
         """Makes all steps, and compares the weights with the recorded ones.
 
@@ -86,6 +90,7 @@ class Replay:
             tolerance: largest allowed length of the difference at a
                 checkpoint, as a share of the distance that training covered
                 since the checkpoint before.
+            hint: a likely reason for a larger one, if there is one.
 
         Returns:
             The largest of these shares.
@@ -105,6 +110,7 @@ class Replay:
             if not error <= tolerance:
                 raise ValueError(
                     _mismatch(model, recorded[number], error, state, expected)
+                    + hint
                 )
             worst, before = max(worst, error), expected
 
