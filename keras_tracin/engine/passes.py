@@ -118,6 +118,9 @@ class Pass:
         gather: puts the arrays of a chunk's batches and checkpoints together;
             by default their sums over the checkpoints.
         rescale: `(gathered, chunk) -> gathered`, before the sink takes them.
+        recall: `(visit, chunk, rows, arguments) -> values`, what `finish`
+            would return for these rows of a chunk, from memory; by default
+            the step is run.
         held: bytes that `prepare` returns beside the queries.
         scores: whether `finish` returns scores, which are watched for
             underflow.
@@ -133,6 +136,7 @@ class Pass:
     compared: Callable[[Any], np.ndarray] | None = None
     gather: Callable[[Chunk], Gathering] = Sums
     rescale: Callable[[Any, Chunk], Any] = unscaled
+    recall: Callable[[Visit, Chunk, slice, tuple], Any] | None = None
     held: int = 0
     scores: bool = True
 

@@ -93,8 +93,13 @@ def sweep(
                     stop = 0
                     for number, batch in enumerate(chunk.batches):
                         start, stop = stop, stop + len(batch)
-                        values = runner.run(visit, number, batch, arguments)
-                        gathering.add(visit, batch, slice(start, stop), values)
+                        rows = slice(start, stop)
+                        values = (
+                            runner.run(visit, number, batch, arguments)
+                            if work.recall is None
+                            else work.recall(visit, chunk, rows, arguments)
+                        )
+                        gathering.add(visit, batch, rows, values)
                         progress.advance()
                     del arguments  # before the next weights are read
                 gathered = work.rescale(gathering.result(), chunk)

@@ -21,6 +21,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -68,10 +69,11 @@ class TRAK(Method):
 
     All checkpoints of all runs count alike. Ten of one training, evenly spaced,
     help about as much as five trainings, and both together most. The first
-    call passes over the training examples once more, to make the kernels,
-    which take `8 · dim²` bytes for each checkpoint and are kept; no memory
-    grows with examples × `dim`. The model runs in inference mode and has its
-    own weights back after every call.
+    call passes over the training examples once, to make the kernels, which
+    take `8 · dim²` bytes for each checkpoint and are kept. So are the examples'
+    features, if they take no more than a quarter of the memory; else they are
+    computed anew for each block of queries. The model runs in inference mode
+    and has its own weights back after every call.
 
     Scores rank; their size is that of f in a linear model. A training
     example's sample weight multiplies its part in ΦᵀΦ and its Q.
@@ -205,7 +207,7 @@ class TRAK(Method):
         Args:
             queries: the queries.
         """
-        return Pass(
+        work = Pass(
             self.title,
             queries.steps.train.products,
             self.checkpoints,
@@ -213,6 +215,17 @@ class TRAK(Method):
             prepare=lambda visit: self._solve(queries, visit),
             rescale=self._multiply_with_pulls,
         )
+        if not self._kernels.holds_features:
+            return work
+
+        def recall(visit, chunk, rows, arguments):
+            (solved,) = arguments[0][0].parts
+            features, _ = self._kernels.recall(visit, chunk, rows, self.engine)
+            return visit.rate * (solved.numpy() @ features)
+
+        # The step only tells the plan what it may need.
+        step = self.engine.train_steps.sketched_with_values
+        return dataclasses.replace(work, step=step, recall=recall)
 
     def self_pass(self) -> Pass:
         """The pass that scores φᵀ(ΦᵀΦ + λI)⁻¹φ times Q."""
@@ -229,9 +242,16 @@ class TRAK(Method):
                 np.float32
             )
 
-        return features_pass(
+        work = features_pass(
             self.title, self.engine, self.checkpoints, measure, rescale
         )
+        if not self._kernels.holds_features:
+            return work
+
+        def recall(visit, chunk, rows, arguments):
+            return self._kernels.recall(visit, chunk, rows, self.engine)
+
+        return dataclasses.replace(work, recall=recall)
 
     def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
         """The derivatives of losses by outputs, which scores are made of.

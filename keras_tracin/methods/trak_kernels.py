@@ -30,6 +30,7 @@ from keras_tracin.losses.model_outputs import ModelOutput, sample_weights
 from keras_tracin.results import ScoreColumns
 
 # `(visit, batch, features [b, dim], outputs [b]) -> [b]`
+_SHARE = 4  # of the memory that features may take: one in so many
 Measure = Callable[[Visit, Batch, np.ndarray, tf.Tensor], np.ndarray]
 
 
@@ -58,6 +59,8 @@ class Kernels:
         self._checkpoints, self._output = checkpoints, output
         self._damping = damping
         self._grams: list[np.ndarray] = []
+        self._held: list[_Held] = []
+        self._features: list[tuple[PerExample, PerExample]] = []
         self._pulls: PerExample | None = None
         self.factors: list[tuple[np.ndarray, bool]] = []
 
@@ -88,7 +91,7 @@ class Kernels:
         """
         if self.fitted:
             return
-        self._grams = []
+        self._grams, self._held = [], []
         columns = ScoreColumns()
         # The parts on disk, and their sizes, are those of scores.
         alone = Call(None, call.verbose)
@@ -98,7 +101,41 @@ class Kernels:
         self.factors = [
             _factorize(gram, self._damping, len(pulls)) for gram in grams
         ]
-        self._pulls = PerExample(self.engine.train, columns.ids, pulls)
+        held, self._held = self._held, []
+        if all(one.fits for one in held):
+            self._features = [
+                (
+                    self._of_examples(columns.ids, features),
+                    self._of_examples(columns.ids, outputs),
+                )
+                for features, outputs in (one.joined() for one in held)
+            ]
+        self._pulls = self._of_examples(columns.ids, pulls)
+
+    def _of_examples(self, ids: np.ndarray, values: np.ndarray) -> PerExample:
+        return PerExample(self.engine.train, ids, values)
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether the features of all training examples are in memory."""
+        return bool(self._features)
+
+    def recall(
+        self, visit: Visit, chunk: Chunk, rows: slice, engine: Engine
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features `[dim, b]` and outputs `[b]` of some rows of a chunk.
+
+        Args:
+            visit: the checkpoint.
+            chunk: training examples.
+            rows: those of them to return.
+            engine: the engine whose training examples they are.
+        """
+        features, outputs = self._features[visit.position]
+        return (
+            features.of(chunk, engine.train)[rows].T,
+            outputs.of(chunk, engine.train)[rows],
+        )
 
     def fitting_pass(self) -> Pass:
         """The pass that sums ΦᵀΦ and returns Q, `[checkpoints, n]`."""
@@ -116,10 +153,42 @@ class Kernels:
         """Adds a batch to ΦᵀΦ; returns its Q."""
         if visit.position == len(self._grams):
             self._grams.append(np.zeros([features.shape[1]] * 2))
+            share = self.engine.execution.memory // _SHARE
+            self._held.append(_Held(share // len(self._checkpoints)))
+        self._held[visit.position].add(features, outputs.numpy())
         weights = sample_weights(batch.sample_weight, outputs)
         weighted = features * weights[:, np.newaxis]
         self._grams[visit.position] += features.T @ weighted
         return self._output.pull(batch.y, outputs, batch.sample_weight)
+
+
+class _Held:
+    """Features and outputs of the examples that were seen, while they fit.
+
+    Args:
+        most: bytes that they may take.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._features: list[np.ndarray] = []
+        self._outputs: list[np.ndarray] = []
+        self.fits = True
+
+    def add(self, features: np.ndarray, outputs: np.ndarray) -> None:
+        """Takes the features `[b, dim]` and outputs `[b]` of a batch."""
+        self._most -= features.nbytes + outputs.nbytes
+        self.fits = self._most >= 0
+        if self.fits:
+            self._features.append(features)
+            self._outputs.append(outputs)
+        else:
+            self._features, self._outputs = [], []
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """`[n, dim]` and `[n]`."""
+        features, self._features = self._features, []
+        return np.concatenate(features), np.concatenate(self._outputs)
 
 
 def features_pass(

@@ -154,6 +154,23 @@ def test_pieces_and_parts_give_the_same(trained, tmp_path):
         )
 
 
+def test_features_are_the_same_held_and_computed_anew(trained):
+    model, runs = trained
+    held = trak(model, runs).within(batch_sizes=(4, 4))
+    anew = trak(model, runs, memory_limit=400).within(batch_sizes=(4, 4))
+    ids = [7, 30, 2]
+    for method in (held, anew):
+        whole = method.influence(TEST, verbose=0).scores
+        assert_alike(
+            method.among(ids).influence(TEST, verbose=0).scores,
+            whole[:, sorted(ids)],
+        )
+    assert_alike(
+        held.self_influence(verbose=0).scores,
+        anew.self_influence(verbose=0).scores,
+    )
+
+
 def test_sketches_come_near_the_whole_gradients(trained):
     model, runs = trained
     exact = trak(model, runs).influence(TEST, verbose=0).scores
