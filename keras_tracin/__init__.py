@@ -37,6 +37,7 @@ from keras_tracin.curvature.solvers import (
 )
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.index import InfluenceIndex
+from keras_tracin.labels import TrainingDynamics, training_dynamics
 from keras_tracin.methods import representer, unrolled
 from keras_tracin.methods.ensemble import Ensemble
 from keras_tracin.methods.influence import InfluenceFunctions
@@ -110,6 +111,7 @@ __all__ = [
     "TopK",
     "TracIn",
     "TracInCheckpoint",
+    "TrainingDynamics",
     "TrainingRun",
     "TrainingSketches",
     "TrainingTrace",
@@ -126,5 +128,6 @@ __all__ = [
     "sweep_l2",
     "tensorboard",
     "trace_training",
+    "training_dynamics",
     "with_ids",
 ]

@@ -121,6 +121,8 @@ class Pass:
         held: bytes that `prepare` returns beside the queries.
         scores: whether `finish` returns scores, which are watched for
             underflow.
+        gradients: whether the step takes gradients, of which a few are
+            compared with plain TensorFlow's before it runs.
     """
 
     title: str
@@ -135,6 +137,7 @@ class Pass:
     rescale: Callable[[Any, Chunk], Any] = unscaled
     held: int = 0
     scores: bool = True
+    gradients: bool = True
 
     def visits(self, projects: bool = False) -> list[Visit]:
         """The checkpoints to visit, in order.
