@@ -44,6 +44,8 @@ FOR_USERS = {
     "evaluation.tail_patches": "",
     "index.index": "more_x, more_y = test",
     "labels.dynamics": "",
+    "labels.finding": "",
+    "labels.issues": "run = kt.TrainingRun('runs/digits')",
     "labels.measuring": "run = kt.TrainingRun('runs/digits')",
     "methods.influence": "",
     "methods.representer.faithfulness": "",

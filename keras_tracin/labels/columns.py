@@ -2,7 +2,8 @@
 
 Synopsis:
 
-    columns = Columns({"loss": "each", "given": "first"}, num_checkpoints=5)
+    keep = {"loss": {"loss": None}, "given": {"given_labels": 1}}
+    columns = Columns(keep, num_checkpoints=5)
     work = forward.forward_pass("Losses", weights, columns.gather)
     sweep(engine, work, Sink(columns.add), Call())
     columns.ids, columns.arrays()            # [n], {"loss": [5, n], ...}
@@ -19,19 +20,21 @@ from keras_tracin.data.batches import Batch
 from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.visits import Visit
 
+# Of each result, by its name: what is kept, by the name that it is kept under.
+# None keeps it at each checkpoint, a number the mean over that many of them.
+Keep = Mapping[str, Mapping[str, int | None]]
+
 
 class Columns:
     """Collects results chunk by chunk, the examples along the last axis.
 
     Args:
-        keep: what is kept of the results at several checkpoints, by name and
-            in the order of the results: "each", `[k, ..., n]`; "mean" or
-            "first", `[..., n]`; or None for nothing.
+        keep: what is kept, of the results in their order.
         num_checkpoints: number of checkpoints.
     """
 
-    def __init__(self, keep: Mapping[str, str | None], num_checkpoints: int):
-        self._keep, self._count = dict(keep), num_checkpoints
+    def __init__(self, keep: Keep, num_checkpoints: int):
+        self._keep, self._count = keep, num_checkpoints
         self._ids: list[np.ndarray] = []
         self._parts: list[dict[str, np.ndarray]] = []
 
@@ -54,7 +57,7 @@ class Columns:
         return np.concatenate(self._ids)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All results that are kept, by name."""
+        """What is kept, by name: `[k, ..., n]` of each checkpoint, or means."""
         if len(self._parts) == 1:
             return self._parts[0]
         return {
@@ -72,28 +75,33 @@ class _Gathering:
         size: number of examples.
     """
 
-    def __init__(self, keep: dict[str, str | None], count: int, size: int):
+    def __init__(self, keep: Keep, count: int, size: int):
         self._keep, self._count, self._size = keep, count, size
         self._arrays: dict[str, np.ndarray] = {}
 
     def add(self, visit: Visit, batch: Batch, rows: slice, values: Any) -> None:
         """Takes one batch's results."""
         values = values if isinstance(values, tuple) else (values,)
-        for (name, how), value in zip(self._keep.items(), values, strict=True):
-            if how is None or (how == "first" and visit.position > 0):
-                continue
-            if name not in self._arrays:
-                shape = (*value.shape[:-1], self._size)
-                if how == "each":
-                    shape = (self._count, *shape)
-                self._arrays[name] = np.zeros(shape, value.dtype)
-            if how == "each":
-                self._arrays[name][visit.position][..., rows] = value
-            elif how == "mean":
-                self._arrays[name][..., rows] += value / self._count
-            else:
-                self._arrays[name][..., rows] = value
+        for kept, value in zip(self._keep.values(), values, strict=True):
+            for name, first in kept.items():
+                self._put(name, first, int(visit.position), rows, value)
+
+    def _put(
+        self, name: str, first: int | None, at: int, rows: slice, value: Any
+    ) -> None:
+        """Puts one result where it is kept."""
+        if name not in self._arrays:
+            shape = (*value.shape[:-1], self._size)
+            shape = shape if first is not None else (self._count, *shape)
+            self._arrays[name] = np.zeros(shape, value.dtype)
+        array = self._arrays[name]
+        if first is None:
+            array[at][..., rows] = value
+        elif first == 1 and at == 0:
+            array[..., rows] = value
+        elif at < first:
+            array[..., rows] += value / first
 
     def result(self) -> dict[str, np.ndarray]:
-        """The arrays that are kept, by name."""
+        """What is kept, by name."""
         return self._arrays

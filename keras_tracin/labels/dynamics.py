@@ -20,6 +20,7 @@ import numpy as np
 from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
+EARLY = 2  # checkpoints
 _NORMAL = 1.4826  # standard deviations in a median absolute deviation
 
 # The properties of a table, each a number for each example.
@@ -77,6 +78,8 @@ class TrainingDynamics:
         given_labels: `[n]` class indices, of "labels" `[n, labels]`.
         mean_probabilities: `[n, classes]` means over the checkpoints; of
             "labels" `[n, labels]`.
+        early_probabilities: the same over the first two checkpoints, which
+            wrong labels have not yet been learnt by heart at.
         probabilities: `[k, n, classes]`, where they were asked for.
     """
 
@@ -92,6 +95,7 @@ class TrainingDynamics:
     gradient_norm: np.ndarray | None = None
     given_labels: np.ndarray | None = None
     mean_probabilities: np.ndarray | None = None
+    early_probabilities: np.ndarray | None = None
     probabilities: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -117,7 +121,7 @@ class TrainingDynamics:
 
         The lower, the more suspicious is the label (Pleiss et al. 2020).
         """
-        return self._known("margin").mean(axis=0)
+        return self.known("margin").mean(axis=0)
 
     @property
     def confidence(self) -> np.ndarray:
@@ -125,17 +129,17 @@ class TrainingDynamics:
 
         See Swayamdipta et al. (2020), as for `variability` and `correctness`.
         """
-        return self._known("probability").mean(axis=0)
+        return self.known("probability").mean(axis=0)
 
     @property
     def variability(self) -> np.ndarray:
         """The standard deviation of that probability, `[n]`."""
-        return self._known("probability").std(axis=0)
+        return self.known("probability").std(axis=0)
 
     @property
     def correctness(self) -> np.ndarray:
         """The share of checkpoints that predict the given label, `[n]`."""
-        return self._known("correct").mean(axis=0)
+        return self.known("correct").mean(axis=0)
 
     @property
     def forgetting_events(self) -> np.ndarray:
@@ -147,7 +151,7 @@ class TrainingDynamics:
         events. They compare the updates in which an example was in the batch,
         here checkpoints are compared.
         """
-        right = self._known("correct") == 1
+        right = self.known("correct") == 1
         events = (right[:-1] & ~right[1:]).sum(axis=0)
         return np.where(right.any(axis=0), events, len(self.epochs))
 
@@ -157,7 +161,7 @@ class TrainingDynamics:
 
         Paul et al. (2021) take early epochs: `first(k).el2n`.
         """
-        return self._known("error").mean(axis=0)
+        return self.known("error").mean(axis=0)
 
     @property
     def grand(self) -> np.ndarray:
@@ -165,7 +169,7 @@ class TrainingDynamics:
 
         Early epochs are `first(k).grand` (Paul et al. 2021).
         """
-        return self._known("gradient_norm").mean(axis=0)
+        return self.known("gradient_norm").mean(axis=0)
 
     @property
     def robust_residual(self) -> np.ndarray:
@@ -175,7 +179,7 @@ class TrainingDynamics:
         times 1.4826, which is the standard deviation of normal ones and does
         not depend on the size of a few large ones.
         """
-        residual = self._known("residual")
+        residual = self.known("residual")
         spread = _NORMAL * np.median(residual, axis=1, keepdims=True)
         # Where most residuals are 0, the others have a spread of their own.
         spread = np.where(spread > 0, spread, residual.mean(1, keepdims=True))
@@ -207,10 +211,12 @@ class TrainingDynamics:
             for name in _BY_CHECKPOINT
             if getattr(self, name) is not None
         }
-        means = None
+        parts["mean_probabilities"] = None
         if self.probabilities is not None:
-            means = parts["probabilities"].mean(axis=0)
-        return dataclasses.replace(self, **parts, mean_probabilities=means)
+            parts["mean_probabilities"] = parts["probabilities"].mean(axis=0)
+        if len(rows) < EARLY:
+            parts["early_probabilities"] = parts["mean_probabilities"]
+        return dataclasses.replace(self, **parts)
 
     def to_dataframe(self):
         """A `pandas.DataFrame` of the scores that there are, by `train_id`."""
@@ -247,7 +253,15 @@ class TrainingDynamics:
         arrays: dict[str, Any] = load_saved(path, names[:4], names[4:])
         return cls(**{**arrays, "kind": arrays["kind"].item()})
 
-    def _known(self, name: str) -> np.ndarray:
+    def known(self, name: str) -> np.ndarray:
+        """An array by its name.
+
+        Args:
+            name: name of the attribute.
+
+        Raises:
+            ValueError: if there is no such thing, with what it needs.
+        """
         array = getattr(self, name)
         if array is None:
             raise ValueError(

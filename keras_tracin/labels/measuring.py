@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -28,8 +29,8 @@ from keras_tracin.engine.forward import ForwardEngine
 from keras_tracin.engine.passes import norms_pass
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights
-from keras_tracin.labels.columns import Columns
-from keras_tracin.labels.dynamics import TrainingDynamics
+from keras_tracin.labels.columns import Columns, Keep
+from keras_tracin.labels.dynamics import EARLY, TrainingDynamics
 from keras_tracin.losses.output_statistics import (
     OutputStatistics,
     output_statistics,
@@ -37,6 +38,13 @@ from keras_tracin.losses.output_statistics import (
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
 from keras_tracin.runs import TrainingRun, check_checkpoint
+
+_BY_CLASS = (
+    "given_labels",
+    "mean_probabilities",
+    "early_probabilities",
+    "probabilities",
+)
 
 
 @exclusive_access
@@ -115,15 +123,18 @@ def training_dynamics(
         model, train, make_measure, loss=loss, execution=execution
     )
     statistics = engine.measure
-    keep: dict[str, str | None] = dict.fromkeys(statistics.names, "each")
-    for name, how in (("given", "first"), ("probabilities", probabilities)):
-        if name in keep:
-            keep[name] = "each" if how == "all" else how
+    keep = _what_to_keep(statistics.names, probabilities, len(weights))
     columns = Columns(keep, len(weights))
     work = engine.forward_pass("Training dynamics", weights, columns.gather)
     sweep(engine, work, Sink(columns.add), Call(verbose=verbose))
     warn_of_repeats(columns.ids)
-    fields: dict[str, Any] = _as_fields(columns.arrays())
+    fields: dict[str, Any] = {
+        # Classes and labels follow the examples.
+        name: np.moveaxis(array, -1, -2)
+        if array.ndim > 1 and name in _BY_CLASS
+        else array
+        for name, array in columns.arrays().items()
+    }
     if gradients:
         differentiating = Engine(
             model, train, loss=loss, checkpoints=weights, execution=execution
@@ -167,25 +178,28 @@ def _weights_of(
     return dict.fromkeys(run, 1.0)
 
 
-def _as_fields(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """Results with the examples last, as fields of `TrainingDynamics`."""
-    fields: dict[str, np.ndarray | None] = dict(arrays)
-    given = arrays.get("given")
-    if given is not None:
-        fields["given_labels"] = given.T
-        del fields["given"]
-    p = arrays.get("probabilities")
-    if p is not None:
-        p = np.moveaxis(p, -1, -2)  # [k, n, classes] or [n, classes]
-        each = p if p.ndim == 3 else None
-        fields["probabilities"] = each
-        fields["mean_probabilities"] = p if each is None else p.mean(axis=0)
-    return fields
+def _what_to_keep(
+    names: Sequence[str], probabilities: str | None, num_checkpoints: int
+) -> Keep:
+    """What is kept of each statistic, under the names of fields."""
+    keep: dict[str, dict[str, int | None]] = {n: {n: None} for n in names}
+    if "given" in keep:
+        keep["given"] = {"given_labels": 1}
+    if "probabilities" in keep:
+        means: dict[str, int | None] = {
+            "mean_probabilities": num_checkpoints,
+            "early_probabilities": min(EARLY, num_checkpoints),
+        }
+        every: dict[str, int | None] = {"probabilities": None}
+        keep["probabilities"] = ({} if probabilities is None else means) | (
+            every if probabilities == "all" else {}
+        )
+    return keep
 
 
 def _lengths(engine: Engine, weights: Weights, verbose: int) -> np.ndarray:
     """The lengths of gradients `[k, n]`."""
-    columns = Columns({"lengths": "each"}, len(weights))
+    columns = Columns({"lengths": {"lengths": None}}, len(weights))
     norms = norms_pass("Lengths of gradients", engine.train_steps, weights)
     norms = dataclasses.replace(norms, gather=columns.gather)
     sweep(engine, norms, Sink(columns.add), Call(verbose=verbose))
