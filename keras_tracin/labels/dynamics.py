@@ -104,10 +104,11 @@ class TrainingDynamics:
     def __repr__(self) -> str:
         epochs = "the present weights"
         if self.epochs.any():
-            epochs = f"epochs {self.epochs[0]}-{self.epochs[-1]}"
+            first, last = self.epochs[[0, -1]]
+            epochs = f"{len(self.epochs)} checkpoints, epochs {first}-{last}"
         return (
             f"<TrainingDynamics of {len(self)} examples with {self.kind}, "
-            f"{len(self.epochs)} checkpoints, {epochs}>"
+            f"{epochs}>"
         )
 
     @property
