@@ -219,6 +219,23 @@ class TrainingDynamics:
             parts["early_probabilities"] = parts["mean_probabilities"]
         return dataclasses.replace(self, **parts)
 
+    def reordered(self, ids: np.ndarray) -> TrainingDynamics:
+        """The same with the examples in another order.
+
+        Args:
+            ids: all their ids, in that order.
+        """
+        order = np.argsort(self.ids, kind="stable")
+        rows = order[np.searchsorted(self.ids[order], ids)]
+        parts: dict[str, Any] = {"ids": self.ids[rows]}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _BY_CHECKPOINT[1:] and value is not None:
+                parts[field.name] = value[:, rows]
+            elif field.name in _BY_EXAMPLE and value is not None:
+                parts[field.name] = value[rows]
+        return dataclasses.replace(self, **parts)
+
     def to_dataframe(self):
         """A `pandas.DataFrame` of the scores that there are, by `train_id`."""
         import pandas as pd
@@ -272,6 +289,7 @@ class TrainingDynamics:
         return array
 
 
+_BY_EXAMPLE = ("given_labels", "mean_probabilities", "early_probabilities")
 _BY_CHECKPOINT = (
     "epochs",
     "loss",

@@ -43,12 +43,16 @@ class Estimate:
     reasons: tuple[str, ...]
 
 
-def estimate_number(dynamics: TrainingDynamics, number: str | int) -> Estimate:
+def estimate_number(
+    dynamics: TrainingDynamics, number: str | int, out_of_fold: bool = False
+) -> Estimate:
     """Estimates how many labels are wrong.
 
     Args:
         dynamics: the dynamics.
         number: a name in `NUMBERS`, or the number itself, where it is known.
+        out_of_fold: whether they are by models that were not trained on these
+            examples.
 
     Raises:
         ValueError: for anything else.
@@ -78,9 +82,10 @@ def estimate_number(dynamics: TrainingDynamics, number: str | int) -> Estimate:
     at = f"epoch{'s'[: len(epochs) > 1]} {' and '.join(map(str, epochs))}"
     if not dynamics.epochs.any():
         at = "the present weights"
+    at = "out of fold" if out_of_fold else f"at {at}"
     return Estimate(
         round(share * len(dynamics)),
-        (f"the number by {what} at {at}", *_doubts(dynamics)),
+        (f"the number by {what} {at}", *_doubts(dynamics, out_of_fold)),
     )
 
 
@@ -105,10 +110,10 @@ def _share(number: str, given: np.ndarray, p: np.ndarray) -> tuple[float, str]:
     return both, f"confident learning and {confident}, {seen},"
 
 
-def _doubts(dynamics: TrainingDynamics) -> list[str]:
+def _doubts(dynamics: TrainingDynamics, out_of_fold: bool) -> list[str]:
     """What makes an estimate of the number doubtful."""
     doubts = []
-    if dynamics.epochs[:EARLY].tolist() != [1, 2]:
+    if dynamics.epochs[:EARLY].tolist() != [1, 2] and not out_of_fold:
         doubts.append(
             "the first two epochs have not a checkpoint each, so wrong labels "
             "that were learnt by heart before are missing from it"

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_tracin.engine.distribution import Strategy
+from keras_tracin.labels.folds import Fit, Folds
 from keras_tracin.labels.issues import LabelIssues
 from keras_tracin.labels.measuring import training_dynamics
 from keras_tracin.runs import TrainingRun
@@ -28,6 +29,10 @@ def find_label_issues(
     *,
     method: str | Sequence[str] = "auto",
     number: str | int = "auto",
+    folds: int = 0,
+    fit: Fit | None = None,
+    directory: str | os.PathLike | None = None,
+    seed: int = 0,
     loss: Any = None,
     strategy: Strategy | None = None,
     jit_compile: bool | str = "auto",
@@ -74,6 +79,19 @@ def find_label_issues(
             "auto", the first or the second or a mean of both by how often the
             model is wrong. Or the number, where it is known. In a regression
             residuals above 3.5 robust standard deviations are counted.
+        folds: number of folds, 0 for none. For each, a copy of the model is
+            trained on all other examples and looks at these after each epoch.
+            Ranks are then the mean of those in the run, if there is one, and
+            out of fold; the number and suggestions are out of fold.
+        fit: trains a fold, `fit(model, train, callbacks)`: an untrained copy of
+            the model (or one that it builds itself) on `(x, y)` or `(x, y,
+            sample_weight)`, as arrays, with `model.fit(..., callbacks=
+            callbacks)`. By default with the epochs and the batch size of the
+            run, without its callbacks and class weights.
+        directory: where finished folds are kept, so that an interrupted call
+            goes on from them. What `fit` does cannot be compared: choose
+            another directory when it changes.
+        seed: seed of the choice of folds.
         loss: used in place of the compiled loss, as in `training_dynamics`.
         strategy: a `tf.distribute.Strategy` under which the model was built.
         jit_compile: whether XLA compiles the steps, as in `TracIn`.
@@ -82,17 +100,33 @@ def find_label_issues(
         verbose: 0 for silence.
 
     Raises:
-        ValueError: if `method` or `number` is none of these, and as
-            `training_dynamics`.
+        ValueError: if `method`, `number` or `folds` is none of these, if folds
+            cannot be trained, and as `training_dynamics`.
     """
-    dynamics = training_dynamics(
-        model,
-        train,
-        run,
-        loss=loss,
-        strategy=strategy,
-        jit_compile=jit_compile,
-        memory_limit=memory_limit,
-        verbose=verbose,
-    )
-    return LabelIssues.from_dynamics(dynamics, method, number)
+    if run is not None and not isinstance(run, TrainingRun):
+        run = TrainingRun(run)
+    outside = None
+    if folds:
+        trainings = Folds(folds, fit, run, directory, seed, loss)
+        outside = trainings.measure(model, train, verbose)
+    elif fit is not None or directory is not None:
+        raise ValueError(
+            "`fit` and `directory` are of trainings on folds. Received them "
+            "without `folds=`, 3 for example."
+        )
+    if outside is not None and run is None:
+        dynamics = outside
+    else:
+        dynamics = training_dynamics(
+            model,
+            train,
+            run,
+            loss=loss,
+            strategy=strategy,
+            jit_compile=jit_compile,
+            memory_limit=memory_limit,
+            verbose=verbose,
+        )
+        if outside is not None:
+            outside = outside.reordered(dynamics.ids)
+    return LabelIssues.from_dynamics(dynamics, method, number, outside)

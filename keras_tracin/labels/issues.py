@@ -20,7 +20,11 @@ import numpy as np
 
 from keras_tracin.labels.dynamics import TrainingDynamics
 from keras_tracin.labels.estimates import Estimate, estimate_number
-from keras_tracin.labels.suspicion import choose_method, suspicion
+from keras_tracin.labels.suspicion import (
+    choose_method,
+    mean_rank,
+    suspicion,
+)
 from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
@@ -66,6 +70,7 @@ class LabelIssues:
         dynamics: TrainingDynamics,
         method: str | Sequence[str] = "auto",
         number: str | int = "auto",
+        out_of_fold: TrainingDynamics | None = None,
     ) -> LabelIssues:
         """Ranks labels by training dynamics that were measured before.
 
@@ -73,6 +78,9 @@ class LabelIssues:
             dynamics: the dynamics.
             method: as in `find_label_issues`.
             number: as in `find_label_issues`.
+            out_of_fold: dynamics of the same examples by models that were not
+                trained on them. Scores are then the mean of the ranks in
+                both, and number and suggestions of these alone.
 
         Raises:
             ValueError: if `method` or `number` is none of these, or if the
@@ -80,15 +88,25 @@ class LabelIssues:
         """
         chosen, why = method, ""
         if isinstance(method, str) and method == "auto":
-            chosen, why = choose_method(dynamics)
+            chosen, why = choose_method(dynamics, out_of_fold is not None)
         scores = suspicion(dynamics, chosen)
+        judging = dynamics
+        if out_of_fold is not None:
+            judging = out_of_fold
+            outside = suspicion(out_of_fold, chosen)
+            if dynamics is not out_of_fold:
+                outside = mean_rank([scores, outside])
+            scores = outside
         order = np.argsort(-scores, kind="stable")
-        estimate = estimate_number(dynamics, number)
+        estimate = estimate_number(judging, number, out_of_fold is not None)
         name = chosen if isinstance(chosen, str) else " + ".join(chosen)
         count = len(dynamics.epochs)
         ranked = f"ranked by '{name}' of {count} checkpoint{'s'[: count != 1]}"
+        if out_of_fold is not None:
+            own = "" if dynamics is out_of_fold else f" and of {count} of a run"
+            ranked = f"ranked by '{name}' out of fold{own}"
         ranked += f", since {why}" if why else ""
-        suggested, likelihood = _suggest(dynamics, order, estimate)
+        suggested, likelihood = _suggest(judging, order, estimate)
         given = dynamics.given_labels
         return cls(
             ids=dynamics.ids[order],
