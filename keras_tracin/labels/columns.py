@@ -2,8 +2,7 @@
 
 Synopsis:
 
-    keep = {"loss": {"loss": None}, "given": {"given_labels": 1}}
-    columns = Columns(keep, num_checkpoints=5)
+    columns = Columns({"loss": {"loss": None}}, num_checkpoints=5)
     work = forward.forward_pass("Losses", weights, columns.gather)
     sweep(engine, work, Sink(columns.add), Call())
     columns.ids, columns.arrays()            # [n], {"loss": [5, n], ...}

@@ -6,7 +6,8 @@ labels that it has learnt by heart. Of others it counts several times too many,
 and the most confident predictions alone say more. So "auto" takes the first
 where at most a tenth of the predictions is wrong, the second from three tenths
 on, and a mean between. How many are wrong follows from the second: whatever
-disagrees with the label beyond the share of wrong labels.
+disagrees with the label beyond the share of wrong labels. Out of fold nothing
+is learnt by heart that errors could make up for, and "auto" is the second.
 
 Synopsis:
 
@@ -76,6 +77,8 @@ def estimate_number(
         labels_per_example = given.shape[1]
         p = np.stack([1 - p, p], axis=-1).reshape(-1, 2)
         given = given.reshape(-1)
+    if number == "auto" and out_of_fold:
+        number = "confident_examples"
     share, what = _share(number, given, p)
     share = 1 - (1 - share) ** labels_per_example  # of one or more of them
     epochs = dynamics.epochs[:EARLY].tolist()

@@ -4,7 +4,7 @@ Synopsis:
 
     issues = find_label_issues(model, train, "runs/digits")
     issues.issue_ids                         # estimated to be wrong
-    issues.suggested_labels[:10]             # of the most suspicious
+    issues.suggested_labels                  # in the order of `issues.ids`
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def find_label_issues(
             wrong, and far too high for others; "confident_examples", by how
             often the most confident predictions disagree with the label; or
             "auto", the first or the second or a mean of both by how often the
-            model is wrong. Or the number, where it is known. In a regression
-            residuals above 3.5 robust standard deviations are counted.
+            model is wrong, and the second out of fold. Or the number, where it
+            is known. In a regression residuals above 3.5 robust standard
+            deviations are counted.
         folds: number of folds, 0 for none. For each, a copy of the model is
             trained on all other examples and looks at these after each epoch.
             Ranks are then the mean of those in the run, if there is one, and
