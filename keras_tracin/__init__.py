@@ -37,6 +37,12 @@ from keras_tracin.curvature.solvers import (
 )
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.index import InfluenceIndex
+from keras_tracin.labels import (
+    LabelIssues,
+    TrainingDynamics,
+    find_label_issues,
+    training_dynamics,
+)
 from keras_tracin.methods import representer, unrolled
 from keras_tracin.methods.ensemble import Ensemble
 from keras_tracin.methods.influence import InfluenceFunctions
@@ -100,6 +106,7 @@ __all__ = [
     "InfluenceIndex",
     "InverseSketch",
     "L2Sweep",
+    "LabelIssues",
     "LiSSA",
     "RandomizedSketch",
     "Ranking",
@@ -110,6 +117,7 @@ __all__ = [
     "TopK",
     "TracIn",
     "TracInCheckpoint",
+    "TrainingDynamics",
     "TrainingRun",
     "TrainingSketches",
     "TrainingTrace",
@@ -118,6 +126,7 @@ __all__ = [
     "__version__",
     "check",
     "evaluation",
+    "find_label_issues",
     "plots",
     "record_training",
     "report",
@@ -126,5 +135,6 @@ __all__ = [
     "sweep_l2",
     "tensorboard",
     "trace_training",
+    "training_dynamics",
     "with_ids",
 ]

@@ -34,6 +34,7 @@ QUICK = (
     "tests/gradients/factors_test.py",
     "tests/gradients/rules/registry_test.py",
     "tests/index/manifest_test.py",
+    "tests/labels/dynamics_test.py",
     "tests/losses/loss_terms_test.py",
     "tests/methods/training_notes_test.py",
     "tests/models/kinds_test.py",

@@ -32,6 +32,7 @@ ROOMS = (
     "index",
     "check",
     "evaluation",
+    "labels",
     "plots",
     "report",
     "tensorboard",

@@ -63,7 +63,7 @@ def influence(
     """
     if parts is not None:
         arrays = mapped(blocks, stream, parts)
-        _warn_of_repeats(arrays["train_ids"])
+        warn_of_repeats(arrays["train_ids"])
         return Attribution(**arrays)
     rows = []
     for queries in blocks:
@@ -71,7 +71,7 @@ def influence(
         stream(queries, Sink(columns.add))
         rows.append((queries.ids, columns.scores))
     query_ids, scores = _join_rows(rows)
-    _warn_of_repeats(columns.ids)
+    warn_of_repeats(columns.ids)
     return Attribution(scores, query_ids, columns.ids)
 
 
@@ -170,7 +170,7 @@ def top_k(
     for ranking in (ranked.proponents, ranked.opponents):
         for ids in ranking.ids:
             if len(set(ids.tolist())) < len(ids):
-                _warn_of_repeats(ids)
+                warn_of_repeats(ids)
                 return ranked
     return ranked
 
@@ -192,11 +192,11 @@ def self_influence(
         stream(keeper.sink)
         for arrays in parts.read(0, keeper.count):
             columns.add(**arrays)
-    _warn_of_repeats(columns.ids)
+    warn_of_repeats(columns.ids)
     return SelfInfluence(scores=columns.scores, ids=columns.ids)
 
 
-def _warn_of_repeats(ids: np.ndarray) -> None:
+def warn_of_repeats(ids: np.ndarray) -> None:
     """Warns of ids that several examples have, which scores cannot name."""
     repeated = find_repeated(ids)
     if repeated:

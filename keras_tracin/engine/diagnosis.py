@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
+from keras_tracin.gradients.capture import PerExampleLoss
 from keras_tracin.gradients.refusals import check_examples_apart
 from keras_tracin.gradients.steadiness import StateChanges, check_steady
 from keras_tracin.losses.invalid_labels import LabelsOutsideClasses
@@ -33,6 +34,18 @@ from keras_tracin.models.errors import brief
 
 _MOST_SHOWN = 10
 _TRIED = 2  # examples that a model is called on before any work
+
+
+class Functions(Protocol):
+    """What computed a batch: a model and a loss, which are run again."""
+
+    @property
+    def model(self) -> keras.Model:
+        """The model."""
+
+    @property
+    def loss(self) -> PerExampleLoss:
+        """The per-example loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Suspect:
 
     role: str
     batch: Batch
-    functions: GradientFunctions
+    functions: Functions
 
     def name(self, rows: Iterable[int]) -> str:
         """Some of the examples in words."""
@@ -158,8 +171,31 @@ def explaining(suspects: Sequence[Suspect]) -> Iterator[None]:
         raise
 
 
+def broken_gradient(suspect: Suspect, where: str) -> str | None:
+    """What to say of gradients that are NaN or infinite, if some are.
+
+    Args:
+        suspect: the examples, with steps that capture gradients.
+        where: the weights in words.
+    """
+    assert isinstance(suspect.functions, GradientFunctions)
+    broken = first_not_finite(suspect.functions, suspect.batch.data)
+    if broken is None:
+        return None
+    layer, rows = broken
+    return (
+        f"The gradients of {suspect.name(rows)} are NaN or infinite in layer "
+        f"'{layer}' at {where}, although weights and data are finite. Look "
+        "for a division by zero or an overflow in it, or choose weights from "
+        "before the loss diverged."
+    )
+
+
 def not_finite(
-    model: keras.Model, suspects: Sequence[Suspect], where: str
+    model: keras.Model,
+    suspects: Sequence[Suspect],
+    where: str,
+    broken_results: Callable[[Suspect, str], str | None] = broken_gradient,
 ) -> ValueError:
     """The error that names what is NaN or infinite.
 
@@ -167,13 +203,15 @@ def not_finite(
         model: the model, with the weights that were used.
         suspects: the batches that were used.
         where: these weights in words.
+        broken_results: says of a suspect, where weights and data are finite,
+            which of its results are not.
     """
     message = _broken_weight(model, where)
     for suspect in suspects:
         message = message or (
             _unfit_labels(suspect)
             or _broken_data(suspect)
-            or _broken_gradient(suspect, where)
+            or broken_results(suspect, where)
         )
     return ValueError(
         message
@@ -228,20 +266,7 @@ def _broken_data(suspect: Suspect) -> str | None:
     return None
 
 
-def _broken_gradient(suspect: Suspect, where: str) -> str | None:
-    broken = first_not_finite(suspect.functions, suspect.batch.data)
-    if broken is None:
-        return None
-    layer, rows = broken
-    return (
-        f"The gradients of {suspect.name(rows)} are NaN or infinite in layer "
-        f"'{layer}' at {where}, although weights and data are finite. Look "
-        "for a division by zero or an overflow in it, or choose weights from "
-        "before the loss diverged."
-    )
-
-
-def losses_of(functions: GradientFunctions, data: Any) -> tf.Tensor:
+def losses_of(functions: Functions, data: Any) -> tf.Tensor:
     """The per-example losses `[n]`, computed eagerly.
 
     Args:

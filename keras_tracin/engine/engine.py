@@ -136,9 +136,12 @@ class Engine:
         self.updated = UpdatedVariables(
             model, checkpoints, self.execution.strategy
         )
+        self.variables = self._find_variables()
+
+    def _find_variables(self) -> list[keras.Variable]:
         with self.updated.trainable():
             # Refuses bad `layers=` before long work.
-            self.variables = site_variables(find_sites(model, layers))
+            return site_variables(find_sites(self.model, self.layers))
 
     @property
     def shares(self) -> list | None:

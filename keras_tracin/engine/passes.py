@@ -124,6 +124,8 @@ class Pass:
         held: bytes that `prepare` returns beside the queries.
         scores: whether `finish` returns scores, which are watched for
             underflow.
+        gradients: whether the step takes gradients, of which a few are
+            compared with plain TensorFlow's before it runs.
     """
 
     title: str
@@ -139,6 +141,7 @@ class Pass:
     recall: Callable[[Visit, Chunk, slice, tuple], Any] | None = None
     held: int = 0
     scores: bool = True
+    gradients: bool = True
 
     def visits(self, projects: bool = False) -> list[Visit]:
         """The checkpoints to visit, in order.

@@ -189,7 +189,8 @@ class _Runner:
     def arrive(self, visit: Visit) -> tuple:
         """Makes the step's arguments, with a checkpoint's weights in place."""
         engine, work = self._engine, self._work
-        look(engine, work.queries, self._size)
+        if work.gradients:
+            look(engine, work.queries, self._size)
         engine.updated.visit(visit.checkpoint)
         with engine.explaining(engine.like, work.queries):
             return work.arguments(visit, work.prepare(visit))

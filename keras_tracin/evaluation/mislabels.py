@@ -108,8 +108,9 @@ def mislabel_detection(
     """Compares scores with the truth about the labels.
 
     Args:
-        self_influence: result of `self_influence()`, or any scores `[n]`;
-            larger is more suspicious.
+        self_influence: result of `self_influence()` or
+            `find_label_issues(...)`, or any scores `[n]`; larger is more
+            suspicious.
         is_mislabeled: booleans `[n]` in reading order, or a dict of booleans
             by id.
 
@@ -120,6 +121,14 @@ def mislabel_detection(
     scores = getattr(self_influence, "scores", self_influence)
     scores = np.asarray(scores, dtype=np.float64)
     ids = np.asarray(getattr(self_influence, "ids", np.arange(len(scores))))
+    if getattr(self_influence, "is_ranked", False) and not isinstance(
+        is_mislabeled, Mapping
+    ):
+        raise ValueError(
+            "`is_mislabeled` should be a dict by id, since these scores are "
+            f"ranked. Received: {type(is_mislabeled).__name__}. Pass "
+            "`dict(enumerate(is_mislabeled))` where ids are positions."
+        )
     if isinstance(is_mislabeled, Mapping):
         missing = [name for name in ids.tolist() if name not in is_mislabeled]
         if missing:

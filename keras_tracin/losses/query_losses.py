@@ -84,7 +84,7 @@ def _negated(
     name: str, outputs: Outputs | None, expected: ExpectedOutputs
 ) -> PerExampleLoss:
     """Minus the label's logit or margin, as a value per example."""
-    measure = {"logit": _label_logit, "margin": _label_margin}[name]
+    measure = {"logit": label_logit, "margin": _label_margin}[name]
     known = outputs
 
     def evaluate(y, y_pred, sample_weight=None):
@@ -101,11 +101,11 @@ def _negated(
         soft = outputs.expected.choice == "sides"
         if computed and outputs.kind == "probabilities":
             shares = to_wide(y_pred)
-            labels, shares, marks = _labels_and_logits(y, shares, soft)
+            labels, shares, marks = labels_and_logits(y, shares, soft)
             values = _margin_of_shares(labels, shares)
         else:
             logits = outputs.logits(y_pred)
-            labels, logits, marks = _labels_and_logits(y, logits, soft)
+            labels, logits, marks = labels_and_logits(y, logits, soft)
             values = measure(labels, logits)
         if computed and outputs.kind in ("probabilities", "sigmoids"):
             marks.append(_saturated(outputs.kind, labels, y_pred))
@@ -167,7 +167,7 @@ def _check_exclusive(name: str, outputs: Outputs, y_pred) -> None:
         )
 
 
-def _labels_and_logits(
+def labels_and_logits(
     y, logits, soft: bool
 ) -> tuple[tf.Tensor, tf.Tensor, list[Outside]]:
     """Labels `[n, ...]` and logits `[n, ..., classes]`, at least two.
@@ -176,6 +176,12 @@ def _labels_and_logits(
         y: class indices, or one-hot labels.
         logits: `[n, ..., k]`; of a single output, the second of two classes.
         soft: whether a label between two classes stands for the closer one.
+
+    Returns:
+        The labels, the logits, and marks of labels that are no classes.
+
+    Raises:
+        ValueError: if there is not one label for each position.
     """
     logits = tf.convert_to_tensor(logits)
     y = tf.convert_to_tensor(y)
@@ -190,10 +196,10 @@ def _labels_and_logits(
     labels = loss_terms.expand(y, logits.shape.rank - 1)
     if not labels.shape.is_compatible_with(logits.shape[:-1]):
         raise ValueError(
-            "'logit' and 'margin' need one label for each position of the "
+            "Logits and margins need one label for each position of the "
             f"output. Received labels of shape {y.shape} for logits of shape "
-            f"{logits.shape}; pass a function of (y_true, y_pred) as "
-            "`query_loss`."
+            f"{logits.shape}; where they are of a query, pass a function of "
+            "(y_true, y_pred) as `query_loss`."
         )
     indices, outside = inside(
         tf.cast(tf.round(labels), tf.int64), logits.shape[-1]
@@ -238,10 +244,10 @@ def _margin_of_shares(labels: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
 
 def _shares(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The label's probability, and what all others have together."""
-    is_label, zero = _is_label(labels, p), tf.zeros_like(p)
+    own, zero = is_label(labels, p), tf.zeros_like(p)
     return (
-        tf.reduce_sum(tf.where(is_label, p, zero), axis=-1),
-        tf.reduce_sum(tf.where(is_label, zero, p), axis=-1),
+        tf.reduce_sum(tf.where(own, p, zero), axis=-1),
+        tf.reduce_sum(tf.where(own, zero, p), axis=-1),
     )
 
 
@@ -254,16 +260,17 @@ def _check_single(y_pred) -> None:
         )
 
 
-def _label_logit(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def label_logit(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The entries `[n, ...]` of logits `[n, ..., classes]` at the labels."""
     return tf.gather(logits, labels, axis=-1, batch_dims=labels.shape.rank)
 
 
 def _label_margin(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    others = tf.where(_is_label(labels, logits), logits.dtype.min, logits)
-    return _label_logit(labels, logits) - tf.reduce_logsumexp(others, axis=-1)
+    others = tf.where(is_label(labels, logits), logits.dtype.min, logits)
+    return label_logit(labels, logits) - tf.reduce_logsumexp(others, axis=-1)
 
 
-def _is_label(labels: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+def is_label(labels: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Booleans of the shape of `like`, True for the class of the label."""
     return tf.one_hot(
         labels, like.shape[-1], dtype=tf.bool, on_value=True, off_value=False

@@ -15,9 +15,11 @@ plots.score_map(longitude, latitude, tracin.influence(test))
 own = tracin.self_influence()
 plots.recall_curve(own, is_mislabeled).savefig("recall.png")
 plots.score_distribution(own, is_mislabeled)
+plots.data_map(kt.training_dynamics(model, train, run, verbose=0))
 ```
 """
 
+from keras_tracin.plots.dynamics import data_map
 from keras_tracin.plots.images import proponents_and_opponents
 from keras_tracin.plots.maps import score_map
 from keras_tracin.plots.mislabels import (
@@ -29,6 +31,7 @@ from keras_tracin.plots.texts import text_table
 from keras_tracin.plots.training import loss_changes, loss_curve
 
 __all__ = [
+    "data_map",
     "loss_changes",
     "loss_curve",
     "mislabeled_by_class",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.labels import LabelIssues
 from keras_tracin.plots.columns import column
 from keras_tracin.results import Attribution, Ranking, SelfInfluence, TopK
 
@@ -84,7 +85,8 @@ def example_scores(result: Any, name: str) -> Scores:
     """A score for each example, of a result that has no queries or one.
 
     Args:
-        result: a `SelfInfluence`, an `Attribution` of one query, or an array.
+        result: a `SelfInfluence`, `LabelIssues`, an `Attribution` of one
+            query, or an array.
         name: name of the argument, for errors.
 
     Raises:
@@ -96,6 +98,9 @@ def example_scores(result: Any, name: str) -> Scores:
         return Scores(
             values, result.ids, is_in_order=not _is_ranked(result.ids, values)
         )
+    if isinstance(result, LabelIssues):
+        values = np.asarray(result.scores, np.float64)
+        return Scores(values, result.ids, is_in_order=False)
     if isinstance(result, Attribution) and len(result.query_ids) == 1:
         values = np.asarray(result.scores[0], np.float64)
         return Scores(values, result.train_ids)

@@ -11,11 +11,22 @@ from keras_tracin.storage.arrays import load_arrays
 
 
 def load_saved(
-    path: str | os.PathLike, names: Iterable[str]
+    path: str | os.PathLike,
+    names: Iterable[str],
+    optional: Iterable[str] = (),
 ) -> dict[str, np.ndarray]:
     """The arrays that a result's `save` wrote, by name.
+
+    Args:
+        path: the file.
+        names: the names of the arrays.
+        optional: names of arrays that the file may lack.
 
     Raises:
         ValueError: if the file holds something else.
     """
-    return load_arrays(path, "Expected a file that `save` wrote.", names)
+    remedy = "Expected a file that `save` wrote."
+    if optional:
+        present = load_arrays(path, remedy)
+        names = [*names, *(name for name in optional if name in present)]
+    return load_arrays(path, remedy, names)

@@ -1,0 +1,209 @@
+"""Labels that may be wrong, the most suspicious first.
+
+Synopsis:
+
+    issues = kt.find_label_issues(model, train, run, verbose=0)
+    issues.ids[:20]                          # the most suspicious
+    issues.issue_ids                         # those estimated to be wrong
+    issues.to_dataframe().head(20)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_tracin.labels.dynamics import TrainingDynamics
+from keras_tracin.labels.estimates import Estimate, estimate_number
+from keras_tracin.labels.suspicion import (
+    choose_method,
+    mean_rank,
+    suspicion,
+)
+from keras_tracin.results.saved import load_saved
+from keras_tracin.storage.arrays import save_arrays
+
+_UNKNOWN = -1  # number of issues, in files
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelIssues:
+    """Training examples by how suspicious their labels are.
+
+    All arrays are in the order of suspicion. Arrays are None where there is no
+    such thing, as suggestions in a regression.
+
+    Attributes:
+        ids: `[n]`, every training example, the most suspicious first.
+        scores: `[n]`, descending. Only their order means something.
+        num_issues: estimated number of wrong labels; None where it cannot be
+            estimated.
+        method: what the scores are.
+        reasons: what was chosen and why, in sentences.
+        given_labels: `[n]` class indices, or `[n, labels]` of several.
+        suggested_labels: the same, of what the label should be: among the
+            issues the likeliest class other than the given one, else the
+            likeliest class.
+        suggested_probabilities: of these, averaged over the checkpoints.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    num_issues: int | None
+    method: str
+    reasons: tuple[str, ...] = ()
+    given_labels: np.ndarray | None = None
+    suggested_labels: np.ndarray | None = None
+    suggested_probabilities: np.ndarray | None = None
+
+    # Booleans in reading order do not fit these scores.
+    is_ranked = True
+
+    @classmethod
+    def from_dynamics(
+        cls,
+        dynamics: TrainingDynamics,
+        method: str | Sequence[str] = "auto",
+        number: str | int = "auto",
+        out_of_fold: TrainingDynamics | None = None,
+    ) -> LabelIssues:
+        """Ranks labels by training dynamics that were measured before.
+
+        Args:
+            dynamics: the dynamics.
+            method: as in `find_label_issues`.
+            number: as in `find_label_issues`.
+            out_of_fold: dynamics of the same examples by models that were not
+                trained on them. Scores are then the mean of the ranks in
+                both, and number and suggestions of these alone.
+
+        Raises:
+            ValueError: if `method` or `number` is none of these, or if the
+                dynamics do not have what it needs.
+        """
+        chosen, why = method, ""
+        if isinstance(method, str) and method == "auto":
+            chosen, why = choose_method(dynamics, out_of_fold is not None)
+        scores = suspicion(dynamics, chosen)
+        judging = dynamics
+        if out_of_fold is not None:
+            judging = out_of_fold
+            outside = suspicion(out_of_fold, chosen)
+            if dynamics is not out_of_fold:
+                outside = mean_rank([scores, outside])
+            scores = outside
+        order = np.argsort(-scores, kind="stable")
+        estimate = estimate_number(judging, number, out_of_fold is not None)
+        name = chosen if isinstance(chosen, str) else " + ".join(chosen)
+        count = len(dynamics.epochs)
+        ranked = f"ranked by '{name}' of {count} checkpoint{'s'[: count != 1]}"
+        if out_of_fold is not None:
+            own = "" if dynamics is out_of_fold else f" and of {count} of a run"
+            ranked = f"ranked by '{name}' out of fold{own}"
+        ranked += f", since {why}" if why else ""
+        suggested, likelihood = _suggest(judging, order, estimate)
+        given = dynamics.given_labels
+        return cls(
+            ids=dynamics.ids[order],
+            scores=scores[order],
+            num_issues=estimate.number,
+            method=name,
+            reasons=(ranked, *estimate.reasons),
+            given_labels=None if given is None else given[order],
+            suggested_labels=suggested,
+            suggested_probabilities=likelihood,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        if self.num_issues is None:
+            number = "an unknown number"
+        else:
+            share = self.num_issues / max(1, len(self))
+            number = f"{self.num_issues:,} ({share:.1%})"
+        return (
+            f"<LabelIssues of {len(self):,} examples, of which {number} are "
+            f"estimated to have wrong labels: {'; '.join(self.reasons)}>"
+        )
+
+    @property
+    def issue_ids(self) -> np.ndarray:
+        """The ids of the examples whose labels are estimated to be wrong.
+
+        Raises:
+            ValueError: if their number could not be estimated.
+        """
+        if self.num_issues is None:
+            raise ValueError(
+                "The number of wrong labels is not known, so there is no set "
+                f"of them. Received: {self!r}. Take as many of `ids` as you "
+                "can look at, or pass `number=`."
+            )
+        return self.ids[: self.num_issues]
+
+    def to_dataframe(self):
+        """A `pandas.DataFrame` by `train_id`, the most suspicious first."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"score": self.scores}
+        for name, values in (
+            ("given_label", self.given_labels),
+            ("suggested_label", self.suggested_labels),
+            ("suggested_probability", self.suggested_probabilities),
+        ):
+            if values is not None:
+                columns[name] = list(values)
+        if self.num_issues is not None:
+            columns["is_issue"] = np.arange(len(self)) < self.num_issues
+        index = pd.Index(self.ids, name="train_id")
+        return pd.DataFrame(columns, index=index)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one `.npz` file; it appears whole or not at all."""
+        arrays = {
+            field.name: np.asarray(value)
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        arrays.setdefault("num_issues", np.asarray(_UNKNOWN))
+        save_arrays(Path(path), arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> LabelIssues:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        arrays: dict[str, Any] = load_saved(path, names[:5], names[5:])
+        number = int(arrays["num_issues"])
+        arrays["num_issues"] = None if number == _UNKNOWN else number
+        arrays["method"] = arrays["method"].item()
+        arrays["reasons"] = tuple(arrays["reasons"].tolist())
+        return cls(**arrays)
+
+
+def _suggest(
+    dynamics: TrainingDynamics, order: np.ndarray, estimate: Estimate
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Suggested labels and their probabilities, in the order given."""
+    given, p = dynamics.given_labels, dynamics.mean_probabilities
+    if given is None or p is None:
+        return None, None
+    given, p = given[order], p[order]
+    if dynamics.kind == "labels":
+        suggested = (p > 0.5).astype(given.dtype)
+        return suggested, np.where(suggested == 1, p, 1 - p)
+    allowed = p.copy()
+    issues = np.arange(estimate.number or 0)
+    allowed[issues, given[issues]] = -1
+    suggested = allowed.argmax(axis=1).astype(given.dtype)
+    return suggested, p[np.arange(len(p)), suggested]
