@@ -208,7 +208,7 @@ def _check(
         )
 
 
-def _check_result(name: str, value: Any, kind: type, remedy: str) -> None:
+def _check_result(name: str, value: Any, kind: type[Any], remedy: str) -> None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(
             f"`{name}` should be a {kind.__name__}. Received: "

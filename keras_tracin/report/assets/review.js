@@ -87,7 +87,7 @@ const issueSelect = () =>
           label: "Estimate",
           options: [
             ["", "Right or wrong"],
-            ["wrong", `Estimated to be wrong (${count(suspects.num_issues)})`],
+            ["wrong", `Estimated to be wrong (${count(Math.min(suspects.num_issues, suspects.examples.length))})`],
             ["right", "Estimated to be right"],
           ],
         },
