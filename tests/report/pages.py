@@ -1,4 +1,7 @@
-"""Results made up for the pages of the tests."""
+"""Results made up for the pages of the tests, and what a page holds."""
+
+import json
+import re
 
 import numpy as np
 
@@ -61,3 +64,20 @@ def issues(given=None, suggested=None, probabilities=None, num_issues=8):
         suggested_labels=suggested,
         suggested_probabilities=probabilities,
     )
+
+
+def embedded(path):
+    """The data in a page."""
+    html = path.read_text(encoding="utf-8")
+    pattern = r'<script type="application/json" id="data">([^<]*)</script>'
+    return json.loads(re.search(pattern, html)[1])
+
+
+def in_words(data, name="train", column="labels"):
+    """Labels or predictions by the examples' ids."""
+    columns, classes = data["sets"][name], data["classes"]
+    names = [
+        classes[code][1] if isinstance(code, int) else code
+        for code in columns[column]
+    ]
+    return dict(zip(columns["ids"], names, strict=True))

@@ -8,7 +8,7 @@ import pytest
 import keras_tracin as kt
 from tests.error_rows import row
 from tests.report import pages
-from tests.report.writing_test import embedded, in_words
+from tests.report.pages import embedded, in_words
 
 X, Y = pages.grey_images(), pages.labels()
 ISSUES = pages.issues()

@@ -9,7 +9,7 @@ from keras_tracin.labels import LabelIssues
 from keras_tracin.scripts import label_issues
 from keras_tracin.scripts._output import Output
 from tests.error_rows import row
-from tests.report.writing_test import embedded
+from tests.report.pages import embedded
 from tests.scripts.helpers import TASK, table
 
 
