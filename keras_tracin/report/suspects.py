@@ -88,14 +88,17 @@ class Suspects:
     @property
     def read_labels(self) -> Callable[[Any], np.ndarray]:
         """How labels of data are read for the page, a value per example."""
-        if self.names is None:
-            return label_values
         names = self.names
-        return lambda y: (
-            label_values(y)
-            if tf.nest.is_nested(y) or np.shape(y)[1:] != (len(names),)
-            else label_sets(y, names)
-        )
+        if names is None:
+            return label_values
+
+        def read_sets(y: Any) -> np.ndarray:
+            leaves = tf.nest.flatten(y)  # a single output may have a name
+            if len(leaves) == 1 and np.shape(leaves[0])[1:] == (len(names),):
+                return label_sets(leaves[0], names)
+            return label_values(y)
+
+        return read_sets
 
     def labels(self, ids: np.ndarray, read: np.ndarray) -> np.ndarray:
         """Labels of training examples, `[k]`.

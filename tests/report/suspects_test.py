@@ -88,7 +88,7 @@ def test_several_labels_of_an_example_are_those_that_hold(tmp_path):
     names = ["red", "round", "large"]
     top, _ = pages.results()
     queries = pages.grey_images(6, 3), SEVERAL[:6].astype("float32")
-    for given in (SEVERAL, SEVERAL.astype("float32")):
+    for given in (SEVERAL, SEVERAL.astype("float32"), {"tags": SEVERAL}):
         data = write(
             tmp_path,
             REVERSED,
