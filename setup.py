@@ -8,7 +8,15 @@ import setuptools
 ROOT = Path(__file__).parent
 VERSION_FILE = ROOT / "keras_tracin" / "_version.py"
 
-PROGRAMS = ("check", "index", "query", "report", "score", "self_influence")
+PROGRAMS = (
+    "check",
+    "index",
+    "label_issues",
+    "query",
+    "report",
+    "score",
+    "self_influence",
+)
 PLOTS = ["matplotlib>=3.8"]
 INDEX = ["faiss-cpu>=1.9"]
 REPORT = ["jinja2>=3.1", "pillow>=10"]

@@ -234,4 +234,4 @@ def test_every_program_is_installed_under_its_name(monkeypatch):
         f"keras_tracin-{name}={module}:main"
         for name, module in programs.items()
     )
-    assert len(programs) == 6
+    assert len(programs) == 7

@@ -58,12 +58,11 @@ def estimate_number(
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(number, numbers.Integral) and not isinstance(number, bool):
-        if not 0 <= number <= len(dynamics):
+    check_number(number)
+    if not isinstance(number, str):
+        if number > len(dynamics):
             raise _no_number(number)
         return Estimate(int(number), ("the number was given",))
-    if number not in NUMBERS:
-        raise _no_number(number)
     if dynamics.kind == "numbers":
         outliers = int((dynamics.robust_residual > _OUTLIER).sum())
         why = f"the number is that of residuals above {_OUTLIER} robust "
@@ -90,6 +89,20 @@ def estimate_number(
         round(share * len(dynamics)),
         (f"the number by {what} {at}", *_doubts(dynamics, out_of_fold)),
     )
+
+
+def check_number(number: str | int) -> None:
+    """Refuses what is neither a name in `NUMBERS` nor a number from 0.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(number, numbers.Integral) and not isinstance(number, bool):
+        is_number = int(number) >= 0
+    else:
+        is_number = isinstance(number, str) and number in NUMBERS
+    if not is_number:
+        raise _no_number(number)
 
 
 def _share(number: str, given: np.ndarray, p: np.ndarray) -> tuple[float, str]:

@@ -16,9 +16,11 @@ from typing import Any
 import keras
 
 from keras_tracin.engine.distribution import Strategy
+from keras_tracin.labels.estimates import check_number
 from keras_tracin.labels.folds import Fit, Folds
 from keras_tracin.labels.issues import LabelIssues
 from keras_tracin.labels.measuring import training_dynamics
+from keras_tracin.labels.suspicion import check_method
 from keras_tracin.runs import TrainingRun
 
 
@@ -104,6 +106,9 @@ def find_label_issues(
         ValueError: if `method`, `number` or `folds` is none of these, if folds
             cannot be trained, and as `training_dynamics`.
     """
+    if method != "auto":
+        check_method(method)
+    check_number(number)
     if run is not None and not isinstance(run, TrainingRun):
         run = TrainingRun(run)
     outside = None

@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.data.examples import open_examples
+from keras_tracin.data.lookup import look_up
+from keras_tracin.data.with_ids import with_ids
 from keras_tracin.labels.dynamics import TrainingDynamics
 from keras_tracin.labels.estimates import Estimate, estimate_number
 from keras_tracin.labels.suspicion import (
@@ -25,10 +28,13 @@ from keras_tracin.labels.suspicion import (
     mean_rank,
     suspicion,
 )
+from keras_tracin.methods.attributor import Attributor
+from keras_tracin.results import TopK
 from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
 _UNKNOWN = -1  # number of issues, in files
+_BATCH = 256  # queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +153,43 @@ class LabelIssues:
                 "can look at, or pass `number=`."
             )
         return self.ids[: self.num_issues]
+
+    def explain(
+        self,
+        method: Attributor,
+        train: Any,
+        k: int = 5,
+        *,
+        count: int | None = None,
+        verbose: int = 1,
+    ) -> TopK:
+        """The training examples that suspects agree with and contradict.
+
+        Each suspect is a query under its given label. Its opponents raised its
+        loss there: examples that look like it and have another label. The
+        first of its proponents is mostly the suspect itself.
+
+        Args:
+            method: a method for the same training examples, such as `TracIn`.
+            train: the training examples, from which suspects are taken.
+            k: number of proponents and of opponents.
+            count: number of the most suspicious examples to explain; by
+                default those whose labels are estimated to be wrong.
+            verbose: 0 for silence.
+
+        Raises:
+            ValueError: if there is nothing to explain, or `train` has other
+                ids.
+        """
+        ids = self.issue_ids if count is None else self.ids[: max(0, count)]
+        if not len(ids):
+            raise ValueError(
+                "`count` should be 1 or more, where no label is estimated to "
+                f"be wrong. Received: {count!r}, with {self!r}."
+            )
+        suspects = look_up(open_examples(train), ids)
+        queries = with_ids(suspects.data, suspects.ids).batch(_BATCH)
+        return method.top_k(queries, k, verbose=verbose)
 
     def to_dataframe(self):
         """A `pandas.DataFrame` by `train_id`, the most suspicious first."""

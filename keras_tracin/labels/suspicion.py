@@ -39,6 +39,17 @@ def suspicion(
         ValueError: for an unknown method, or one that the dynamics do not
             have.
     """
+    names = check_method(method)
+    scores = [METHODS[name](dynamics) for name in names]
+    return scores[0] if len(scores) == 1 else mean_rank(scores)
+
+
+def check_method(method: str | Sequence[str]) -> list[str]:
+    """The names of one or several scores.
+
+    Raises:
+        ValueError: if one is unknown, or there is none.
+    """
     names = [method] if isinstance(method, str) else list(method)
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
@@ -47,8 +58,7 @@ def suspicion(
             f"of these in a list, whose ranks are averaged. Received: "
             f"{method!r}."
         )
-    scores = [METHODS[name](dynamics) for name in names]
-    return scores[0] if len(scores) == 1 else mean_rank(scores)
+    return names
 
 
 def mean_rank(scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,6 +9,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from keras_tracin.report.labels import Predictions, predictions_for
 from keras_tracin.report.rendering import View
 
 _BATCH = 256  # examples read at a time
-_NO_LABEL = "no label"
+NO_LABEL = "no label"  # what stands for one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ def read(
     predictions: Any = None,
     render: str = "auto",
     feature_names: Any = None,
+    read_labels: Callable[[Any], np.ndarray] = label_values,
 ) -> Shown:
     """Reads the examples with these ids.
 
@@ -65,6 +67,7 @@ def read(
         predictions: predictions of the model, in reading order or by id.
         render: kind of rendering; see `View.for_batch`.
         feature_names: names of the values in a row.
+        read_labels: makes a value of the labels of each example.
 
     Raises:
         ImportError: if there are images and Pillow is not installed.
@@ -79,7 +82,8 @@ def read(
             predictions, ids, examples.carries_ids, f"{name}_predictions"
         )
     view = View.for_batch(examples.first(1), render, name, feature_names)
-    labels, columns = _columns(examples, ids, view)
+    y, columns = _columns(examples, ids, view)
+    labels = read_labels(y)
     features = {"features": view.features, "hidden": view.num_hidden}
     return Shown(
         name,
@@ -93,14 +97,14 @@ def read(
 def _labels_of(batch: Batch) -> Any:
     """The labels of a batch, or what stands for them."""
     if batch.y is None:
-        return np.full(len(batch), _NO_LABEL)
+        return np.full(len(batch), NO_LABEL)
     return tf.nest.map_structure(np.asarray, batch.y)
 
 
 def _columns(
     examples: Examples, ids: np.ndarray, view: View
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Labels `[k]`, and images, texts and rows, in the order of `ids [k]`."""
+) -> tuple[Any, dict[str, Any]]:
+    """Labels, and images, texts and rows, in the order of `ids [k]`."""
     selection = select(examples, ids)
     view = view.with_limits(selection.batches(_BATCH))
     read_ids: list[Any] = []
@@ -120,4 +124,4 @@ def _columns(
         kind: [column[i] for i in order] if column else []
         for kind, column in columns.items()
     }
-    return label_values(all_labels)[order], ordered
+    return tf.nest.map_structure(lambda y: y[order], all_labels), ordered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.data.kinds import KINDS
+from keras_tracin.data.labels import label_values
+from keras_tracin.labels import LabelIssues
 from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
+from keras_tracin.report.suspects import Suspects
 from keras_tracin.results import SelfInfluence, TopK
 from keras_tracin.storage.files import written_whole
 
@@ -23,6 +27,7 @@ def write_html(
     test: Any = None,
     top_k: TopK | None = None,
     self_influence: SelfInfluence | None = None,
+    label_issues: LabelIssues | None = None,
     max_suspects: int = 1_000,
     title: str = "Training data attribution",
     class_names: Any = None,
@@ -35,10 +40,10 @@ def write_html(
     """Writes a page for browsing queries and reviewing suspected labels.
 
     The page shows each query of `top_k` with its proponents and opponents,
-    and the training examples of highest self-influence one by one, to be
-    marked as right, wrong or to be removed. Marks are kept by the browser and
-    exported as CSV. It is one file with everything in it, data included, that
-    works without a network.
+    and the training examples of highest self-influence, or whose labels are
+    the most suspicious, one by one, to be marked as right, wrong or to be
+    removed. Marks are kept by the browser and exported as CSV. It is one file
+    with everything in it, data included, that works without a network.
 
     `train` and `test` are what is shown. They may differ from what the model
     was given, as long as the ids are the same: pass texts in place of tokens,
@@ -71,10 +76,15 @@ def write_html(
         self_influence: result of `self_influence()`, or any other score by
             which to suspect labels, such as the loss:
             `kt.SelfInfluence(scores, ids)`.
+        label_issues: result of `kt.find_label_issues`, in place of
+            `self_influence`. Suggested labels are shown and offered first as
+            the correction, and examples whose labels are estimated to be
+            wrong are marked. Labels are those of the issues.
         max_suspects: number of highest scores to list.
         title: title of the page.
         class_names: names of the classes 0, 1, …; if labels are strings,
-            all their values.
+            all their values. Of several labels for each example, in
+            `label_issues`, their names.
         feature_names: names of the values in a row.
         train_predictions: predictions for the training examples, shown beside
             their labels: classes, or scores `[n, classes]`, in reading order;
@@ -91,39 +101,60 @@ def write_html(
         ImportError: if jinja2 is not installed, or, for images, Pillow.
         TypeError: if a result has another type.
         ValueError: if there is nothing to show, if the data lacks an id of the
-            results, if scores are not finite, if names, predictions or
-            shapes do not fit, or if colours are out of range.
+            results or has other labels than `label_issues`, if scores are
+            not finite, if names, predictions or shapes do not fit, or if
+            colours are out of range.
     """
     path = Path(path)
-    _check(top_k, self_influence, max_suspects, render)
+    _check(top_k, self_influence, label_issues, max_suspects, render)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists. Pass overwrite=True to replace it, or choose "
             "another path."
         )
-    suspects = self_influence and _first(self_influence, max_suspects)
+    suspects = None
+    if label_issues is not None:
+        suspects = Suspects.from_label_issues(
+            label_issues, max_suspects, class_names
+        )
+    elif self_influence is not None:
+        suspects = Suspects.from_self_influence(self_influence, max_suspects)
+    predictions = train_predictions, test_predictions
+    if suspects is not None and suspects.names is not None:
+        class_names = None  # they are in the labels
+        _check_no_predictions(predictions)
     train_ids = _distinct(
         *([top_k.proponents.ids, top_k.opponents.ids] if top_k else []),
         *([suspects.ids] if suspects else []),
     )
-    options = render, feature_names
-    shown = [read(train, "train", train_ids, train_predictions, *options)]
+    read_labels = suspects.read_labels if suspects else label_values
+    options = render, feature_names, read_labels
+    shown = [read(train, "train", train_ids, predictions[0], *options)]
+    if suspects is not None:
+        labels = suspects.labels(shown[0].ids, shown[0].labels)
+        shown[0] = dataclasses.replace(shown[0], labels=labels)
     if test is not None and top_k is not None:
         query_ids = _distinct(top_k.query_ids)
-        shown.append(read(test, "test", query_ids, test_predictions, *options))
+        shown.append(read(test, "test", query_ids, predictions[1], *options))
+    suggested = None if suspects is None else suspects.suggested
+    classes = _classes(shown, suggested, class_names)
+    for examples in shown:
+        _add_labels(examples, classes)
+    values = [str(value) for value in classes.values]
     data: dict[str, Any] = {
-        "classes": _name_labels(shown, class_names),
+        "classes": list(map(list, zip(values, classes.names, strict=True))),
         "is_open": class_names is None,  # users may add classes
         "sets": {examples.name: examples.columns for examples in shown},
         "queries": top_k and _queries(top_k, shown),
         "suspects": None,
     }
-    if self_influence is not None and suspects is not None:
-        data["suspects"] = {
+    if suspects is not None:
+        data["suspects"] = suspects.as_json() | {
             "examples": _positions(suspects.ids, train_ids),
             "scores": _numbers(suspects.scores),
-            "total": len(self_influence),
         }
+        if suggested is not None:
+            data["suspects"]["suggested"] = classes.codes(suggested)
     html = build(title, data)
     with written_whole(path) as unfinished:
         unfinished.write_text(html, encoding="utf-8", errors="replace")
@@ -131,24 +162,39 @@ def write_html(
 
 
 def _check(
-    top_k: Any, self_influence: Any, max_suspects: int, render: str
+    top_k: Any,
+    self_influence: Any,
+    label_issues: Any,
+    max_suspects: int,
+    render: str,
 ) -> None:
     """Refuses invalid arguments of `write_html`."""
-    _check_result(
-        "top_k",
-        top_k,
-        TopK,
-        "`scores.top_k(k)` converts an Attribution",
-    )
-    _check_result(
-        "self_influence",
-        self_influence,
-        SelfInfluence,
-        "`kt.SelfInfluence(scores, ids)` converts arrays",
-    )
-    if top_k is None and self_influence is None:
+    results: list[tuple[str, Any, type, str]] = [
+        ("top_k", top_k, TopK, "`scores.top_k(k)` converts an Attribution"),
+        (
+            "self_influence",
+            self_influence,
+            SelfInfluence,
+            "`kt.SelfInfluence(scores, ids)` converts arrays",
+        ),
+        (
+            "label_issues",
+            label_issues,
+            LabelIssues,
+            "`kt.find_label_issues` returns them",
+        ),
+    ]
+    for result in results:
+        _check_result(*result)
+    if top_k is None and self_influence is None and label_issues is None:
         raise ValueError(
-            "There is nothing to show. Pass `top_k`, `self_influence` or both."
+            "There is nothing to show. Pass `top_k`, `self_influence` or "
+            "`label_issues`."
+        )
+    if self_influence is not None and label_issues is not None:
+        raise ValueError(
+            "`self_influence` and `label_issues` both rank the suspects. "
+            "Received both; pass one of them, or write a page for each."
         )
     if isinstance(max_suspects, bool) or max_suspects < 1:
         raise ValueError(
@@ -162,20 +208,24 @@ def _check(
         )
 
 
-def _check_result(name: str, value: Any, kind: type, remedy: str) -> None:
+def _check_result(name: str, value: Any, kind: type[Any], remedy: str) -> None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(
             f"`{name}` should be a {kind.__name__}. Received: "
             f"{type(value).__name__}. {remedy}."
         )
-    if isinstance(value, TopK | SelfInfluence) and not len(value):
+    if value is not None and not len(value):
         raise ValueError(f"`{name}` should not be empty.")
 
 
-def _first(self_influence: SelfInfluence, count: int) -> SelfInfluence:
-    """The `count` highest scores, the highest first."""
-    ranking = self_influence.ranking()
-    return SelfInfluence(ranking.scores[:count], ranking.ids[:count])
+def _check_no_predictions(predictions: tuple[Any, Any]) -> None:
+    """Refuses predictions where an example has several labels."""
+    if any(part is not None for part in predictions):
+        raise ValueError(
+            "`train_predictions` and `test_predictions` should be a class of "
+            "each example. Received them with `label_issues` of several labels "
+            "for each. Leave them out: suggestions are the model's."
+        )
 
 
 def _distinct(*ids: np.ndarray) -> np.ndarray:
@@ -218,31 +268,31 @@ def _queries(top_k: TopK, shown: list[Shown]) -> dict[str, Any]:
     }
 
 
-def _name_labels(shown: list[Shown], class_names: Any) -> list[list[str]]:
-    """Adds ids, labels and predictions to the columns; returns the classes.
-
-    A class is a pair of its value in the labels and its name.
-    """
+def _classes(
+    shown: list[Shown], suggested: np.ndarray | None, class_names: Any
+) -> Classes:
+    """The classes of labels, predictions and suggestions."""
     predictions = [
         examples.predictions for examples in shown if examples.predictions
     ]
-    classes = Classes.from_labels(
+    return Classes.from_labels(
         [examples.labels for examples in shown]
-        + [prediction.values for prediction in predictions],
+        + [prediction.values for prediction in predictions]
+        + ([] if suggested is None else [suggested]),
         class_names,
         max((p.num_classes for p in predictions), default=0),
     )
-    for examples in shown:
-        # As strings, since JavaScript's integers are exact only up to 2^53.
-        examples.columns["ids"] = [str(id_) for id_ in examples.ids.tolist()]
-        examples.columns["labels"] = classes.codes(examples.labels)
-        if examples.predictions is not None:
-            examples.columns["predicted"] = classes.codes(
-                examples.predictions.values
-            )
-            if examples.predictions.confidence is not None:
-                examples.columns["confidence"] = np.round(
-                    examples.predictions.confidence.astype(np.float64), 4
-                ).tolist()
-    values = [str(value) for value in classes.values]
-    return [list(pair) for pair in zip(values, classes.names, strict=True)]
+
+
+def _add_labels(examples: Shown, classes: Classes) -> None:
+    """Adds ids, labels and predictions to the columns."""
+    # As strings, since JavaScript's integers are exact only up to 2^53.
+    examples.columns["ids"] = [str(id_) for id_ in examples.ids.tolist()]
+    examples.columns["labels"] = classes.codes(examples.labels)
+    if examples.predictions is None:
+        return
+    examples.columns["predicted"] = classes.codes(examples.predictions.values)
+    if examples.predictions.confidence is not None:
+        examples.columns["confidence"] = np.round(
+            examples.predictions.confidence.astype(np.float64), 4
+        ).tolist()

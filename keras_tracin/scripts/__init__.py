@@ -3,6 +3,7 @@
     keras_tracin-check --task=digits_task
     keras_tracin-score --task=digits_task --k=10 --output=top.csv
     keras_tracin-self_influence --task=digits_task --output=suspicious.csv
+    keras_tracin-label_issues --task=digits_task --output=issues.csv
     keras_tracin-index --task=digits_task --index=index/digits
     keras_tracin-query --task=digits_task --index=index/digits --queries=3
     keras_tracin-report --task=digits_task --output=digits.html
@@ -26,6 +27,8 @@ and may have
   `--run` overrides it.
 - `loss`: a loss to use in place of the compiled one.
 - `class_weight`: the `class_weight` that `fit` was given.
+- `fit(model, train, callbacks)`: for folds, trains a copy of the model as
+  `kt.find_label_issues(..., fit=)` says.
 - `class_names`, `feature_names`: for reports, names of the labels and of the
   values in a row.
 - `shown_train()`, `shown_test()`: for reports, the same examples, with the same

@@ -105,16 +105,29 @@ def define_task(values: flags.FlagValues) -> None:
 
 
 def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
-    """Defines `--run` and the flags that select its checkpoints."""
-    options: dict[str, Any] = {"flag_values": values, "module_name": section}
-    flags.DEFINE_string(
-        "run",
-        None,
+    """Defines `--run`, what selects its checkpoints, and `--layers`."""
+    define_checkpoints(
+        values,
         "Directory that TracInCheckpoint recorded. Default: the task's `run`. "
         "--method=influence and representer use the weights of its last "
         "checkpoint or, without a run, the present weights of the model.",
-        **options,
+        section,
     )
+    flags.DEFINE_list(
+        "layers",
+        None,
+        "Names of the layers whose gradients to use. Default: all layers.",
+        flag_values=values,
+        module_name=section,
+    )
+
+
+def define_checkpoints(
+    values: flags.FlagValues, text: str, section: str
+) -> None:
+    """Defines `--run`, with this help, and what selects its checkpoints."""
+    options: dict[str, Any] = {"flag_values": values, "module_name": section}
+    flags.DEFINE_string("run", None, text, **options)
     flags.DEFINE_integer(
         "checkpoints",
         None,
@@ -129,12 +142,6 @@ def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
         None,
         "Epochs whose checkpoints to use, such as 3,7,12, in place of "
         "--checkpoints.",
-        **options,
-    )
-    flags.DEFINE_list(
-        "layers",
-        None,
-        "Names of the layers whose gradients to use. Default: all layers.",
         **options,
     )
 

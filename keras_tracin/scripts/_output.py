@@ -3,7 +3,7 @@
 Synopsis:
 
     output = Output.from_flags(values)   # refuses a path it cannot write
-    output.write(scores)         # an Attribution, TopK or SelfInfluence
+    output.write(scores)         # an Attribution or another result
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any, TextIO
 
 from absl import flags
 
+from keras_tracin.labels import LabelIssues
 from keras_tracin.results import Attribution, SelfInfluence, TopK
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.storage.files import written_whole
 
-Result = Attribution | TopK | SelfInfluence
+Result = Attribution | TopK | SelfInfluence | LabelIssues
 Row = list[Any]
 
 
@@ -64,32 +65,34 @@ class Output:
                 _write_csv(file, result)
 
 
-def output_path(values: flags.FlagValues, endings: tuple[str, ...]) -> Path:
-    """The path that `--output` names.
+def output_path(
+    values: flags.FlagValues, endings: tuple[str, ...], flag: str = "output"
+) -> Path:
+    """The path that `--output`, or another flag, names.
 
     Raises:
         UsageError: if it has another ending, is a directory, or exists and
             `--overwrite` is not given.
     """
-    path = Path(values.output)
+    path = Path(str(values[flag].value))
     if path.suffix not in endings:
         raise UsageError(
-            f"--output should end in {' or '.join(endings)}. Received: "
+            f"--{flag} should end in {' or '.join(endings)}. Received: "
             f"'{path}'."
         )
     if path.is_dir():
-        raise UsageError(f"--output='{path}' is a directory.")
+        raise UsageError(f"--{flag}='{path}' is a directory.")
     if path.exists() and not values.overwrite:
         raise UsageError(f"'{path}' exists: --overwrite replaces it.")
-    _check_writable(path)
+    _check_writable(path, flag)
     return path
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, flag: str) -> None:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(
-            f"--output='{path}' cannot be written: '{parent}' is no directory "
+            f"--{flag}='{path}' cannot be written: '{parent}' is no directory "
             "that may be written to."
         )
 
@@ -115,6 +118,8 @@ def _rows(result: Result) -> Iterator[Row]:
         pairs = zip(ranked.ids.tolist(), ranked.scores, strict=True)
         for rank, (name, score) in enumerate(pairs, 1):
             yield [rank, name, _number(score)]
+    elif isinstance(result, LabelIssues):
+        yield from _issue_rows(result)
     elif isinstance(result, TopK):
         yield ["query_id", "side", "rank", "train_id", "score"]
         for at, query in enumerate(result.query_ids.tolist()):
@@ -131,6 +136,27 @@ def _rows(result: Result) -> Iterator[Row]:
             result.query_ids.tolist(), result.scores, strict=True
         ):
             yield [query, *map(_number, row)]
+
+
+def _issue_rows(issues: LabelIssues) -> Iterator[Row]:
+    count, number = len(issues), issues.num_issues
+    columns: dict[str, list] = {
+        "rank": list(range(1, count + 1)),
+        "train_id": issues.ids.tolist(),
+        "score": list(map(_number, issues.scores)),
+    }
+    for name, values, write in (
+        ("given_label", issues.given_labels, str),
+        ("suggested_label", issues.suggested_labels, str),
+        ("suggested_probability", issues.suggested_probabilities, _number),
+    ):
+        if values is not None:  # of several labels of each, between spaces
+            rows = values.reshape(count, -1).tolist()
+            columns[name] = [" ".join(map(write, row)) for row in rows]
+    if number is not None:
+        columns["is_issue"] = [int(rank < number) for rank in range(count)]
+    yield list(columns)
+    yield from map(list, zip(*columns.values(), strict=True))
 
 
 def _number(score: Any) -> str:

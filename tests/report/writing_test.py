@@ -4,7 +4,6 @@ import base64
 import hashlib
 import importlib.resources
 import io
-import json
 import re
 import sys
 
@@ -16,6 +15,7 @@ from PIL import Image
 import keras_tracin as kt
 from keras_tracin.report import page
 from tests.report import pages
+from tests.report.pages import embedded, in_words
 
 TOP, OWN = pages.results()
 X, Y = pages.grey_images(), pages.labels()
@@ -30,28 +30,11 @@ def write(directory, **options):
     return embedded(path)
 
 
-def embedded(path):
-    """The data in a page."""
-    html = path.read_text(encoding="utf-8")
-    pattern = r'<script type="application/json" id="data">([^<]*)</script>'
-    return json.loads(re.search(pattern, html)[1])
-
-
 def decoded(uri):
     """An image as an array, and its kind."""
     head, code = uri.split(",")
     image = Image.open(io.BytesIO(base64.b64decode(code)))
     return np.asarray(image), head
-
-
-def in_words(data, name="train", column="labels"):
-    """Labels or predictions by the examples' ids."""
-    columns, classes = data["sets"][name], data["classes"]
-    names = [
-        classes[code][1] if isinstance(code, int) else code
-        for code in columns[column]
-    ]
-    return dict(zip(columns["ids"], names, strict=True))
 
 
 def test_suspects_are_the_highest_scores_with_all_their_digits(tmp_path):

@@ -12,6 +12,7 @@ from keras_tracin import scripts
 from keras_tracin.scripts import (
     check,
     index,
+    label_issues,
     query,
     report,
     score,
@@ -21,7 +22,15 @@ from keras_tracin.scripts._program import Program
 from tests.error_rows import row
 from tests.scripts.helpers import TASK, Workplace
 
-PROGRAMS = (check, index, query, report, score, self_influence)
+PROGRAMS = (
+    check,
+    index,
+    label_issues,
+    query,
+    report,
+    score,
+    self_influence,
+)
 ROOT = Path(__file__).absolute().parents[2]
 
 
@@ -53,7 +62,7 @@ def test_help_begins_with_examples_and_tells_of_every_flag(program, capsys):
     name = program.__name__.rpartition(".")[2]
     assert not err
     assert f"    keras_tracin-{name} --task=digits_task" in out
-    for flag in ("--task: ", "--[no]debug: ", "--layers: "):
+    for flag in ("--task: ", "--[no]debug: ", "--run: "):
         assert flag in out
     assert "--verbosity" not in out
     assert program.main(["--helpfull"]) == 0

@@ -15,12 +15,32 @@ const labelOfValue = (value) => classPlaces.get(value) ?? value;
 
 const trainPlaces = new Map(train.ids.map((id, place) => [id, place]));
 
-// By index in the training set: score and rank of the suspicion.
+// By index in the training set: score and rank of the suspicion, the suggested
+// label, and whether the given label is estimated to be wrong.
 const suspicion = new Map();
 if (suspects) {
   suspects.examples.forEach((example, place) => {
-    suspicion.set(example, { score: suspects.scores[place], rank: place + 1 });
+    suspicion.set(example, {
+      score: suspects.scores[place],
+      rank: place + 1,
+      suggested: suspects.suggested?.[place] ?? null,
+      probability: suspects.probabilities?.[place] ?? null,
+      isIssue: place < (suspects.num_issues ?? 0),
+    });
   });
+}
+
+// The suggested label, if it is another than the given one.
+function suggestionOf(example) {
+  const suggested = suspicion.get(example)?.suggested ?? null;
+  return suggested === train.labels[example] ? null : suggested;
+}
+
+function suggestionText(example) {
+  const { suggested, probability } = suspicion.get(example) ?? {};
+  if (suggested === null || suggested === undefined) return null;
+  const name = suggestionOf(example) === null ? "the given one" : nameOf(suggested);
+  return probability === null ? name : `${name} (${percent(probability)})`;
 }
 
 const predictionOf = (set, at) => (set?.predicted ? set.predicted[at] : null);

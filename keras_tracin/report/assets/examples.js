@@ -109,6 +109,18 @@ function movedQueries(example, openQuery) {
   });
 }
 
+function suggestionFact(example) {
+  const text = suggestionText(example);
+  if (text === null) return null;
+  return suggestionOf(example) === null ? element("span", { class: "quiet" }, text) : element("b", {}, text);
+}
+
+// Whether the label is one of those that are estimated to be wrong.
+function estimateFact(found) {
+  if (!found || suspects.num_issues === null) return null;
+  return element("span", { class: found.isIssue ? "differs" : "quiet" }, found.isIssue ? "likely wrong" : "likely right");
+}
+
 function trainingExample(example, openQuery) {
   const found = suspicion.get(example);
   const made = decisions.get(example);
@@ -118,8 +130,10 @@ function trainingExample(example, openQuery) {
     facts([
       ["Given label", element("b", {}, nameOf(train.labels[example]))],
       ["Model predicts", predictionFact(train, example)],
-      ["Self-influence", found ? short(found.score) : null],
+      ["Suggested label", suggestionFact(example)],
+      [suspects?.score_name, found ? short(found.score) : null],
       ["Rank", found ? `${count(found.rank)} of ${count(suspects.total)}` : null],
+      ["Estimate", estimateFact(found)],
       ["Decision", chip(made) ?? element("span", { class: "quiet" }, "not reviewed")],
     ]),
     movedQueries(example, openQuery),

@@ -152,6 +152,9 @@ function start() {
     ? "Decisions are stored in this browser, for this report."
     : "This browser stores no decisions for this page.";
   if (!decisions.storage) warnUnkept();
+  for (const text of document.querySelectorAll("[data-score]")) {
+    text.hidden = text.dataset.score !== (suspects?.score_name ?? "Self-influence");
+  }
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", ({ target }) => {
       if (target === dialog || target.dataset?.act === "close") dialog.close();

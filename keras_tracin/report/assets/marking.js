@@ -46,13 +46,14 @@ const MOST_OPTIONS = 60;
 
 // Asks which label is right, then calls chosen(label).
 function askLabel(example, chosen) {
-  asking = { example, chosen, options: [], active: 0 };
+  asking = { example, chosen, options: [], active: 0, preferred: null };
   const input = find("#relabel-input");
   const made = decisions.get(example);
   input.value = "";
   input.placeholder = classes.length ? "Type to find a class" : "Type the label";
   find("#relabel-title").textContent = `The right label of ${train.ids[example]}`;
-  listOptions(made?.kind === "relabel" ? made.label : predictionOf(train, example));
+  asking.preferred = made?.kind === "relabel" ? made.label : (suggestionOf(example) ?? predictionOf(train, example));
+  listOptions();
   find("#relabel").showModal();
   input.focus();
 }
@@ -61,7 +62,8 @@ let asking = null;
 
 // Classes that match the input: first exact matches, then those that begin with
 // it. For an empty input, the preferred class is first.
-function listOptions(preferred = null) {
+function listOptions() {
+  const { preferred } = asking;
   const typed = find("#relabel-input").value.trim();
   const wanted = typed.toLowerCase();
   const given = train.labels[asking.example];
@@ -78,12 +80,20 @@ function listOptions(preferred = null) {
     .slice(0, MOST_OPTIONS);
   const isNew = typed && report.is_open && labelOfValue(typed) === typed && typed !== given;
   if (isNew) asking.options.push({ label: typed, isNew });
+  // Too many classes to list them; the suggestion is one of them.
+  const suggested = suggestionOf(asking.example);
+  if (!typed && !classes.length && suggested !== null) asking.options.push({ label: suggested });
   asking.active = 0;
   drawOptions();
 }
 
 function drawOptions() {
+  const suggested = suggestionOf(asking.example);
   const predicted = predictionOf(train, asking.example);
+  const remark = (label) => {
+    const words = [label === suggested && "suggested", label === predicted && "predicted"].filter(Boolean);
+    return words.length && label !== null ? element("span", { class: "quiet" }, words.join(", ")) : null;
+  };
   const options = asking.options.map(({ label, isNew }, place) =>
     element(
       "div",
@@ -97,7 +107,7 @@ function drawOptions() {
         },
       },
       element("span", {}, isNew ? `Use “${label}”` : nameOf(label)),
-      label === predicted ? element("span", { class: "quiet" }, "predicted") : null,
+      remark(label),
     ),
   );
   find("#relabel-options").replaceChildren(...options);

@@ -31,31 +31,69 @@ const inState = (example, state) => {
 
 function reviewItems(filters) {
   const found = suspects.examples.filter(
-    (example) => inState(example, filters.state) && fits(filters, train, example),
+    (example) => inState(example, filters.state) && isEstimated(example, filters.issue) && fits(filters, train, example),
   );
   const order = REVIEW_ORDERS[filters.order];
   return order ? found.sort(order) : found;
 }
 
 function reviewRow(example) {
-  const { score, rank } = suspicion.get(example);
+  const { score, rank, isIssue } = suspicion.get(example);
   return [
     element("span", { class: "rank quiet" }, count(rank)),
     train.images.length ? element("span", { class: "thumb" }, picture(train, example).slice(0, 1)) : null,
     element(
       "span",
       { class: "middle" },
-      labels(train, example),
+      suggestionOf(example) === null ? labels(train, example) : suggestedLabels(example),
       element("span", { class: "excerpt quiet" }, excerpt(train, example) || `id ${train.ids[example]}`),
     ),
     element(
       "span",
       { class: "right" },
       element("span", { class: "score" }, short(score)),
-      chip(decisions.get(example)),
+      chip(decisions.get(example)) ?? (isIssue ? doubt() : null),
     ),
   ].filter(Boolean);
 }
+
+const doubt = () =>
+  element(
+    "span",
+    { class: "doubt", title: "Estimated to be wrong" },
+    element("span", { class: "unseen" }, "Estimated to be "),
+    "wrong?",
+  );
+
+// The given label and the suggested one.
+function suggestedLabels(example) {
+  return element(
+    "span",
+    { class: "labels" },
+    element("b", {}, nameOf(train.labels[example])),
+    element("span", { "aria-hidden": "true" }, " → "),
+    element("span", { class: "unseen" }, ", suggested: "),
+    suggestionText(example),
+  );
+}
+
+// Whether labels are estimated to be wrong, where that is known.
+const issueSelect = () =>
+  suspects.num_issues === null
+    ? []
+    : [
+        {
+          name: "issue",
+          label: "Estimate",
+          options: [
+            ["", "Right or wrong"],
+            ["wrong", `Estimated to be wrong (${count(Math.min(suspects.num_issues, suspects.examples.length))})`],
+            ["right", "Estimated to be right"],
+          ],
+        },
+      ];
+
+const isEstimated = (example, issue) => !issue || suspicion.get(example).isIssue === (issue === "wrong");
 
 function makeReview(openQuery) {
   const root = find("#review");
@@ -68,6 +106,7 @@ function makeReview(openQuery) {
       { name: "state", label: "Decision", options: STATES },
       ...classSelect(suspects.examples.map((example) => train.labels[example])),
       ...modelSelect(train),
+      ...issueSelect(),
       {
         name: "order",
         label: "Order",
