@@ -83,15 +83,32 @@ class Trained:
 
 def recorded(setting: Setting, train, seed: int, folder: pathlib.Path):
     """Trains on all examples by `fit`, or loads the training from disk."""
-    model = setting.compiled(seed)
-    directory = folder / f"run-{seed}"
+    return fit_once(
+        setting.compiled(seed),
+        train,
+        folder / f"run-{seed}",
+        setting.epochs,
+        setting.batch_size,
+    )
+
+
+def fit_once(
+    model: keras.Model,
+    train,
+    directory: pathlib.Path,
+    epochs: int,
+    batch_size: int,
+    validation_data=None,
+) -> Trained:
+    """Trains a compiled model, or loads the training from disk."""
     done = directory / "done"
     if not done.is_file():
         callback = kt.TracInCheckpoint(directory, overwrite=True)
         model.fit(
             *train,
-            epochs=setting.epochs,
-            batch_size=setting.batch_size,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=validation_data,
             verbose=0,
             callbacks=[callback],
         )

@@ -1,0 +1,162 @@
+"""Scores of how suspicious labels are, ours and others'."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+import keras_tracin as kt
+from benchmarks._quality_settings import Arrays
+from benchmarks._quality_training import Trained
+from keras_tracin.runs import run_weights
+
+_CHECKPOINTS = 5  # of self-influence, as in examples/find_mislabeled.py
+
+LOSS = "loss, last epoch"
+CLEANLAB = "cleanlab"
+RUN = "el2n, which auto takes"
+RUN_AND_FOLDS = "el2n, run and out of fold"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What scores are made from.
+
+    Attributes:
+        trained: the model and its run.
+        train: the training examples with the labels given.
+        dynamics: the dynamics of the run.
+        outside: the dynamics out of fold; None without folds.
+    """
+
+    trained: Trained
+    train: Arrays
+    dynamics: kt.TrainingDynamics
+    outside: kt.TrainingDynamics | None
+
+    @functools.cached_property
+    def number(self) -> int:
+        """The number of wrong labels by the run alone."""
+        return kt.LabelIssues.from_dynamics(self.dynamics).num_issues or 0
+
+    @property
+    def best_epochs(self) -> np.ndarray:
+        """Places of the checkpoints, the least held-out loss first."""
+        return np.argsort(self.trained.run.history["val_loss"], kind="stable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Scores `[n]`, and which `[n]` labels are said to be wrong."""
+
+    scores: np.ndarray
+    flagged: np.ndarray
+
+
+def _of_issues(issues: kt.LabelIssues) -> Ranking:
+    """The ranking by `find_label_issues`, in reading order."""
+    scores = np.empty(len(issues))
+    scores[issues.ids] = issues.scores
+    flagged = np.zeros(len(issues), bool)
+    flagged[issues.issue_ids] = True
+    return Ranking(scores, flagged)
+
+
+def _of_scores(scores: np.ndarray, evidence: Evidence) -> Ranking:
+    """A ranking that flags as many as the run is estimated to have."""
+    flagged = np.zeros(len(scores), bool)
+    flagged[np.argsort(-scores, kind="stable")[: evidence.number]] = True
+    return Ranking(scores, flagged)
+
+
+Score = Callable[[Evidence], Ranking]
+
+
+def _in_run(method: str | list[str]) -> Score:
+    return lambda evidence: _of_issues(
+        kt.LabelIssues.from_dynamics(evidence.dynamics, method)
+    )
+
+
+def _loss_of_best_epoch(evidence: Evidence) -> Ranking:
+    losses = evidence.dynamics.loss[evidence.best_epochs[0]]
+    return _of_scores(losses, evidence)
+
+
+def _aum_by_definition(evidence: Evidence) -> Ranking:
+    """The `aum` package's margins, from the logits that the model predicts.
+
+    It takes the logits of training batches; these are in inference mode, at the
+    end of each epoch.
+    """
+    model, run = evidence.trained.model, evidence.trained.run
+    x, labels = evidence.train
+    rows, margins = np.arange(len(labels)), []
+    with run_weights(model) as load:
+        for checkpoint in run:
+            load(checkpoint)
+            logits = model.predict(x, batch_size=512, verbose=0)
+            given = logits[rows, labels]
+            logits[rows, labels] = -np.inf
+            margins.append(given - logits.max(axis=1))
+    return _of_scores(-np.mean(margins, axis=0), evidence)
+
+
+def _self_influence(last_layer: bool, evidence: Evidence) -> Ranking:
+    """Self-influence at the checkpoints of the least held-out losses."""
+    trained = evidence.trained
+    name = trained.model.layers[-1].name
+    places = np.sort(evidence.best_epochs[:_CHECKPOINTS])
+    tracin = kt.TracIn(
+        trained.model,
+        evidence.train,
+        trained.run.select(places),
+        layers=name if last_layer else None,
+    )
+    return _of_scores(tracin.self_influence(verbose=0).scores, evidence)
+
+
+def _out_of_fold(evidence: Evidence) -> Ranking:
+    outside = evidence.outside
+    assert outside is not None
+    issues = kt.LabelIssues.from_dynamics(outside, out_of_fold=outside)
+    return _of_issues(issues)
+
+
+def _run_and_folds(evidence: Evidence) -> Ranking:
+    issues = kt.LabelIssues.from_dynamics(
+        evidence.dynamics, out_of_fold=evidence.outside
+    )
+    return _of_issues(issues)
+
+
+def _cleanlab(evidence: Evidence) -> Ranking:
+    """cleanlab, with its defaults, on our probabilities out of fold."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    assert evidence.outside is not None
+    given, p = evidence.train[1], evidence.outside.mean_probabilities
+    flagged = find_label_issues(given, p, n_jobs=1)
+    return Ranking(-get_label_quality_scores(given, p), flagged)
+
+
+IN_RUN: dict[str, Score] = {
+    LOSS: _in_run("loss"),
+    "loss, best validation epoch": _loss_of_best_epoch,
+    "mean_loss": _in_run("mean_loss"),
+    "aum": _in_run("aum"),
+    "aum, by its definition": _aum_by_definition,
+    "probability": _in_run("probability"),
+    RUN: _in_run("auto"),
+    "ranks of mean_loss, aum, el2n": _in_run(["mean_loss", "aum", "el2n"]),
+    "self-influence": functools.partial(_self_influence, False),
+    "self-influence, last layer": functools.partial(_self_influence, True),
+}
+# These need folds.
+OUT_OF_FOLD: dict[str, Score] = {
+    "el2n, out of fold": _out_of_fold,
+    RUN_AND_FOLDS: _run_and_folds,
+}
+PEERS: dict[str, Score] = {CLEANLAB: _cleanlab}
