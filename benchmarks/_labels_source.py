@@ -14,6 +14,12 @@ from benchmarks._quality_training import Trained, fit_once
 BATCH_SIZE = 64
 
 
+@functools.cache
+def _load(name: str, data_dir: str, num_train: int) -> tuple[Arrays, Arrays]:
+    """Training and test examples, once for all seeds."""
+    return DATASETS[name].load(data_dir, num_train)
+
+
 class Source:
     """A data set with right labels, and a network trained on these.
 
@@ -44,7 +50,7 @@ class Source:
     @functools.cached_property
     def parts(self) -> tuple[Arrays, Arrays, Arrays]:
         """Training, held-out and test examples."""
-        (x, y), test = self._dataset.load(self._data_dir, self._count)
+        (x, y), test = _load(self.name, self._data_dir, self._count)
         cut = len(x) - len(x) // 10
         return (x[:cut], y[:cut]), (x[cut:], y[cut:]), test
 
