@@ -21,6 +21,7 @@ from keras_tracin.gradients.refusals import (
     check_examples_apart,
 )
 from keras_tracin.gradients.rules import Rule, rule_for
+from keras_tracin.gradients.rules.recurrent_cells import kind_of
 from keras_tracin.gradients.rules.registry import (
     attributes,
     covered_variables,
@@ -132,8 +133,10 @@ def _sites_within(layer: keras.Layer) -> Iterator[Site]:
     """Yields the sites of `layer` and of all layers in it."""
     if _calls_many_times(layer):
         if layer.trainable_variables:
-            # The fallback alone scales what a cell sums up in float16.
-            rule = None if computes_in_float16(layer) else rule_for(layer)
+            rule = rule_for(layer)
+            known = kind_of(getattr(layer, "cell", None)) is not None
+            if computes_in_float16(layer) and not known:
+                rule = None  # the fallback scales what a cell sums up
             yield Site(layer, tuple(layer.trainable_variables), rule)
         return
     own = own_variables(layer)

@@ -3,7 +3,7 @@
 Synopsis:
 
     copy = untrained_copy(model, run)
-    training = training_of(run, copy, num_examples=5000)
+    training = training_of(run, copy, 5000, num_in_copy=3333)
     copy.fit(x, y, training.batch_size, training.epochs)
 """
 
@@ -70,14 +70,18 @@ class Training:
 
 
 def training_of(
-    run: TrainingRun, model: keras.Model, num_examples: int
+    run: TrainingRun, model: keras.Model, num_examples: int, num_in_copy: int
 ) -> Training:
     """How a run was trained, up to its last checkpoint.
+
+    Where the optimizer has a schedule, the batches of a copy that is trained
+    on fewer examples are smaller, so that it comes to the same end.
 
     Args:
         run: a recorded run.
         model: the model that is to be trained.
         num_examples: number of training examples of the run.
+        num_in_copy: number of examples that the model is to be trained on.
     """
     last, optimizer = run[-1], model.optimizer
     every = getattr(optimizer, "gradient_accumulation_steps", None) or 1
@@ -96,5 +100,5 @@ def training_of(
         callbacks.append(
             keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
         )
-    size = math.ceil(num_examples / batches)
+    size = math.ceil((num_in_copy if has_schedule else num_examples) / batches)
     return Training(last.epoch, size, callbacks)

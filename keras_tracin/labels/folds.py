@@ -195,7 +195,9 @@ class Folds:
         else:
             x, y, weight = keras.utils.unpack_x_y_sample_weight(train)
             assert self.run is not None
-            training = training_of(self.run, copy, len(data.ids))
+            training = training_of(
+                self.run, copy, len(data.ids), len(data.ids) - len(rows)
+            )
             copy.fit(
                 *(x, y, training.batch_size, training.epochs, 0),
                 callbacks=[observer, *training.callbacks],

@@ -183,6 +183,23 @@ def test_a_scale_that_overflows_on_the_way_back_is_lowered():
     assert relative_errors(functions, batch, rows).max() < 0.01
 
 
+def test_a_recurrence_goes_back_in_float32():
+    def build(last="float32"):
+        return sequential(
+            (3, 4),
+            layers.Masking(),
+            layers.LSTM(3),
+            layers.Dense(2, dtype=last),
+        )
+
+    x, y, weight = data([1.0, 1e-6, 1e-4], (3, 4))
+    x[1, 2:] = 0  # masked
+    batch = x, y, weight
+    weights, rows = in_float64(lambda: build("float64"), batch)
+    functions = functions_at("mixed_float16", build, weights, batch)
+    assert relative_errors(functions, batch, rows).max() < 0.02
+
+
 class Stretch(keras.Layer):
     """One number for all of a long input: its gradient is a long sum."""
 

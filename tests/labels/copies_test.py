@@ -21,7 +21,7 @@ def test_a_copy_trained_like_the_run_ends_where_it_ended(tmp_path):
     model.fit(X, Y, batch_size=15, epochs=3, callbacks=callbacks, **options)
     run = kt.TrainingRun(tmp_path)
     copy = untrained_copy(model, run)
-    training = training_of(run, copy, len(X))
+    training = training_of(run, copy, len(X), len(X))
     assert (training.epochs, training.batch_size) == (3, 13)  # in 4 batches
     copy.fit(X, Y, 15, 3, callbacks=training.callbacks, **options)
     for before, after in zip(
@@ -29,6 +29,22 @@ def test_a_copy_trained_like_the_run_ends_where_it_ended(tmp_path):
     ):
         np.testing.assert_allclose(after, before, atol=1e-6)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
+
+
+def test_a_schedule_comes_to_its_end_on_fewer_examples(tmp_path):
+    def compiled(rate):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile(keras.optimizers.SGD(rate), CROSSENTROPY)
+        return model
+
+    schedule = keras.optimizers.schedules.CosineDecay(0.4, decay_steps=4)
+    for rate, expected in ((schedule, 9), (0.4, 13)):
+        model = compiled(rate)
+        callbacks = [kt.TracInCheckpoint(tmp_path / str(expected))]
+        model.fit(X, Y, batch_size=15, callbacks=callbacks, verbose=0)
+        run = kt.TrainingRun(tmp_path / str(expected))
+        training = training_of(run, model, num_examples=50, num_in_copy=33)
+        assert training.batch_size == expected
 
 
 def test_without_a_run_weights_are_drawn_anew():

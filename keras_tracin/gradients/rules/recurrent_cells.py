@@ -48,7 +48,7 @@ class Kind:
     parts: Callable[[Any, tf.Tensor, Tensors, Tensors], list[Part]]
 
 
-def kind_of(cell: keras.Layer) -> Kind | None:
+def kind_of(cell: Any) -> Kind | None:
     """The kind of one of Keras's own cells; None if it computes otherwise."""
     kind = _KINDS.get(type(cell))
     if kind is None or overrides_computation(cell, type(cell)):
