@@ -277,6 +277,9 @@ class Inverses:
             count += len(tf.nest.flatten(data)[0])
             if count >= _EXAMPLES:
                 break
+        if not all(tf.reduce_any(v != 0) for v in operator.layout.split(total)):
+            # Its trace names variables that the loss has no gradient for.
+            operator.batch_gradient.get_concrete_function()
         typical = np.sqrt(squares / count)
         gradient = total / count + operator.regularizers.gradient()
         squared = float(tf.reduce_sum(tf.square(gradient)))

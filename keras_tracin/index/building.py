@@ -20,6 +20,7 @@ from keras_tracin.engine.distribution import worker_of
 from keras_tracin.index import search as searches
 from keras_tracin.index.opening import (
     check_numbers,
+    check_sketches,
     open_resident,
     recipe_of,
     relative_paths,
@@ -94,6 +95,7 @@ def begin(
         layers=describe_layers(model),
     )
     if not store.manifest.finished:
+        check_sketches(store.manifest, model)
         check_numbers(store, recipe)
     resident = open_resident(store, model, recipe, projection, None)
     return Build(store, recipe, queries, resident)

@@ -21,8 +21,8 @@ from keras_tracin.models.descriptions import difference
 from keras_tracin.storage import files
 from keras_tracin.storage.sharing import wait_for_worker
 
-FORMAT_VERSION = 3
-READABLE = (2, 3)
+FORMAT_VERSION = 4
+READABLE = (2, 3, 4)
 FILE_NAME = "index.json"
 
 REMEDY = "Copy the index again, or delete it and build it anew."
@@ -83,6 +83,11 @@ class Manifest:
     def knows_numbers(self) -> bool:
         """Whether the index keeps numbers of what its rows are made with."""
         return self._content["format_version"] > READABLE[0]
+
+    @property
+    def factors_recurrences(self) -> bool:
+        """Whether rows are made of factors of recurrent layers, as queries."""
+        return self._content["format_version"] > READABLE[1]
 
     def get(self, name: str) -> Any:
         """An entry of the list."""

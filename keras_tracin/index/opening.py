@@ -23,6 +23,7 @@ from keras_tracin.engine.distribution import Strategy, worker_of
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree, load_numbers, tolerance
 from keras_tracin.engine.steps import GradientFunctions
+from keras_tracin.gradients.rules.recurrent_cells import kind_of
 from keras_tracin.index.manifest import (
     FILE_NAME,
     REMEDY,
@@ -153,8 +154,22 @@ def check_numbers(store: Store, recipe: RowRecipe) -> None:
     agree(path, recipe.numbers(ids), share, remedy)
 
 
+def check_sketches(manifest: Manifest, model: keras.Model) -> None:
+    """Raises ValueError if an earlier version made rows in another way."""
+    if manifest.factors_recurrences:
+        return
+    for layer in model._flatten_layers():
+        if kind_of(getattr(layer, "cell", None)) is not None:
+            raise ValueError(
+                f"The index in {manifest.directory} was built by an earlier "
+                "version of keras_tracin, which sketched recurrent layers as "
+                f"'{layer.name}' in another way. Build the index anew."
+            )
+
+
 def check_model(manifest: Manifest, model: keras.Model) -> None:
     """Raises ValueError unless the rows are those of such a model."""
+    check_sketches(manifest, model)
     mismatch = first_mismatch(manifest.identity["model"], model)
     if mismatch:
         raise ValueError(

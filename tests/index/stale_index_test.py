@@ -77,6 +77,18 @@ def former(directory):
     (directory / "fingerprint.npz").unlink()
 
 
+def test_recurrences_as_an_earlier_version_sketched_them_are_refused(
+    run, copied
+):
+    change(copied, format_version=3)
+    kt.InfluenceIndex(copied, build(), method=method(run))  # without any
+    model = keras.Sequential([keras.Input((3, 1)), keras.layers.GRU(2)])
+    with pytest.raises(
+        ValueError, match=row("old-recurrences", "'gru...index anew")
+    ):
+        kt.InfluenceIndex(copied, model)
+
+
 def test_another_query_loss_or_activation_is_refused(run, copied):
     with pytest.raises(
         ValueError,
