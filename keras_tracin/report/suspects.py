@@ -4,7 +4,7 @@ Synopsis:
 
     suspects = Suspects.from_label_issues(issues, 1_000, class_names=None)
     suspects.ids, suspects.scores            # the most suspicious first
-    suspects.labels([7, 2])                  # as the issues have them
+    suspects.labels(ids, read)               # as the issues have them
 """
 
 from __future__ import annotations
