@@ -56,7 +56,10 @@ class Tempered(layers.Dense):
         (layers.LayerNormalization(), (None, 3)),
         (layers.BatchNormalization(), (None, 3)),
         (layers.GroupNormalization(3), (None, 3)),
-        (layers.RMSNormalization(), (None, 3)),
+        *(
+            (layer(), (None, 3))
+            for layer in registry.present("RMSNormalization")
+        ),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
