@@ -38,10 +38,15 @@ from keras_tracin.curvature.solvers import (
     report,
 )
 from keras_tracin.data.batches import Batch
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.passes import norms_pass
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.queries import Queries
+from keras_tracin.engine.sweep import sweep
+from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
 from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
@@ -183,7 +188,10 @@ class Inverses:
         """
         if checkpoint not in self._prepared:
             damped = Damped(self.operator, self._damping)
-            with self._announced("inverse of the curvature", verbose):
+            with (
+                self._explaining(),
+                self._announced("inverse of the curvature", verbose),
+            ):
                 self._prepared[checkpoint] = self._solver.prepare(damped)
         return self._prepared[checkpoint]
 
@@ -200,8 +208,13 @@ class Inverses:
             verbose: 0 for silence; else long work is announced.
         """
         inverse = self.at(checkpoint, verbose)
-        with self._announced(f"{len(rows):,} systems of equations", verbose):
+        with (
+            self._explaining(),
+            self._announced(f"{len(rows):,} systems of equations", verbose),
+        ):
             solution = inverse(tf.cast(rows, self.operator.dtype))
+        if not np.isfinite(solution.value).all():
+            self._check_gradients()
         report(solution, type(self._solver).__name__)
         return tf.cast(solution.value, rows.dtype)
 
@@ -260,6 +273,22 @@ class Inverses:
         with preserved(model), examples.watched(progress):
             yield
 
+    @contextlib.contextmanager
+    def _explaining(self):
+        """For a `with` block, names examples that break linear algebra."""
+        try:
+            yield
+        except np.linalg.LinAlgError:
+            self._check_gradients()
+            raise
+
+    def _check_gradients(self) -> None:
+        """Raises ValueError if an example's gradient is NaN or infinite."""
+        norms = norms_pass(
+            self.title, self._engine.train_steps, PRESENT_WEIGHTS
+        )
+        sweep(self._engine, norms, Sink(lambda *_: None), Call(verbose=0))
+
     def _warn_unless_at_rest(self) -> None:
         """Compares the mean gradient of some examples with their own."""
         operator, steps = self.operator, self._engine.train_steps
@@ -277,6 +306,8 @@ class Inverses:
             count += len(tf.nest.flatten(data)[0])
             if count >= _EXAMPLES:
                 break
+        if not np.isfinite(squares):
+            self._check_gradients()
         if not all(tf.reduce_any(v != 0) for v in operator.layout.split(total)):
             # Its trace names variables that the loss has no gradient for.
             operator.batch_gradient.get_concrete_function()

@@ -5,10 +5,12 @@ Synopsis:
     read_ids(np.array([3, 1]), "among")      # [3, 1]
     find_repeated(np.array([3, 1, 3]))       # [3]
     check_unique(ids, "train")               # ValueError, naming those twice
+    values[Reading(ids, "train").places(again)]    # in the order of `again`
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,6 +66,51 @@ def check_unique(ids: np.ndarray, name: str) -> None:
             f"select examples. Received {twice[:5]} more than once. Give "
             "others by `kt.with_ids(data, ids)`, or leave out `.repeat()`."
         )
+
+
+class Reading:
+    """The order in which examples were read, for readings in another.
+
+    Data that shuffles gives another order at each reading.
+
+    Args:
+        ids: their ids, `[n]`.
+        name: name of the data, for errors.
+    """
+
+    def __init__(self, ids: np.ndarray, name: str):
+        self._ids, self._name = np.asarray(ids), name
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """Places of examples in this reading.
+
+        Args:
+            ids: ids of all its examples, or of some, as they were read again.
+
+        Raises:
+            ValueError: if the order differs and ids repeat, or one is not
+                there.
+        """
+        if np.array_equal(self._ids, ids):
+            return np.arange(len(self._ids))
+        known = self._ids[self._order]
+        at = np.searchsorted(known, ids)
+        places = self._order[np.minimum(at, len(known) - 1)]
+        others = np.asarray(ids)[self._ids[places] != ids]
+        if len(others):
+            raise ValueError(
+                f"`{self._name}` gave other examples when it was read again. "
+                f"Received the ids {others[:5].tolist()} at one reading only. "
+                "Expected the same examples at each, in any order: take out "
+                "what chooses among them at random."
+            )
+        return places
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        """Places in the order of the ids, which may not repeat."""
+        check_unique(self._ids, self._name)
+        return np.argsort(self._ids, kind="stable")
 
 
 def check_text(value: Any, where: str) -> None:

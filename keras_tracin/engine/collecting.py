@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from keras_tracin.data.batches import content_digest
-from keras_tracin.data.ids import find_repeated
+from keras_tracin.data.ids import Reading, find_repeated
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.grouping import Groups, GroupSums
 from keras_tracin.engine.parts import Parts
@@ -65,14 +65,20 @@ def influence(
         arrays = mapped(blocks, stream, parts)
         warn_of_repeats(arrays["train_ids"])
         return Attribution(**arrays)
-    rows = []
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    train_ids = np.zeros(0)
     for queries in blocks:
         columns = ScoreColumns()
         stream(queries, Sink(columns.add))
-        rows.append((queries.ids, columns.scores))
+        ids, scores = columns.ids, columns.scores
+        if not rows:
+            train_ids = ids
+        elif not np.array_equal(ids, train_ids):  # the data shuffles
+            scores = scores[..., Reading(ids, "train").places(train_ids)]
+        rows.append((queries.ids, scores))
     query_ids, scores = _join_rows(rows)
-    warn_of_repeats(columns.ids)
-    return Attribution(scores, query_ids, columns.ids)
+    warn_of_repeats(train_ids)
+    return Attribution(scores, query_ids, train_ids)
 
 
 def group_influence(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.data.ids import Reading
 from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
@@ -224,9 +225,11 @@ class TrainingDynamics:
 
         Args:
             ids: all their ids, in that order.
+
+        Raises:
+            ValueError: if one is not there, or ids repeat.
         """
-        order = np.argsort(self.ids, kind="stable")
-        rows = order[np.searchsorted(self.ids[order], ids)]
+        rows = Reading(self.ids, "train").places(ids)
         parts: dict[str, Any] = {"ids": self.ids[rows]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from keras_tracin.data.batches import Batch
+from keras_tracin.data.ids import Reading
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.collecting import warn_of_repeats
@@ -139,7 +140,9 @@ def training_dynamics(
         differentiating = Engine(
             model, train, loss=loss, checkpoints=weights, execution=execution
         )
-        fields["gradient_norm"] = _lengths(differentiating, weights, verbose)
+        read, lengths = _lengths(differentiating, weights, verbose)
+        rows = Reading(read, "train").places(columns.ids)
+        fields["gradient_norm"] = lengths[:, rows]
     return TrainingDynamics(
         ids=columns.ids,
         epochs=np.array([0 if c is None else c.epoch for c in weights]),
@@ -197,10 +200,12 @@ def _what_to_keep(
     return keep
 
 
-def _lengths(engine: Engine, weights: Weights, verbose: int) -> np.ndarray:
-    """The lengths of gradients `[k, n]`."""
+def _lengths(
+    engine: Engine, weights: Weights, verbose: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids `[n]`, and the lengths of their gradients `[k, n]`."""
     columns = Columns({"lengths": {"lengths": None}}, len(weights))
     norms = norms_pass("Lengths of gradients", engine.train_steps, weights)
     norms = dataclasses.replace(norms, gather=columns.gather)
     sweep(engine, norms, Sink(columns.add), Call(verbose=verbose))
-    return np.sqrt(columns.arrays()["lengths"])
+    return columns.ids, np.sqrt(columns.arrays()["lengths"])

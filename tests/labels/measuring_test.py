@@ -110,6 +110,11 @@ def test_lengths_of_gradients_are_those_of_tracin(trained):
     own = kt.TracIn(model, (X, Y), one).self_influence(verbose=0)
     expected = np.sqrt(own.scores / one[0].learning_rate)
     np.testing.assert_allclose(measured.grand, expected, rtol=1e-4)
+    shuffled = kt.with_ids((X, Y)).shuffle(N).batch(4)
+    with pytest.warns(UserWarning, match=row("one-checkpoint")):
+        measured = measure(model, shuffled, one, gradients=True)
+    grand = measured.grand[np.argsort(measured.ids)]
+    np.testing.assert_allclose(grand, expected, rtol=1e-4)
 
 
 def test_without_a_run_the_present_weights_are_measured(trained):

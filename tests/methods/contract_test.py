@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import keras
 import numpy as np
@@ -222,6 +223,33 @@ def test_scores_stay_within_other_limits(made):
     np.testing.assert_array_equal(ids, IDS[4:9])
     with pytest.raises(TypeError, match="jit_compile"):
         made.method.within(jit_compile=True)
+
+
+def test_data_may_be_read_in_another_order_each_time(
+    made, trained, monkeypatch
+):
+    shuffled = kt.with_ids((X, Y), IDS).shuffle(NUM_TRAIN).batch(8)
+    monkeypatch.setattr(sys.modules[__name__], "TRAIN", shuffled)
+    method = METHODS[made.name](*trained)
+    if made.name.startswith("Ensemble"):
+        with pytest.raises(ValueError, match=row("ensemble-order", "ids")):
+            method.influence(TEST, verbose=0)
+        return
+    scores = method.influence(TEST, verbose=0)
+    order = np.argsort(scores.train_ids)
+    np.testing.assert_array_equal(scores.train_ids[order], IDS)
+    scale = np.abs(made.scores.scores).max()
+    np.testing.assert_allclose(
+        scores.scores[:, order], made.scores.scores, atol=1e-4 * scale
+    )
+    if made.has_self_influence:
+        expected = made.method.self_influence(verbose=0).scores
+        again = method.self_influence(verbose=0)
+        np.testing.assert_allclose(
+            again.scores[np.argsort(again.ids)],
+            expected,
+            atol=1e-4 * np.abs(expected).max(),
+        )
 
 
 def test_a_call_that_was_stopped_goes_on_to_the_same_bits(

@@ -301,6 +301,22 @@ def test_what_cannot_be_differentiated_is_refused_by_its_name(curvature):
     assert np.abs(scores).min() > 0
 
 
+@pytest.mark.parametrize("solver", [kt.CG(), kt.Exact(), kt.EKFAC()])
+def test_a_gradient_that_is_not_a_number_is_named(solver):
+    model = sequential(
+        (5,),
+        layers.Dense(3, kernel_initializer="ones"),
+        layers.Lambda(tf.sqrt),  # whose slope is infinite at zero
+        layers.Dense(CLASSES, "softmax"),
+    )
+    model.compile(loss="sparse_categorical_crossentropy")
+    x, y = np.abs(TRAIN[0]), TRAIN[1]
+    x[7] = 0
+    method = kt.InfluenceFunctions(model, (x, y), damping=1.0, solver=solver)
+    with pytest.raises(ValueError, match=row("overflow", "ids [7] are")):
+        method.influence((x[:3], y[:3]), verbose=0)
+
+
 def test_too_many_weights_are_refused_with_the_memory_they_take(
     model, monkeypatch
 ):

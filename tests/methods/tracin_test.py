@@ -487,3 +487,26 @@ def test_the_final_checkpoint_alone_is_warned_of(trained, recwarn):
     assert not [w for w in recwarn if "final checkpoint" in str(w.message)]
     with pytest.warns(UserWarning, match="final checkpoint only .epoch 3"):
         kt.TracIn(model, TRAIN, run[-1:])
+
+
+def test_blocks_of_queries_may_read_the_data_in_another_order(
+    trained, influence
+):
+    model, run = trained
+    data = kt.with_ids(TRAIN).shuffle(NUM_TRAIN).batch(8)
+    shuffled = kt.TracIn(model, data, run, memory_limit=1_000)
+    assert shuffled.plan(TEST).num_blocks > 1
+    received = shuffled.influence(TEST, verbose=0)
+    np.testing.assert_allclose(
+        received.scores[:, np.argsort(received.train_ids)],
+        influence.scores,
+        atol=1e-5 * np.abs(influence.scores).max(),
+    )
+
+
+def test_data_that_holds_other_examples_when_read_again_is_refused(trained):
+    model, run = trained
+    some = kt.with_ids(TRAIN).shuffle(NUM_TRAIN).take(NUM_TRAIN // 2).batch(8)
+    method = kt.TracIn(model, some, run, memory_limit=1_000)
+    with pytest.raises(ValueError, match=row("other-reading", "the ids [")):
+        method.influence(TEST, verbose=0)

@@ -51,7 +51,9 @@ class Exact:
             )
         matrix = as_matrix(operator)
         try:
-            factor = scipy.linalg.cho_factor(matrix, lower=True)
+            factor = scipy.linalg.cho_factor(
+                matrix, lower=True, check_finite=False
+            )
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(matrix)
             return ExactInverse(operator.dtype, None, values, vectors)
@@ -91,7 +93,9 @@ class ExactInverse:
         right = np.asarray(rhs, np.float64).T
         negative = self.factor is None
         if self.factor is not None:
-            value = scipy.linalg.cho_solve(self.factor, right)
+            value = scipy.linalg.cho_solve(
+                self.factor, right, check_finite=False
+            )
             solved = np.ones(len(rhs), bool)
         else:
             value, solved = self._solve_by_eigenvalues(right)
