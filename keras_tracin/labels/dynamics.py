@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_tracin.data.ids import Reading
-from keras_tracin.results.saved import load_saved
-from keras_tracin.storage.arrays import save_arrays
+from keras_tracin.results.saved import load_saved, save_fields
 
 EARLY = 2  # checkpoints
 _NORMAL = 1.4826  # standard deviations in a median absolute deviation
@@ -256,12 +254,7 @@ class TrainingDynamics:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file; it appears whole or not at all."""
-        arrays = {
-            field.name: np.asarray(value)
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        save_arrays(Path(path), arrays)
+        save_fields(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TrainingDynamics:

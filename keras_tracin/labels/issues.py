@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,7 @@ from keras_tracin.labels.suspicion import (
 )
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.results import TopK
-from keras_tracin.results.saved import load_saved
-from keras_tracin.storage.arrays import save_arrays
+from keras_tracin.results.saved import load_saved, save_fields
 
 _UNKNOWN = -1  # number of issues, in files
 _BATCH = 256  # queries
@@ -210,13 +208,7 @@ class LabelIssues:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file; it appears whole or not at all."""
-        arrays = {
-            field.name: np.asarray(value)
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        arrays.setdefault("num_issues", np.asarray(_UNKNOWN))
-        save_arrays(Path(path), arrays)
+        save_fields(self, path, num_issues=np.asarray(_UNKNOWN))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LabelIssues:

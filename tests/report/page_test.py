@@ -6,24 +6,12 @@ from selenium.webdriver.common.keys import Keys
 
 import keras_tracin as kt
 from tests.report import pages
-from tests.report.browser import Page, needs_chromium, open_chromium
+from tests.report.browser import Page, needs_chromium
 
 pytestmark = needs_chromium
 
 NAMES = ["ant", "bee", "cat"]
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">"
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory):
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads):
-    driver = open_chromium(downloads)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
