@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_tracin.curvature.kronecker import (
@@ -29,7 +30,12 @@ from keras_tracin.curvature.kronecker import (
     sum_of_squares,
 )
 from keras_tracin.curvature.mean_loss import MeanLossCurvature
-from keras_tracin.curvature.pseudo_gradients import pseudo_loss
+from keras_tracin.curvature.pseudo_gradients import (
+    MOST_OUTPUTS,
+    is_out_of_reach,
+    pseudo_loss,
+)
+from keras_tracin.engine.footprint import footprint
 from keras_tracin.gradients.capture import Captured, capture
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.placement import Placement, place
@@ -37,9 +43,9 @@ from keras_tracin.gradients.placement import Placement, place
 _ENOUGH = 5_000  # pseudo-gradients
 _MOST_DRAWS = 16  # for each example
 _BATCH = 256
-# Bases take fewer pseudo-gradients than eigenvalues do: these, or 1.5 times
-# the width of a layer; and of inputs with many positions, fewer again.
-_ENOUGH_FOR_BASES, _WIDTHS = 3_000, 1.5
+# Bases of many examples take no more than these, or 1.5 times the width of a
+# layer; and of inputs with many positions, fewer.
+_WIDTHS = 1.5
 _POSITIONS, _FEWEST_EXAMPLES = 64, 512
 _DRAW = tf.TensorSpec([4], tf.int32)
 
@@ -99,8 +105,16 @@ class LayerBlocks:
         """A `[i, i]` and B `[o, o]` of each block, summed over all draws.
 
         Of many examples, over every second one, every third, and so on.
+
+        Raises:
+            ValueError: if the loss's curvature by the outputs is of no known
+                kind, and cannot be written out.
         """
-        return self._sum(self._moments, draws, every=self._every(draws))[0]
+        few, every = self._for_bases(draws)
+        moments = self._sum(self._moments, few, every=every)[0]
+        if not all(np.isfinite(m).all() for m in tf.nest.flatten(moments)):
+            self._check_curvature()
+        return moments
 
     def mean_squares(
         self, bases: Sequence[Basis], draws: Draws
@@ -110,22 +124,32 @@ class LayerBlocks:
         Args:
             bases: one for each block.
             draws: those of `moments`.
+
+        Raises:
+            ValueError: as `moments`.
         """
         sums, count = self._sum(self._squares, draws, bases)
+        if not all(np.isfinite(squares).all() for squares in sums):
+            self._check_curvature()
         return [squares / count for squares in sums]
 
     def penalty_diagonal(self) -> tf.Tensor:
         """The diagonal `[p]` of the weight regularisers' curvature."""
         return self._curvature.penalty_diagonal()
 
-    def _every(self, draws: Draws) -> int:
-        """The distance of the examples that bases are made of."""
+    def _for_bases(self, draws: Draws) -> tuple[Draws, int]:
+        """The draws that bases are made of, and the distance of examples.
+
+        Of each example as few as will do, since inputs are the same in all.
+        """
         count = self._curvature.examples.expected_size
         if draws.exact or not count:
-            return 1
+            return draws, 1
         sides = [max(b.rows, b.columns) for b in self.blocks if b.kronecker]
-        enough = max(_ENOUGH_FOR_BASES, _WIDTHS * max(sides, default=0))
-        return max(1, int(draws.number * count / enough))
+        enough = max(_ENOUGH, _WIDTHS * max(sides, default=0))
+        number = min(draws.number, math.ceil(enough / count))
+        every = max(1, int(number * count / enough))
+        return dataclasses.replace(draws, number=number), every
 
     def _sum(
         self, step: Callable, draws: Draws, *args, every: int = 1
@@ -137,7 +161,7 @@ class LayerBlocks:
         total: Any = None
         count = 0
         for draw in range(draws.number):
-            batches = self._curvature.held.spread(every, _BATCH)
+            batches = self._curvature.held.spread(every, self._batch_size)
             for at, data in enumerate(batches):
                 place = [draw, at, draws.seed, draws.exact]
                 terms = step(data, tf.constant(place, tf.int32), *args)
@@ -148,6 +172,36 @@ class LayerBlocks:
                 )
                 count += len(tf.nest.flatten(data)[0])
         return total, count
+
+    @functools.cached_property
+    def _batch_size(self) -> int:
+        """As many as memory allows of a number that random draws go by."""
+        return min(_BATCH, self._curvature.batch_size(footprint(self._squares)))
+
+    def _check_curvature(self) -> None:
+        """Raises ValueError if the loss's curvature is out of reach."""
+        curvature = self._curvature
+
+        def lost(data):
+            x, y, *weight = data
+            y_pred = curvature.see_outputs(curvature.model(x, training=False))
+            weights = weight[0] if weight else None
+            return is_out_of_reach(curvature.loss, y, y_pred, weights)
+
+        step = self._compile(lambda data, draw: lost(data))
+        draw = tf.zeros([4], tf.int32)
+        for data in curvature.held.batches(self._batch_size):
+            if step(data, draw):
+                raise ValueError(
+                    "EK-FAC needs the loss's curvature by the outputs of each "
+                    "example: that of a softmax cross-entropy, one without "
+                    "mixed derivatives, or any other by up to "
+                    f"{MOST_OUTPUTS} outputs at each position. Received a "
+                    f"loss of another kind by outputs of {self._outputs} "
+                    "entries, or one that mixes positions, outputs or "
+                    "examples. Use curvature='gauss_newton' with `Arnoldi()` "
+                    "or `CG()`."
+                )
 
     @functools.cached_property
     def _captured(self) -> Any:
@@ -196,11 +250,7 @@ class LayerBlocks:
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The blocks of a row, in order.
-
-        Raises:
-            ValueError: if the model has more than 512 outputs.
-        """
+        """The blocks of a row, in order."""
         captured = self._captured.get_concrete_function().structured_outputs
         return tuple(block for block, _ in self._cut(captured))
 

@@ -29,7 +29,7 @@ from keras_tracin.curvature.penalty import Layout, Parts, Penalty
 from keras_tracin.data.batches import Examples
 from keras_tracin.engine.distribution import Strategy, spread_sum
 from keras_tracin.engine.execution import Execution
-from keras_tracin.engine.footprint import footprint
+from keras_tracin.engine.footprint import Footprint, footprint
 from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.steps import batch_spec
 from keras_tracin.gradients.compiling import compile_step
@@ -180,11 +180,19 @@ class MeanLossCurvature(Operator):
 
     @functools.cached_property
     def _batch_size(self) -> int:
+        return self.batch_size(footprint(self.products.with_one))
+
+    def batch_size(self, needs: Footprint) -> int:
+        """The number of examples that a step may take at once.
+
+        Args:
+            needs: the step's footprint.
+        """
         plan = make_plan(
             self.examples,
             num_queries=0,
             num_checkpoints=1,
-            footprint=footprint(self.products.with_one),
+            footprint=needs,
             bytes_per_query=0,
             execution=self._execution,
         )

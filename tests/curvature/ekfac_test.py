@@ -315,8 +315,47 @@ def test_draws_that_cannot_be_are_refused():
         EKFAC("exact").prepare(Damped(wide, DAMPING))
 
 
-def test_too_many_outputs_are_refused():
-    with pytest.raises(
-        ValueError, match=row("ekfac-outputs", "up to 512 outputs... 600")
-    ):
-        fitted(sequential((2,), layers.Dense(600)))
+def _of_the_largest(y, y_pred):
+    """A loss of all outputs together, and not of a softmax."""
+    return tf.square(tf.reduce_logsumexp(y_pred, axis=-1))
+
+
+def _of_all_positions(y, y_pred):
+    total = tf.reduce_sum(y_pred, axis=1, keepdims=True)
+    return tf.square(total[..., 0]) * tf.ones_like(y_pred[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"),
+    [((600,), _of_the_largest), ((4, 3), _of_all_positions)],
+    ids=["very many outputs", "positions"],
+)
+def test_losses_that_mix_outputs_are_refused(shape, loss):
+    size = int(np.prod(shape))
+    model = sequential((2,), layers.Dense(size), layers.Reshape(shape))
+    keras.utils.set_random_seed(0)
+    model.compile(loss=loss)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(5, 2)), rng.normal(size=(5, *shape))
+    method = kt.InfluenceFunctions(model, data, damping=0.1, curvature="ekfac")
+    found = f"outputs of [{shape[-1]}] entries"
+    with pytest.raises(ValueError, match=row("ekfac-outputs", found)):
+        method.influence(data, verbose=0)
+
+
+def test_a_wide_softmax_has_the_trace_of_gauss_newton():
+    network = sequential((2,), layers.Dense(600, "softmax"))
+    operator = gauss_newton(network, "sparse_categorical_crossentropy")
+    inverse = EKFAC(draws=20).prepare(Damped(operator, DAMPING))
+    eigenvalues = sum(np.sum(values) for values in inverse.eigenvalues)
+    x = np.concatenate(
+        [
+            np.asarray(operator.examples.first(COUNT).data[0]),
+            np.ones((COUNT, 1)),
+        ],
+        axis=1,
+    )
+    p = network.predict(x[:, :-1], verbose=0)
+    trace = np.mean(np.sum(x**2, 1) * (1 - np.sum(p**2, 1)))
+    undamped = eigenvalues - DAMPING * operator.size
+    np.testing.assert_allclose(undamped, trace, rtol=0.02)

@@ -76,8 +76,9 @@ class EKFAC:
 
         Raises:
             ValueError: if the operator is not a network's Gauss-Newton
-                matrix, if the model has more than 512 outputs, or if there
-                are no exact draws of them.
+                matrix, if the loss's curvature by more than 512 outputs is
+                neither that of a softmax nor diagonal, or if there are no
+                exact draws of the outputs.
         """
         layers = operator.undamped.by_layer
         if layers is None:
