@@ -64,6 +64,7 @@ from keras_tracin.results import (
     Attribution,
     Ranking,
     SelfInfluence,
+    TokenInfluence,
     TopK,
 )
 from keras_tracin.runs import (
@@ -114,6 +115,7 @@ __all__ = [
     "SelfInfluence",
     "StepTable",
     "TensorSketch",
+    "TokenInfluence",
     "TopK",
     "TracIn",
     "TracInCheckpoint",

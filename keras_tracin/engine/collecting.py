@@ -31,6 +31,7 @@ from keras_tracin.results import (
     Attribution,
     ScoreColumns,
     SelfInfluence,
+    TokenInfluence,
     TopK,
     TopKMerger,
 )
@@ -65,6 +66,31 @@ def influence(
         arrays = mapped(blocks, stream, parts)
         warn_of_repeats(arrays["train_ids"])
         return Attribution(**arrays)
+    scores, query_ids, train_ids = _in_memory(blocks, stream)
+    warn_of_repeats(train_ids)
+    return Attribution(scores, query_ids, train_ids)
+
+
+def token_influence(
+    blocks: Iterable[SomeBlock], stream: Stream[SomeBlock]
+) -> TokenInfluence:
+    """Scores by token, from a function that streams those of one block.
+
+    Args:
+        blocks: the queries.
+        stream: streams `[m, tokens + 1, c]` of one block into a sink, the
+            rest after the last token.
+    """
+    scores, query_ids, train_ids = _in_memory(blocks, stream)
+    warn_of_repeats(train_ids)
+    tokens = np.ascontiguousarray(np.moveaxis(scores[:, :-1], 1, 2))
+    return TokenInfluence(tokens, scores[:, -1], query_ids, train_ids)
+
+
+def _in_memory(
+    blocks: Iterable[SomeBlock], stream: Stream[SomeBlock]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores `[m, ..., n]` of all blocks, the queries' ids and examples'."""
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     train_ids = np.zeros(0)
     for queries in blocks:
@@ -77,8 +103,7 @@ def influence(
             scores = scores[..., Reading(ids, "train").places(train_ids)]
         rows.append((queries.ids, scores))
     query_ids, scores = _join_rows(rows)
-    warn_of_repeats(train_ids)
-    return Attribution(scores, query_ids, train_ids)
+    return scores, query_ids, train_ids
 
 
 def group_influence(

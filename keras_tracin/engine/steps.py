@@ -14,7 +14,7 @@ Synopsis:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
@@ -88,6 +88,7 @@ class GradientFunctions:
         self.sparing = sparing
         self.updated = updated or UpdatedVariables(model)
         self._queries = queries or self
+        self._kept: dict[Hashable, Any] = {}
         self._strategy, self._jit_compile = strategy, jit_compile
         self.spec = batch_spec(like)
         self.capturing = Capturing(
@@ -146,6 +147,12 @@ class GradientFunctions:
             return factors, captured.losses
 
         return self.traced(step, POSITION, axis=0)
+
+    def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """A step of another module, made when it is first asked for."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def query_factors(self, data, *position) -> tuple:
         """The factors of queries that `products` takes."""
@@ -208,7 +215,7 @@ class GradientFunctions:
             ]
             return scaled_sum(rate, shares)
 
-        specs = self._queries.factor_specs
+        specs = self.query_specs
         return self.traced(step, specs, RATE, *self._position, axis=-1)
 
     @functools.cached_property
@@ -227,9 +234,7 @@ class GradientFunctions:
             ]
             return scaled_sum(rate, shares)
 
-        factors = self._traced_factors.factors
-        specs = flat.direction_specs(self.variables, factors)
-        return self.traced(step, specs, RATE, axis=-1)
+        return self.traced(step, self.direction_specs, RATE, axis=-1)
 
     @functools.cached_property
     def contractions(self):
@@ -300,6 +305,17 @@ class GradientFunctions:
         factors = self._traced_factors.factors
         specs = flat.vector_specs(self.variables, factors)
         return self.traced(step, specs, RATE, axis=-1)
+
+    @property
+    def direction_specs(self) -> tuple:
+        """The types of directions, as `along` takes them."""
+        factors = self._traced_factors.factors
+        return flat.direction_specs(self.variables, factors)
+
+    @property
+    def query_specs(self) -> tuple:
+        """The types of queries' factors, as `products` takes them."""
+        return self._queries.factor_specs
 
     @property
     def factor_specs(self) -> tuple:

@@ -47,7 +47,7 @@ from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Visit, Weights
 from keras_tracin.losses.per_example import penalty_weight
-from keras_tracin.methods.base import Method
+from keras_tracin.methods.by_token import ByToken
 from keras_tracin.methods.index_rows import inverse_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.training_notes import check_training
@@ -62,7 +62,7 @@ _RELATIVE = (None, "loss", "parameters")
 _DIGESTED = 256  # examples at a time
 
 
-class InfluenceFunctions(Method):
+class InfluenceFunctions(ByToken):
     """Influence of training examples at the minimum of the objective.
 
     Example:
@@ -321,6 +321,12 @@ class InfluenceFunctions(Method):
             prepare=directions,
             gather=self._gather,
         )
+
+    def token_pass(self, queries: Queries, tokens: int) -> Pass:
+        """The pass that scores `queries` by `tokens` of training examples."""
+        if self._lengths is not None:
+            self._lengths.measure(self.checkpoints, verbose=0)
+        return super().token_pass(queries, tokens)
 
     def _gather(self, chunk: Chunk) -> Sums:
         if self._lengths is None:

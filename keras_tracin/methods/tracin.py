@@ -36,7 +36,7 @@ from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
-from keras_tracin.methods.base import Method
+from keras_tracin.methods.by_token import ByToken
 from keras_tracin.methods.index_rows import checkpoint_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.rates import (
@@ -59,7 +59,7 @@ from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 
-class TracIn(Method):
+class TracIn(ByToken):
     """Influence of training examples by TracIn over checkpoints.
 
     Example:

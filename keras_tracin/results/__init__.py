@@ -3,6 +3,7 @@
 from keras_tracin.results.attribution import Attribution
 from keras_tracin.results.self_influence import SelfInfluence
 from keras_tracin.results.streaming import ScoreColumns, TopKMerger
+from keras_tracin.results.token_influence import TokenInfluence
 from keras_tracin.results.top_k import Ranking, TopK
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Ranking",
     "ScoreColumns",
     "SelfInfluence",
+    "TokenInfluence",
     "TopK",
     "TopKMerger",
 ]

@@ -41,6 +41,7 @@ from keras_tracin.gradients.factors.operations import (
     work,
 )
 from keras_tracin.gradients.factors.outer import with_ones
+from keras_tracin.gradients.factors.positions import inner_by_position
 
 __all__ = [
     "DenseGradients",
@@ -55,6 +56,7 @@ __all__ = [
     "contract",
     "dense",
     "inner",
+    "inner_by_position",
     "materialize",
     "merge",
     "outer",

@@ -1,0 +1,278 @@
+"""Scores by token: their sums, and the shares of single positions."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+import keras_tracin as kt
+from tests.error_rows import row
+from tests.gradients.oracle import precision
+
+COUNT, TOKENS, WORDS, WIDTH, CLASSES = 7, 5, 9, 4, 3
+
+pytestmark = pytest.mark.filterwarnings("ignore:The model has not converged")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _double_precision():
+    with precision("float64"):
+        yield
+
+
+def texts(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.integers(WORDS, size=(count, TOKENS)).astype("int32"),
+        rng.integers(CLASSES, size=count),
+    )
+
+
+TRAIN, TEST = texts(COUNT), texts(3, seed=1)
+
+
+def recorded(model, data, directory, epochs=2):
+    model.fit(
+        *data,
+        epochs=epochs,
+        batch_size=4,
+        verbose=0,
+        callbacks=[kt.TracInCheckpoint(directory)],
+    )
+    return kt.TrainingRun(directory)
+
+
+def pooled():
+    """Each token is looked up and goes through a layer; then all are pooled."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((TOKENS,), dtype="int32"),
+            layers.Embedding(WORDS, WIDTH, name="table"),
+            layers.Dense(WIDTH, activation="tanh", name="each"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(CLASSES, name="head"),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    return model
+
+
+class Tied(layers.Layer):
+    """A causal model whose output projection is its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = layers.Embedding(WORDS, WIDTH)
+        self.attention = layers.MultiHeadAttention(2, 2)
+        self.norm = layers.LayerNormalization()
+
+    def call(self, ids):
+        hidden = self.table(ids)
+        attended = self.attention(hidden, hidden, use_causal_mask=True)
+        hidden = self.norm(hidden + attended)
+        return ops.matmul(hidden, ops.transpose(self.table.embeddings))
+
+
+def language_model():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((TOKENS,), dtype="int32")
+    model = keras.Model(inputs, Tied()(inputs))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss)
+    return model
+
+
+def continued(data):
+    """Texts, and the next token of each as its label."""
+    x, _ = data
+    return x, np.roll(x, -1, axis=1)
+
+
+METHODS = {
+    "TracIn": lambda model, run, data: kt.TracIn(model, data, run),
+    "optimizer-aware": lambda model, run, data: kt.TracIn(
+        model, data, run, optimizer_aware=True
+    ),
+    "EK-FAC": lambda model, run, data: kt.InfluenceFunctions(
+        model, data, damping=0.1, curvature="ekfac"
+    ),
+    "of equal lengths": lambda model, run, data: kt.InfluenceFunctions(
+        model, data, damping=0.1, curvature="ekfac", relative="loss"
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["pooled", "language model"])
+def test_tokens_and_rest_add_up_to_the_scores(method, kind, tmp_path):
+    model, data, test = pooled(), TRAIN, TEST
+    if kind == "language model":
+        model, data, test = language_model(), *map(continued, (TRAIN, TEST))
+    run = recorded(model, data, tmp_path)
+    scored = METHODS[method](model, run, data)
+    expected = scored.influence(test, verbose=0)
+    tokens = scored.token_influence(test, verbose=0)
+    assert tokens.scores.shape == (3, COUNT, TOKENS)
+    total = tokens.attribution
+    np.testing.assert_allclose(total.scores, expected.scores, rtol=1e-9)
+    np.testing.assert_array_equal(total.train_ids, expected.train_ids)
+    np.testing.assert_array_equal(total.query_ids, expected.query_ids)
+    assert np.abs(tokens.scores).min() > 0
+    assert 0 < tokens.rest_share < 0.9
+
+
+def test_a_token_has_the_share_of_the_weights_applied_to_it(tmp_path):
+    """Against a twin whose layers have weights of their own at each token."""
+    model = pooled()
+    run = recorded(model, TRAIN, tmp_path, epochs=1)
+    table, kernel, bias, head, offset = (
+        tf.constant(v.numpy()) for v in model.trainable_variables
+    )
+
+    def gradients(x, y):
+        """By the weights at each token, and by those of the head."""
+        tables = tf.repeat(table[np.newaxis], TOKENS, 0)
+        kernels = tf.repeat(kernel[np.newaxis], TOKENS, 0)
+        biases = tf.repeat(bias[np.newaxis], TOKENS, 0)
+        with tf.GradientTape() as tape:
+            tape.watch([tables, kernels, biases, head, offset])
+            hidden = [
+                tf.tanh(
+                    tf.linalg.matvec(
+                        kernels[t], tables[t, x[t]], transpose_a=True
+                    )
+                    + biases[t]
+                )
+                for t in range(TOKENS)
+            ]
+            mean = tf.add_n(hidden) / TOKENS
+            logits = tf.linalg.matvec(head, mean, transpose_a=True) + offset
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+        sources = [tables, kernels, biases, head, offset]
+        *placed, w, b = (
+            tf.convert_to_tensor(g).numpy()
+            for g in tape.gradient(loss, sources)
+        )
+        placed = [g.reshape(TOKENS, -1) for g in placed]
+        return np.concatenate(placed, 1), np.concatenate([w.ravel(), b])
+
+    rate = run.learning_rates[0]
+    scored = kt.TracIn(model, TRAIN, run)
+    tokens = scored.token_influence(TEST, verbose=0)
+    trained = [gradients(x, y) for x, y in zip(*TRAIN, strict=True)]
+    for query, (x, y) in enumerate(zip(*TEST, strict=True)):
+        placed, rest = gradients(x, y)
+        for example, (own, own_rest) in enumerate(trained):
+            np.testing.assert_allclose(
+                tokens.scores[query, example],
+                rate * own @ placed.sum(axis=0),
+                atol=1e-7,
+            )
+            np.testing.assert_allclose(
+                tokens.rest[query, example], rate * own_rest @ rest, atol=1e-7
+            )
+
+
+def test_training_examples_come_in_the_order_asked_for(tmp_path):
+    model = pooled()
+    scored = kt.TracIn(model, TRAIN, recorded(model, TRAIN, tmp_path))
+    everything = scored.token_influence(TEST, verbose=0)
+    some = scored.token_influence(TEST, train=[5, 0, 2], verbose=0)
+    np.testing.assert_array_equal(some.train_ids, [5, 0, 2])
+    np.testing.assert_allclose(some.scores, everything.scores[:, [5, 0, 2]])
+    np.testing.assert_allclose(some.rest, everything.rest[:, [5, 0, 2]])
+
+
+def test_results_are_saved_and_shown(tmp_path):
+    rng = np.random.default_rng(0)
+    tokens = kt.TokenInfluence(
+        rng.normal(size=(2, 3, 4)),
+        rng.normal(size=(2, 3)),
+        np.array([7, 8]),
+        np.array(["a", "b", "c"]),
+    )
+    tokens.save(tmp_path / "tokens.npz")
+    loaded = kt.TokenInfluence.load(tmp_path / "tokens.npz")
+    np.testing.assert_array_equal(loaded.scores, tokens.scores)
+    np.testing.assert_array_equal(loaded.rest, tokens.rest)
+    table = tokens.to_dataframe()
+    assert table.loc[(8, "b", 2), "score"] == tokens.scores[1, 1, 2]
+    assert table.loc[(8, "b", -1), "score"] == tokens.rest[1, 1]
+    assert "2 queries to 3 training examples of 4 tokens" in repr(tokens)
+    with pytest.raises(ValueError, match="that without tokens"):
+        kt.TokenInfluence(
+            tokens.scores, tokens.rest[:1], tokens.query_ids, tokens.train_ids
+        )
+
+
+def two_sided(encoder, decoder, names=("encoder_ids", "decoder_ids")):
+    """A model of two sequences, and data for it."""
+    keras.utils.set_random_seed(0)
+    inputs = {
+        name: keras.Input((length,), dtype="int32", name=name)
+        for name, length in zip(names, (encoder, decoder), strict=True)
+    }
+    parts = [
+        layers.GlobalAveragePooling1D()(layers.Embedding(WORDS, WIDTH)(x))
+        for x in inputs.values()
+    ]
+    model = keras.Model(
+        inputs, layers.Dense(CLASSES)(ops.concatenate(parts, axis=-1))
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    rng = np.random.default_rng(0)
+    x = {
+        name: rng.integers(WORDS, size=(COUNT, value.shape[1])).astype("int32")
+        for name, value in inputs.items()
+    }
+    return model, (x, TRAIN[1])
+
+
+def test_one_side_of_an_encoder_and_a_decoder_is_chosen(tmp_path):
+    model, data = two_sided(6, 4)
+    scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    expected = scored.influence(data, verbose=0).scores
+    for side, length in (("encoder", 6), ("decoder", 4)):
+        tokens = scored.token_influence(data, sequence=side, verbose=0)
+        assert tokens.scores.shape == (COUNT, COUNT, length)
+        np.testing.assert_allclose(tokens.attribution.scores, expected)
+    with pytest.raises(
+        ValueError, match=row("token-sequence", "sequence=None")
+    ):
+        scored.token_influence(data, verbose=0)
+    with pytest.raises(ValueError, match=row("token-word", "'left'")):
+        scored.token_influence(data, sequence="left", verbose=0)
+
+
+@pytest.mark.parametrize("side", [None, "encoder"])
+def test_sides_of_one_length_cannot_be_told_apart(side, tmp_path):
+    model, data = two_sided(4, 4)
+    scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    with pytest.raises(
+        ValueError, match=row("token-sequence", "'decoder_ids': 4")
+    ):
+        scored.token_influence(data, sequence=side, verbose=0)
+
+
+def test_what_has_no_tokens_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(CLASSES)])
+    model.compile("sgd", "mse")
+    data = np.ones((4, 3)), np.ones((4, CLASSES))
+    scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    with pytest.raises(ValueError, match=row("token-input", "these: {}")):
+        scored.token_influence(data, verbose=0)
+
+
+def test_sketches_and_too_many_scores_are_refused(tmp_path):
+    model = pooled()
+    run = recorded(model, TRAIN, tmp_path)
+    sketched = kt.TracIn(model, TRAIN, run, projection=kt.TensorSketch(16))
+    with pytest.raises(ValueError, match=row("token-sketches", "projection=")):
+        sketched.token_influence(TEST, verbose=0)
+    small = kt.TracIn(model, TRAIN, run, memory_limit=500)
+    with pytest.raises(ValueError, match=row("token-size", "3 queries × 7")):
+        small.token_influence(TEST, verbose=0)
