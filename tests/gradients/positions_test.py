@@ -1,5 +1,7 @@
 """Products by position, against the same products of one position alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,6 +75,18 @@ def test_a_share_is_the_product_of_its_position_alone(kind, form):
             algebra.materialize(only(left, position)), full
         )
         np.testing.assert_allclose(shares[..., position], expected)
+
+
+@pytest.mark.parametrize("form", ["as it is", "materialized"])
+def test_entries_of_one_position_count_together(form):
+    rng = np.random.default_rng(0)
+    left, right = outer(rng, 2, False), outer(rng, 5, False)
+    if form == "materialized":
+        right = algebra.materialize(right)
+    apart = algebra.inner_by_position(left, right).numpy()
+    pairs = algebra.inner_by_position(dataclasses.replace(left, runs=2), right)
+    expected = apart.reshape(2, 5, TOKENS // 2, 2).sum(axis=3)
+    np.testing.assert_allclose(pairs, expected)
 
 
 def test_gradients_that_are_sums_over_positions_have_no_shares():

@@ -176,6 +176,45 @@ def test_a_token_has_the_share_of_the_weights_applied_to_it(tmp_path):
             )
 
 
+def test_adapters_of_attention_have_shares_of_tokens(tmp_path):
+    model = language_model()
+    (tied,) = [layer for layer in model.layers if isinstance(layer, Tied)]
+    tied.trainable = False
+    for layer in (tied.attention.query_dense, tied.attention.value_dense):
+        layer.trainable = True
+        layer.enable_lora(1)
+        layer.bias.trainable = False
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    data = continued(TRAIN)
+    scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    expected = scored.influence(data, verbose=0).scores
+    tokens = scored.token_influence(data, verbose=0)
+    np.testing.assert_allclose(tokens.attribution.scores, expected, rtol=1e-9)
+    assert np.abs(tokens.scores).max() > 0
+    np.testing.assert_array_equal(tokens.rest, 0)
+
+
+def test_padding_has_no_share_in_both_directions_of_a_recurrence(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((TOKENS,), dtype="int32"),
+            layers.Embedding(WORDS, WIDTH, mask_zero=True),
+            layers.Bidirectional(layers.LSTM(3)),
+            layers.Dense(CLASSES),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    x = np.array([[3, 1, 4, 0, 0], [5, 2, 0, 0, 0]], "int32")
+    data = x, np.array([0, 1])
+    scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    tokens = scored.token_influence(data, verbose=0)
+    np.testing.assert_array_equal(tokens.scores[:, x == 0], 0)
+    assert np.abs(tokens.scores[:, x > 0]).min() > 0
+
+
 def test_training_examples_come_in_the_order_asked_for(tmp_path):
     model = pooled()
     scored = kt.TracIn(model, TRAIN, recorded(model, TRAIN, tmp_path))

@@ -25,13 +25,16 @@ class OuterFactors(Nest):
         inputs: inputs `x [n, t, i]` of the layer.
         grads: gradients `δ [n, t, o]` of the loss at the layer's output.
         bias: True if the gradients of a bias `[o]` are included.
+        runs: number of adjacent entries along `t` for each position of the
+            layer's input, as of heads.
     """
 
     inputs: tf.Tensor
     grads: tf.Tensor
     bias: bool = False
+    runs: int = 1
 
-    static = ("bias",)
+    static = ("bias", "runs")
 
     @property
     def sizes(self) -> tuple[int, int, int]:

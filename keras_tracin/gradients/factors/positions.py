@@ -45,19 +45,26 @@ def inner_by_position(left: Factors, right: Any) -> tf.Tensor | None:
 
 @inner_by_position.register
 def _of_outer(left: OuterFactors, right: Any) -> tf.Tensor:
+    t, i, o = left.sizes
     if isinstance(right, OuterFactors):
         inputs = tf.einsum("nti,msi->nmts", left.inputs, right.inputs)
         grads = tf.einsum("nto,mso->nmts", left.grads, right.grads)
         if left.bias:
             inputs += 1.0
-        return tf.reduce_sum(inputs * grads, axis=3)
-    _, i, o = left.sizes
-    kernel, *bias = right.parts
-    kernel = tf.reshape(kernel, [-1, i, o])
-    outputs = tf.einsum("nti,mio->nmto", left.inputs, kernel)
-    if left.bias:
-        outputs += bias[0][:, tf.newaxis]
-    return tf.einsum("nmto,nto->nmt", outputs, left.grads)
+        shares = tf.reduce_sum(inputs * grads, axis=3)
+    else:
+        kernel, *bias = right.parts
+        kernel = tf.reshape(kernel, [-1, i, o])
+        outputs = tf.einsum("nti,mio->nmto", left.inputs, kernel)
+        if left.bias:
+            outputs += bias[0][:, tf.newaxis]
+        shares = tf.einsum("nmto,nto->nmt", outputs, left.grads)
+    if left.runs == 1:
+        return shares
+    n, m = tf.unstack(tf.shape(shares)[:2])
+    positions = -1 if t is None else t // left.runs
+    runs = tf.reshape(shares, [n, m, positions, left.runs])
+    return tf.reduce_sum(runs, axis=3)
 
 
 @inner_by_position.register

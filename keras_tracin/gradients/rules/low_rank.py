@@ -116,7 +116,10 @@ def _(factors: OuterFactors, a, b, scale):
     left = tf.reshape(scale * a, [i, between * rank])
     hidden = tf.einsum("nti,ir->ntr", factors.inputs, left)
     hidden = tf.reshape(hidden, [n, positions, rank])
-    return OuterFactors(factors.inputs, reduced), OuterFactors(hidden, grads)
+    return (
+        OuterFactors(factors.inputs, reduced, runs=factors.runs),
+        OuterFactors(hidden, grads, runs=factors.runs * between),
+    )
 
 
 @adapt.register
