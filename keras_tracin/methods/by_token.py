@@ -5,7 +5,7 @@ Synopsis:
     class Dot(ByToken):                      # and so on, as for `Method`
         def query_pass(self, queries): ...   # products of gradients
 
-    Dot(model, train).token_influence(test, train=[3, 17])
+    tracin.token_influence(test, train=[3, 17])
 """
 
 from __future__ import annotations
