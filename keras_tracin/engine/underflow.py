@@ -47,17 +47,17 @@ class UnderflowWatch:
         self._recomputed = False
 
     def look(self, scores: np.ndarray, batch: Batch, rate: float) -> None:
-        """Looks at the scores `[..., n]` of a batch at one checkpoint.
+        """Looks at the scores `[n]` or `[m, ..., n]` of a batch.
 
         Args:
-            scores: the scores.
+            scores: the scores at one checkpoint, of each query.
             batch: the training examples.
             rate: the factor of the checkpoint.
         """
         if "underflow" in self._call.warned:
             return
         underflow = nearly_zero(scores)
-        rows = scores.reshape(-1, scores.shape[-1])
+        rows = scores.reshape(len(scores) if scores.ndim > 1 else 1, -1)
         zero = np.flatnonzero(~rows.any(axis=1))
         projects = self._engine.projection is not None
         if len(zero) and not self._recomputed and not projects:

@@ -186,10 +186,10 @@ def test_adapters_of_attention_have_shares_of_tokens(tmp_path):
         layer.bias.trainable = False
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), loss)
-    data = continued(TRAIN)
+    data, test = map(continued, (TRAIN, TEST))
     scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
-    expected = scored.influence(data, verbose=0).scores
-    tokens = scored.token_influence(data, verbose=0)
+    expected = scored.influence(test, verbose=0).scores
+    tokens = scored.token_influence(test, verbose=0)
     np.testing.assert_allclose(tokens.attribution.scores, expected, rtol=1e-9)
     assert np.abs(tokens.scores).max() > 0
     np.testing.assert_array_equal(tokens.rest, 0)
