@@ -156,19 +156,27 @@ def examine(corruption, train, truth, test, strategy):
         rankings["find_label_issues, folds"] = issues
 
     dynamics = kt.training_dynamics(model, train, run, **options)
+    rankings["Loss, last epoch"] = dynamics.loss[-1]
     late = run.select(range(len(run))[-_CHECKPOINTS.value :])
-    tracin, last_layer = (
-        kt.TracIn(model, train, late, layers=layers, strategy=strategy)
-        for layers in (None, _networks.LAST_LAYER)
-    )
-    rankings |= {
-        "Loss, last epoch": dynamics.loss[-1],
-        "TracIn": tracin.self_influence(verbose=0),
-        "TracIn, last layer": last_layer.self_influence(verbose=0),
-    }
+    last_layer = _networks.LAST_LAYER
+    for name, layers in {
+        "TracIn": None,
+        "TracIn, last layer": last_layer,
+    }.items():
+        tracin = kt.TracIn(model, train, late, layers=layers, strategy=strategy)
+        rankings[name] = tracin.self_influence(verbose=0)
     print_table(rankings, dict(enumerate(is_wrong)))
     draw(corruption, rankings, dynamics, is_wrong)
-    write_review(corruption, issues, last_layer, train, truth)
+    explainer = kt.InfluenceFunctions(
+        model,
+        train,
+        damping=0.1,
+        solver=kt.EKFAC(),
+        relative="loss",
+        layers=last_layer,
+        strategy=strategy,
+    )
+    write_review(corruption, issues, explainer, train, truth)
     for way in _FIX.value:
         model, _ = fit(fix(train, truth, issues.issue_ids, way), way, strategy)
         accuracy = _common.accuracy(model, test)
@@ -208,9 +216,9 @@ def draw(corruption, rankings, dynamics, is_wrong):
     _common.save(learnt, _OUTPUT_DIR.value, f"map_{corruption}.png")
 
 
-def write_review(corruption, issues, method, train, truth):
+def write_review(corruption, issues, explainer, train, truth):
     """Explains the worst, and writes a page for a person to decide."""
-    top = issues.explain(method, train, k=5, count=EXPLAINED, verbose=0)
+    top = issues.explain(explainer, train, k=5, count=EXPLAINED, verbose=0)
     labels = train[1]
     print("The most suspicious contradict")
     for row, image in enumerate(top.query_ids):
