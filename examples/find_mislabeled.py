@@ -139,6 +139,24 @@ def examine(corruption, train, truth, test, strategy):
     print(f"Accuracy as labelled: {_common.accuracy(model, test):.1%}\n")
 
     is_wrong = train[1] != truth
+    rankings = find(model, train, run, is_wrong, strategy)
+    issues = list(rankings.values())[-1]
+    dynamics = kt.training_dynamics(
+        model, train, run, strategy=strategy, verbose=0
+    )
+    rankings["Loss, last epoch"] = dynamics.loss[-1]
+    rankings |= self_influence(model, train, run, strategy)
+    print_table(rankings, dict(enumerate(is_wrong)))
+    draw(corruption, rankings, dynamics, is_wrong)
+    write_review(corruption, issues, model, train, truth, strategy)
+    for way in _FIX.value:
+        model, _ = fit(fix(train, truth, issues.issue_ids, way), way, strategy)
+        accuracy = _common.accuracy(model, test)
+        print(f"Accuracy with flagged labels {way}: {accuracy:.1%}", flush=True)
+
+
+def find(model, train, run, is_wrong, strategy):
+    """Label issues by the run and, with `--folds`, out of fold as well."""
     options = {"strategy": strategy, "verbose": 0}
     issues = kt.find_label_issues(model, train, run, **options)
     print_flagged(issues, is_wrong)
@@ -154,33 +172,18 @@ def examine(corruption, train, truth, test, strategy):
         )
         print_flagged(issues, is_wrong)
         rankings["find_label_issues, folds"] = issues
+    return rankings
 
-    dynamics = kt.training_dynamics(model, train, run, **options)
-    rankings["Loss, last epoch"] = dynamics.loss[-1]
-    late = run.select(range(len(run))[-_CHECKPOINTS.value :])
-    last_layer = _networks.LAST_LAYER
-    for name, layers in {
-        "TracIn": None,
-        "TracIn, last layer": last_layer,
-    }.items():
-        tracin = kt.TracIn(model, train, late, layers=layers, strategy=strategy)
-        rankings[name] = tracin.self_influence(verbose=0)
-    print_table(rankings, dict(enumerate(is_wrong)))
-    draw(corruption, rankings, dynamics, is_wrong)
-    explainer = kt.InfluenceFunctions(
-        model,
-        train,
-        damping=0.1,
-        solver=kt.EKFAC(),
-        relative="loss",
-        layers=last_layer,
-        strategy=strategy,
-    )
-    write_review(corruption, issues, explainer, train, truth)
-    for way in _FIX.value:
-        model, _ = fit(fix(train, truth, issues.issue_ids, way), way, strategy)
-        accuracy = _common.accuracy(model, test)
-        print(f"Accuracy with flagged labels {way}: {accuracy:.1%}", flush=True)
+
+def self_influence(model, train, run, strategy):
+    """TracIn's self-influence at the last checkpoints, for comparison."""
+    run = run.select(range(len(run))[-_CHECKPOINTS.value :])
+    parts = {"TracIn": None, "TracIn, last layer": _networks.LAST_LAYER}
+    scores = {}
+    for name, layers in parts.items():
+        tracin = kt.TracIn(model, train, run, layers=layers, strategy=strategy)
+        scores[name] = tracin.self_influence(verbose=0)
+    return scores
 
 
 def print_flagged(issues, is_wrong):
@@ -216,8 +219,17 @@ def draw(corruption, rankings, dynamics, is_wrong):
     _common.save(learnt, _OUTPUT_DIR.value, f"map_{corruption}.png")
 
 
-def write_review(corruption, issues, explainer, train, truth):
+def write_review(corruption, issues, model, train, truth, strategy):
     """Explains the worst, and writes a page for a person to decide."""
+    explainer = kt.InfluenceFunctions(
+        model,
+        train,
+        damping=0.1,
+        solver=kt.EKFAC(),
+        relative="loss",  # else large gradients lead every ranking
+        layers=_networks.LAST_LAYER,
+        strategy=strategy,
+    )
     top = issues.explain(explainer, train, k=5, count=EXPLAINED, verbose=0)
     labels = train[1]
     print("The most suspicious contradict")
