@@ -11,6 +11,8 @@
 # To be able to count them, we make a tenth of the labels wrong on purpose.
 
 # %%
+import warnings
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,9 +111,11 @@ for rank, axis in enumerate(axes.flat):
 # Because they contradict other examples. `explain` asks a method which
 # examples raised a suspect's loss under the label that it has: its opponents.
 # Influence functions of the last layer are fast, and with `relative=` wrong
-# labels, whose gradients are large, do not lead every ranking.
+# labels, whose gradients are large, do not lead every ranking. They warn that
+# this network has not converged, which matters little to the order.
 
 # %%
+warnings.filterwarnings("ignore", message="The model has not converged")
 influence = kt.InfluenceFunctions(
     model,
     (x_train, y_train),
@@ -131,9 +135,9 @@ kt.plots.proponents_and_opponents(
 )
 
 # %% [markdown]
-# Each row is a suspect. Its first proponent, on the left, is itself: only
-# this example speaks for its label. Its opponents, on the right, look like it
-# and have another label.
+# Each row is a suspect. Its first proponent, on the left, is itself, and other
+# wrong labels follow. Its opponents, on the right, look like it and have
+# another label: the one that it should have.
 #
 # ## How many are there, really?
 #
@@ -161,7 +165,7 @@ kt.plots.recall_curve(rankings, dict(enumerate(is_wrong)))
 #
 # A person who looks at the suspects corrects the labels that are wrong.
 # Without a person, the suspects can be left out, or take the suggested labels.
-# (Half a percent is chance: there are 500 test digits.)
+# (A percent either way is chance: there are 500 test digits.)
 
 # %%
 suspects = issues.issue_ids
