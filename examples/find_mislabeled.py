@@ -150,7 +150,8 @@ def examine(corruption, train, truth, test, strategy):
     draw(corruption, rankings, dynamics, is_wrong)
     write_review(corruption, issues, model, train, truth, strategy)
     for way in _FIX.value:
-        model, _ = fit(fix(train, truth, issues.issue_ids, way), way, strategy)
+        fixed = fix(train, truth, issues.issue_ids, way)
+        model, _ = fit(fixed, f"{corruption}_{way}", strategy)
         accuracy = _common.accuracy(model, test)
         print(f"Accuracy with flagged labels {way}: {accuracy:.1%}", flush=True)
 

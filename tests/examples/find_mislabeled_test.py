@@ -67,4 +67,4 @@ def test_wrong_labels_are_found_compared_and_put_right(tmp_path, capsys):
         assert 60 < float(accuracy) < 100
     assert_pictures(tmp_path, "recall_uniform.png", "map_uniform.png")
     assert "<html" in (tmp_path / "review_uniform.html").read_text("utf-8")
-    assert len(kt.TrainingRun(tmp_path / "removed")) == 3
+    assert len(kt.TrainingRun(tmp_path / "uniform_removed")) == 3
