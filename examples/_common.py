@@ -169,17 +169,14 @@ def compile_classifier(model, optimizer):
     return model
 
 
-def fit(
-    model, train, directory, num_epochs, validation_data=None, batch_size=64
-):
+def fit(model, train, directory, num_epochs):
     """Trains and records a checkpoint of each epoch; returns the run."""
     callback = kt.TracInCheckpoint(directory, overwrite=True)
     start = time.perf_counter()
     model.fit(
         *train,
         epochs=num_epochs,
-        batch_size=batch_size,
-        validation_data=validation_data,
+        batch_size=64,
         callbacks=[callback],
         verbose=0,
     )

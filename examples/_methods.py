@@ -101,14 +101,14 @@ class Methods:
         }
         return {NAMES[name]: makers[name]() for name in self.names.value}
 
-    def tracin(self, model, train, run, strategy=None, layers=None):
-        """TracIn at selected checkpoints; `layers` overrides the flag."""
+    def tracin(self, model, train, run, strategy=None):
+        """TracIn at selected checkpoints."""
         dim = self.projection.value
         return kt.TracIn(
             model,
             train,
             self.select_checkpoints(run),
-            layers=layers or self.layers.value,
+            layers=self.layers.value,
             projection=kt.TensorSketch(dim) if dim else None,
             strategy=strategy,
         )
@@ -152,10 +152,6 @@ class OnHead:
     def top_k(self, test, k, **options):
         """Same as `top_k` of the method."""
         return self._method.top_k(self._features(test), k, **options)
-
-    def self_influence(self, **options):
-        """Same as `self_influence` of the method."""
-        return self._method.self_influence(**options)
 
     def _features(self, data):
         x, y = data
