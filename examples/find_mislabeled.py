@@ -2,11 +2,13 @@
 
     python -m examples.find_mislabeled --dataset=mnist
 
-Makes a tenth of the training labels wrong and trains a network on them, with
-`kt.TracInCheckpoint` as a callback. `kt.find_label_issues` then ranks the
-images by how suspicious their labels are, and estimates how many are wrong. The
-labels of these are put right, as by a person who looks at them, and the network
-is trained again. `--fix=removed` leaves these images out instead.
+Makes a tenth of the labels wrong and trains a network on them, with
+`kt.TracInCheckpoint` as a callback and a tenth of the images held out, whose
+labels are wrong as often: where their loss is least, wrong labels stand out
+most. `kt.find_label_issues` then ranks the images by how suspicious their
+labels are, and estimates how many are wrong. The labels of these are put right,
+as by a person who looks at them, and the network is trained again.
+`--fix=removed` leaves these images out instead.
 
 Since the wrong labels are known here, the ranking is compared with others: the
 loss after the last epoch, and TracIn's self-influence, of all layers and of the
@@ -76,7 +78,7 @@ class Setting:
         network: function that builds the network.
         rate: initial learning rate.
         epochs: number of training epochs.
-        num_train: number of training images.
+        num_train: number of images, a tenth of which is held out.
     """
 
     network: Callable
@@ -98,8 +100,9 @@ def main(_):
         _DATASET.value, f"train[:{count}]", _DATA_DIR.value
     )
     test = _common.load_images(_DATASET.value, "test", _DATA_DIR.value)
-    print(f"Training on {len(x):,} images with right labels.")
-    model, _ = fit((x, truth), "right", strategy)
+    train, held_out = split(x, truth)
+    print(f"Training on {len(train[0]):,} images with right labels.")
+    model, _ = fit(train, held_out, "right", strategy)
     print(f"Accuracy with right labels: {_common.accuracy(model, test):.1%}")
     logits = model.predict(x, batch_size=512, verbose=0)
     for corruption in _CORRUPTION.value:
@@ -109,12 +112,22 @@ def main(_):
             seed=_SEED.value,
             scores=logits if corruption == "likely" else None,
         )
-        wrong = np.count_nonzero(labels != truth)
-        print(f"\n== {corruption}: {wrong:,} of {len(x):,} labels are wrong")
-        examine(corruption, (x, labels), truth, test, strategy)
+        train, held_out = split(x, labels)
+        right = truth[: len(train[0])]
+        wrong = np.count_nonzero(train[1] != right)
+        print(
+            f"\n== {corruption}: {wrong:,} of {len(right):,} labels are wrong"
+        )
+        examine(corruption, train, held_out, right, test, strategy)
 
 
-def fit(train, name, strategy):
+def split(x, labels):
+    """All images but a tenth, and that tenth, which is held out."""
+    cut = len(x) - len(x) // 10
+    return (x[:cut], labels[:cut]), (x[cut:], labels[cut:])
+
+
+def fit(train, held_out, name, strategy):
     """Trains a network from fixed initial weights; returns it and its run."""
     keras.utils.set_random_seed(_SEED.value)
     setting = SETTINGS[_DATASET.value]
@@ -127,15 +140,16 @@ def fit(train, name, strategy):
         *train,
         epochs=epochs,
         batch_size=64,
+        validation_data=held_out,
         callbacks=[kt.TracInCheckpoint(directory, overwrite=True)],
         verbose=0,
     )
     return model, kt.TrainingRun(directory)
 
 
-def examine(corruption, train, truth, test, strategy):
+def examine(corruption, train, held_out, truth, test, strategy):
     """Trains on wrong labels, finds them, and trains again."""
-    model, run = fit(train, corruption, strategy)
+    model, run = fit(train, held_out, corruption, strategy)
     print(f"Accuracy as labelled: {_common.accuracy(model, test):.1%}\n")
 
     is_wrong = train[1] != truth
@@ -151,7 +165,7 @@ def examine(corruption, train, truth, test, strategy):
     write_review(corruption, issues, model, train, truth, strategy)
     for way in _FIX.value:
         fixed = fix(train, truth, issues.issue_ids, way)
-        model, _ = fit(fixed, f"{corruption}_{way}", strategy)
+        model, _ = fit(fixed, held_out, f"{corruption}_{way}", strategy)
         accuracy = _common.accuracy(model, test)
         print(f"Accuracy with flagged labels {way}: {accuracy:.1%}", flush=True)
 
