@@ -34,6 +34,7 @@ class Attributor(Protocol):
         test: Any,
         *,
         groups: GroupsOfIds | None = None,
+        contrast: Any = None,
         directory: Directory | None = None,
         verbose: int = 1,
     ) -> Attribution:
@@ -43,6 +44,7 @@ class Attributor(Protocol):
             test: the queries, in the same form as the training examples.
             groups: ids of training examples by the group's name: scores are
                 then sums over each group.
+            contrast: a query for each of `test`, whose scores are taken off.
             directory: where finished parts are kept and shared.
             verbose: 0 for silence.
 

@@ -43,6 +43,7 @@ from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
+from keras_tracin.methods.contrast import less_contrast
 from keras_tracin.methods.hooks import MethodHooks
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution, SelfInfluence, TopK
@@ -69,6 +70,7 @@ class Method(MethodHooks):
         test: Any,
         *,
         groups: GroupsOfIds | None = None,
+        contrast: Any = None,
         directory: Directory | None = None,
         verbose: int = 1,
     ) -> Attribution:
@@ -79,6 +81,9 @@ class Method(MethodHooks):
             groups: a dict of ids of training examples by the group's name (or
                 the ids of a single group): scores are then sums over each
                 group, and `train_ids` the groups' names.
+            contrast: a query for each of `test`, such as the same prompt with
+                another answer: scores are then those of ℓ(test) − ℓ(contrast),
+                positive where training on the example favours `test`.
             directory: where finished parts are kept. A call that was killed
                 goes on from them when it is made again; processes of one
                 cluster (`TF_CONFIG`) that share the directory share the work.
@@ -95,10 +100,11 @@ class Method(MethodHooks):
             ValueError: if a gradient is NaN or infinite, naming checkpoint,
                 layer and ids, if `test` does not fit the model, if `groups`
                 holds ids that are not among the training examples, if the
-                method was made at other weights than the model has, or if
-                `directory` holds parts of another call.
+                method was made at other weights than the model has, if
+                `directory` holds parts of another call, or if `contrast` has
+                not one query for each of `test`.
         """
-        return self._influence(test, groups, directory, verbose)
+        return self._influence(test, groups, contrast, directory, verbose)
 
     @exclusive_access
     def top_k(
@@ -259,11 +265,29 @@ class Method(MethodHooks):
         self,
         test: Any,
         groups: GroupsOfIds | None,
+        contrast: Any,
         directory: Directory | None,
         verbose: int,
         **options: Any,
     ) -> Attribution:
         """`influence`, with options that the stream knows."""
+        if contrast is not None:
+            self._check_contrast()
+
+        def score(queries: Any, directory: Directory | None) -> Attribution:
+            return self._score(queries, groups, directory, verbose, **options)
+
+        return less_contrast(score, test, contrast, directory)
+
+    def _score(
+        self,
+        test: Any,
+        groups: GroupsOfIds | None,
+        directory: Directory | None,
+        verbose: int,
+        **options: Any,
+    ) -> Attribution:
+        """The scores of all queries, in memory or mapped."""
         if groups is None:
             call = self._start("influence", test, directory, verbose, **options)
             return collecting.influence(
@@ -352,6 +376,10 @@ class Method(MethodHooks):
             if self._selected_ids is not None and not hasattr(self, "engine"):
                 limited = restrict(limited, self._selected_ids)
             yield limited
+
+    def _check_contrast(self) -> None:
+        if self.no_contrast is not None:
+            raise ValueError(self.no_contrast)
 
     def _check_self_influence(self) -> None:
         if self.no_self_influence is not None:

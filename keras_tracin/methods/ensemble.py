@@ -159,6 +159,18 @@ class Ensemble(Method):
                 return reason
         return None
 
+    @property
+    def no_contrast(self) -> str | None:
+        """Why queries cannot be contrasted; None if they can."""
+        if self.scale is None:
+            return None
+        return (
+            "`contrast=` takes scores of one query off those of another, in "
+            "one unit. Received an ensemble with `scale='query'`, which "
+            "divides the scores of each query by their own standard "
+            "deviation. Contrast by each member, or leave the scale out."
+        )
+
     @exclusive_access
     def plan(self, test: Any = None) -> Plan:
         """The work, memory and time that scoring will take.

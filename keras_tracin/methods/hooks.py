@@ -112,6 +112,11 @@ class MethodHooks:
         return None
 
     @property
+    def no_contrast(self) -> str | None:
+        """Why queries cannot be contrasted; None if they can."""
+        return None
+
+    @property
     def bytes_per_query(self) -> int | None:
         """Bytes that are held for each query; None if its factors are held."""
         return None

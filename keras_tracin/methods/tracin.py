@@ -191,6 +191,7 @@ class TracIn(ByToken):
         test: Any,
         *,
         groups: GroupsOfIds | None = None,
+        contrast: Any = None,
         aggregate: bool = False,
         directory: Directory | None = None,
         verbose: int = 1,
@@ -202,6 +203,9 @@ class TracIn(ByToken):
             groups: a dict of ids of training examples by the group's name (or
                 the ids of a single group): scores are then sums over each
                 group, and `train_ids` the groups' names.
+            contrast: a query for each of `test`, such as the same prompt with
+                another answer: scores are then those of ℓ(test) − ℓ(contrast),
+                positive where training on the example favours `test`.
             aggregate: sum over the queries: a single row with query id "sum",
                 at the cost of a single query.
             directory: where finished parts are kept. A call that was killed
@@ -225,13 +229,15 @@ class TracIn(ByToken):
                 `directory` holds parts of another call.
         """
         if not aggregate:
-            return self._influence(test, groups, directory, verbose)
+            return self._influence(test, groups, contrast, directory, verbose)
         if directory is not None:
             raise ValueError(
                 "`aggregate=True` makes a single row, in the time of one "
                 "query, and keeps no parts of it. Leave out `directory=`."
             )
-        return self._influence(test, groups, None, verbose, aggregate=True)
+        return self._influence(
+            test, groups, contrast, None, verbose, aggregate=True
+        )
 
     @property
     def optimizer_aware(self) -> bool:

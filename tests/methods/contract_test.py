@@ -313,6 +313,35 @@ def test_the_description_is_json_and_the_repr_is_readable(made):
     assert " object" not in shown
 
 
+OTHER = kt.with_ids((X[3:6] - 1, Y[3:6]), QUERY_IDS).batch(2)
+
+
+def test_a_contrast_takes_the_scores_of_other_queries_off(made, tmp_path):
+    if made.name == "Ensemble, scaled":
+        with pytest.raises(ValueError, match=row("contrast-scale", "'query'")):
+            made.method.influence(TEST, contrast=OTHER, verbose=0)
+        return
+    other = made.method.influence(OTHER, verbose=0).scores
+    expected = made.scores.scores - other
+    assert np.abs(other).max() > 0
+    for directory in (None, tmp_path / "parts"):
+        both = made.method.influence(
+            TEST, contrast=OTHER, directory=directory, verbose=0
+        )
+        np.testing.assert_allclose(both.scores, expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(both.query_ids, QUERY_IDS)
+        np.testing.assert_array_equal(both.train_ids, made.scores.train_ids)
+
+
+def test_a_contrast_has_one_query_for_each(made):
+    if made.name == "Ensemble, scaled":
+        return
+    with pytest.raises(ValueError, match=row("contrast-count", "3 queries")):
+        made.method.influence(
+            TEST, contrast=OTHER.unbatch().take(2).batch(2), verbose=0
+        )
+
+
 @pytest.mark.parametrize("k", [0, 2.5, True, NUM_TRAIN + 1])
 def test_a_k_that_cannot_be_is_refused(made, k):
     with pytest.raises(ValueError, match=row("k")):

@@ -186,6 +186,7 @@ class RepresenterPoints(LastLayerMethod):
         test: Any,
         *,
         groups: GroupsOfIds | None = None,
+        contrast: Any = None,
         target: Target = "label",
         directory: Directory | None = None,
         verbose: int = 1,
@@ -195,6 +196,7 @@ class RepresenterPoints(LastLayerMethod):
         Args:
             test: the queries, in the same form as `train`.
             groups: as in `TracIn.influence`.
+            contrast: as in `TracIn.influence`, of the targets of both.
             target: the class that scores push towards: `"label"`, the query's
                 own; `"predicted"`, the one the user's model predicts; or a
                 class index for all queries. For a single sigmoid, classes 0
@@ -217,7 +219,9 @@ class RepresenterPoints(LastLayerMethod):
                 common and no directory.
         """
         self._problem.meaning.check(target)
-        return self._influence(test, groups, directory, verbose, target=target)
+        return self._influence(
+            test, groups, contrast, directory, verbose, target=target
+        )
 
     def top_k(
         self,

@@ -153,6 +153,7 @@ class UnrolledInfluence(Method):
         test: Any,
         *,
         groups: GroupsOfIds | None = None,
+        contrast: Any = None,
         aggregate: bool = False,
         directory: Directory | None = None,
         verbose: int = 1,
@@ -162,6 +163,7 @@ class UnrolledInfluence(Method):
         Args:
             test: the queries, in the same form as `train`.
             groups: as in `TracIn.influence`.
+            contrast: as in `TracIn.influence`.
             aggregate: score the sum of the queries' losses, in one row: it is
                 carried back once for all of them.
             directory: where finished blocks of queries are kept, as in
@@ -180,13 +182,15 @@ class UnrolledInfluence(Method):
                 holds parts of another call.
         """
         if not aggregate:
-            return self._influence(test, groups, directory, verbose)
+            return self._influence(test, groups, contrast, directory, verbose)
         if directory is not None:
             raise ValueError(
                 "`aggregate=True` makes a single row, in the time of one "
                 "query, and keeps no parts of it. Leave out `directory=`."
             )
-        return self._influence(test, groups, None, verbose, aggregate=True)
+        return self._influence(
+            test, groups, contrast, None, verbose, aggregate=True
+        )
 
     @exclusive_access
     def plan(self, test: Any = None) -> UnrolledPlan:

@@ -1,0 +1,59 @@
+"""Scores of why a query's answer, rather than another one.
+
+Synopsis:
+
+    score = functools.partial(method.influence, verbose=0)
+    less_contrast(score, test, contrast)     # Attribution
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_tracin.data.ids import Reading
+from keras_tracin.methods.attributor import Directory
+from keras_tracin.results import Attribution
+
+
+def less_contrast(
+    score: Callable[..., Attribution],
+    test: Any,
+    contrast: Any,
+    directory: Directory | None = None,
+) -> Attribution:
+    """Scores of queries less those of what they are contrasted with.
+
+    Scores are linear in the gradient at the query, so these are the scores of
+    the difference of the losses.
+
+    Args:
+        score: `(queries, directory=) -> Attribution`.
+        test: the queries.
+        contrast: a query for each of them, or None for the scores as they are.
+        directory: where finished parts are kept; those of `contrast` are in
+            the folder of that name within it.
+
+    Raises:
+        ValueError: if there is not one for each query.
+    """
+    asked = score(test, directory=directory)
+    if contrast is None:
+        return asked
+    within = None if directory is None else Path(directory) / "contrast"
+    other = score(contrast, directory=within)
+    if len(other.query_ids) != len(asked.query_ids):
+        raise ValueError(
+            "`contrast` should have one query for each of `test`, in their "
+            f"order. Received: {len(asked.query_ids):,} queries, and "
+            f"{len(other.query_ids):,} to contrast them with."
+        )
+    others = other.scores
+    if not np.array_equal(other.train_ids, asked.train_ids):  # it shuffles
+        places = Reading(other.train_ids, "train").places(asked.train_ids)
+        others = others[:, places]
+    return dataclasses.replace(asked, scores=asked.scores - others)
