@@ -27,13 +27,13 @@ class Evidence:
         trained: the model and its run.
         train: the training examples with the labels given.
         dynamics: the dynamics of the run.
-        outside: the dynamics out of fold; None without folds.
+        folds: the dynamics of copies; None without folds.
     """
 
     trained: Trained
     train: Arrays
     dynamics: kt.TrainingDynamics
-    outside: kt.TrainingDynamics | None
+    folds: FoldDynamics | None
 
     @functools.cached_property
     def number(self) -> int:
@@ -118,26 +118,29 @@ def _self_influence(last_layer: bool, evidence: Evidence) -> Ranking:
 
 
 def _out_of_fold(evidence: Evidence) -> Ranking:
-    outside = evidence.outside
-    assert outside is not None
-    issues = kt.LabelIssues.from_dynamics(outside, out_of_fold=outside)
-    return _of_issues(issues)
+    """The errors of the copy that an example is new to, and nothing else."""
+    assert evidence.folds is not None
+    copies = evidence.folds.copies
+    scores = [suspicion(copy, "el2n") for copy in copies]
+    outside, _ = evidence.folds.split(scores)
+    return _as_folds_count(outside, evidence)
 
 
-def _run_and_folds(evidence: Evidence) -> Ranking:
-    issues = kt.LabelIssues.from_dynamics(
-        evidence.dynamics, out_of_fold=evidence.outside
+def _by_folds(with_run: bool, evidence: Evidence) -> Ranking:
+    dynamics = evidence.dynamics if with_run else None
+    return _of_issues(
+        kt.LabelIssues.from_dynamics(dynamics, folds=evidence.folds)
     )
-    return _of_issues(issues)
 
 
-def _cleanlab(evidence: Evidence) -> Ranking:
+def _cleanlab(last_epoch: bool, evidence: Evidence) -> Ranking:
     """cleanlab, with its defaults, on our probabilities out of fold."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    assert evidence.outside is not None
-    given, p = evidence.train[1], evidence.outside.mean_probabilities
+    given, folds = evidence.train[1], evidence.folds
+    assert folds is not None
+    p = folds.out_of_fold.mean_probabilities
     flagged = find_label_issues(given, p, n_jobs=1)
     return Ranking(-get_label_quality_scores(given, p), flagged)
 

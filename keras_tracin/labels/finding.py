@@ -111,18 +111,16 @@ def find_label_issues(
     check_number(number)
     if run is not None and not isinstance(run, TrainingRun):
         run = TrainingRun(run)
-    outside = None
+    copies = dynamics = None
     if folds:
         trainings = Folds(folds, fit, run, directory, seed, loss)
-        outside = trainings.measure(model, train, verbose)
+        copies = trainings.measure(model, train, verbose)
     elif fit is not None or directory is not None:
         raise ValueError(
             "`fit` and `directory` are of trainings on folds. Received them "
             "without `folds=`, 3 for example."
         )
-    if outside is not None and run is None:
-        dynamics = outside
-    else:
+    if copies is None or run is not None:
         dynamics = training_dynamics(
             model,
             train,
@@ -133,6 +131,6 @@ def find_label_issues(
             memory_limit=memory_limit,
             verbose=verbose,
         )
-        if outside is not None:
-            outside = outside.reordered(dynamics.ids)
-    return LabelIssues.from_dynamics(dynamics, method, number, outside)
+        if copies is not None:
+            copies = copies.reordered(dynamics.ids)
+    return LabelIssues.from_dynamics(dynamics, method, number, copies)

@@ -67,18 +67,15 @@ def mean_rank(scores: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(ranks, axis=0) / len(ranks[0])
 
 
-def choose_method(
-    dynamics: TrainingDynamics, averaged: bool = False
-) -> tuple[str, str]:
+def choose_method(dynamics: TrainingDynamics) -> tuple[str, str]:
     """The method that "auto" stands for, and why.
 
     Args:
         dynamics: the dynamics.
-        averaged: whether a single checkpoint stands for several.
     """
     if dynamics.kind == "numbers":
         return "residual", "labels are numbers"
-    if len(dynamics.epochs) == 1 and not averaged:
+    if len(dynamics.epochs) == 1:
         return "loss", "there is one checkpoint"
     if dynamics.error is None:
         return "aum", "outputs tell margins and no probabilities"
