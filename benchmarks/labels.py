@@ -134,7 +134,7 @@ class Bench:
             )
             dynamics.save(path)
         dynamics = kt.TrainingDynamics.load(path)
-        outside = None
+        copies = None
         if _FOLDS.value:
             folder = self.folder / "folds"
             folds = Folds(
@@ -143,10 +143,10 @@ class Bench:
                 directory=folder,
                 seed=self._source.seed,
             )
-            outside = self._timed(
+            copies = self._timed(
                 "folds", lambda: folds.measure(trained.model, train), folder
             )
-        return _scores.Evidence(trained, train, dynamics, outside)
+        return _scores.Evidence(trained, train, dynamics, copies)
 
     def score(self) -> None:
         """Computes the scores whose figures are not known."""

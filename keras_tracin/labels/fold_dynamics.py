@@ -78,9 +78,9 @@ class FoldDynamics:
             squares = [np.square(c.known("error")).mean(0) for c in self.copies]
             parts["error"] = np.sqrt(self._outside(squares))
         probabilities = None
+        means: list[Any] = [copy.mean_probabilities for copy in self.copies]
         if first.mean_probabilities is not None:
-            means = np.stack([c.mean_probabilities for c in self.copies])
-            probabilities = means[self.fold_of, np.arange(len(self))]
+            probabilities = np.stack(means)[self.fold_of, np.arange(len(self))]
         return TrainingDynamics(
             ids=self.ids,
             epochs=np.zeros(1, int),

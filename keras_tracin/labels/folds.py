@@ -143,7 +143,12 @@ class Folds:
             else:
                 part = load_arrays(path, _REMEDY)
             kind = part.pop("kind").item()
-            copies.append(TrainingDynamics(ids=data.ids, kind=kind, **part))
+            losses = part["loss"][:, fold_of == fold].mean(axis=1)
+            copies.append(
+                TrainingDynamics(
+                    ids=data.ids, kind=kind, held_out_loss=losses, **part
+                )
+            )
             if verbose:
                 bar.add(1)
         return FoldDynamics(tuple(copies), fold_of)

@@ -24,8 +24,9 @@ from keras_tracin.labels.dynamics import TrainingDynamics
 from keras_tracin.labels.estimates import Estimate, estimate_number
 from keras_tracin.labels.fold_dynamics import FoldDynamics
 from keras_tracin.labels.suspicion import (
-    choose_method,
-    mean_rank,
+    check_method,
+    choose_methods,
+    join_scores,
     suspicion,
 )
 from keras_tracin.methods.attributor import Attributor
@@ -94,18 +95,22 @@ class LabelIssues:
         """
         models = [] if dynamics is None else [dynamics]
         models += [] if folds is None else folds.copies
-        chosen, why = method, ""
         if isinstance(method, str) and method == "auto":
-            chosen, why = choose_method(models[0])
-        scores = [suspicion(model, chosen) for model in models]
-        if folds is not None:
-            own = scores[: -len(folds.copies)]
-            scores = [*own, *folds.split(scores[len(own) :])]
-        judging = models[0] if folds is None else folds.out_of_fold
-        score = scores[0] if len(scores) == 1 else mean_rank(scores)
+            chosen, why = choose_methods(models)
+        else:
+            chosen, why = check_method(method), ""
+        scores = []
+        for name in chosen:
+            own = [] if dynamics is None else [suspicion(dynamics, name)]
+            scores += own
+            if folds is not None:
+                by_copies = [suspicion(copy, name) for copy in folds.copies]
+                scores += folds.split(by_copies)
+        score = join_scores(scores)
         order = np.argsort(-score, kind="stable")
+        judging = models[0] if folds is None else folds.out_of_fold
         estimate = estimate_number(judging, number, folds is not None)
-        name = chosen if isinstance(chosen, str) else " + ".join(chosen)
+        name = " + ".join(chosen)
         ranked = f"ranked by '{name}' of {_evidence(dynamics, folds)}"
         ranked += f", since {why}" if why else ""
         suggested, likelihood = _suggest(judging, order, estimate)

@@ -86,6 +86,9 @@ def test_all_examples_are_looked_at_by_all_copies(trained):
         assert copy.epochs.tolist() == [1, 2]
         np.testing.assert_allclose(copy.mean_probabilities, p, atol=1e-5)
         np.testing.assert_allclose(copy.early_probabilities, p, atol=1e-5)
+    for fold, copy in enumerate(copies.copies):
+        losses = copy.loss[:, copies.fold_of == fold].mean(axis=1)
+        assert copy.held_out_loss.tolist() == losses.tolist()
 
 
 def test_scores_are_split_by_whether_the_example_was_new(trained):
@@ -101,9 +104,7 @@ def test_scores_are_split_by_whether_the_example_was_new(trained):
         np.sqrt(np.mean(errors[fold, :, at] ** 2))
         for at, fold in enumerate(copies.fold_of)
     ]
-    np.testing.assert_allclose(
-        copies.out_of_fold.error[0], expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(copies.out_of_fold.error[0], expected, rtol=1e-5)
     order = np.random.default_rng(1).permutation(N)
     again = copies.reordered(copies.ids[order])
     np.testing.assert_array_equal(again.fold_of, copies.fold_of[order])
