@@ -5,7 +5,6 @@ Synopsis:
     dynamics = kt.training_dynamics(model, train, "runs/digits", verbose=0)
     dynamics.mean_loss                       # [n], and other scores
     dynamics.first(3).el2n                   # of the first three epochs
-    dynamics.best(3).mean_loss               # by the loss on held-out examples
     dynamics.to_dataframe().sort_values("area_under_margin")
 """
 
