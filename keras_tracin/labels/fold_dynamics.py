@@ -94,6 +94,20 @@ class FoldDynamics:
     def _outside(self, means: Sequence[np.ndarray]) -> np.ndarray:
         return self.split(means)[0][np.newaxis]
 
+    def held_out_loss(self, epochs: np.ndarray) -> np.ndarray | None:
+        """The loss on the folds at some epochs, `[k]`; None if one is missing.
+
+        Args:
+            epochs: numbers of epochs, `[k]`.
+        """
+        losses = []
+        for copy in self.copies:
+            if not np.isin(epochs, copy.epochs).all():
+                return None
+            rows = np.searchsorted(copy.epochs, epochs)
+            losses.append(copy.known("held_out_loss")[rows])
+        return np.mean(losses, axis=0)
+
     def reordered(self, ids: np.ndarray) -> FoldDynamics:
         """The same with the examples in another order.
 

@@ -93,6 +93,8 @@ class LabelIssues:
             ValueError: if `method` or `number` is none of these, or if the
                 dynamics do not have what it needs.
         """
+        if dynamics is not None and folds is not None:
+            dynamics = _with_held_out_loss(dynamics, folds)
         models = [] if dynamics is None else [dynamics]
         models += [] if folds is None else folds.copies
         if isinstance(method, str) and method == "auto":
@@ -227,6 +229,16 @@ class LabelIssues:
         arrays["method"] = arrays["method"].item()
         arrays["reasons"] = tuple(arrays["reasons"].tolist())
         return cls(**arrays)
+
+
+def _with_held_out_loss(
+    dynamics: TrainingDynamics, folds: FoldDynamics
+) -> TrainingDynamics:
+    """A run with the loss on the folds, where it has none of its own."""
+    if dynamics.held_out_loss is not None:
+        return dynamics
+    losses = folds.held_out_loss(dynamics.epochs)
+    return dataclasses.replace(dynamics, held_out_loss=losses)
 
 
 def _evidence(

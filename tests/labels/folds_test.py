@@ -1,5 +1,7 @@
 """Models that were not trained on an example judge its label."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -153,6 +155,20 @@ def test_folds_alone_need_no_run(trained):
         build(), (X, Y), folds=3, fit=Fit(), verbose=0
     )
     assert "of 3 copies in and out of fold, since" in repr(issues)
+
+
+def test_a_run_without_a_held_out_loss_takes_that_of_the_folds(trained):
+    copies, _ = trained
+    losses = np.mean([copy.held_out_loss for copy in copies.copies], axis=0)
+    run = dataclasses.replace(copies.copies[0], held_out_loss=None)
+    known = dataclasses.replace(run, held_out_loss=losses)
+    issues = kt.LabelIssues.from_dynamics(run, folds=copies)
+    assert issues.method == "best_loss + best_aum"
+    expected = kt.LabelIssues.from_dynamics(known, folds=copies)
+    np.testing.assert_array_equal(issues.scores, expected.scores)
+    longer = dataclasses.replace(run, epochs=np.array([1, 3]))
+    issues = kt.LabelIssues.from_dynamics(longer, folds=copies)
+    assert issues.method == "mean_loss + aum"
 
 
 def test_ranks_of_the_run_and_of_copies_are_averaged(trained):
