@@ -62,8 +62,8 @@ _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs; 0 for the data set's own.")
 _NUM_TRAIN = flags.DEFINE_integer(
     "num_train", 0, "Number of training examples; 0 for the data set's own."
 )
-_ROWS = flags.DEFINE_string(
-    "rows", "", "Compute only scores with this in their names."
+_ROWS = flags.DEFINE_multi_string(
+    "rows", [""], "Compute only scores with one of these in their names."
 )
 _RETRAIN = flags.DEFINE_list(
     "retrain",
@@ -152,7 +152,8 @@ class Bench:
         """Computes the scores whose figures are not known."""
         for name in _rows():
             is_known = self.row(name) is not None and not _RECOMPUTE.value
-            if _ROWS.value not in name or is_known:
+            is_wanted = any(part in name for part in _ROWS.value)
+            if is_known or not is_wanted:
                 continue
             scores, flagged, wrong = self._ranking(name)
             self.results.add_row(
