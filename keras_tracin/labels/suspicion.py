@@ -3,7 +3,7 @@
 Synopsis:
 
     suspicion(dynamics, "mean_loss")         # [n], higher is more suspicious
-    join_scores([[own, of_a_copy], [margin]])    # the mean of their ranks
+    join_scores([losses, margins])           # the mean of their ranks
     choose_methods([dynamics])               # names, and why
 """
 
