@@ -51,7 +51,8 @@ def _compiled_for_texts(num_examples: int, epochs: int) -> keras.Model:
     )
 
 
-# Images as in examples/find_mislabeled.py, texts as in benchmarks/quality.py.
+# Images as in examples/find_mislabeled.py, and by a network that augments none;
+# texts as in benchmarks/quality.py.
 DATASETS = {
     "mnist": Dataset(
         functools.partial(_load_images, "mnist"),
@@ -65,6 +66,16 @@ DATASETS = {
         functools.partial(_load_images, "cifar10"),
         functools.partial(
             _networks.compile_with_decay, _networks.small_resnet, 0.1
+        ),
+        num_train=10_000,
+        epochs=12,
+    ),
+    "cifar10-cnn": Dataset(
+        functools.partial(_load_images, "cifar10"),
+        functools.partial(
+            _networks.compile_with_decay,
+            functools.partial(_networks.digits_cnn, (32, 32, 3)),
+            0.02,
         ),
         num_train=10_000,
         epochs=12,
@@ -113,6 +124,12 @@ def _boundary(labels: np.ndarray, logits: Logits, seed: int) -> np.ndarray:
     return corrupted
 
 
+def _unchanged(labels: np.ndarray, logits: Logits, seed: int) -> np.ndarray:
+    return labels
+
+
+CLEAN = "clean"
+
 # Of labels, logits of a network that was trained on right labels, and a seed.
 NOISES: dict[str, Noise] = {
     "uniform10": functools.partial(_uniform, 0.1),
@@ -120,4 +137,5 @@ NOISES: dict[str, Noise] = {
     "likely": _likely,
     "pairs": _pairs,
     "boundary": _boundary,
+    CLEAN: _unchanged,
 }

@@ -7,7 +7,7 @@ import pathlib
 import keras
 import numpy as np
 
-from benchmarks._labels_settings import DATASETS
+from benchmarks._labels_settings import CLEAN, DATASETS
 from benchmarks._quality_settings import Arrays
 from benchmarks._quality_training import Trained, fit_once
 
@@ -47,6 +47,11 @@ class Source:
         self._count = num_train or self._dataset.num_train
         self.cache = pathlib.Path(cache_dir)
 
+    @property
+    def setting(self) -> dict[str, int]:
+        """What results depend on beside the name and the seed."""
+        return {"epochs": self._epochs, "num_train": self._count}
+
     @functools.cached_property
     def parts(self) -> tuple[Arrays, Arrays, Arrays]:
         """Training, held-out and test examples."""
@@ -57,16 +62,16 @@ class Source:
     @functools.cached_property
     def trained(self) -> Trained:
         """The network that was trained on right labels."""
-        return self.fit(*self.parts[:2], self.folder("right") / "run")
+        return self.fit(*self.parts[:2], self.folder(CLEAN) / "run")
 
     def folder(self, noise: str) -> pathlib.Path:
         """The directory of a kind of labels; refuses other options' results.
 
         Args:
-            noise: a name of `NOISES`, or "right".
+            noise: a name of `NOISES`.
         """
         folder = self.cache / f"{self.name}-{noise}-{self.seed}"
-        config = {"epochs": self._epochs, "num_train": self._count}
+        config = self.setting
         path = folder / "config.json"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ _NEEDS = {
     "correct": "a classification",
     "probability": "a classification whose outputs tell probabilities",
     "error": "a classification whose outputs tell probabilities",
+    "held_out_loss": "a run of a training with `validation_data=`",
     "residual": "a regression",
     "gradient_norm": "`training_dynamics(..., gradients=True)`",
 }
@@ -80,6 +81,8 @@ class TrainingDynamics:
         early_probabilities: the same over the first two checkpoints, which
             wrong labels have not yet been learnt by heart at.
         probabilities: `[k, n, classes]`, where they were asked for.
+        held_out_loss: `[k]`, the mean loss of examples that were held out,
+            `val_loss` of a run.
     """
 
     ids: np.ndarray
@@ -96,6 +99,7 @@ class TrainingDynamics:
     mean_probabilities: np.ndarray | None = None
     early_probabilities: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    held_out_loss: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -204,6 +208,29 @@ class TrainingDynamics:
                 f"Received: {epochs!r}, with checkpoints of epochs "
                 f"{self.epochs.tolist()}."
             )
+        return self._at(rows)
+
+    def best(self, count: int) -> TrainingDynamics:
+        """The dynamics of the checkpoints with the least held-out loss alone.
+
+        As for `first`, mean probabilities of them may be unknown.
+
+        Args:
+            count: number of checkpoints, at least 1; all if there are fewer.
+
+        Raises:
+            ValueError: if losses of held-out examples are not known, or
+                `count` is below 1.
+        """
+        losses = self.known("held_out_loss")
+        if count < 1:
+            raise ValueError(
+                f"`count` should be 1 or more. Received: {count!r}."
+            )
+        return self._at(np.sort(np.argsort(losses, kind="stable")[:count]))
+
+    def _at(self, rows: np.ndarray) -> TrainingDynamics:
+        """The dynamics of some checkpoints."""
         if len(rows) == len(self.epochs):
             return self
         parts: dict[str, Any] = {
@@ -214,8 +241,11 @@ class TrainingDynamics:
         parts["mean_probabilities"] = None
         if self.probabilities is not None:
             parts["mean_probabilities"] = parts["probabilities"].mean(axis=0)
-        if len(rows) < EARLY:
-            parts["early_probabilities"] = parts["mean_probabilities"]
+        if rows[:EARLY].tolist() != [*range(EARLY)]:
+            parts["early_probabilities"] = None
+            if self.probabilities is not None:
+                early = parts["probabilities"][:EARLY].mean(axis=0)
+                parts["early_probabilities"] = early
         return dataclasses.replace(self, **parts)
 
     def reordered(self, ids: np.ndarray) -> TrainingDynamics:
@@ -231,7 +261,7 @@ class TrainingDynamics:
         parts: dict[str, Any] = {"ids": self.ids[rows]}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in _BY_CHECKPOINT[1:] and value is not None:
+            if field.name in _BY_CHECKPOINT[2:] and value is not None:
                 parts[field.name] = value[:, rows]
             elif field.name in _BY_EXAMPLE and value is not None:
                 parts[field.name] = value[rows]
@@ -286,8 +316,10 @@ class TrainingDynamics:
 
 
 _BY_EXAMPLE = ("given_labels", "mean_probabilities", "early_probabilities")
+# The first two have no examples.
 _BY_CHECKPOINT = (
     "epochs",
+    "held_out_loss",
     "loss",
     "margin",
     "correct",

@@ -28,6 +28,7 @@ from keras_tracin.labels.share_of_wrong import share_of_wrong_labels
 
 NUMBERS = ("auto", "confident_examples", "confident_learning")
 _FEW, _MANY = 0.1, 0.3  # shares of predictions that are wrong
+_UNSURE = 0.5  # share of predictions that disagree with the labels
 _OUTLIER = 3.5  # robust standard deviations (Iglewicz & Hoaglin 1993)
 
 
@@ -79,6 +80,12 @@ def estimate_number(
     if number == "auto" and out_of_fold:
         number = "confident_examples"
     share, what = _share(number, given, p)
+    doubts = _doubts(dynamics, out_of_fold)
+    if (disagreeing := float(np.mean(p.argmax(axis=1) != given))) > _UNSURE:
+        doubts.append(
+            f"{disagreeing:.0%} of these predictions disagree with the labels, "
+            "so it may be several times too high"
+        )
     share = 1 - (1 - share) ** labels_per_example  # of one or more of them
     epochs = dynamics.epochs[:EARLY].tolist()
     at = f"epoch{'s'[: len(epochs) > 1]} {' and '.join(map(str, epochs))}"
@@ -87,7 +94,7 @@ def estimate_number(
     at = "out of fold" if out_of_fold else f"at {at}"
     return Estimate(
         round(share * len(dynamics)),
-        (f"the number by {what} {at}", *_doubts(dynamics, out_of_fold)),
+        (f"the number by {what} {at}", *doubts),
     )
 
 

@@ -43,14 +43,17 @@ def find_label_issues(
 ) -> LabelIssues:
     """Ranks training examples by how suspicious their labels are.
 
-    A wrong label is learnt late, if at all. So the scores are of all epochs of
+    A wrong label is learnt late, if at all. So the scores are of many epochs of
     a recorded run, in one forward pass for each checkpoint
-    (`training_dynamics`); the weights of the last epoch alone say less, since
-    they may know wrong labels by heart.
+    (`training_dynamics`): the weights of the last epoch may know wrong labels
+    by heart, and those of the first know little. Where the loss on held-out
+    examples is least, wrong labels stand out most, so pass `validation_data=`
+    to `fit`; their labels may be wrong as often as the others.
 
     The estimated number is rough, see docs/mislabeled.md for how far it was
-    off. It is too low where the model learnt labels by heart in its first
-    epochs, and where labels are wrong because examples are ambiguous.
+    off: several times too high for a model that is often wrong, too low where
+    the model learnt labels by heart in its first epochs, and where labels are
+    wrong because examples are ambiguous. Folds make it better.
 
     Example:
     ```python
@@ -69,10 +72,13 @@ def find_label_issues(
         method: the scores: "loss", that of the last checkpoint; over all
             checkpoints "mean_loss"; "aum", less the mean margin (Pleiss et al.
             2020); "probability", less that of the given label; "el2n", the mean
-            of ‖p − y‖² (after Paul et al. 2021); of a regression "residual", in
-            robust standard deviations. A list of these is the mean of their
-            ranks. "auto" is "el2n" where there are probabilities and several
-            checkpoints.
+            of ‖p − y‖² (after Paul et al. 2021); "best_loss" and "best_aum",
+            over the fourth of the checkpoints with the least held-out loss,
+            which is `val_loss` of a run and that of the fold of a copy; of a
+            regression "residual", in robust standard deviations. A list of
+            these is the mean of their ranks. "auto" is ["best_loss",
+            "best_aum"], or ["mean_loss", "aum"] where a held-out loss is not
+            known, or "loss" of a single checkpoint.
         number: how the number of wrong labels is estimated from the
             probabilities at the first two checkpoints: "confident_learning"
             (Northcutt et al. 2021), which is right of models that are seldom
@@ -83,9 +89,10 @@ def find_label_issues(
             is known. In a regression residuals above 3.5 robust standard
             deviations are counted.
         folds: number of folds, 0 for none. For each, a copy of the model is
-            trained on all other examples and looks at these after each epoch.
-            Ranks are then the mean of those in the run, if there is one, and
-            out of fold; the number and suggestions are out of fold.
+            trained on all other examples and looks at all after each epoch.
+            Ranks are then the mean of those in the run, if there is one, out
+            of fold, and by the copies that were trained on an example; the
+            number and suggestions are out of fold.
         fit: trains a fold, `fit(model, train, callbacks)`: an untrained copy of
             the model (or one that it builds itself) on `(x, y)` or `(x, y,
             sample_weight)`, as arrays, with `model.fit(..., callbacks=
@@ -111,18 +118,16 @@ def find_label_issues(
     check_number(number)
     if run is not None and not isinstance(run, TrainingRun):
         run = TrainingRun(run)
-    outside = None
+    copies = dynamics = None
     if folds:
         trainings = Folds(folds, fit, run, directory, seed, loss)
-        outside = trainings.measure(model, train, verbose)
+        copies = trainings.measure(model, train, verbose)
     elif fit is not None or directory is not None:
         raise ValueError(
             "`fit` and `directory` are of trainings on folds. Received them "
             "without `folds=`, 3 for example."
         )
-    if outside is not None and run is None:
-        dynamics = outside
-    else:
+    if copies is None or run is not None:
         dynamics = training_dynamics(
             model,
             train,
@@ -133,6 +138,6 @@ def find_label_issues(
             memory_limit=memory_limit,
             verbose=verbose,
         )
-        if outside is not None:
-            outside = outside.reordered(dynamics.ids)
-    return LabelIssues.from_dynamics(dynamics, method, number, outside)
+        if copies is not None:
+            copies = copies.reordered(dynamics.ids)
+    return LabelIssues.from_dynamics(dynamics, method, number, copies)

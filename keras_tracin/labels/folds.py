@@ -1,7 +1,8 @@
 """How models see training examples that they were not trained on.
 
 The examples are cut into folds. For each, a copy of the model is trained on all
-others, and the fold is looked at after every epoch. What is measured is one
+others, and all examples are looked at after every epoch: the fold as new ones,
+the others by one more model that was trained on them. What is measured is one
 file for each fold, so an interrupted call goes on with the next.
 
 Synopsis:
@@ -10,8 +11,8 @@ Synopsis:
         model.fit(*train, epochs=10, batch_size=32, callbacks=callbacks)
 
     folds = Folds(3, fit, directory="folds/digits")
-    outside = folds.measure(model, train)    # TrainingDynamics
-    outside.mean_probabilities               # [n, classes], out of fold
+    copies = folds.measure(model, train)     # FoldDynamics
+    copies.out_of_fold.mean_probabilities    # [n, classes]
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.evaluation.retraining import Data, read_whole
 from keras_tracin.labels.columns import Columns
 from keras_tracin.labels.copies import training_of, untrained_copy
-from keras_tracin.labels.dynamics import TrainingDynamics
+from keras_tracin.labels.dynamics import EARLY, TrainingDynamics
+from keras_tracin.labels.fold_dynamics import FoldDynamics
 from keras_tracin.losses.output_statistics import (
     OutputStatistics,
     output_statistics,
@@ -107,8 +109,8 @@ class Folds:
 
     def measure(
         self, model: keras.Model, train: Any, verbose: int = 0
-    ) -> TrainingDynamics:
-        """The dynamics out of fold, averaged over the epochs.
+    ) -> FoldDynamics:
+        """The dynamics of all examples in each training.
 
         Args:
             model: the compiled model, which stays as it is.
@@ -116,7 +118,7 @@ class Folds:
             verbose: 0 for silence; else a progress bar counts the trainings.
 
         Returns:
-            The dynamics of a single checkpoint, in the order of the ids.
+            The dynamics, in the order of the ids.
 
         Raises:
             ValueError: if there are fewer examples than folds, if the model
@@ -131,7 +133,7 @@ class Folds:
             )
         fold_of = _assign(data, self.count, self.seed)
         bar = keras.utils.Progbar(self.count, unit_name="fold", verbose=verbose)
-        parts = []
+        copies = []
         for fold in range(self.count):
             path = self._path(model, data, fold)
             if path is None or not path.is_file():
@@ -140,26 +142,16 @@ class Folds:
                     save_arrays(path, part, unique=True)
             else:
                 part = load_arrays(path, _REMEDY)
-            parts.append(part)
+            kind = part.pop("kind").item()
+            losses = part["loss"][:, fold_of == fold].mean(axis=1)
+            copies.append(
+                TrainingDynamics(
+                    ids=data.ids, kind=kind, held_out_loss=losses, **part
+                )
+            )
             if verbose:
                 bar.add(1)
-        kind = parts[0].pop("kind").item()
-        joined = {
-            name: np.concatenate([part[name] for part in parts])
-            for name in parts[0]
-        }
-        order = np.argsort(joined.pop("rows"))
-        given = joined.pop("given", None)
-        means = joined.pop("probabilities", None)
-        return TrainingDynamics(
-            ids=data.ids,
-            epochs=np.zeros(1, int),
-            kind=kind,
-            given_labels=None if given is None else given[order],
-            mean_probabilities=None if means is None else means[order],
-            early_probabilities=None if means is None else means[order],
-            **{name: array[order][None] for name, array in joined.items()},
-        )
+        return FoldDynamics(tuple(copies), fold_of)
 
     def _path(self, model: keras.Model, data: Data, fold: int) -> Path | None:
         """The file of a fold, by a digest of all that it depends on."""
@@ -185,25 +177,23 @@ class Folds:
     def _train(
         self, model: keras.Model, data: Data, held_out: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Trains on all but some examples, and measures these."""
-        rows = np.flatnonzero(held_out)
-        observer = _Observer(data.rows(rows), self.loss)
+        """Trains on all but some examples, and measures all."""
+        observer = _Observer(data.arrays, self.loss)
         copy = self._copy(model)
-        train = data.rows(np.flatnonzero(~held_out))
+        rows = np.flatnonzero(~held_out)
+        train = data.rows(rows)
         if self.fit is not None:
             self.fit(copy, train, [observer])
         else:
             x, y, weight = keras.utils.unpack_x_y_sample_weight(train)
             assert self.run is not None
-            training = training_of(
-                self.run, copy, len(data.ids), len(data.ids) - len(rows)
-            )
+            training = training_of(self.run, copy, len(data.ids), len(rows))
             copy.fit(
                 *(x, y, training.batch_size, training.epochs, 0),
                 callbacks=[observer, *training.callbacks],
                 sample_weight=weight,
             )
-        return {"rows": rows, **observer.results()}
+        return observer.results()
 
     def _copy(self, model: keras.Model) -> keras.Model:
         """An untrained copy of a model, with the run's initial weights."""
@@ -219,18 +209,20 @@ class Folds:
 
 
 class _Observer(keras.callbacks.Callback):
-    """Measures held-out examples after each epoch.
+    """Measures examples after each epoch.
 
     Args:
-        held_out: `(x, y[, sample_weight])`.
+        examples: `(x, y[, sample_weight])`.
         loss: used in place of the compiled loss.
     """
 
-    def __init__(self, held_out: Any, loss: Any):
+    def __init__(self, examples: Any, loss: Any):
         super().__init__()
-        self._held_out, self._loss = held_out, loss
+        self._examples, self._loss = examples, loss
         self._engine: ForwardEngine[OutputStatistics] | None = None
-        self._sums: dict[str, np.ndarray] = {}
+        self._rows: dict[str, list[np.ndarray]] = {}
+        self._given: np.ndarray | None = None
+        self._early = self._total = np.zeros(())  # of probabilities
         self._epochs = 0
 
     def on_epoch_end(self, epoch, logs=None):
@@ -239,14 +231,18 @@ class _Observer(keras.callbacks.Callback):
         names = self._engine.measure.names
         columns = Columns({name: {name: 1} for name in names}, 1)
         work = self._engine.forward_pass(
-            "Held-out examples", PRESENT_WEIGHTS, columns.gather
+            "Examples in an epoch", PRESENT_WEIGHTS, columns.gather
         )
         sweep(self._engine, work, Sink(columns.add), Call(verbose=0))
-        for name, array in columns.arrays().items():
-            if name == "error":  # its root is taken in the end
-                array = np.square(array)
-            self._sums[name] = self._sums.get(name, 0) + array
+        arrays = columns.arrays()
         self._epochs += 1
+        self._given = arrays.pop("given", None)
+        if "probabilities" in arrays:
+            self._total = self._total + arrays.pop("probabilities")
+            if self._epochs <= EARLY:
+                self._early = self._total / self._epochs
+        for name, array in arrays.items():
+            self._rows.setdefault(name, []).append(array)
 
     def _make_engine(self) -> ForwardEngine[OutputStatistics]:
         model = self.model
@@ -256,26 +252,26 @@ class _Observer(keras.callbacks.Callback):
             return output_statistics(model, batch.x, batch.y, self._loss)
 
         return ForwardEngine(
-            model, self._held_out, make_measure, loss=self._loss
+            model, self._examples, make_measure, loss=self._loss
         )
 
     def results(self) -> dict[str, np.ndarray]:
-        """Means over the epochs, by name, `[n, ...]`."""
+        """The fields of `TrainingDynamics` but for the ids, by name."""
         if self._engine is None:
             raise ValueError(
                 "`fit` should pass the callbacks on to `model.fit`, and train "
                 "for an epoch or more. Received a `fit` that ended no epoch "
                 "with them."
             )
-        means = {
-            name: np.moveaxis(array / self._epochs, -1, 0)
-            for name, array in self._sums.items()
-        }
-        if "error" in means:
-            means["error"] = np.sqrt(means["error"])
-        if "given" in means:
-            means["given"] = means["given"].round().astype(int)
-        return {"kind": np.asarray(self._engine.measure.kind), **means}
+        fields = {name: np.stack(rows) for name, rows in self._rows.items()}
+        if self._given is not None:
+            fields["given_labels"] = np.moveaxis(self._given, -1, 0)
+        if self._total.ndim:
+            means = self._total / self._epochs
+            fields["mean_probabilities"] = np.moveaxis(means, -1, 0)
+            fields["early_probabilities"] = np.moveaxis(self._early, -1, 0)
+        fields["kind"] = np.asarray(self._engine.measure.kind)
+        return {"epochs": np.arange(1, self._epochs + 1), **fields}
 
 
 def _sorted(data: Data) -> Data:

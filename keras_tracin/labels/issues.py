@@ -22,9 +22,11 @@ from keras_tracin.data.lookup import look_up
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.labels.dynamics import TrainingDynamics
 from keras_tracin.labels.estimates import Estimate, estimate_number
+from keras_tracin.labels.fold_dynamics import FoldDynamics
 from keras_tracin.labels.suspicion import (
-    choose_method,
-    mean_rank,
+    check_method,
+    choose_methods,
+    join_scores,
     suspicion,
 )
 from keras_tracin.methods.attributor import Attributor
@@ -71,50 +73,53 @@ class LabelIssues:
     @classmethod
     def from_dynamics(
         cls,
-        dynamics: TrainingDynamics,
+        dynamics: TrainingDynamics | None,
         method: str | Sequence[str] = "auto",
         number: str | int = "auto",
-        out_of_fold: TrainingDynamics | None = None,
+        folds: FoldDynamics | None = None,
     ) -> LabelIssues:
         """Ranks labels by training dynamics that were measured before.
 
         Args:
-            dynamics: the dynamics.
+            dynamics: the dynamics of a run; may be None where there are folds.
             method: as in `find_label_issues`.
             number: as in `find_label_issues`.
-            out_of_fold: dynamics of the same examples by models that were not
-                trained on them. Scores are then the mean of the ranks in
-                both, and number and suggestions of these alone.
+            folds: dynamics of the same examples, in the same order, by copies
+                that were each trained on all but a fold. Scores are then means
+                of ranks, of the run, out of fold, and by the copies that were
+                trained on an example. Number and suggestions are out of fold.
 
         Raises:
             ValueError: if `method` or `number` is none of these, or if the
                 dynamics do not have what it needs.
         """
-        chosen, why = method, ""
+        if dynamics is not None and folds is not None:
+            dynamics = _with_held_out_loss(dynamics, folds)
+        models = [] if dynamics is None else [dynamics]
+        models += [] if folds is None else folds.copies
         if isinstance(method, str) and method == "auto":
-            chosen, why = choose_method(dynamics, out_of_fold is not None)
-        scores = suspicion(dynamics, chosen)
-        judging = dynamics
-        if out_of_fold is not None:
-            judging = out_of_fold
-            outside = suspicion(out_of_fold, chosen)
-            if dynamics is not out_of_fold:
-                outside = mean_rank([scores, outside])
-            scores = outside
-        order = np.argsort(-scores, kind="stable")
-        estimate = estimate_number(judging, number, out_of_fold is not None)
-        name = chosen if isinstance(chosen, str) else " + ".join(chosen)
-        count = len(dynamics.epochs)
-        ranked = f"ranked by '{name}' of {count} checkpoint{'s'[: count != 1]}"
-        if out_of_fold is not None:
-            own = "" if dynamics is out_of_fold else f" and of {count} of a run"
-            ranked = f"ranked by '{name}' out of fold{own}"
+            chosen, why = choose_methods(models)
+        else:
+            chosen, why = check_method(method), ""
+        scores = []
+        for name in chosen:
+            own = [] if dynamics is None else [suspicion(dynamics, name)]
+            scores += own
+            if folds is not None:
+                by_copies = [suspicion(copy, name) for copy in folds.copies]
+                scores += folds.split(by_copies)
+        score = join_scores(scores)
+        order = np.argsort(-score, kind="stable")
+        judging = models[0] if folds is None else folds.out_of_fold
+        estimate = estimate_number(judging, number, folds is not None)
+        name = " + ".join(chosen)
+        ranked = f"ranked by '{name}' of {_evidence(dynamics, folds)}"
         ranked += f", since {why}" if why else ""
         suggested, likelihood = _suggest(judging, order, estimate)
-        given = dynamics.given_labels
+        given = judging.given_labels
         return cls(
-            ids=dynamics.ids[order],
-            scores=scores[order],
+            ids=judging.ids[order],
+            scores=score[order],
             num_issues=estimate.number,
             method=name,
             reasons=(ranked, *estimate.reasons),
@@ -224,6 +229,29 @@ class LabelIssues:
         arrays["method"] = arrays["method"].item()
         arrays["reasons"] = tuple(arrays["reasons"].tolist())
         return cls(**arrays)
+
+
+def _with_held_out_loss(
+    dynamics: TrainingDynamics, folds: FoldDynamics
+) -> TrainingDynamics:
+    """A run with the loss on the folds, where it has none of its own."""
+    if dynamics.held_out_loss is not None:
+        return dynamics
+    losses = folds.held_out_loss(dynamics.epochs)
+    return dataclasses.replace(dynamics, held_out_loss=losses)
+
+
+def _evidence(
+    dynamics: TrainingDynamics | None, folds: FoldDynamics | None
+) -> str:
+    """What scores are made of, in words."""
+    parts = []
+    if dynamics is not None:
+        count = len(dynamics.epochs)
+        parts.append(f"{count} checkpoint{'s'[: count != 1]}")
+    if folds is not None:
+        parts.append(f"{len(folds.copies)} copies in and out of fold")
+    return " and ".join(parts)
 
 
 def _suggest(

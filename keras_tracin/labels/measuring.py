@@ -147,6 +147,7 @@ def training_dynamics(
         ids=columns.ids,
         epochs=np.array([0 if c is None else c.epoch for c in weights]),
         kind=statistics.kind,
+        held_out_loss=_held_out_loss(weights),
         **fields,
     )
 
@@ -179,6 +180,13 @@ def _weights_of(
         for checkpoint in run:
             check_checkpoint(model, checkpoint)
     return dict.fromkeys(run, 1.0)
+
+
+def _held_out_loss(weights: Weights) -> np.ndarray | None:
+    """`val_loss` at each checkpoint, `[k]`, if all have a finite one."""
+    logs = [{} if c is None else c.logs for c in weights]
+    losses = np.array([log.get("val_loss", np.nan) for log in logs])
+    return losses if np.isfinite(losses).all() else None
 
 
 def _what_to_keep(

@@ -9,8 +9,9 @@ fitted as
     r(u) = ε + (1 - ε) min(a u^γ, 1)
 
 over the more confident half, u from 0 to 1/2: ε of wrong labels, and errors of
-the model that grow from none. The estimate is the mean of ε given the data, all
-ε, log a and the exponents γ being equally likely before.
+the model that grow from none, fast at first (γ below 1) by a model that is
+often wrong. The estimate is the mean of ε given the data, all ε, log a and the
+exponents γ being equally likely before.
 
 It takes labels to be wrong independently of how confident the model is. Those
 that are wrong because the example is ambiguous are missed; and so are those
@@ -32,7 +33,7 @@ _CONFIDENT = 0.5  # share of the examples that are looked at
 _BINS = 25
 _SHARES = np.arange(0, 0.9, 0.0025)
 _SLOPES = np.geomspace(0.01, 1, 30)
-_EXPONENTS = (1, 1.5, 2, 3, 4, 6, 8, 12)
+_EXPONENTS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12)
 
 
 def share_of_wrong_labels(

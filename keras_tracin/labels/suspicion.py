@@ -3,8 +3,8 @@
 Synopsis:
 
     suspicion(dynamics, "mean_loss")         # [n], higher is more suspicious
-    suspicion(dynamics, ("el2n", "aum"))     # the mean of their ranks
-    choose_method(dynamics)                  # a method, and why
+    join_scores([losses, margins])           # the mean of their ranks
+    choose_methods([dynamics])               # names, and why
 """
 
 from __future__ import annotations
@@ -22,26 +22,28 @@ METHODS: dict[str, Callable[[TrainingDynamics], np.ndarray]] = {
     "aum": lambda dynamics: -dynamics.area_under_margin,
     "probability": lambda dynamics: 1 - dynamics.confidence,
     "el2n": lambda dynamics: np.square(dynamics.known("error")).mean(axis=0),
+    "best_loss": lambda dynamics: _best(dynamics).mean_loss,
+    "best_aum": lambda dynamics: -_best(dynamics).area_under_margin,
     "residual": lambda dynamics: dynamics.robust_residual,
 }
+_BEST = 4  # "best" is of the best fourth of the checkpoints
 
 
-def suspicion(
-    dynamics: TrainingDynamics, method: str | Sequence[str]
-) -> np.ndarray:
+def _best(dynamics: TrainingDynamics) -> TrainingDynamics:
+    return dynamics.best(-(-len(dynamics.epochs) // _BEST))
+
+
+def suspicion(dynamics: TrainingDynamics, name: str) -> np.ndarray:
     """How suspicious each label is, `[n]`.
 
     Args:
         dynamics: the dynamics.
-        method: a name in `METHODS`, or several whose ranks are averaged.
+        name: a name in `METHODS`.
 
     Raises:
-        ValueError: for an unknown method, or one that the dynamics do not
-            have.
+        ValueError: if the dynamics do not have what it needs.
     """
-    names = check_method(method)
-    scores = [METHODS[name](dynamics) for name in names]
-    return scores[0] if len(scores) == 1 else mean_rank(scores)
+    return METHODS[name](dynamics)
 
 
 def check_method(method: str | Sequence[str]) -> list[str]:
@@ -61,28 +63,33 @@ def check_method(method: str | Sequence[str]) -> list[str]:
     return names
 
 
-def mean_rank(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of the ranks in several scores, from above 0 to 1, `[n]`."""
+def join_scores(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Several scores as one: the mean of their ranks, above 0 up to 1, `[n]`.
+
+    A single one stays as it is.
+    """
+    if len(scores) == 1:
+        return scores[0]
     ranks = [scipy.stats.rankdata(values) for values in scores]
     return np.mean(ranks, axis=0) / len(ranks[0])
 
 
-def choose_method(
-    dynamics: TrainingDynamics, averaged: bool = False
-) -> tuple[str, str]:
-    """The method that "auto" stands for, and why.
+def choose_methods(models: Sequence[TrainingDynamics]) -> tuple[list[str], str]:
+    """The methods that "auto" stands for, and why.
 
     Args:
-        dynamics: the dynamics.
-        averaged: whether a single checkpoint stands for several.
+        models: the dynamics of the run, of copies or of both.
     """
-    if dynamics.kind == "numbers":
-        return "residual", "labels are numbers"
-    if len(dynamics.epochs) == 1 and not averaged:
-        return "loss", "there is one checkpoint"
-    if dynamics.error is None:
-        return "aum", "outputs tell margins and no probabilities"
-    return "el2n", (
-        "errors over all checkpoints found most wrong labels of several kinds "
-        "where this was measured"
+    first = models[0]
+    if first.kind == "numbers":
+        return ["residual"], "labels are numbers"
+    if all(len(model.epochs) == 1 for model in models):
+        return ["loss"], "there is one checkpoint"
+    if any(model.held_out_loss is None for model in models):
+        return ["mean_loss", "aum"], (
+            "the run does not tell which checkpoints are best, as it would if "
+            "`fit` had had `validation_data=`"
+        )
+    return ["best_loss", "best_aum"], (
+        "wrong labels stand out where the loss on held-out examples is least"
     )

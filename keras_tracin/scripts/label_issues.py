@@ -7,18 +7,21 @@
         --directory=folds --output=issues.npz
 
 A wrong label is learnt late, if at all, so all checkpoints of the run are
-looked at, in one forward pass each. A .csv file has the columns rank, train_id,
-score, given_label, suggested_label, suggested_probability and is_issue, as far
-as there are such things, the most suspicious first: 1 in the last marks labels
-that are estimated to be wrong. `kt.LabelIssues.load` reads a .npz file. Without
---output, CSV goes to standard output, unless there is a --report.
+looked at, in one forward pass each; those that were best on the examples which
+`fit` held out decide, if it had any.
+
+A .csv file has the columns rank, train_id, score, given_label, suggested_label,
+suggested_probability and is_issue, as far as there are such things, the most
+suspicious first: 1 in the last marks labels that are estimated to be wrong.
+`kt.LabelIssues.load` reads a .npz file. Without --output, CSV goes to standard
+output, unless there is a --report.
 
 --report writes a page on which a person who knows the data decides which labels
 are wrong; the corrections are exported as CSV. It needs the `report` extra:
 pip install "keras_tracin[report]".
 
 With --folds, copies of the model are trained, each on all but a part of the
-examples, which it then judges: as the run was or, if the task has a function
+examples, and judge all: as the run was or, if the task has a function
 `fit(model, train, callbacks)`, by that. With --directory, an interrupted
 command continues with the folds that are missing.
 """
@@ -59,8 +62,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "method",
         "auto",
-        "Scores: loss, mean_loss, aum, probability, el2n, residual, or several "
-        "between commas, whose ranks are averaged.",
+        "Scores: loss, mean_loss, aum, probability, el2n, best_loss, best_aum, "
+        "residual, or several between commas, whose ranks are averaged.",
         **options,
     )
     flags.DEFINE_string(

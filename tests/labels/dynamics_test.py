@@ -55,6 +55,25 @@ def test_the_first_epochs_are_those_up_to_a_number():
         dynamics.first(0)
 
 
+def test_the_best_checkpoints_are_those_of_the_least_held_out_loss():
+    losses = np.array([0.9, 0.5, 0.4, 0.8])
+    dynamics = make_dynamics(held_out_loss=losses, probabilities=P)
+    best = dynamics.best(2)
+    assert best.epochs.tolist() == [2, 4]
+    np.testing.assert_array_equal(best.loss, dynamics.loss[1:3])
+    np.testing.assert_array_equal(best.held_out_loss, losses[1:3])
+    np.testing.assert_allclose(best.mean_probabilities, P[1:3].mean(0))
+    assert dynamics.best(9) is dynamics
+    order = ["c", "a", "b"]
+    np.testing.assert_array_equal(
+        dynamics.reordered(np.array(order)).held_out_loss, losses
+    )
+    with pytest.raises(ValueError, match=row("dynamics-best")):
+        dynamics.best(0)
+    with pytest.raises(ValueError, match=row("no-such-dynamics")):
+        make_dynamics().best(2)
+
+
 def test_residuals_of_zero_have_no_spread():
     def regression(residual):
         return kt.TrainingDynamics(

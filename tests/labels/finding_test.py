@@ -59,8 +59,8 @@ def test_suggestions_are_other_labels_of_issues_and_mostly_right(
 
 
 def test_it_says_what_was_chosen_and_why(issues):
-    assert issues.method == "el2n"
-    assert "ranked by 'el2n' of 4 checkpoints, since" in repr(issues)
+    assert issues.method == "mean_loss + aum"
+    assert "'mean_loss + aum' of 4 checkpoints, since the run" in repr(issues)
     assert "predictions are wrong, at epochs 1 and 2" in repr(issues)
 
 
@@ -165,6 +165,48 @@ def test_the_estimate_depends_on_how_often_the_model_is_wrong(errors, chosen):
     assert chosen in issues.reasons[1]
 
 
+def test_the_loss_on_held_out_examples_tells_which_checkpoints_count():
+    # The wrong label, that of "c", is learnt by heart at the last of five.
+    loss = np.array([[3.0, 2, 2.5, 1], [1, 1.2, 2, 1.1], [1, 0.9, 3, 0.8]])
+    loss = np.concatenate([loss, [[0.1, 0.3, 1, 0.2], [5, 0.2, 0, 4]]])
+    dynamics = make_dynamics(
+        epochs=np.arange(1, 6),
+        loss=loss,
+        margin=-loss,
+        correct=loss,
+        probability=loss,
+        error=loss,
+    )
+    lost = kt.LabelIssues.from_dynamics(dynamics, "loss")
+    assert lost.ids.tolist() == ["a", "d", "b", "c"]
+    known = dataclasses.replace(
+        dynamics, held_out_loss=np.array([2.0, 0.9, 0.5, 0.6, 4])
+    )
+    issues = kt.LabelIssues.from_dynamics(known)
+    assert issues.method == "best_loss + best_aum"
+    assert "where the loss on held-out examples is least" in issues.reasons[0]
+    # The best fourth of five checkpoints are two.
+    expected = kt.LabelIssues.from_dynamics(known.best(2), "mean_loss")
+    assert issues.ids.tolist() == expected.ids.tolist() == [*"cbad"]
+    with pytest.raises(ValueError, match=row("no-such-dynamics")):
+        kt.LabelIssues.from_dynamics(dynamics, "best_loss")
+
+
+def test_one_checkpoint_is_ranked_by_its_loss():
+    dynamics = make_dynamics()
+    last = dataclasses.replace(
+        dynamics,
+        epochs=np.array([2]),
+        **{
+            name: getattr(dynamics, name)[1:]
+            for name in ("loss", "margin", "correct", "probability", "error")
+        },
+    )
+    issues = kt.LabelIssues.from_dynamics(last)
+    assert issues.method == "loss"
+    assert "since there is one checkpoint" in issues.reasons[0]
+
+
 def test_labels_of_a_regression_are_suspected_by_their_residuals(tmp_path):
     residual = np.array([[0.1, 0.2, 0.1, 9]])
     dynamics = kt.TrainingDynamics(
@@ -213,6 +255,13 @@ def test_what_makes_the_number_doubtful_is_said():
     _, _, *doubts = kt.LabelIssues.from_dynamics(late).reasons
     assert "the first two epochs have not a checkpoint each" in doubts[0]
     assert "no other example has the label of classes [1]" in doubts[1]
+
+
+def test_a_number_by_a_model_that_is_mostly_wrong_is_doubtful():
+    given = np.array([1, 0, 1, 0])
+    dynamics = make_dynamics(given_labels=given)
+    _, _, *doubts = kt.LabelIssues.from_dynamics(dynamics).reasons
+    assert "75% of these predictions disagree with the labels" in doubts[0]
 
 
 def test_methods_that_cannot_be_are_refused():

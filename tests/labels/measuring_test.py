@@ -56,6 +56,17 @@ def outputs_along(model, run):
     return np.stack(outputs).astype("float64")
 
 
+def test_losses_of_held_out_examples_are_those_that_fit_reported(tmp_path):
+    model, held_out = build(), examples(9, 1)
+    recorder = kt.TracInCheckpoint(tmp_path)
+    history = model.fit(
+        *(X, Y, 5, 3, 0), callbacks=[recorder], validation_data=held_out
+    ).history
+    run = kt.TrainingRun(tmp_path)
+    measured = measure(model, (X, Y), run[1:])
+    assert measured.held_out_loss.tolist() == history["val_loss"][1:]
+
+
 def test_each_number_is_that_of_the_outputs_at_each_checkpoint(
     trained, dynamics
 ):
