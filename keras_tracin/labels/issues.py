@@ -169,11 +169,14 @@ class LabelIssues:
         """The training examples that suspects agree with and contradict.
 
         Each suspect is a query under its given label. Its opponents raised its
-        loss there: examples that look like it and have another label. The
-        first of its proponents is mostly the suspect itself.
+        loss there: examples that look like it and have another label. Where
+        wrong labels have large gradients, these are mostly other wrong ones,
+        unless the method divides by the lengths of gradients, as
+        `InfluenceFunctions(relative="loss")` does. The first of its proponents
+        is mostly the suspect itself.
 
         Args:
-            method: a method for the same training examples, such as `TracIn`.
+            method: a method for the same training examples.
             train: the training examples, from which suspects are taken.
             k: number of proponents and of opponents.
             count: number of the most suspicious examples to explain; by
