@@ -9,7 +9,8 @@ the basis, and a variable of up to 512 entries has its exact block. Embeddings
 and longer vectors keep their diagonal.
 
 δ comes from pseudo-gradients whose covariance is the curvature of the loss by
-the outputs, what labels drawn from the model give in expectation.
+the outputs, what labels drawn from the model give in expectation. Softmaxes may
+have any number of classes, at each position of a sequence.
 
 Synopsis:
 
@@ -40,8 +41,9 @@ from keras_tracin.curvature.solvers.solution import Solution
 class EKFAC:
     """Eigenvalue-corrected Kronecker factors (Grosse et al. 2023).
 
-    Fitted once, in two passes over the data for each draw of pseudo-gradients;
-    any right-hand side is then solved at once. It approximates the Gauss-Newton
+    Fitted once: the eigenvalues by a pass over the data for each draw of
+    pseudo-gradients, the bases by a pass over as many as will do. Any
+    right-hand side is then solved at once. It approximates the Gauss-Newton
     matrix layer by layer, so it needs that of a network and not a Hessian.
 
     Attributes:

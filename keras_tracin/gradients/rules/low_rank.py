@@ -3,9 +3,7 @@
 The gradients of `A` and `B` follow from the gradient `G` of `W`: they are
 `s G Bᵀ` and `s Aᵀ G`. For `G = Σ_t x_t δ_tᵀ`, these are `Σ_t x_t (s B δ_t)ᵀ`
 and `Σ_t (s Aᵀ x_t) δ_tᵀ`: outer products again, with as few columns, or rows,
-as
-    the
-rank of the adapter.
+as the adapter has ranks.
 
 Layers with a quantized kernel also train the adapters alone, by the same
 formulas.
