@@ -19,6 +19,8 @@ from keras_tracin.engine.steps import RATE, GradientFunctions, scaled_sum
 from keras_tracin.gradients import factors as algebra
 
 SEQUENCES = ("encoder", "decoder")
+# In the names of inputs that say something of the tokens of another one.
+_COMPANIONS = ("mask", "segment", "position", "type")
 
 
 def by_token(work: Pass, tokens: int) -> Pass:
@@ -45,19 +47,22 @@ def by_token(work: Pass, tokens: int) -> Pass:
     along = work.step is steps.along
 
     def make():
-        specs = steps.direction_specs if along else steps.query_specs
-        return _token_products(steps, specs, tokens)
+        return _token_products(steps, along, tokens)
 
     step = steps.kept(("by token", tokens, along), make)
     return dataclasses.replace(work, step=step)
 
 
-def _token_products(functions: GradientFunctions, specs: Any, tokens: int):
+def _token_products(functions: GradientFunctions, along: bool, tokens: int):
     """A step `(data, queries, rate) -> rate · [m, tokens + 1, n]`."""
     capturing = functions.capturing
+    specs = functions.direction_specs if along else functions.query_specs
 
     def step(data, queries, rate):
-        factors = capturing.weighted_factors(data, ())
+        if along:
+            factors = capturing.capture_equal(data).factors
+        else:
+            factors = capturing.weighted_factors(data, ())
         placed, rest = [], []
         for own, query in zip(factors, queries, strict=True):
             shares = algebra.inner_by_position(own, query)  # [n, m, t]
@@ -79,7 +84,8 @@ def _token_products(functions: GradientFunctions, specs: Any, tokens: int):
 def num_tokens(x: Any, sequence: str | None = None) -> int:
     """The length of the token input.
 
-    Inputs of one length are taken to be of the same tokens, as masks are.
+    Masks, segments, types and positions, by their names, belong to the tokens
+    of another input.
 
     Args:
         x: the types of the model's inputs, `[None, ...]`.
@@ -119,14 +125,20 @@ def num_tokens(x: Any, sequence: str | None = None) -> int:
         for name, length in lengths.items()
         if sequence is not None and sequence not in name
     ]
-    has_both = all(any(word in name for name in lengths) for word in SEQUENCES)
-    if asked or tokens in others or (has_both and sequence is None):
+    texts = [
+        name
+        for name in lengths
+        if (sequence is None or sequence in name)
+        and not any(word in name for word in _COMPANIONS)
+    ]
+    if asked or tokens in others or len(texts) > 1:
         raise ValueError(
             "Layers are told apart by the length of their sequences, so the "
             "encoder and the decoder need different ones, and "
             "`sequence='encoder'` or 'decoder' says which is meant. Received "
             f"inputs of these lengths: {lengths}; sequence={sequence!r}. Pad "
-            "one of them by a token more where they are alike."
+            "one of them by a token more where they are alike; of other "
+            "inputs of tokens, more than one is not told apart."
         )
     return tokens
 

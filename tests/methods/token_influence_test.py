@@ -1,5 +1,7 @@
 """Scores by token: their sums, and the shares of single positions."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -295,6 +297,40 @@ def test_sides_of_one_length_cannot_be_told_apart(side, tmp_path):
         ValueError, match=row("token-sequence", "'decoder_ids': 4")
     ):
         scored.token_influence(data, sequence=side, verbose=0)
+
+
+def test_two_texts_of_one_length_are_not_added_up(tmp_path):
+    model, data = two_sided(4, 4, ("premise", "hypothesis"))
+    scored = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    with pytest.raises(ValueError, match=row("token-sequence", "'premise': 4")):
+        scored.token_influence(data, verbose=0)
+
+
+def test_layers_that_froze_in_between_count_as_in_the_scores(tmp_path):
+    model = pooled()
+    recorder = kt.TracInCheckpoint(tmp_path)
+    model.fit(*TRAIN, epochs=1, verbose=0, callbacks=[recorder])
+    model.get_layer("each").trainable = False
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    fit = {"epochs": 2, "initial_epoch": 1, "verbose": 0}
+    model.fit(*TRAIN, **fit, callbacks=[recorder])
+    run = kt.TrainingRun(tmp_path)
+    scored = kt.TracIn(model, TRAIN, run)
+    expected = scored.influence(TEST, verbose=0).scores
+    tokens = scored.token_influence(TEST, verbose=0)
+    np.testing.assert_allclose(tokens.attribution.scores, expected, rtol=1e-9)
+    inverse = kt.InfluenceFunctions(
+        model, TRAIN, run=run, damping=0.1, curvature="ekfac"
+    )
+    try:
+        plain = inverse.influence(TEST, verbose=0).scores
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error)[:60])):
+            inverse.token_influence(TEST, verbose=0)
+    else:
+        tokens = inverse.token_influence(TEST, verbose=0)
+        np.testing.assert_allclose(tokens.attribution.scores, plain, rtol=1e-9)
 
 
 def test_what_has_no_tokens_is_refused(tmp_path):
