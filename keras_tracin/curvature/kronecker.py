@@ -10,6 +10,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,12 +18,23 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients import flat
-from keras_tracin.gradients.factors import DenseGradients, Factors, OuterFactors
+from keras_tracin.gradients.factors import (
+    DenseGradients,
+    Factors,
+    KernelAxes,
+    LookupFactors,
+    OuterFactors,
+    TableFactors,
+    with_ones,
+)
 from keras_tracin.gradients.flat import Groups, size_of
 
-Basis = tuple[tf.Tensor, ...]  # (U_A, U_B), in columns; none for a diagonal
+Basis = tuple[tf.Tensor, ...]  # U_A and U_B, in columns, of sides that have one
 
 _LARGEST_SIDE = 8192  # of a kernel that is diagonalised
+# A side as large as this, and as many times as wide as the other, keeps a
+# diagonal: its basis would cost more than all of the rest.
+_LARGE_SIDE, _TIMES = 2048, 8
 _LARGEST_EXACT = 512  # entries whose second moments are diagonalised whole
 
 
@@ -36,19 +48,46 @@ class Block:
         start: position of the first entry in a row.
         rows: i; 1 for a diagonal.
         columns: o.
-        kronecker: whether its curvature has Kronecker factors, else it is
-            taken to be diagonal.
+        left: whether A, of the rows, has a basis; else it is diagonal.
+        right: whether B, of the columns, has one.
+        axes: how the kernel stores its entries, if not as rows and columns.
     """
 
     start: int
     rows: int
     columns: int
-    kronecker: bool
+    left: bool
+    right: bool
+    axes: KernelAxes | None = None
 
     @property
     def size(self) -> int:
         """Number of entries."""
         return self.rows * self.columns
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sizes of the sides that have a basis."""
+        pairs = (self.rows, self.left), (self.columns, self.right)
+        return tuple(size for size, has_basis in pairs if has_basis)
+
+    def matrices(self, entries: tf.Tensor) -> tf.Tensor:
+        """Entries `[..., size]` of rows as matrices `[n, i, o]`."""
+        if self.axes is not None:
+            kernel = math.prod(self.axes.sizes)
+            entries = tf.reshape(entries, [-1, self.size])
+            loaded = self.axes.load(entries[:, :kernel])
+            entries = tf.concat([loaded, entries[:, kernel:]], axis=1)
+        return tf.reshape(entries, [-1, self.rows, self.columns])
+
+    def entries(self, matrices: tf.Tensor) -> tf.Tensor:
+        """Matrices `[n, i, o]` as entries `[n, size]` of rows."""
+        flat_rows = tf.reshape(matrices, [-1, self.size])
+        if self.axes is None:
+            return flat_rows
+        kernel = math.prod(self.axes.sizes)
+        stored = self.axes.store(flat_rows[:, :kernel])
+        return tf.concat([stored, flat_rows[:, kernel:]], axis=1)
 
 
 class LayerCurvature(Protocol):
@@ -81,7 +120,7 @@ class LayerCurvature(Protocol):
     def moments(self, draws: Any) -> list[tuple[tf.Tensor, ...]]:
         """A `[i, i]` and B `[o, o]` of each block, up to a factor.
 
-        None for a diagonal.
+        Of sides that have a basis alone.
         """
         raise NotImplementedError
 
@@ -114,63 +153,90 @@ def cut(
     start = 0
     for group, variables in zip(factors, groups, strict=True):
         sizes = [size_of(variable) for variable in variables]
-        if isinstance(group, OuterFactors):
-            _, i, o = group.sizes
-            block = Block(start, i + group.bias, o, True)
-            if max(block.rows, block.columns) > _LARGEST_SIDE:
-                block = Block(start, 1, sum(sizes), False)
-            pairs.append((block, group))
-            start += sum(sizes)
-            continue
-        parts: list[Factors] = [group]
         if isinstance(group, DenseGradients):
-            parts = [DenseGradients((part,)) for part in group.parts]
-        for part, variable in zip(parts, variables, strict=True):
-            whole = isinstance(group, DenseGradients)
-            pairs.append((_block_of(variable, start, whole), part))
-            start += size_of(variable)
+            for part, variable in zip(group.parts, variables, strict=True):
+                block = _block_of(variable, start)
+                pairs.append((block, DenseGradients((part,))))
+                start += block.size
+        else:
+            pairs.append((_block_with_sides(group, start), group))
+            start += sum(sizes)
     return pairs
 
 
-def _block_of(variable: Any, start: int, whole: bool) -> Block:
-    """The block of one variable.
+def _block_with_sides(factors: Factors, start: int) -> Block:
+    """The block of a kernel or a table, whose sides are at hand.
+
+    The look-ups of a table are exactly diagonal by its rows.
+
+    Args:
+        factors: its gradients.
+        start: position of its first entry in a row.
+    """
+    if isinstance(factors, LookupFactors):
+        rows, columns = factors.vocabulary, factors.grads.shape[-1]
+        return Block(start, rows, columns, False, columns <= _LARGEST_SIDE)
+    if isinstance(factors, TableFactors):
+        _, rows, columns = factors.outer.sizes
+        return Block(start, rows, columns, False, columns <= _LARGEST_SIDE)
+    assert isinstance(factors, OuterFactors)
+    _, i, columns = factors.sizes
+    rows = i + factors.bias
+    left, right = _has_basis(rows, columns), _has_basis(columns, rows)
+    return Block(start, rows, columns, left, right, factors.axes)
+
+
+def _has_basis(side: int, other: int) -> bool:
+    return side <= max(_LARGE_SIDE, min(_LARGEST_SIDE, _TIMES * other))
+
+
+def _block_of(variable: Any, start: int) -> Block:
+    """The block of a variable whose gradients are at hand entry by entry.
 
     Args:
         variable: the variable.
         start: position of its first entry in a row.
-        whole: whether its gradients are at hand entry by entry.
     """
     size, last = size_of(variable), variable.shape[-1:] or (1,)
     i, o = size // last[0], last[0]
-    if whole and size <= _LARGEST_EXACT:
-        return Block(start, size, 1, True)
-    if whole and min(i, o) > 1 and max(i, o) <= _LARGEST_SIDE:
-        return Block(start, i, o, True)
-    return Block(start, 1, size, False)
+    if size <= _LARGEST_EXACT:
+        return Block(start, size, 1, True, True)
+    if min(i, o) > 1 and max(i, o) <= _LARGEST_SIDE:
+        return Block(start, i, o, True, True)
+    return Block(start, 1, size, False, False)
 
 
 def second_moments(
     block: Block, factors: Factors, share: float = 1.0
 ) -> tuple[tf.Tensor, ...]:
-    """A `[i, i]` and B `[o, o]` summed over a batch; none for a diagonal.
+    """A `[i, i]` and B `[o, o]` summed over a batch, of sides with a basis.
 
     Args:
         block: the block.
         factors: the batch's gradients.
         share: share of the examples whose inputs A is made of.
     """
-    if not block.kronecker:
+    if not block.sides:
         return ()
+    if isinstance(factors, LookupFactors):
+        return (_moment(factors.grads),)
+    if isinstance(factors, TableFactors):
+        # In both uses a position's part of E[GᵀG]: rows that are looked up
+        # are single ones, those of the product as long as its inputs.
+        outer = factors.outer
+        lengths = tf.norm(outer.inputs, axis=2, keepdims=True)
+        by_product = _moment(lengths * outer.grads)
+        return (_moment(factors.looked_up.grads) + by_product,)
     if isinstance(factors, OuterFactors):
-        inputs = _inputs_with_one(factors)
-        if share < 1:
-            inputs = inputs[: _part_of(tf.shape(inputs)[0], share)]
-        x = tf.reshape(inputs, [-1, block.rows])
-        delta = tf.reshape(factors.grads, [-1, block.columns])
-        return (
-            tf.matmul(x, x, transpose_a=True),
-            tf.matmul(delta, delta, transpose_a=True),
-        )
+        moments = []
+        if block.left:
+            inputs = _inputs_with_one(factors)
+            if share < 1:
+                inputs = inputs[: _part_of(tf.shape(inputs)[0], share)]
+            moments.append(_moment(inputs))
+        if block.right:
+            moments.append(_moment(factors.grads))
+        return tuple(moments)
     whole = _matrices(block, factors)
     return (
         tf.einsum("nio,njo->ij", whole, whole),
@@ -178,21 +244,95 @@ def second_moments(
     )
 
 
+def _moment(side: tf.Tensor) -> tf.Tensor:
+    """The second moment of vectors `[n, t, i]`, summed: `[i, i]`."""
+    vectors = tf.reshape(side, [-1, side.shape[-1]])
+    return tf.matmul(vectors, vectors, transpose_a=True)
+
+
 def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
-    """Squares of the gradients in the basis, `[i, o]` summed over a batch."""
-    if not block.kronecker:
-        return tf.reduce_sum(tf.square(flat.rows((factors,))), 0)[tf.newaxis]
-    left, right = basis
-    if isinstance(factors, OuterFactors) and _by_position(factors):
-        x = tf.einsum("nti,ij->ntj", _inputs_with_one(factors), left)
-        delta = tf.einsum("nto,oq->ntq", factors.grads, right)
+    """Squares of the gradients in the basis, `[i, o]` summed over a batch.
+
+    Nothing as large as a table is made for each example: where a side has no
+    basis, because it is large, examples are taken in turn.
+    """
+    if isinstance(factors, DenseGradients) and not block.sides:
+        return tf.reduce_sum(tf.square(factors.parts[0]), 0)[tf.newaxis]
+    left, right = bases_of(block, basis)
+    if isinstance(factors, LookupFactors):
+        return _squares_of_rows(block, factors, right)
+    if isinstance(factors, TableFactors):
+        return _squares_in_turn(block, factors.outer, right, factors.looked_up)
+    if isinstance(factors, OuterFactors) and (
+        len(block.sides) < 2 or _by_position(factors)
+    ):
+        x = _times(_inputs_with_one(factors), left)
+        delta = _times(factors.grads, right)
         if factors.sizes[0] == 1:
             x, delta = tf.square(x[:, 0]), tf.square(delta[:, 0])
             return tf.matmul(x, delta, transpose_a=True)
+        if len(block.sides) < 2:
+            return _squares_in_turn(block, OuterFactors(x, delta))
         rotated = tf.matmul(x, delta, transpose_a=True)
     else:
         rotated = rotate(_matrices(block, factors), left, right)
     return tf.reduce_sum(tf.square(rotated), axis=0)
+
+
+def bases_of(
+    block: Block, basis: Basis
+) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+    """`(U_A, U_B)`, None for a side that has no basis."""
+    given = iter(basis)
+    left = next(given) if block.left else None
+    return left, next(given) if block.right else None
+
+
+def _times(side: tf.Tensor, basis: tf.Tensor | None) -> tf.Tensor:
+    return side if basis is None else tf.einsum("nti,ij->ntj", side, basis)
+
+
+def _squares_of_rows(
+    block: Block, factors: LookupFactors, right: tf.Tensor | None
+) -> tf.Tensor:
+    """`[vocabulary, o]`: a row that is looked up twice has one gradient."""
+    ids, grads = factors.ids, _times(factors.grads, right)
+    same = tf.equal(ids[:, :, tf.newaxis], ids[:, tf.newaxis])
+    sums = tf.matmul(tf.cast(same, grads.dtype), grads)  # at each look-up
+    count = tf.reduce_sum(tf.cast(same, grads.dtype), axis=2, keepdims=True)
+    return tf.math.unsorted_segment_sum(
+        tf.square(sums) / count, ids, block.rows
+    )
+
+
+def _squares_in_turn(
+    block: Block,
+    outer: OuterFactors,
+    right: tf.Tensor | None = None,
+    looked_up: LookupFactors | None = None,
+) -> tf.Tensor:
+    """Squares of kernels or tables, one example's after another's.
+
+    Args:
+        block: the block.
+        outer: the product's factors, `x` and `δ`.
+        right: the basis of the columns, for a table.
+        looked_up: the look-ups of the same table.
+    """
+    sides = [outer.inputs, _times(outer.grads, right)]
+    if looked_up is not None:
+        sides += [looked_up.ids, _times(looked_up.grads, right)]
+
+    def add(total, example):
+        inputs, grads, *rows = example
+        whole = tf.matmul(inputs, grads, transpose_a=True)
+        if rows:
+            ids, values = rows
+            whole = tf.tensor_scatter_nd_add(whole, ids[:, tf.newaxis], values)
+        return total + tf.square(whole)
+
+    zeros = tf.zeros([block.rows, block.columns], outer.grads.dtype)
+    return tf.foldl(add, tuple(sides), zeros, parallel_iterations=1)
 
 
 def _by_position(factors: OuterFactors) -> bool:
@@ -208,28 +348,30 @@ def _part_of(count: tf.Tensor, share: float) -> tf.Tensor:
 
 def _inputs_with_one(factors: OuterFactors) -> tf.Tensor:
     """The inputs, and a one for the bias, whose gradient is the last row."""
-    if not factors.bias:
-        return factors.inputs
-    one = tf.ones_like(factors.inputs[..., :1])
-    return tf.concat([factors.inputs, one], axis=-1)
+    return with_ones(factors).inputs
 
 
 def _matrices(block: Block, factors: Factors) -> tf.Tensor:
-    rows = flat.rows((factors,))
-    return tf.reshape(rows, [-1, block.rows, block.columns])
+    return block.matrices(flat.rows((factors,)))
 
 
-def rotate(matrices, left, right) -> tf.Tensor:
-    """`leftᵀ M right` of each `[i, o]`."""
-    return tf.matmul(left, tf.matmul(matrices, right), transpose_a=True)
+def rotate(
+    matrices: tf.Tensor, left: tf.Tensor | None, right: tf.Tensor | None
+) -> tf.Tensor:
+    """`leftᵀ M right` of each `[i, o]`; None stands for the unit matrix."""
+    if right is not None:
+        matrices = tf.matmul(matrices, right)
+    if left is not None:
+        matrices = tf.matmul(left, matrices, transpose_a=True)
+    return matrices
 
 
 def eigenbasis(moments: Sequence[tf.Tensor], dtype: tf.DType) -> Basis:
     """The eigenvectors of A and B, found in float64."""
-    left, right = (
-        np.linalg.eigh(np.asarray(moment, np.float64))[1] for moment in moments
+    return tuple(
+        tf.constant(np.linalg.eigh(np.asarray(moment, np.float64))[1], dtype)
+        for moment in moments
     )
-    return tf.constant(left, dtype), tf.constant(right, dtype)
 
 
 def rotate_diagonal(
@@ -243,8 +385,8 @@ def rotate_diagonal(
         diagonal: diagonal of the whole matrix, `[p]`.
     """
     part = diagonal[block.start : block.start + block.size]
-    part = tf.reshape(part, [block.rows, block.columns])
-    if not block.kronecker:
-        return part
-    left, right = map(tf.square, basis)
-    return tf.matmul(tf.matmul(left, part, transpose_a=True), right)
+    squares = (
+        side if side is None else tf.square(side)
+        for side in bases_of(block, basis)
+    )
+    return rotate(block.matrices(part), *squares)[0]

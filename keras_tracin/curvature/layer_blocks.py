@@ -145,7 +145,7 @@ class LayerBlocks:
         count = self._curvature.examples.expected_size
         if draws.exact or not count:
             return draws, 1
-        sides = [max(b.rows, b.columns) for b in self.blocks if b.kronecker]
+        sides = [side for block in self.blocks for side in block.sides]
         enough = max(_ENOUGH, _WIDTHS * max(sides, default=0))
         number = min(draws.number, math.ceil(enough / count))
         every = max(1, int(number * count / enough))
@@ -283,11 +283,7 @@ class LayerBlocks:
             ]
 
         bases = [
-            tuple(
-                tf.TensorSpec([side, side], self.dtype)
-                for side in (block.rows, block.columns)
-                if block.kronecker
-            )
+            tuple(tf.TensorSpec([n, n], self.dtype) for n in block.sides)
             for block in self.blocks
         ]
         return self._compile(squares, bases)

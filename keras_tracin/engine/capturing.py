@@ -100,18 +100,48 @@ class Capturing:
             self.capture_anew, autograph=False, input_signature=(self._spec,)
         )
 
-    def capture_anew(self, data: Any) -> Captured:
+    def capture_anew(self, data: Any, by_position: bool = False) -> Captured:
         """`capture` in a trace of its own.
 
         For steps that lend the model tensors in place of its variables.
+
+        Args:
+            data: a batch.
+            by_position: whether sums over positions keep their terms.
         """
         x, y, *weight = data
         batch = (x, y, weight[0] if weight else None)
         with self._updated.trainable():
-            captured = capture(self._model, self._loss, batch, self._placement)
+            captured = capture(
+                self._model,
+                self._loss,
+                batch,
+                self._placement,
+                by_position=True,
+            )
         if self._strict:
             check_no_activation_losses(self._model)
-        return self._updated.split(captured, self.variables)
+        captured = self._updated.split(captured, self.variables)
+        if by_position:
+            return captured
+        factors = tuple(map(algebra.summed, captured.factors))
+        return dataclasses.replace(captured, factors=factors)
+
+    def factors_by_position(self, data: Any, equal: bool) -> tuple:
+        """The gradients' factors, whose sums over positions keep their terms.
+
+        Args:
+            data: a batch.
+            equal: whether all variables have to have the share one, else they
+                are multiplied by theirs.
+
+        Raises:
+            ValueError: if one has another where all should have one.
+        """
+        captured = self.capture_anew(data, by_position=True)
+        if equal:
+            return self._equal(captured).factors
+        return self._weighted(captured)[0]
 
     def capture_equal(self, data: Any) -> Captured:
         """The gradients of a batch, where all variables have the share one.
@@ -119,7 +149,9 @@ class Capturing:
         Raises:
             ValueError: if one has another.
         """
-        captured = self.capture(data)
+        return self._equal(self.capture(data))
+
+    def _equal(self, captured: Captured) -> Captured:
         shares = self._updated.shares_of(captured, self.variables)
         if any(share is not None for share in shares):
             raise ValueError(unequal_shares("This way to score"))
@@ -166,7 +198,13 @@ class Capturing:
     ) -> tuple[tuple, tuple, list[tf.Tensor | None]]:
         """The gradients' factors, these times their shares, the shares."""
         captured = self.capture(data)
+        return captured.factors, *self._weighted(captured)
+
+    def _weighted(
+        self, captured: Captured
+    ) -> tuple[tuple, list[tf.Tensor | None]]:
+        """Factors times the shares of their variables, and these shares."""
         shares = self._updated.shares_of(captured, self.variables)
         pairs = zip(captured.factors, shares, strict=True)
         weighted = tuple(scale(factors, share) for factors, share in pairs)
-        return captured.factors, weighted, shares
+        return weighted, shares

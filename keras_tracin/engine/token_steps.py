@@ -59,18 +59,19 @@ def _token_products(functions: GradientFunctions, along: bool, tokens: int):
     specs = functions.direction_specs if along else functions.query_specs
 
     def step(data, queries, rate):
-        if along:
-            factors = capturing.capture_equal(data).factors
-        else:
-            factors = capturing.weighted_factors(data, ())
         placed, rest = [], []
+        factors = capturing.factors_by_position(data, equal=along)
         for own, query in zip(factors, queries, strict=True):
-            shares = algebra.inner_by_position(own, query)  # [n, m, t]
-            if shares is not None and shares.shape[2] == tokens:
-                placed.append(tf.transpose(shares, [1, 2, 0]))
-            else:
+            calls = algebra.inner_by_position(own, query)  # [n, m, t] each
+            if not calls:
                 (compact,) = capturing.compact((own,))
                 rest.append(algebra.inner(query, compact)[:, tf.newaxis])
+            for shares in calls:
+                shares = tf.transpose(shares, [1, 2, 0])
+                if shares.shape[1] == tokens:
+                    placed.append(shares)
+                else:
+                    rest.append(tf.reduce_sum(shares, axis=1, keepdims=True))
         like = (placed or rest)[0]
         count, size = tf.shape(like)[0], tf.shape(like)[2]
         nothing = tf.zeros([count, tokens, size], like.dtype)

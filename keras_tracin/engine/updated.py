@@ -214,7 +214,7 @@ def scale(factors: Factors, share: tf.Tensor | None) -> Factors:
     """The gradients times a share; None for one."""
     if share is None:
         return factors
-    if isinstance(factors, algebra.DenseGradients):
+    if isinstance(factors, algebra.DenseGradients | algebra.PositionGradients):
         parts = tuple(tf.cast(share, p.dtype) * p for p in factors.parts)
         return dataclasses.replace(factors, parts=parts)
     if isinstance(factors, algebra.TableFactors):

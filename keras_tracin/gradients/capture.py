@@ -73,6 +73,7 @@ def capture(
     batch: Batch,
     layers: Sequence[str | keras.Layer] | Placement | None = None,
     training: bool = False,
+    by_position: bool = False,
 ) -> Captured:
     """Per-example gradients of `loss` for one batch, layer by layer.
 
@@ -90,6 +91,8 @@ def capture(
         training: If true, the model runs in training mode. The caller must
             keep layers in inference mode whose rules assume it, or that mix
             examples in training mode.
+        by_position: whether gradients of small variables keep the terms of
+            their sum over positions, as `PositionGradients`.
 
     Returns:
         A `Captured` whose factors cover each trainable variable once, even if
@@ -115,6 +118,8 @@ def capture(
             "others in `layers=`."
         )
     names, factors, positions = _merge_by_variable(parts, placement)
+    if not by_position:
+        factors = tuple(map(algebra.summed, factors))
     return Captured(names, losses, factors, positions)
 
 

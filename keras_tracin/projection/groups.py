@@ -8,6 +8,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
@@ -18,6 +19,7 @@ from keras_tracin.gradients.factors import (
     Factors,
     LookupFactors,
     OuterFactors,
+    PositionGradients,
     TableFactors,
 )
 from keras_tracin.projection import random
@@ -31,7 +33,8 @@ def groups_with_keys(
     """Pairs of a group's factors and the key of its random numbers.
 
     Gradients of tables that are used in several ways are materialized, since
-    no projection has a faster way for them.
+    no projection has a faster way for them. Kernels are projected as inputs ×
+    outputs, in whichever order they store their axes.
 
     Args:
         factors: factors of all groups, in the model's order.
@@ -40,6 +43,8 @@ def groups_with_keys(
     """
     key = random.fold(random.root(seed), position)
     for number, group in enumerate(factors):
-        if isinstance(group, TableFactors):
+        if isinstance(group, TableFactors | PositionGradients):
             group = algebra.materialize(group)
+        elif isinstance(group, OuterFactors) and group.axes is not None:
+            group = dataclasses.replace(group, axes=None)
         yield group, random.fold(key, number)

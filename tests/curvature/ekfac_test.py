@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_tracin as kt
+from keras_tracin.curvature import kronecker
 from keras_tracin.curvature.objective import GaussNewton
 from keras_tracin.curvature.operators import Damped
 from keras_tracin.curvature.solvers import EKFAC
@@ -68,6 +69,30 @@ def test_a_linear_model_under_squared_error_is_inverted_exactly():
     np.testing.assert_allclose(everything(inverse, 10), expected, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "equation", ["ab,bcd->acd", "ab,cdb->acd", "ab,cbd->adc"]
+)
+def test_a_kernel_may_store_its_axes_in_any_order(equation):
+    layer = layers.EinsumDense(equation, (2, 3), bias_axes=equation[-2:])
+    inverse, matrix = fitted(sequential((4,), layer, layers.Flatten()))
+    expected = np.linalg.inv(matrix + DAMPING * np.eye(len(matrix)))
+    np.testing.assert_allclose(
+        everything(inverse, len(matrix)), expected, atol=1e-8
+    )
+
+
+def test_a_look_up_of_single_tokens_is_inverted_exactly():
+    network = sequential(
+        (1,), layers.Embedding(5, 3), layers.Flatten(), dtype="int32"
+    )
+    inverse, matrix = fitted(network, "mse", 5)
+    assert [block.sides for block in inverse.blocks] == [(3,)]
+    expected = np.linalg.inv(matrix + DAMPING * np.eye(len(matrix)))
+    np.testing.assert_allclose(
+        everything(inverse, len(matrix)), expected, atol=1e-8
+    )
+
+
 def test_a_regularised_kernel_adds_to_its_eigenvalues():
     layer = layers.Dense(
         2, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.2)
@@ -114,6 +139,49 @@ CASES = {
         5,
     ),
 }
+
+
+def tied():
+    """A language model whose table is its output projection too."""
+    inputs = keras.Input((3,), dtype="int32")
+    table = layers.ReversibleEmbedding(5, 4)
+    x = layers.Dense(4, "tanh")(table(inputs))
+    y = keras.ops.softmax(table(x, reverse=True))
+    return keras.Model(inputs, layers.GlobalAveragePooling1D()(y))
+
+
+def vocabulary():
+    return sequential(
+        (3,),
+        layers.Embedding(5, 4),
+        layers.Dense(3, "tanh"),
+        layers.Dense(5, activation="softmax"),
+        layers.GlobalAveragePooling1D(),
+        dtype="int32",
+    )
+
+
+@pytest.mark.parametrize("build", [tied, vocabulary])
+def test_the_side_of_a_vocabulary_keeps_its_diagonal(build, monkeypatch):
+    monkeypatch.setattr(kronecker, "_LARGE_SIDE", 4)
+    monkeypatch.setattr(kronecker, "_TIMES", 1)
+    network = build()
+    operator = gauss_newton(network, "mse", 5)
+    inverse = EKFAC("exact").prepare(Damped(operator, DAMPING))
+    matrix = as_matrix(operator)
+    assert all(5 not in block.sides for block in inverse.blocks)
+    assert any(block.sides == (4,) for block in inverse.blocks)
+    # The eigenvalues are the exact second moments in each basis.
+    for block, basis, values in zip(
+        inverse.blocks, inverse.bases, inverse.eigenvalues, strict=True
+    ):
+        of = slice(block.start, block.start + block.size)
+        left, right = kronecker.bases_of(block, basis)
+        left = np.eye(block.rows) if left is None else left
+        right = np.eye(block.columns) if right is None else right
+        vectors = np.kron(left, right)
+        expected = np.diag(vectors.T @ matrix[of, of] @ vectors)
+        np.testing.assert_allclose(np.ravel(values), expected + DAMPING)
 
 
 class Scale(keras.layers.Layer):

@@ -1,12 +1,16 @@
 """Random factors, and their gradients written out in full."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import (
     DenseGradients,
+    KernelAxes,
     LookupFactors,
     OuterFactors,
+    PositionGradients,
     TableFactors,
     materialize,
 )
@@ -21,6 +25,12 @@ def normal(rng, *shape):
 def outer(n, t, i, o, bias, seed=0):
     rng = np.random.default_rng(seed)
     return OuterFactors(normal(rng, n, t, i), normal(rng, n, t, o), bias)
+
+
+def heads_first(n, t, i, o, bias, seed=0):
+    """Factors of a kernel `[heads, i, o / heads]`, of two heads."""
+    axes = KernelAxes((i, 2, o // 2), (1, 0, 2))
+    return dataclasses.replace(outer(n, t, i, o, bias, seed), axes=axes)
 
 
 def looked_up(n, t, o, seed=0):
@@ -46,6 +56,9 @@ def rows(factors) -> np.ndarray:
         return rows(factors.looked_up) + rows(factors.outer)
     if isinstance(factors, DenseGradients):
         return np.concatenate([part.numpy() for part in factors.parts], axis=1)
+    if isinstance(factors, PositionGradients):
+        sums = [part.numpy().sum(axis=1) for part in factors.parts]
+        return np.concatenate(sums, axis=1)
     grads = factors.grads.numpy()
     n, t, o = grads.shape
     result = []
@@ -63,6 +76,9 @@ def rows(factors) -> np.ndarray:
             )
             for position in range(t)
         )
+        if factors.axes is not None:
+            i, heads, width = factors.axes.sizes
+            kernel = kernel.reshape(i, heads, width).swapaxes(0, 1)
         bias = grads[example].sum(axis=0) if factors.bias else []
         result.append(np.concatenate([kernel.ravel(), bias]))
     return np.stack(result)
@@ -90,6 +106,18 @@ PAIRS = {
     "outer, other lengths": (
         outer(4, 1, 30, 40, True),
         outer(3, 2, 30, 40, True, 1),
+    ),
+    "outer, heads first": (
+        heads_first(4, 2, 3, 4, True),
+        heads_first(3, 2, 3, 4, True, 1),
+    ),
+    "outer, heads first, few positions": (
+        heads_first(4, 1, 30, 40, False),
+        heads_first(3, 2, 30, 40, False, 1),
+    ),
+    "heads first beside directions": (
+        heads_first(4, 1, 300, 300, True),
+        dense(3, 90_000, 300, seed=1),
     ),
     "lookup": (looked_up(4, 5, 2), looked_up(3, 5, 2, 1)),
     "lookup, other lengths": (looked_up(4, 5, 2), looked_up(3, 1, 2, 1)),

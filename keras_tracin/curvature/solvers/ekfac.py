@@ -5,8 +5,10 @@ eigenvectors of A = E[x xᵀ] and B = E[δ δᵀ] (George et al. 2018; Grosse et
 2023, sec. 3.3), with the second moments of the gradients *in that basis* as
 eigenvalues. Where only whole gradients g `[i, o]` are at hand (convolutions of
 few channels, recurrent layers, layers without a rule), E[g gᵀ] and E[gᵀg] give
-the basis, and a variable of up to 512 entries has its exact block. Embeddings
-and longer vectors keep their diagonal.
+the basis, and a variable of up to 512 entries has its exact block. The rows of
+an embedding are looked up one at a time, so its A is exactly diagonal; the side
+of a vocabulary, of a table or of a projection to it, keeps its diagonal, and so
+do longer vectors.
 
 δ comes from pseudo-gradients whose covariance is the curvature of the loss by
 the outputs, what labels drawn from the model give in expectation. Softmaxes may
@@ -29,6 +31,7 @@ import tensorflow as tf
 from keras_tracin.curvature.kronecker import (
     Basis,
     Block,
+    bases_of,
     eigenbasis,
     rotate,
     rotate_diagonal,
@@ -92,10 +95,8 @@ class EKFAC:
             )
         draws = layers.draws(self.draws, self.seed)
         bases: list[Basis] = [
-            eigenbasis(moments, layers.dtype) if block.kronecker else ()
-            for block, moments in zip(
-                layers.blocks, layers.moments(draws), strict=True
-            )
+            eigenbasis(moments, layers.dtype)
+            for moments in layers.moments(draws)
         ]
         penalties = layers.penalty_diagonal()
         eigenvalues = [
@@ -118,7 +119,7 @@ class EKFACInverse:
 
     Attributes:
         blocks: the blocks of a row.
-        bases: `(U_A, U_B)` of each, or nothing for a diagonal.
+        bases: U_A and U_B of each, of sides that have a basis.
         eigenvalues: `[i, o]` of each, damping included.
     """
 
@@ -133,15 +134,11 @@ class EKFACInverse:
             self.blocks, self.bases, self.eigenvalues, strict=True
         ):
             part = rhs[:, block.start : block.start + block.size]
-            part = tf.reshape(part, [-1, block.rows, block.columns])
-            if block.kronecker:
-                left, right = basis
-                part = rotate(part, left, right)
-                part = tf.math.divide_no_nan(part, values)
-                part = rotate(part, tf.transpose(left), tf.transpose(right))
-            else:
-                part = tf.math.divide_no_nan(part, values)
-            parts.append(tf.reshape(part, [-1, block.size]))
+            left, right = bases_of(block, basis)
+            part = rotate(block.matrices(part), left, right)
+            part = tf.math.divide_no_nan(part, values)
+            back = (u if u is None else tf.transpose(u) for u in (left, right))
+            parts.append(block.entries(rotate(part, *back)))
         count = len(rhs)
         return Solution(
             value=tf.concat(parts, axis=1),

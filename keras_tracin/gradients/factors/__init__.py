@@ -5,7 +5,7 @@ products over positions, `Σ_t x_t δ_tᵀ` (Pruthi et al. 2020, section F). Inn
 products of such gradients need only the `x` and the `δ`, so the gradients
 themselves are materialized only where that is cheaper.
 
-Four kinds of factors cover every layer (`kinds`); a module for each kind
+A few kinds of factors cover every layer (`kinds`); a module for each kind
 implements the functions of `operations`.
 
 Nothing here depends on Keras. Factors can be arguments and results of a
@@ -24,8 +24,10 @@ from keras_tracin.gradients.factors.kinds import (
     DenseGradients,
     Direction,
     Factors,
+    KernelAxes,
     LookupFactors,
     OuterFactors,
+    PositionGradients,
     TableFactors,
 )
 from keras_tracin.gradients.factors.operations import (
@@ -42,13 +44,16 @@ from keras_tracin.gradients.factors.operations import (
 )
 from keras_tracin.gradients.factors.outer import with_ones
 from keras_tracin.gradients.factors.positions import inner_by_position
+from keras_tracin.gradients.factors.summed import summed
 
 __all__ = [
     "DenseGradients",
     "Direction",
     "Factors",
+    "KernelAxes",
     "LookupFactors",
     "OuterFactors",
+    "PositionGradients",
     "TableFactors",
     "Work",
     "compact",
@@ -63,6 +68,7 @@ __all__ = [
     "rows",
     "split",
     "squared_norm",
+    "summed",
     "table",
     "total",
     "weighted_norm",

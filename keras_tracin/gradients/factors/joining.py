@@ -11,6 +11,7 @@ from keras_tracin.gradients.factors.kinds import (
     Factors,
     LookupFactors,
     OuterFactors,
+    PositionGradients,
     TableFactors,
 )
 from keras_tracin.gradients.factors.operations import materialize
@@ -26,14 +27,17 @@ def merge(uses: list[Factors]) -> Factors:
         return uses[0]
     outer = [use for use in uses if isinstance(use, OuterFactors)]
     looked_up = [use for use in uses if isinstance(use, LookupFactors)]
-    if len(outer) == len(uses):
-        return _concat_positions(outer, "inputs")
+    terms = [use for use in uses if isinstance(use, PositionGradients)]
+    if len(outer) == len(uses) and _alike(outer):
+        return _concat_positions(outer, ("inputs", "grads"))
     if len(looked_up) == len(uses):
-        return _concat_positions(looked_up, "ids")
-    if len(outer) + len(looked_up) == len(uses):
+        return _concat_positions(looked_up, ("ids", "grads"))
+    if len(terms) == len(uses) and all(use.rows is None for use in terms):
+        return _concat_positions(terms, ("parts",))
+    if len(outer) + len(looked_up) == len(uses) and _alike(outer):
         return TableFactors(
-            _concat_positions(looked_up, "ids"),
-            _concat_positions(outer, "inputs"),
+            _concat_positions(looked_up, ("ids", "grads")),
+            _concat_positions(outer, ("inputs", "grads")),
         )
     full = [materialize(use) for use in uses]
     columns = zip(*(use.parts for use in full), strict=True)
@@ -41,13 +45,32 @@ def merge(uses: list[Factors]) -> Factors:
     return dataclasses.replace(full[0], parts=summed)
 
 
-def _concat_positions(uses: list[Any], side: str) -> Any:
+def _alike(uses: list[OuterFactors]) -> bool:
+    """Whether entries along `t` mean the same in all uses."""
+    return len({(use.runs, use.axes, use.bias) for use in uses}) == 1
+
+
+def _concat_positions(uses: list[Any], names: tuple[str, ...]) -> Any:
     """Concatenates the positions of several uses of one kind."""
+    if len(uses) == 1:
+        return uses[0]
     arrays = {
-        name: tf.concat([getattr(use, name) for use in uses], axis=1)
-        for name in (side, "grads")
+        name: tf.nest.map_structure(
+            lambda *sides: tf.concat(sides, axis=1),
+            *(getattr(use, name) for use in uses),
+        )
+        for name in names
     }
-    return dataclasses.replace(uses[0], **arrays)
+    calls = sum((_calls_of(use) for use in uses), start=())
+    return dataclasses.replace(uses[0], **arrays, calls=calls)
+
+
+def _calls_of(use: Any) -> tuple[int | None, ...]:
+    """The number of entries along `t` of each call."""
+    if use.calls:
+        return use.calls
+    side = use.parts[0] if isinstance(use, PositionGradients) else use.grads
+    return (side.shape[1],)
 
 
 def concat(blocks: list[Any]) -> Any:

@@ -16,6 +16,7 @@ from keras_tracin.gradients.factors.kinds import (
     Direction,
     Factors,
     OuterFactors,
+    PositionGradients,
 )
 from keras_tracin.gradients.factors.operations import (
     Work,
@@ -41,17 +42,33 @@ def with_ones(factors: OuterFactors) -> OuterFactors:
         return factors
     ones = tf.ones_like(factors.inputs[:, :, :1])
     inputs = tf.concat([factors.inputs, ones], axis=-1)
-    return OuterFactors(inputs, factors.grads)
+    return dataclasses.replace(factors, inputs=inputs, bias=False)
 
 
 @materialize.register
 def _(factors: OuterFactors) -> DenseGradients:
-    _, i, o = factors.sizes
     kernel = tf.matmul(factors.inputs, factors.grads, transpose_a=True)
-    parts = [tf.reshape(kernel, [-1, i * o])]
+    parts = [stored(factors, kernel)]
     if factors.bias:
         parts.append(tf.reduce_sum(factors.grads, axis=1))
-    return DenseGradients(tuple(parts), outputs=o)
+    outputs = factors.sizes[-1] if factors.axes is None else None
+    return DenseGradients(tuple(parts), outputs=outputs)
+
+
+def stored(factors: OuterFactors, kernels: tf.Tensor) -> tf.Tensor:
+    """Kernels `[n, i, o]` as entries `[n, p]` in the variable's order."""
+    if factors.axes is not None:
+        return factors.axes.store(kernels)
+    _, i, o = factors.sizes
+    return tf.reshape(kernels, [-1, i * o])
+
+
+def loaded(factors: OuterFactors, entries: tf.Tensor) -> tf.Tensor:
+    """Entries `[..., p]` of the variable as kernels `[n, i, o]`."""
+    _, i, o = factors.sizes
+    if factors.axes is not None:
+        entries = factors.axes.load(entries)
+    return tf.reshape(entries, [-1, i, o])
 
 
 def _is_compact(factors: OuterFactors, sparing: bool) -> bool:
@@ -131,18 +148,16 @@ def _(factors: OuterFactors) -> Direction:
     _, i, o = factors.sizes
     inputs = tf.reshape(factors.inputs, [-1, i])
     grads = tf.reshape(factors.grads, [-1, o])
-    kernel = tf.reshape(tf.matmul(inputs, grads, transpose_a=True), [-1])
+    kernel = stored(factors, tf.matmul(inputs, grads, transpose_a=True))
+    kernel = tf.reshape(kernel, [-1])
     bias = (tf.reduce_sum(grads, axis=0),) if factors.bias else ()
     return (kernel, *bias)
 
 
 @contract.register
 def _(factors: OuterFactors, direction: Direction) -> tf.Tensor:
-    _, i, o = factors.sizes
-    grads = factors.grads
-    outputs = tf.einsum(
-        "nti,io->nto", factors.inputs, tf.reshape(direction[0], [i, o])
-    )
+    grads, kernel = factors.grads, loaded(factors, direction[0])[0]
+    outputs = tf.einsum("nti,io->nto", factors.inputs, kernel)
     if factors.bias:
         outputs += direction[1]
     return tf.reduce_sum(outputs * grads, axis=[1, 2])
@@ -153,8 +168,10 @@ def _(factors: OuterFactors, weights: Direction) -> tf.Tensor:
     if factors.sizes[0] != 1:
         return weighted_norm(materialize(factors), weights)
     # The entries x δ of a single position have squares x² δ².
-    squares = OuterFactors(
-        tf.square(factors.inputs), tf.square(factors.grads), factors.bias
+    squares = dataclasses.replace(
+        factors,
+        inputs=tf.square(factors.inputs),
+        grads=tf.square(factors.grads),
     )
     return contract(squares, weights)
 
@@ -163,5 +180,5 @@ def _(factors: OuterFactors, weights: Direction) -> tf.Tensor:
 def _(factors: OuterFactors) -> list[Factors]:
     if not factors.bias:
         return [factors]
-    bias = DenseGradients((tf.reduce_sum(factors.grads, axis=1),))
+    bias = PositionGradients((factors.grads,), calls=factors.calls)
     return [dataclasses.replace(factors, bias=False), bias]

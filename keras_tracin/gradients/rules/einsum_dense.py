@@ -2,7 +2,8 @@
 
 The letters of the equation identify the axes. In `abc,cde->abde`, `a`
 is the batch, `b` is a position, `c` is contracted (the `i` of `OuterFactors`)
-and `de` are the outputs (its `o`).
+and `de` are the outputs (its `o`). The kernel may have its axes in any order:
+`btd,ndh->btnh` has the heads first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import string
 import keras
 import tensorflow as tf
 
-from keras_tracin.gradients.factors import DenseGradients, OuterFactors
+from keras_tracin.gradients.factors import (
+    DenseGradients,
+    KernelAxes,
+    OuterFactors,
+)
 from keras_tracin.gradients.rules import low_rank
 from keras_tracin.gradients.rules.registry import (
     LayerUse,
@@ -34,8 +39,10 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
     of_x, of_w, of_y = _letters(layer.equation, inputs.shape.rank)
     inputs, of_x = _sum_unused(inputs, of_x, of_w + of_y)
     contracted = [c for c in of_w if c in of_x]
-    produced = [c for c in of_w if c in of_y]
-    if contracted + produced != list(of_w):
+    # A bias has the outputs' order, and shares their factors in this alone.
+    order = of_w if layer.bias is None else of_y
+    produced = [c for c in order if c in of_w and c in of_y]
+    if len(contracted) + len(produced) != len(of_w):
         kernel: OuterFactors | DenseGradients
         kernel = _kernel_gradients(inputs, grads, of_x, of_w, of_y)
         bias_joins = False
@@ -46,7 +53,8 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         bias_joins = layer.bias is not None and _bias_letters(
             layer, of_y
         ) == set(produced)
-        kernel = OuterFactors(x, delta, bias_joins)
+        axes = _axes(layer, contracted + produced, of_w)
+        kernel = OuterFactors(x, delta, bias_joins, axes=axes)
     parts = low_rank.of_kernel(layer, kernel)
     if layer.bias is not None and not bias_joins:
         bias_axes = [c for c in of_y if c in _bias_letters(layer, of_y)]
@@ -54,6 +62,17 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         bias = _flat(tf.reduce_sum(grads, axis=summed))
         parts.append(((layer.bias,), DenseGradients((bias,))))
     return parts
+
+
+def _axes(layer, letters: list[str], of_w: str) -> KernelAxes | None:
+    """How the kernel stores its axes; None if as inputs, then outputs."""
+    if letters == list(of_w):
+        return None
+    sizes = dict(zip(of_w, layer._kernel.shape, strict=True))
+    return KernelAxes(
+        tuple(sizes[c] for c in letters),
+        tuple(letters.index(c) for c in of_w),
+    )
 
 
 def _letters(equation: str, rank: int) -> tuple[str, str, str]:
@@ -107,8 +126,7 @@ def _count(transposed, columns) -> int:
 def _kernel_gradients(inputs, grads, of_x, of_w, of_y) -> DenseGradients:
     """Materialized gradients, in the kernel's order of axes.
 
-    They are needed if an axis belongs to input, kernel and output, or if the
-    kernel does not have all its inputs before its outputs.
+    They are needed if an axis belongs to input, kernel and output.
     """
     batch = of_x[0]
     kernel = tf.einsum(f"{of_x},{of_y}->{batch}{of_w}", inputs, grads)

@@ -11,6 +11,7 @@ formulas.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -103,7 +104,9 @@ def _(factors: DenseGradients, a, b, scale):
 def _(factors: OuterFactors, a, b, scale):
     t, i, _ = factors.sizes
     (rows, rank), columns = a.shape, b.shape[1]
-    if rows % i:
+    axes = factors.axes
+    last = axes is None or axes.order[-1] == len(axes.order) - 1
+    if rows % i or not last:
         return adapt(algebra.materialize(factors), a, b, scale)
     between = rows // i  # axes of the kernel that A and the grads share
     n = tf.shape(factors.grads)[0]
@@ -111,13 +114,16 @@ def _(factors: OuterFactors, a, b, scale):
     grads = tf.reshape(factors.grads, [n, positions, columns])
     reduced = tf.einsum("nto,ro->ntr", grads, scale * b)
     reduced = tf.reshape(reduced, [n, t, between * rank])
-    left = tf.reshape(scale * a, [i, between * rank])
+    of_a = dataclasses.replace(factors, grads=reduced)
+    left = scale * a
+    if axes is not None:
+        axes = dataclasses.replace(axes, sizes=(*axes.sizes[:-1], rank))
+        of_a = dataclasses.replace(of_a, axes=axes)
+        left = axes.load(left)
+    left = tf.reshape(left, [i, between * rank])
     hidden = tf.einsum("nti,ir->ntr", factors.inputs, left)
     hidden = tf.reshape(hidden, [n, positions, rank])
-    return (
-        OuterFactors(factors.inputs, reduced, runs=factors.runs),
-        OuterFactors(hidden, grads, runs=factors.runs * between),
-    )
+    return of_a, OuterFactors(hidden, grads, runs=factors.runs * between)
 
 
 @adapt.register

@@ -1,7 +1,8 @@
 """Normalisations: `y = γ x̂ + β`, so γ has `Σ_t δ_t x̂_t` and β has `Σ_t δ_t`.
 
-The sums are over the axes along which γ and β are shared. Few entries per
-example remain, so the gradients are materialized.
+The sums are over the axes along which γ and β are shared. That over the axis
+behind the examples, the positions of a sequence, is made last, by
+`keras_tracin.gradients.factors.summed`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from keras_tracin.gradients.factors import DenseGradients
+from keras_tracin.gradients.factors import DenseGradients, PositionGradients
 from keras_tracin.gradients.rules.registry import (
     LayerUse,
     Part,
@@ -128,8 +129,7 @@ def rms_normalization(layer, use: LayerUse) -> list[Part]:
         rank - len(sizes) + k for k, size in enumerate(sizes) if size == 1
     ]
     shared = [*range(1, rank - len(sizes)), *stretched]
-    gradients = _sum_to_rows(use.grad * normalized, shared)
-    return [((scale,), DenseGradients((gradients,)))]
+    return [((scale,), _summed([use.grad * normalized], shared))]
 
 
 def _scale_of(layer) -> keras.Variable:
@@ -149,16 +149,36 @@ def _shared_axes(tensor: tf.Tensor, axes: list[int]) -> list[int]:
 
 def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
     shared = _shared_axes(normalized, axes)
-    variables, parts = [], []
+    variables, terms = [], []
     if layer.gamma is not None:
         variables.append(layer.gamma)
-        parts.append(_sum_to_rows(use.grad * normalized, shared))
+        terms.append(use.grad * normalized)
     if layer.beta is not None:
         variables.append(layer.beta)
-        parts.append(_sum_to_rows(use.grad, shared))
-    if not parts:
-        return []
-    return [(tuple(variables), DenseGradients(tuple(parts)))]
+        terms.append(use.grad)
+    return [(tuple(variables), _summed(terms, shared))] if terms else []
+
+
+def _summed(
+    terms: list[tf.Tensor], shared: list[int]
+) -> DenseGradients | PositionGradients:
+    """Gradients that are sums over axes; over positions, as these.
+
+    Args:
+        terms: the terms `[n, ...]` of each variable.
+        shared: the axes to sum over; that behind the examples is taken for
+            the positions of a sequence.
+    """
+    if 1 not in shared:
+        return DenseGradients(tuple(_sum_to_rows(x, shared) for x in terms))
+    others = [axis for axis in shared if axis != 1]
+    parts = []
+    for term in terms:
+        rows = tf.reduce_sum(term, axis=others) if others else term
+        t, width = rows.shape[1], rows.shape[2:].num_elements()
+        size = tf.shape(rows)[1] if t is None else t
+        parts.append(tf.reshape(rows, [-1, size, width]))
+    return PositionGradients(tuple(parts))
 
 
 def _sum_to_rows(values: tf.Tensor, axes: list[int]) -> tf.Tensor:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_tracin.gradients.factors import (
     DenseGradients,
     LookupFactors,
+    PositionGradients,
     materialize,
 )
 from keras_tracin.gradients.rules.normalization import (
@@ -74,9 +75,7 @@ def position_embedding(layer, use: LayerUse) -> list[Part]:
         return [((layer.position_embeddings,), materialize(factors))]
     between = list(range(1, use.grad.shape.rank - 2))
     grads = tf.reduce_sum(use.grad, between) if between else use.grad
-    rest = length - start - sizes[-2]
-    grads = tf.pad(grads, [[0, 0], [start, rest], [0, 0]])
-    gradients = DenseGradients((_flat(grads, layer.position_embeddings),))
+    gradients = PositionGradients((grads,), rows=(start, length))
     return [((layer.position_embeddings,), gradients)]
 
 
@@ -130,7 +129,7 @@ def relative_embedding(layer, use: LayerUse) -> list[Part]:
     ((variables, gradients),) = layer_normalization(
         norm, LayerUse((copies,), {}, (grads,), ())
     )
-    parts = *gradients.parts, _flat(of_table, layer.rel_embeddings)
+    parts = *materialize(gradients).parts, _flat(of_table, layer.rel_embeddings)
     return [((*variables, layer.rel_embeddings), DenseGradients(parts))]
 
 

@@ -104,6 +104,15 @@ CASES = {
     "kernel read backwards": Case(
         einsum((4, 3), "abc,dc->abd", (None, 5), "d")
     ),
+    "into heads, which the kernel has first": Case(
+        einsum((4, 3), "abc,dce->abde", (None, 2, 5), "de")
+    ),
+    "an input between outputs, read last": Case(
+        einsum((4, 2, 3), "abcd,ecfd->abfe", (None, 4, 5), "fe")
+    ),
+    "a bias in another order than the kernel": Case(
+        einsum((4, 3), "abc,cde->abed", (None, 2, 5), "ed")
+    ),
     "outputs before positions": Case(
         einsum((4, 3), "abc,cd->adb", (5, 4), "d")
     ),
@@ -137,6 +146,7 @@ CASES = compact_in(
     CASES,
     "vectors",
     "into heads",
+    "into heads, which the kernel has first",
     "bias along a position",
     "a group to each position",
     "an input axis summed away",

@@ -72,6 +72,15 @@ CASES = {
     "EinsumDense, two output axes": adapted(
         (3, 4), einsum("abc,cde->abde", (None, 2, 3), bias_axes="de")
     ),
+    "EinsumDense, heads first": adapted(
+        (3, 4), einsum("abc,dce->abde", (None, 2, 5), bias_axes="de")
+    ),
+    "EinsumDense, an input between outputs": adapted(
+        (3, 4, 2), einsum("abcd,dfec->abfe", (None, 5, 3), bias_axes="fe")
+    ),
+    "EinsumDense, an input between outputs, which are last": adapted(
+        (3, 4, 2), einsum("abcd,dfce->abfe", (None, 5, 3), bias_axes="fe")
+    ),
     "EinsumDense, two input axes": adapted(
         (3, 2, 4), einsum("abcd,cde->abe", (None, 5), bias_axes="e")
     ),
