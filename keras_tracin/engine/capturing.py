@@ -34,7 +34,7 @@ class Compact(Captured):
             multiplied fastest, and in the smallest.
     """
 
-    works: tuple[algebra.Work, algebra.Work]
+    works: tuple[algebra.Work, ...] = ()
 
     static = (*Captured.static, "works")  # type: ignore[assignment]
 
@@ -100,6 +100,11 @@ class Capturing:
             self.capture_anew, autograph=False, input_signature=(self._spec,)
         )
 
+    @property
+    def structure(self) -> Captured:
+        """What `capture` returns, as types."""
+        return self._traced.get_concrete_function().structured_outputs
+
     def capture_anew(self, data: Any, by_position: bool = False) -> Captured:
         """`capture` in a trace of its own.
 
@@ -140,7 +145,7 @@ class Capturing:
         """
         captured = self.capture_anew(data, by_position=True)
         if equal:
-            return self._equal(captured).factors
+            return self.check_equal(captured).factors
         return self._weighted(captured)[0]
 
     def capture_equal(self, data: Any) -> Captured:
@@ -149,10 +154,15 @@ class Capturing:
         Raises:
             ValueError: if one has another.
         """
-        return self._equal(self.capture(data))
+        return self.check_equal(self.capture(data))
 
-    def _equal(self, captured: Captured) -> Captured:
-        shares = self._updated.shares_of(captured, self.variables)
+    def check_equal(self, captured: Captured) -> Captured:
+        """The same gradients, where all variables have the share one.
+
+        Raises:
+            ValueError: if one has another.
+        """
+        shares = self.shares_of(captured)
         if any(share is not None for share in shares):
             raise ValueError(unequal_shares("This way to score"))
         return captured
@@ -172,7 +182,7 @@ class Capturing:
             captured.losses,
             self.compact(captured.factors),
             captured.positions,
-            (fast, small),
+            works=(fast, small),
         )
 
     def compact(self, factors: tuple) -> tuple:
@@ -200,11 +210,15 @@ class Capturing:
         captured = self.capture(data)
         return captured.factors, *self._weighted(captured)
 
+    def shares_of(self, captured: Captured) -> list[tf.Tensor | None]:
+        """The share of each group's variables; None for one."""
+        return self._updated.shares_of(captured, self.variables)
+
     def _weighted(
         self, captured: Captured
     ) -> tuple[tuple, list[tf.Tensor | None]]:
         """Factors times the shares of their variables, and these shares."""
-        shares = self._updated.shares_of(captured, self.variables)
+        shares = self.shares_of(captured)
         pairs = zip(captured.factors, shares, strict=True)
         weighted = tuple(scale(factors, share) for factors, share in pairs)
         return weighted, shares

@@ -121,6 +121,9 @@ class Pass:
         recall: `(visit, chunk, rows, arguments) -> values`, what `finish`
             would return for these rows of a chunk, from memory; by default
             the step is run.
+        by_token: makes the step that tells the scores of training examples
+            apart by a number of positions, for steps that are neither
+            `products` nor `along`.
         held: bytes that `prepare` returns beside the queries.
         scores: whether `finish` returns scores, which are watched for
             underflow.
@@ -139,6 +142,7 @@ class Pass:
     gather: Callable[[Chunk], Gathering] = Sums
     rescale: Callable[[Any, Chunk], Any] = unscaled
     recall: Callable[[Visit, Chunk, slice, tuple], Any] | None = None
+    by_token: Callable[[int], Callable] | None = None
     held: int = 0
     scores: bool = True
     gradients: bool = True

@@ -32,9 +32,10 @@ Synopsis:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -95,6 +96,19 @@ class Preconditioner:
         optimizer = getattr(model, "optimizer", None)
         _rule(getattr(optimizer, "inner_optimizer", optimizer))
 
+    @contextlib.contextmanager
+    def diagonals(
+        self, checkpoint: Checkpoint
+    ) -> Iterator[Callable[[keras.Variable], tf.Tensor]]:
+        """A function that gives D of a variable, flat `[size]`, in a block.
+
+        Raises:
+            ValueError: if the checkpoint has no state of this optimizer.
+        """
+        rate = checkpoint.learning_rate
+        with recorded_state(self._model, checkpoint) as state:
+            yield lambda variable: _recorded_diagonal(state, variable, rate)
+
     def at(
         self, checkpoint: Checkpoint, groups
     ) -> tuple[tuple[tf.Tensor, ...], ...]:
@@ -103,12 +117,8 @@ class Preconditioner:
         Raises:
             ValueError: if the checkpoint has no state of this optimizer.
         """
-        rate = checkpoint.learning_rate
-        with recorded_state(self._model, checkpoint) as state:
-            return tuple(
-                tuple(_recorded_diagonal(state, v, rate) for v in group)
-                for group in groups
-            )
+        with self.diagonals(checkpoint) as diagonal_of:
+            return tuple(tuple(map(diagonal_of, group)) for group in groups)
 
     def weigh(
         self, parts: list[DenseGradients], checkpoint: Checkpoint, groups
@@ -125,14 +135,13 @@ class Preconditioner:
             ValueError: as `at`.
         """
         weighed = []
-        rate = checkpoint.learning_rate
-        with recorded_state(self._model, checkpoint) as state:
+        with self.diagonals(checkpoint) as diagonal_of:
             for group in groups:
                 gradients = list(parts.pop(0).parts)
                 products = []
                 for variable in group:
                     gradient = gradients.pop(0)
-                    weights = _recorded_diagonal(state, variable, rate)
+                    weights = diagonal_of(variable)
                     products.append(gradient * tf.cast(weights, gradient.dtype))
                     del gradient, weights
                 weighed.append(DenseGradients(tuple(products)))

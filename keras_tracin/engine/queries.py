@@ -34,11 +34,14 @@ class Queries:
         batches: the queries.
         steps: the compiled steps for them and for training examples.
         held: bytes that are held for each query, if not its factors.
+        others: as many other queries, by whose difference from these lengths
+            are measured.
     """
 
     batches: tuple[Batch, ...]
     steps: Steps
     held: int | None = None
+    others: Queries | None = None
 
     @property
     def ids(self) -> np.ndarray:

@@ -138,15 +138,34 @@ class GradientFunctions:
         return self.traced(step, POSITION, axis=0)
 
     @functools.cached_property
-    def sketched_with_values(self):
-        """`(data, position) -> factors, values [n]`: sketches and losses."""
+    def features(self):
+        """`(data, position) -> ([n, dim], ...), [n, ...]`: sketches, numbers.
+
+        Sketches are rows, one for each group where a projection keeps these
+        apart. The numbers are those that the loss has beside itself.
+        """
 
         def step(data, position):
             captured = self.capturing.capture_equal(data)
-            factors = self.capturing.project(captured.factors, (position,))
-            return factors, captured.losses
+            sketches = self.capturing.project(captured.factors, (position,))
+            (numbers,) = captured.numbers
+            return tuple(flat.rows((group,)) for group in sketches), numbers
 
         return self.traced(step, POSITION, axis=0)
+
+    @functools.cached_property
+    def feature_products(self):
+        """`(data, rows [m, dim], rate, position) -> rate · [m, n]`."""
+
+        def step(data, rows, rate, position):
+            captured = self.capturing.capture_equal(data)
+            sketches = self.capturing.project(captured.factors, (position,))
+            products = tf.matmul(rows, flat.rows(sketches), transpose_b=True)
+            return tf.cast(rate, products.dtype) * products
+
+        dtype = tf.nest.flatten(self.capturing.structure.factors)[-1].dtype
+        rows = tf.TensorSpec([None, None], dtype)
+        return self.traced(step, rows, RATE, POSITION, axis=-1)
 
     def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """A step of another module, made when it is first asked for."""
@@ -182,11 +201,7 @@ class GradientFunctions:
 
     @property
     def _traced_sketches(self) -> tuple:
-        """The sketches in a trace of theirs, in one that is there if any."""
-        if "sketched_with_values" in vars(self):
-            trace = self.sketched_with_values.get_concrete_function()
-            sketches, _ = trace.structured_outputs
-            return sketches
+        """The sketches in a trace of theirs."""
         return self.sketched.get_concrete_function().structured_outputs
 
     @functools.cached_property
@@ -249,7 +264,7 @@ class GradientFunctions:
             return scaled_sum(rate, shares)[tf.newaxis, :]
 
         totals = self._queries.totals.get_concrete_function()
-        specs = _specs(totals.structured_outputs)
+        specs = specs_of(totals.structured_outputs)
         return self.traced(step, specs, RATE, *self._position, axis=-1)
 
     @functools.cached_property
@@ -302,15 +317,24 @@ class GradientFunctions:
             ]
             return scaled_sum(rate, shares)
 
+        return self.traced(step, self.diagonal_specs, RATE, axis=-1)
+
+    @property
+    def diagonal_specs(self) -> tuple:
+        """The types of a diagonal's vectors, as `weighted_norms` takes them."""
         factors = self._traced_factors.factors
-        specs = flat.vector_specs(self.variables, factors)
-        return self.traced(step, specs, RATE, axis=-1)
+        return flat.vector_specs(self.variables, factors)
 
     @property
     def direction_specs(self) -> tuple:
         """The types of directions, as `along` takes them."""
         factors = self._traced_factors.factors
         return flat.direction_specs(self.variables, factors)
+
+    @property
+    def for_queries(self) -> GradientFunctions:
+        """The steps that make the factors of queries."""
+        return self._queries
 
     @property
     def query_specs(self) -> tuple:
@@ -321,8 +345,8 @@ class GradientFunctions:
     def factor_specs(self) -> tuple:
         """The shapes and dtypes of compact factors, `[None, ...]`."""
         if self.projects:
-            return _specs(self._traced_sketches)
-        return _specs(self._traced_factors.factors)
+            return specs_of(self._traced_sketches)
+        return specs_of(self._traced_factors.factors)
 
     @property
     def factor_bytes(self) -> int:
@@ -361,7 +385,8 @@ def scaled_sum(rate: tf.Tensor, shares: list[tf.Tensor]) -> tf.Tensor:
     return tf.cast(rate, total.dtype) * total
 
 
-def _specs(structure: Any) -> Any:
+def specs_of(structure: Any) -> Any:
+    """The types of the tensors in a trace's results."""
     return tf.nest.map_structure(
         lambda t: tf.TensorSpec(t.shape, t.dtype), structure
     )

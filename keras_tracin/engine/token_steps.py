@@ -9,14 +9,16 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_tracin.engine.passes import Pass
-from keras_tracin.engine.steps import RATE, GradientFunctions, scaled_sum
+from keras_tracin.engine.steps import RATE, GradientFunctions
 from keras_tracin.gradients import factors as algebra
+from keras_tracin.gradients.factors import Factors
 
 SEQUENCES = ("encoder", "decoder")
 # In the names of inputs that say something of the tokens of another one.
@@ -38,6 +40,8 @@ def by_token(work: Pass, tokens: int) -> Pass:
     """
     assert work.queries is not None
     steps = work.queries.steps.train
+    if work.by_token is not None and not steps.projects:
+        return dataclasses.replace(work, step=work.by_token(tokens))
     if steps.projects:
         raise ValueError(
             "Scores by token are of whole gradients. Received a method with a "
@@ -59,27 +63,46 @@ def _token_products(functions: GradientFunctions, along: bool, tokens: int):
     specs = functions.direction_specs if along else functions.query_specs
 
     def step(data, queries, rate):
-        placed, rest = [], []
-        factors = capturing.factors_by_position(data, equal=along)
-        for own, query in zip(factors, queries, strict=True):
-            calls = algebra.inner_by_position(own, query)  # [n, m, t] each
-            if not calls:
-                (compact,) = capturing.compact((own,))
-                rest.append(algebra.inner(query, compact)[:, tf.newaxis])
-            for shares in calls:
-                shares = tf.transpose(shares, [1, 2, 0])
-                if shares.shape[1] == tokens:
-                    placed.append(shares)
-                else:
-                    rest.append(tf.reduce_sum(shares, axis=1, keepdims=True))
-        like = (placed or rest)[0]
-        count, size = tf.shape(like)[0], tf.shape(like)[2]
-        nothing = tf.zeros([count, tokens, size], like.dtype)
-        placed, rest = placed or [nothing], rest or [nothing[:, :1]]
-        parts = [scaled_sum(rate, placed), scaled_sum(rate, rest)]
-        return tf.concat(parts, axis=1)
+        terms = capturing.factors_by_position(data, equal=along)
+        own = capturing.compact(tuple(map(algebra.summed, terms)))
+        shares = shares_by_token(terms, own, queries, tokens)
+        return tf.cast(rate, shares.dtype) * shares
 
     return functions.traced(step, specs, RATE, axis=-1)
+
+
+def shares_by_token(
+    terms: Sequence[Factors],
+    compact: Sequence[Factors],
+    queries: Sequence[Factors],
+    tokens: int,
+) -> tf.Tensor:
+    """Products by the positions of training examples, `[m, tokens + 1, n]`.
+
+    Args:
+        terms: factors of `n` training examples, with the terms of sums over
+            positions.
+        compact: the same in compact form.
+        queries: factors of `m` queries in compact form, or directions.
+        tokens: number of positions. What has another number is in the last
+            row of the result.
+    """
+    placed, rest = [], []
+    for own, whole, query in zip(terms, compact, queries, strict=True):
+        calls = algebra.inner_by_position(own, query)  # [n, m, t] each
+        if not calls:
+            rest.append(algebra.inner(query, whole)[:, tf.newaxis])
+        for call in calls:
+            shares = tf.transpose(call, [1, 2, 0])
+            if shares.shape[1] == tokens:
+                placed.append(shares)
+            else:
+                rest.append(tf.reduce_sum(shares, axis=1, keepdims=True))
+    like = (placed or rest)[0]
+    count, size = tf.shape(like)[0], tf.shape(like)[2]
+    nothing = tf.zeros([count, tokens, size], like.dtype)
+    placed, rest = placed or [nothing], rest or [nothing[:, :1]]
+    return tf.concat([tf.add_n(placed), tf.add_n(rest)], axis=1)
 
 
 def num_tokens(x: Any, sequence: str | None = None) -> int:

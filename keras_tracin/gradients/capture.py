@@ -48,6 +48,23 @@ PerExampleLoss = Callable[[Any, Any, Any], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
+class LossAndNumbers:
+    """A loss with more numbers of the examples, of the same outputs.
+
+    Attributes:
+        loss: `(y, y_pred, sample_weight) -> [n]`.
+        numbers: `(y, y_pred, sample_weight) -> [n, ...]`.
+    """
+
+    loss: PerExampleLoss
+    numbers: Callable[[Any, Any, Any], tf.Tensor]
+
+    def __call__(self, y: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor:
+        """The loss."""
+        return self.loss(y, y_pred, sample_weight)
+
+
+@dataclasses.dataclass(frozen=True)
 class Captured(Nest):
     """The gradients of one batch of examples.
 
@@ -57,12 +74,14 @@ class Captured(Nest):
         factors: factors of `n` examples for each group.
         positions: positions of each group's variables in
             `Placement.variables`, in the order of the factors' columns.
+        numbers: those of a `LossAndNumbers`, `[n, ...]`, or nothing.
     """
 
     names: tuple[str, ...]
     losses: tf.Tensor
     factors: tuple[Factors, ...]
     positions: tuple[tuple[int, ...], ...]
+    numbers: tuple[tf.Tensor, ...] = ()
 
     static = ("names", "positions")
 
@@ -109,7 +128,9 @@ def capture(
             model, x, layers, loss=loss, y=y, sample_weight=sample_weight
         )
     with without_rematerialization(model):
-        losses, parts = _capture_calls(model, loss, batch, placement, training)
+        losses, parts, numbers = _capture_calls(
+            model, loss, batch, placement, training
+        )
     if not parts:
         unused = [site.name for site in placement.sites]
         raise ValueError(
@@ -120,7 +141,7 @@ def capture(
     names, factors, positions = _merge_by_variable(parts, placement)
     if not by_position:
         factors = tuple(map(algebra.summed, factors))
-    return Captured(names, losses, factors, positions)
+    return Captured(names, losses, factors, positions, numbers)
 
 
 def _capture_calls(
@@ -129,8 +150,8 @@ def _capture_calls(
     batch: Batch,
     placement: Placement,
     training: bool,
-) -> tuple[tf.Tensor, list[tuple[RecordedCall, Part]]]:
-    """Losses `[n]`, and factors for each recorded call."""
+) -> tuple[tf.Tensor, list[tuple[RecordedCall, Part]], tuple[tf.Tensor, ...]]:
+    """Losses `[n]`, factors for each recorded call, and more numbers."""
     x, y, sample_weight = batch
     scaled = precision.computes_in_float16(model)
     of_objective = frozenset(map(id, placement.of_objective))
@@ -183,7 +204,10 @@ def _capture_calls(
             model, loss, batch, variables, ends, training
         )
         parts.append((_whole_model_call(model, variables), (variables, own)))
-    return losses, parts
+    numbers: tuple[tf.Tensor, ...] = ()
+    if isinstance(loss, LossAndNumbers):
+        numbers = (loss.numbers(y, y_pred, sample_weight),)
+    return losses, parts, numbers
 
 
 def _whole_model_call(

@@ -61,6 +61,7 @@ class ExpectedOutputs:
             None where it does not say.
         last_axis: whether classes lie along the last axis.
         is_cross_entropy: whether the loss is one of Keras's cross-entropies.
+        ignore_class: the label of positions that the loss leaves out.
     """
 
     name: str = "None"
@@ -68,6 +69,7 @@ class ExpectedOutputs:
     from_logits: bool | None = None
     last_axis: bool = True
     is_cross_entropy: bool = False
+    ignore_class: int | None = None
 
     @classmethod
     def of(cls, model: keras.Model, loss: Any = None) -> ExpectedOutputs:
@@ -92,6 +94,7 @@ class ExpectedOutputs:
             from_logits=stated if isinstance(stated, bool) else None,
             last_axis=not by_axis or options.get("axis", -1) == -1,
             is_cross_entropy=is_cross_entropy,
+            ignore_class=options.get("ignore_class"),
         )
 
 

@@ -3,13 +3,16 @@
 TRAK linearises a model in an output f of its own, not in the loss, and lets the
 loss come in through its derivative there: f is the margin log(p / (1 - p)) of
 the label's probability in a classification, the prediction itself in a
-regression (Park et al. 2023, sec. 3).
+regression (Park et al. 2023, sec. 3). In a sequence, f and the derivative are
+means over its positions, weighted as the loss weighs them. LoGra's f is the
+loss (Choe et al. 2024), whose derivative is one.
 
 Synopsis:
 
     output = model_output(model, loss=None, kind=None)
-    f = output.value(y, y_pred, sample_weight)     # [n]
-    output.pull(y, f, sample_weight)               # -∂ℓ/∂f [n]
+    f = output.value(y, y_pred, sample_weight)          # [n]
+    numbers = output.numbers(y, y_pred, sample_weight)  # [n, 3]
+    numbers[:, PULL]                                    # -∂ℓ/∂f of each
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from keras_tracin.losses import loss_terms
 from keras_tracin.losses.expected_outputs import ExpectedOutputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
-from keras_tracin.losses.query_losses import query_value
+from keras_tracin.losses.query_losses import negated_terms
+
+WEIGHT, PULL, HELP = range(3)  # columns of `ModelOutput.numbers`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +37,19 @@ class ModelOutput:
     """An output of a model.
 
     Attributes:
-        kind: "margin" or "prediction".
-        value: f, `(y, y_pred, sample_weight) -> [n]`; weights are ignored.
-        pull: `(y, f, sample_weight) -> [n]`, the negative derivative of the
-            example's weighted loss by f: training pulls f up by it.
-        help: `(y, f, sample_weight) -> [n]`, the benefit for a query of a unit
-            rise of its f: its weight for a margin, which should rise, or the
+        kind: "margin", "prediction" or "loss".
+        value: f, `(y, y_pred, sample_weight) -> [n]`; the weight of a whole
+            example is left out, but for a loss.
+        numbers: `(y, y_pred, sample_weight) -> [n, 3]`. The example's weight
+            among others; the negative derivative of its weighted loss by f, by
+            which training pulls f up; and the benefit for a query of a unit
+            rise of its f, its weight for a margin, which should rise, or the
             pull in a regression.
     """
 
     kind: str
     value: PerExampleLoss
-    pull: Callable[[Any, tf.Tensor, Any], np.ndarray]
-    help: Callable[[Any, tf.Tensor, Any], np.ndarray]
+    numbers: Callable[[Any, Any, Any], tf.Tensor]
 
 
 def model_output(
@@ -58,14 +63,16 @@ def model_output(
     Args:
         model: a Keras model.
         loss: a loss in place of the compiled one.
-        kind: "margin" or "prediction"; by default the loss decides.
+        kind: "margin", "prediction" or "loss"; by default the loss decides
+            between the first two.
         x: inputs of some examples, whose outputs show whether they are logits
             or probabilities, as in `query_value`.
 
     Raises:
         ValueError: if the loss does not decide, for an unknown `kind`, if
             margins do not follow from the model's outputs, or (when called)
-            if the model does not predict one thing for each example.
+            if the model does not predict one thing for each example, or for
+            each position of it.
     """
     expected = ExpectedOutputs.of(model, loss)
     if kind is None:
@@ -74,43 +81,43 @@ def model_output(
         return _margin(model, loss, x, alone=expected.choice == "sides")
     if kind == "prediction":
         return _prediction(per_example_loss(model, loss))
+    if kind == "loss":
+        return _loss(per_example_loss(model, loss))
     raise ValueError(
-        "`output` should be 'margin', 'prediction' or None. Received: "
+        "`output` should be 'margin', 'prediction', 'loss' or None. Received: "
         f"{kind!r}."
     )
 
 
-def sample_weights(sample_weight: Any, like: tf.Tensor) -> np.ndarray:
-    """Weights `[n]`, ones where there are none."""
-    if sample_weight is None:
-        return np.ones(len(like), like.dtype.as_numpy_dtype)
-    weights = np.asarray(sample_weight, like.dtype.as_numpy_dtype)
-    return weights.reshape(len(like), -1).mean(axis=1)
-
-
 def _margin(model: keras.Model, loss: Any, x: Any, alone: bool) -> ModelOutput:
     """log(p / (1 - p)), with the logistic loss of Park et al."""
-    negated = query_value(model, "margin", loss, x)
+    negated = negated_terms(model, "margin", loss, x)
 
-    def value(y, y_pred, sample_weight=None):
+    def terms_of(y, y_pred, sample_weight):
         shape = _shape_of(y_pred)
-        if len(shape) != 1 or (alone and shape[0] != 1):
+        if not shape or (alone and shape[-1] != 1):
             raise ValueError(
-                "TRAK needs a model that chooses one class for each example. "
+                "TRAK needs a model that chooses one class for each example, "
+                "or for each position of it. "
                 f"Received: predictions of shape {('n', *shape)}"
                 f"{' under a binary loss' * alone}. Attribute a model "
                 "with a single choice, or use `TracIn`."
             )
-        return -negated(y, y_pred, None)
+        return negated(y, y_pred, sample_weight)
 
-    def pull(y, f, sample_weight=None):
-        weights = sample_weights(sample_weight, f)
-        return weights * tf.sigmoid(-f).numpy()
+    def value(y, y_pred, sample_weight=None):
+        terms = terms_of(y, y_pred, sample_weight)
+        return -_mean(terms.weighted, terms.weights)
 
-    def weight(y, f, sample_weight=None):
-        return sample_weights(sample_weight, f)
+    def numbers(y, y_pred, sample_weight=None):
+        terms = terms_of(y, y_pred, sample_weight)
+        values = tf.math.divide_no_nan(terms.weighted, terms.weights)
+        rest = _mean(tf.sigmoid(values) * terms.weights, terms.weights)
+        ones = dataclasses.replace(terms, weighted=terms.weights)
+        weights = loss_terms.per_example(ones)
+        return tf.stack([weights, weights * rest, weights], axis=1)
 
-    return ModelOutput("margin", value, pull, help=weight)
+    return ModelOutput("margin", value, numbers)
 
 
 def _prediction(loss: PerExampleLoss) -> ModelOutput:
@@ -124,14 +131,35 @@ def _prediction(loss: PerExampleLoss) -> ModelOutput:
             )
         return tf.reshape(y_pred, [-1])
 
-    def pull(y, f, sample_weight=None):
-        f = tf.reshape(f, [-1, 1])
+    def numbers(y, y_pred, sample_weight=None):
+        f = loss_terms.to_wide(tf.reshape(y_pred, [-1, 1]))
         with tf.GradientTape() as tape:
             tape.watch(f)
             values = loss(tf.reshape(y, [-1, 1]), f, sample_weight)
-        return -tape.gradient(values, f).numpy()[:, 0]
+        pull = -tf.convert_to_tensor(tape.gradient(values, f))[:, 0]
+        weights = tf.ones_like(pull)
+        if sample_weight is not None:
+            weights = tf.cast(sample_weight, pull.dtype)
+            weights = tf.reshape(weights, tf.shape(pull))
+        return tf.stack([weights, pull, pull], axis=1)
 
-    return ModelOutput("prediction", value, pull, help=pull)
+    return ModelOutput("prediction", value, numbers)
+
+
+def _loss(loss: PerExampleLoss) -> ModelOutput:
+    def numbers(y, y_pred, sample_weight=None):
+        ones = tf.ones_like(loss(y, y_pred, sample_weight))
+        return tf.stack([ones] * 3, axis=1)
+
+    return ModelOutput("loss", loss, numbers)
+
+
+def _mean(weighted: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Weighted means over the positions of each example, `[n]`."""
+    positions = list(range(1, weights.shape.rank))
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(weighted, positions), tf.reduce_sum(weights, positions)
+    )
 
 
 def _shape_of(y_pred: Any) -> tuple:
@@ -152,5 +180,5 @@ def _kind_of(expected: ExpectedOutputs) -> str:
         "TRAK differentiates the margin of the label in a classification, the "
         f"prediction in a regression. Received the loss {expected.name!r}, "
         "which does not tell which; pass `output='margin'` or "
-        "`output='prediction'`."
+        "`output='prediction'`, or `output='loss'`."
     )

@@ -12,6 +12,7 @@ Synopsis:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -24,7 +25,7 @@ from keras_tracin.losses.invalid_labels import (
     ProbabilitiesSaturated,
     inside,
 )
-from keras_tracin.losses.loss_terms import to_wide
+from keras_tracin.losses.loss_terms import Terms, to_wide
 from keras_tracin.losses.output_kinds import kind_of, outputs_of
 from keras_tracin.losses.outputs import REMEDY, Outputs
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
@@ -68,10 +69,8 @@ def query_value(
     if query_loss == "loss":
         return per_example_loss(model, loss)
     if query_loss in ("logit", "margin"):
-        outputs = None if x is None else outputs_of(model, loss, x)
-        if outputs is not None:
-            _check_known(query_loss, outputs)
-        return _negated(query_loss, outputs, ExpectedOutputs.of(model, loss))
+        terms = negated_terms(model, query_loss, loss, x)
+        return lambda *batch: loss_terms.per_example(terms(*batch))
     if isinstance(query_loss, str | keras.losses.Loss) or callable(query_loss):
         return per_example_loss(model, query_loss)
     raise ValueError(
@@ -80,10 +79,32 @@ def query_value(
     )
 
 
+def negated_terms(
+    model: keras.Model, name: str, loss: Any = None, x: Any = None
+) -> Callable[..., Terms]:
+    """Minus the label's logit or margin at each position.
+
+    Args:
+        model: a Keras model.
+        name: "logit" or "margin".
+        loss: as in `query_value`.
+        x: as in `query_value`.
+
+    Returns:
+        A function `(y, y_pred, sample_weight) -> Terms`.
+
+    Raises:
+        ValueError: as `query_value`.
+    """
+    outputs = None if x is None else outputs_of(model, loss, x)
+    if outputs is not None:
+        _check_known(name, outputs)
+    return _negated(name, outputs, ExpectedOutputs.of(model, loss))
+
+
 def _negated(
     name: str, outputs: Outputs | None, expected: ExpectedOutputs
-) -> PerExampleLoss:
-    """Minus the label's logit or margin, as a value per example."""
+) -> Callable[..., Terms]:
     measure = {"logit": label_logit, "margin": _label_margin}[name]
     known = outputs
 
@@ -110,10 +131,15 @@ def _negated(
         if computed and outputs.kind in ("probabilities", "sigmoids"):
             marks.append(_saturated(outputs.kind, labels, y_pred))
         masks = [getattr(y_pred, "_keras_mask", None)]
+        if expected.ignore_class is not None:
+            given = loss_terms.expand(
+                tf.convert_to_tensor(y), labels.shape.rank
+            )
+            masks.append(given != tf.cast(expected.ignore_class, given.dtype))
         terms = loss_terms.weigh(-values, sample_weight, masks)
         for unfit in marks:
             terms = terms.marked(unfit)
-        return loss_terms.per_example(terms)
+        return terms
 
     return evaluate
 

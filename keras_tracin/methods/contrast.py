@@ -47,13 +47,17 @@ def less_contrast(
     within = None if directory is None else Path(directory) / "contrast"
     other = score(contrast, directory=within)
     if len(other.query_ids) != len(asked.query_ids):
-        raise ValueError(
-            "`contrast` should have one query for each of `test`, in their "
-            f"order. Received: {len(asked.query_ids):,} queries, and "
-            f"{len(other.query_ids):,} to contrast them with."
-        )
+        raise unequal_pairs(len(asked.query_ids), len(other.query_ids))
     others = other.scores
     if not np.array_equal(other.train_ids, asked.train_ids):  # it shuffles
         places = Reading(other.train_ids, "train").places(asked.train_ids)
         others = others[:, places]
     return dataclasses.replace(asked, scores=asked.scores - others)
+
+
+def unequal_pairs(asked: int, others: int) -> ValueError:
+    """The error for queries that are not contrasted one by one."""
+    return ValueError(
+        "`contrast` should have one query for each of `test`, in their order. "
+        f"Received: {asked:,} queries, and {others:,} to contrast them with."
+    )

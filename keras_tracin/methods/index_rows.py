@@ -9,7 +9,7 @@ Synopsis:
 
     recipe = checkpoint_rows(
         engine, checkpoints, kt.TensorSketch(1024),
-        optimizer_aware=False, exact=exact,
+        plain=True, exact=exact,
     )
     recipe = inverse_rows(engine, solver, settings, make_inverse, None, keep)
     projection = query_projection(recipe.identity, directory, None)
@@ -63,7 +63,7 @@ def checkpoint_rows(
     checkpoints: Weights,
     projection: Projection | None,
     *,
-    optimizer_aware: bool,
+    plain: bool,
     exact: Callable[[np.ndarray, Any], Attribution],
 ) -> RowRecipe:
     """Rows of TracIn: one sketch at each checkpoint.
@@ -72,7 +72,7 @@ def checkpoint_rows(
         engine: the model with its training data and losses.
         checkpoints: the checkpoints to visit, and their learning rates.
         projection: makes the sketches, `TensorSketch(1024)` by default.
-        optimizer_aware: as in `TracIn`.
+        plain: whether scores are products of plain gradients.
         exact: as in `RowRecipe`.
 
     Raises:
@@ -94,10 +94,10 @@ def checkpoint_rows(
             f"projection={engine.projection!r}: leave it out there and give "
             "it to `build`."
         )
-    if optimizer_aware:
+    if not plain:
         raise ValueError(
             "An index holds plain gradients. Received a TracIn with "
-            "optimizer_aware=True; leave it out."
+            "`optimizer_aware=` or `normalize=`; leave them out."
         )
     if engine.shares is not None:
         raise ValueError(unequal_shares("An index"))

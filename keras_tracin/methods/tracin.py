@@ -17,26 +17,30 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from keras_tracin.engine.blocks import all_queries
+from keras_tracin.data.batches import content_digest
+from keras_tracin.engine.blocks import all_queries, blocks
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.execution import Execution
-from keras_tracin.engine.passes import Pass, norms_pass, products_pass
+from keras_tracin.engine.measures import Numbers
+from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.preconditioner import Preconditioner
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.by_token import ByToken
+from keras_tracin.methods.contrast import less_contrast, unequal_pairs
 from keras_tracin.methods.index_rows import checkpoint_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.rates import (
@@ -44,12 +48,7 @@ from keras_tracin.methods.rates import (
     moving,
     warn_of_final_only,
 )
-from keras_tracin.methods.tracin_passes import (
-    aware_norms_pass,
-    aware_products_pass,
-    bytes_of_diagonals,
-    sum_pass,
-)
+from keras_tracin.methods.tracin_passes import Measurement, bytes_of_diagonals
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusive_access
@@ -57,6 +56,9 @@ from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
+
+
+_DIGESTED = 256  # examples at a time
 
 
 class TracIn(ByToken):
@@ -77,7 +79,8 @@ class TracIn(ByToken):
     several threads take turns; predictions of another thread meanwhile are at
     the weights that the model is lent, so let it have a model of its own.
 
-    `self_influence` is Σ_k η_k ‖∇ℓ(w_k, z)‖². It is large for examples that
+    `self_influence` is Σ_k η_k s_k(z, z), with ‖∇ℓ(w_k, z)‖² for s_k (its root
+    under `normalize="train"`). It is large for examples that
     the rest of the data does not explain: rare ones and wrongly labelled ones.
     `query_loss` plays no part in it.
 
@@ -106,16 +109,26 @@ class TracIn(ByToken):
             (the same paper, sections E and F): `kt.TensorSketch(dim=1024)`
             and the others. Scores are then unbiased estimates; the sketch of
             a query takes `dim` numbers, whatever the size of the model.
+        normalize: `"train"` divides the score at each checkpoint,
+            s_k(z, z'), by √s_k(z, z), the length of the training example's
+            gradient, so that examples with large gradients, which are
+            opponents or proponents of everything, do not crowd out the rest;
+            `"both"` also by that of the query's, which makes it a cosine.
+            Weights of whole examples cancel.
         optimizer_aware: score what the optimizer makes of a gradient,
 
-                Σ_k η_k ∇ℓ(w_k, z)ᵀ D_k ∇ℓ(w_k, z'),
+                s_k(z, z') = ∇ℓ(w_k, z)ᵀ D_k ∇ℓ(w_k, z'),
 
             with D_k a diagonal of the optimizer's state at checkpoint k,
             1 / (√(v_k / (1 - β₂ᵗ)) + ε) for Adam, and 1 / (1 - μ) for SGD
             with momentum μ: see `keras_tracin.engine.preconditioner`, for
             Lamb, Adafactor, Lion and others too. The plain form is what a
             step of plain SGD would do. Queries' gradients are made in full,
-            so it takes longer and more memory.
+            so it takes longer and more memory; with a projection, of
+            √D_k ∇ℓ, those of training examples too. `"factored"` takes the
+            outer product of rows and columns that is nearest to D_k in
+            logarithms, for each kernel and table, and has the cost of plain
+            gradients; vectors keep their D_k.
         strategy: a `tf.distribute.Strategy` under which the model was built;
             each of its replicas scores a share of every batch. Scores do not
             depend on it.
@@ -127,9 +140,9 @@ class TracIn(ByToken):
     Raises:
         ValueError: if the model is not compiled and no `loss` is given, if
             `layers` names no layer with weights, if data, run and model do
-            not fit one another, or if `optimizer_aware` is given with a
-            projection, for an optimizer that is not known, or for a run
-            whose steps did not all update the same variables.
+            not fit one another, or if `optimizer_aware` is given for an
+            optimizer that is not known, or for a run whose steps did not all
+            update the same variables.
     """
 
     title = "TracIn"
@@ -147,17 +160,14 @@ class TracIn(ByToken):
         class_weight: Mapping[int, float] | None = None,
         layers: str | keras.Layer | Sequence[str | keras.Layer] | None = None,
         projection: Projection | None = None,
-        optimizer_aware: bool = False,
+        normalize: Literal["train", "both"] | None = None,
+        optimizer_aware: bool | Literal["factored"] = False,
         strategy: Strategy | None = None,
         jit_compile: bool | str = "auto",
         memory_limit: int | None = None,
     ):
         check_is_model(model)
-        if optimizer_aware and projection is not None:
-            raise ValueError(
-                "`optimizer_aware=True` scores whole gradients. Received "
-                f"projection={projection!r} as well; leave one of them out."
-            )
+        _check_options(normalize, optimizer_aware)
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         rates = checkpoint_rates(run, weights)
@@ -176,9 +186,12 @@ class TracIn(ByToken):
         self.checkpoints = moving(self.engine, rates)
         check_training(run, self.engine)
         if optimizer_aware and self.engine.shares is not None:
-            raise ValueError(unequal_shares("`optimizer_aware=True`"))
-        self._preconditioner = (
-            Preconditioner(model) if optimizer_aware else None
+            option = f"`optimizer_aware={optimizer_aware!r}`"
+            raise ValueError(unequal_shares(option))
+        self._measurement = Measurement(
+            normalize,
+            Preconditioner(model) if optimizer_aware else None,
+            optimizer_aware == "factored",
         )
         # All of them now: the last is loaded when most of the work is done.
         for checkpoint in run:
@@ -228,8 +241,26 @@ class TracIn(ByToken):
                 holds ids that are not among the training examples, or if
                 `directory` holds parts of another call.
         """
+        normalized = self._measurement.normalize == "both"
+        if contrast is not None and normalized and not aggregate:
+            self._check_contrast()
+
+            def score(pair: _Pair, directory: Directory | None) -> Attribution:
+                options = {}
+                if directory is not None:
+                    options["contrast"] = self._digest(pair.other)
+                return self._score(pair, groups, directory, verbose, **options)
+
+            pairs = _Pair(test, contrast), _Pair(contrast, test)
+            return less_contrast(score, *pairs, directory)
         if not aggregate:
             return self._influence(test, groups, contrast, directory, verbose)
+        if contrast is not None and normalized:
+            raise ValueError(
+                "Under normalize='both' the difference of each pair's "
+                "gradients has unit length, and `aggregate=True` takes no "
+                "pairs. Received a `contrast` as well; leave one of them out."
+            )
         if directory is not None:
             raise ValueError(
                 "`aggregate=True` makes a single row, in the time of one "
@@ -240,16 +271,26 @@ class TracIn(ByToken):
         )
 
     @property
-    def optimizer_aware(self) -> bool:
+    def normalize(self) -> Literal["train", "both"] | None:
+        """Whose gradients are divided by their lengths."""
+        return self._measurement.normalize
+
+    @property
+    def optimizer_aware(self) -> bool | Literal["factored"]:
         """Whether gradients are scored as the optimizer uses them."""
-        return self._preconditioner is not None
+        measurement = self._measurement
+        if measurement.aware is not None and measurement.factored:
+            return "factored"
+        return measurement.aware is not None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
         optimizer = self.model.optimizer if self.optimizer_aware else None
+        normalized = {"normalize": self.normalize} if self.normalize else {}
         return {
             "projection": describe(self.engine.projection),
+            **normalized,
             "optimizer_aware": self.optimizer_aware,
             "optimizer": optimizer and describe_optimizer(optimizer),
         }
@@ -259,8 +300,21 @@ class TracIn(ByToken):
         """Options on which the unit of scores depends, by name."""
         return {
             **self.engine.losses["objective"],
+            "normalize": self.normalize,
             "optimizer_aware": self.optimizer_aware,
         }
+
+    @property
+    def no_self_influence(self) -> str | None:
+        """Why there is no self-influence, and what to use; None if there is."""
+        if self.normalize != "both":
+            return None
+        return (
+            "Under normalize='both' every training example has the same score "
+            "for itself, the sum of the checkpoints' weights. Use "
+            "normalize='train', by which it is the length of the gradient, or "
+            "leave it out."
+        )
 
     def describe(self) -> dict[str, Any]:
         """The method, its options and the weights it scores at, as JSON."""
@@ -276,7 +330,41 @@ class TracIn(ByToken):
         """
         if call.options.get("aggregate"):
             return iter([_Sum(all_queries(self.engine, test))])
+        if isinstance(test, _Pair):
+            return self._blocks_of_pairs(test, call)
         return super().blocks(test, call)
+
+    def _blocks_of_pairs(self, pair: _Pair, call: Call) -> Iterator[Queries]:
+        """Blocks of the queries of one side, which know those of the other."""
+        nbytes = self.bytes_per_query
+        if nbytes is None:
+            nbytes = sum(
+                self.engine.open_queries(side)[1].query.factor_bytes
+                for side in (pair.asked, pair.other)
+            )
+        # Of as many bytes each, both have as many queries in a block.
+        sides = (
+            blocks(self.engine, side, call, nbytes)
+            for side in (pair.asked, pair.other)
+        )
+        for own, other in itertools.zip_longest(*sides):
+            if not own or not other or len(own.ids) != len(other.ids):
+                raise unequal_pairs(*(_count(side) for side in (own, other)))
+            yield dataclasses.replace(own, others=other)
+
+    def fingerprint(self, test: Any) -> tuple[Numbers, float]:
+        """Numbers that scores are computed from, and their largest difference.
+
+        Args:
+            test: the queries, if there are any.
+        """
+        if not isinstance(test, _Pair):
+            return super().fingerprint(test)
+        seen, tolerance = super().fingerprint(test.asked)
+        other, _ = super().fingerprint(test.other)
+        return seen | {
+            f"other {name}": other[name] for name in other
+        }, tolerance
 
     def stream(self, queries: Queries | _Sum, sink: Sink, call: Call) -> None:
         """Streams the scores of one block of queries into a sink.
@@ -288,8 +376,8 @@ class TracIn(ByToken):
         """
         if not isinstance(queries, _Sum):
             return super().stream(queries, sink, call)
-        aware = self._preconditioner
-        work = sum_pass(self.title, queries.queries, self.checkpoints, aware)
+        given = self.title, queries.queries, self.checkpoints
+        work = self._measurement.sum_pass(*given)
         return sweep(self.engine, work, sink, call)
 
     def query_pass(self, queries: Queries) -> Pass:
@@ -299,9 +387,7 @@ class TracIn(ByToken):
             queries: the queries.
         """
         given = self.title, queries, self.checkpoints
-        if self._preconditioner is None:
-            return products_pass(*given)
-        return aware_products_pass(*given, self._preconditioner)
+        return self._measurement.query_pass(*given)
 
     def index_rows(
         self, projection: Projection | None, keep: Keep
@@ -321,7 +407,7 @@ class TracIn(ByToken):
             self.engine,
             self.checkpoints,
             projection,
-            optimizer_aware=self.optimizer_aware,
+            plain=self._measurement.plain,
             exact=self._exact,
         )
 
@@ -332,17 +418,45 @@ class TracIn(ByToken):
     def self_pass(self) -> Pass:
         """The pass that scores Σ_k η_k ‖∇ℓ(w_k, z)‖²."""
         given = self.title, self.engine.train_steps, self.checkpoints
-        if self._preconditioner is None:
-            return norms_pass(*given)
-        return aware_norms_pass(*given, self._preconditioner)
+        return self._measurement.self_pass(*given)
 
     @property
     def bytes_per_query(self) -> int | None:
         """Bytes that are held for each query; None if its factors are held."""
-        if self._preconditioner is None:
+        if not self._measurement.in_full(self.engine.train_steps):
             return None
         # Whole gradients, and the same once more with their weights.
         return 2 * bytes_of_diagonals(self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Queries, and others by whose difference from them lengths are measured.
+
+    Attributes:
+        asked: the queries that are scored.
+        other: one for each of them.
+    """
+
+    asked: Any
+    other: Any
+
+
+def _count(queries: Queries | None) -> int:
+    return 0 if queries is None else len(queries.ids)
+
+
+def _check_options(normalize: Any, optimizer_aware: Any) -> None:
+    if normalize not in (None, "train", "both"):
+        raise ValueError(
+            "`normalize` should be 'train', 'both' or None. Received: "
+            f"{normalize!r}."
+        )
+    if optimizer_aware not in (False, True, "factored"):
+        raise ValueError(
+            "`optimizer_aware` should be True, False or 'factored'. Received: "
+            f"{optimizer_aware!r}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,12 @@ prediction in a regression. With Φ of all training examples,
 where Q = -∂ℓ/∂f, which is 1 - p for margins: one Newton step of the linear
 model, with the means over checkpoints, of one training or of several, taken
 apart (Park et al. 2023, sec. 3 and eq. 17). In a regression each kernel is also
-multiplied with the query's own -∂ℓ/∂f, so that positive means proponent.
+multiplied with the query's own -∂ℓ/∂f, so that positive means proponent. A
+sequence has a margin m_t at each position: f = Σ_t w_t m_t and
+Q = Σ_t w_t (1 - p_t), with its weights w_t normalised.
+
+LoGra is the same of f = -ℓ, which needs no Q, with both sides of each layer
+projected and a kernel for each layer (Choe et al. 2024).
 
 Synopsis:
 
@@ -28,7 +33,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import scipy.linalg
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import check_damping
@@ -39,18 +43,18 @@ from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.passes import Pass, products_pass
+from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.visits import Visit, Weights, digest_of
-from keras_tracin.gradients.factors import DenseGradients
-from keras_tracin.losses.model_outputs import model_output
+from keras_tracin.gradients.capture import LossAndNumbers
+from keras_tracin.losses.model_outputs import HELP, PULL, model_output
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.methods.base import Method
-from keras_tracin.methods.trak_kernels import Kernels, features_pass
+from keras_tracin.methods.trak_kernels import Kernels, features_pass, joined
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
-from keras_tracin.projection import FactoredProjection, Projection, TensorSketch
+from keras_tracin.projection import Projection, TensorSketch
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _DIGESTED = 256  # examples at a time
@@ -87,13 +91,16 @@ class TRAK(Method):
             of the same architecture, from other seeds or on other subsets.
         projection: the projection that makes φ. The larger its `dim`, the
             better, up to a part of the number of examples;
-            `kt.TensorSketch(2048)` by default.
+            `kt.TensorSketch(2048)` by default. With
+            `kt.FactoredProjection(..., joint=False)` each layer has a kernel
+            of its own.
         damping: λ, as a multiple of the mean squared length of φ, so that
             it means the same whatever the model, its data and `dim`: 1 was
             best, or nearly, wherever it was measured (benchmarks). 0 is
             the published form, for which `dim` has to be well below the
             number of examples.
-        output: "margin" or "prediction", if the loss does not say which.
+        output: "margin" or "prediction", if the loss does not say which; or
+            "loss" for the gradients of the loss itself, as LoGra.
         loss: used in place of the compiled loss; anything `compile` takes.
         layers: names or layers to restrict the gradients to.
         strategy: a `tf.distribute.Strategy` under which the model was built.
@@ -131,12 +138,6 @@ class TRAK(Method):
         check_damping(damping)
         self._damping = damping
         projection = TensorSketch(2048) if projection is None else projection
-        if isinstance(projection, FactoredProjection) and not projection.joint:
-            raise ValueError(
-                "TRAK needs one vector for each gradient, not sides kept "
-                f"apart. Received: projection={projection!r}; leave out "
-                "`joint=False`."
-            )
         self.checkpoints = _equal_shares(run)
         self.engine = Engine(
             model,
@@ -144,15 +145,16 @@ class TRAK(Method):
             loss=loss,
             layers=layers,
             projection=projection,
-            output=lambda *batch: self._output.value(*batch),
+            output=LossAndNumbers(
+                lambda *batch: self._output.value(*batch),
+                lambda *batch: self._output.numbers(*batch),
+            ),
             execution=Execution.of(strategy, jit_compile, memory_limit),
         )
         x = self.engine.train.first(SAMPLE).x
         self._output = model_output(model, loss, output, x)
         # Of all training examples, also where `among` scores some of them.
-        self._kernels = Kernels(
-            self.engine, self.checkpoints, self._output, damping
-        )
+        self._kernels = Kernels(self.engine, self.checkpoints, damping)
         for checkpoint in self.checkpoints:
             if checkpoint is not None:
                 check_checkpoint(model, checkpoint)
@@ -199,7 +201,10 @@ class TRAK(Method):
         Args:
             queries: the queries.
         """
-        return products_pass(self.title, queries, self.checkpoints)
+        return dataclasses.replace(
+            self._query_pass(queries),
+            prepare=lambda visit: tf.zeros([len(queries.ids), self._dim]),
+        )
 
     def query_pass(self, queries: Queries) -> Pass:
         """The pass that scores a block of queries.
@@ -207,34 +212,45 @@ class TRAK(Method):
         Args:
             queries: the queries.
         """
-        work = Pass(
+        work = self._query_pass(queries)
+        if not self._kernels.holds_features:
+            return work
+
+        def recall(visit, chunk, rows, arguments):
+            solved = arguments[0].numpy()
+            features, _ = self._kernels.recall(visit, chunk, rows, self.engine)
+            return visit.rate * (solved @ features)
+
+        # The step only tells the plan what it may need.
+        step = self.engine.train_steps.features
+        return dataclasses.replace(work, step=step, recall=recall)
+
+    def _query_pass(self, queries: Queries) -> Pass:
+        """The pass that makes all features anew."""
+        return Pass(
             self.title,
-            queries.steps.train.products,
+            queries.steps.train.feature_products,
             self.checkpoints,
             queries,
             prepare=lambda visit: self._solve(queries, visit),
             rescale=self._multiply_with_pulls,
         )
-        if not self._kernels.holds_features:
-            return work
 
-        def recall(visit, chunk, rows, arguments):
-            (solved,) = arguments[0][0].parts
-            features, _ = self._kernels.recall(visit, chunk, rows, self.engine)
-            return visit.rate * (solved.numpy() @ features)
+    @property
+    def _dim(self) -> int:
+        return sum(self._kernels.widths)
 
-        # The step only tells the plan what it may need.
-        step = self.engine.train_steps.sketched_with_values
-        return dataclasses.replace(work, step=step, recall=recall)
+    @property
+    def bytes_per_query(self) -> int:
+        """Bytes that are held for each query, in one copy and another."""
+        return 16 * self._dim
 
     def self_pass(self) -> Pass:
         """The pass that scores φᵀ(ΦᵀΦ + λI)⁻¹φ times Q."""
 
-        def measure(visit, batch, features, outputs):
-            factors = self._kernels.factors[visit.position]
-            solved = scipy.linalg.cho_solve(factors, features.T)
-            helped = self._output.help(batch.y, outputs, batch.sample_weight)
-            return helped * np.sum(features * solved.T, axis=1)
+        def measure(visit, features, numbers):
+            solved = self._kernels.solve(int(visit.position), features)
+            return numbers[:, HELP] * np.sum(features * solved, axis=1)
 
         def rescale(leverages: np.ndarray, chunk: Chunk) -> np.ndarray:
             mean = np.mean(leverages, axis=0)
@@ -260,28 +276,26 @@ class TRAK(Method):
             batch: a few training examples.
             known: their outputs, losses and gradients as numbers.
         """
-        outputs = tf.constant(known["losses"])
-        weights = batch.sample_weight
-        return {
-            "pulls": self._output.pull(batch.y, outputs, weights),
-            "weights": self._output.help(batch.y, outputs, weights),
-        }
+        x, y, *weights = batch.data
+        weight = weights[0] if weights else None
+        numbers = self._output.numbers(y, self.model(x, training=False), weight)
+        columns = {"pulls": PULL, "weights": HELP}
+        return {name: numbers[:, at].numpy() for name, at in columns.items()}
 
-    def _solve(self, queries: Queries, visit: Visit) -> tuple:
-        """`(ΦᵀΦ + λI)⁻¹ φ(z')` of some queries, as factors."""
-        factors = self._kernels.factors[visit.position]
-        step = queries.steps.query.sketched_with_values
+    def _solve(self, queries: Queries, visit: Visit) -> tf.Tensor:
+        """`(ΦᵀΦ + λI)⁻¹ φ(z')` of some queries, times what it helps them."""
         rows = []
         for batch in queries.batches:
-            (sketch,), outputs = step(batch.data, visit.position)
-            features = sketch.parts[0].numpy()
+            sketches, numbers = queries.steps.query.features(
+                batch.data, visit.position
+            )
+            features = joined(sketches)
             if not np.isfinite(features).all():
                 raise self.engine.not_finite(None, queries, visit.checkpoint)
-            helped = self._output.help(batch.y, outputs, batch.sample_weight)
-            solved = scipy.linalg.cho_solve(factors, features.T).T
-            solved *= helped[:, np.newaxis]
+            solved = self._kernels.solve(int(visit.position), features)
+            solved *= numbers.numpy()[:, HELP, np.newaxis]
             rows.append(solved.astype(features.dtype))
-        return (DenseGradients((tf.constant(np.concatenate(rows)),)),)
+        return tf.constant(np.concatenate(rows))
 
     def _multiply_with_pulls(
         self, scores: np.ndarray, chunk: Chunk

@@ -2,16 +2,16 @@
 
 Synopsis:
 
-    kernels = Kernels(engine, checkpoints, output, damping=1.0)
+    kernels = Kernels(engine, checkpoints, damping=1.0)
     kernels.fit(Call())
-    kernels.factors[0]                 # Cholesky's factor of ΦᵀΦ + λI
+    kernels.solve(0, features)         # (ΦᵀΦ + λI)⁻¹ φ, [n, dim]
     kernels.pulls_of(chunk, engine)    # [c]
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,13 @@ from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.per_example import PerExample
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import Visit, Weights
-from keras_tracin.losses.model_outputs import ModelOutput, sample_weights
+from keras_tracin.losses.model_outputs import PULL, WEIGHT
 from keras_tracin.results import ScoreColumns
 
-# `(visit, batch, features [b, dim], outputs [b]) -> [b]`
 _SHARE = 4  # of the memory that features may take: one in so many
-Measure = Callable[[Visit, Batch, np.ndarray, tf.Tensor], np.ndarray]
+
+# `(visit, features [b, dim], numbers [b, 3]) -> [b]`
+Measure = Callable[[Visit, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Kernels:
@@ -40,29 +41,50 @@ class Kernels:
     Args:
         engine: the model and the training examples.
         checkpoints: the checkpoints, each with its share in the mean.
-        output: the model's output that features are gradients of.
         damping: λ, as a multiple of the mean squared length of φ.
 
     Attributes:
         engine: the model and the training examples.
-        factors: Cholesky's factors of ΦᵀΦ + λI at each checkpoint.
     """
 
     def __init__(
         self,
         engine: Engine,
         checkpoints: Weights,
-        output: ModelOutput,
         damping: float,
     ):
         self.engine = engine
-        self._checkpoints, self._output = checkpoints, output
-        self._damping = damping
-        self._grams: list[np.ndarray] = []
+        self._checkpoints, self._damping = checkpoints, damping
+        self._grams: list[list[np.ndarray]] = []
         self._held: list[_Held] = []
         self._features: list[tuple[PerExample, PerExample]] = []
         self._pulls: PerExample | None = None
-        self.factors: list[tuple[np.ndarray, bool]] = []
+        self._factors: list[list[tuple[np.ndarray, bool]]] = []
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The lengths of the sketches that have a kernel each."""
+        trace = self.engine.train_steps.features.get_concrete_function()
+        sketches, _ = trace.structured_outputs
+        return tuple(sketch.shape[1] for sketch in sketches)
+
+    def solve(self, position: int, features: np.ndarray) -> np.ndarray:
+        """(ΦᵀΦ + λI)⁻¹ φ of each row of features, `[n, dim]`.
+
+        Args:
+            position: the checkpoint's.
+            features: `[n, dim]`.
+        """
+        parts = [
+            scipy.linalg.cho_solve(factor, part.T).T
+            for factor, part in zip(
+                self._factors[position], self._cut(features), strict=True
+            )
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _cut(self, features: np.ndarray) -> list[np.ndarray]:
+        return np.split(features, np.cumsum(self.widths)[:-1], axis=1)
 
     @property
     def fitted(self) -> bool:
@@ -98,17 +120,18 @@ class Kernels:
         sweep(self.engine, self.fitting_pass(), Sink(columns.add), alone)
         grams, self._grams = self._grams, []
         pulls = np.mean(columns.scores, axis=0)
-        self.factors = [
-            _factorize(gram, self._damping, len(pulls)) for gram in grams
+        self._factors = [
+            [_factorize(gram, self._damping, len(pulls)) for gram in blocks]
+            for blocks in grams
         ]
         held, self._held = self._held, []
         if all(one.fits for one in held):
             self._features = [
                 (
                     self._of_examples(columns.ids, features),
-                    self._of_examples(columns.ids, outputs),
+                    self._of_examples(columns.ids, numbers),
                 )
-                for features, outputs in (one.joined() for one in held)
+                for features, numbers in (one.joined() for one in held)
             ]
         self._pulls = self._of_examples(columns.ids, pulls)
 
@@ -123,7 +146,7 @@ class Kernels:
     def recall(
         self, visit: Visit, chunk: Chunk, rows: slice, engine: Engine
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Features `[dim, b]` and outputs `[b]` of some rows of a chunk.
+        """Features `[dim, b]` and numbers `[3, b]` of some rows of a chunk.
 
         Args:
             visit: the checkpoint.
@@ -131,10 +154,10 @@ class Kernels:
             rows: those of them to return.
             engine: the engine whose training examples they are.
         """
-        features, outputs = self._features[visit.position]
+        features, numbers = self._features[visit.position]
         return (
             features.of(chunk, engine.train)[rows].T,
-            outputs.of(chunk, engine.train)[rows],
+            numbers.of(chunk, engine.train)[rows].T,
         )
 
     def fitting_pass(self) -> Pass:
@@ -144,26 +167,23 @@ class Kernels:
         )
 
     def _take(
-        self,
-        visit: Visit,
-        batch: Batch,
-        features: np.ndarray,
-        outputs: tf.Tensor,
+        self, visit: Visit, features: np.ndarray, numbers: np.ndarray
     ) -> np.ndarray:
         """Adds a batch to ΦᵀΦ; returns its Q."""
         if visit.position == len(self._grams):
-            self._grams.append(np.zeros([features.shape[1]] * 2))
+            self._grams.append([np.zeros([n, n]) for n in self.widths])
             share = self.engine.execution.memory // _SHARE
             self._held.append(_Held(share // len(self._checkpoints)))
-        self._held[visit.position].add(features, outputs.numpy())
-        weights = sample_weights(batch.sample_weight, outputs)
-        weighted = features * weights[:, np.newaxis]
-        self._grams[visit.position] += features.T @ weighted
-        return self._output.pull(batch.y, outputs, batch.sample_weight)
+        self._held[visit.position].add(features, numbers)
+        weights = numbers[:, WEIGHT, np.newaxis]
+        parts = self._cut(features)
+        for gram, part in zip(self._grams[visit.position], parts, strict=True):
+            gram += part.T @ (part * weights)
+        return numbers[:, PULL]
 
 
 class _Held:
-    """Features and outputs of the examples that were seen, while they fit.
+    """Features and numbers of the examples that were seen, while they fit.
 
     Args:
         most: bytes that they may take.
@@ -172,23 +192,23 @@ class _Held:
     def __init__(self, most: int):
         self._most = most
         self._features: list[np.ndarray] = []
-        self._outputs: list[np.ndarray] = []
+        self._numbers: list[np.ndarray] = []
         self.fits = True
 
-    def add(self, features: np.ndarray, outputs: np.ndarray) -> None:
-        """Takes the features `[b, dim]` and outputs `[b]` of a batch."""
-        self._most -= features.nbytes + outputs.nbytes
+    def add(self, features: np.ndarray, numbers: np.ndarray) -> None:
+        """Takes the features `[b, dim]` and numbers `[b, 3]` of a batch."""
+        self._most -= features.nbytes + numbers.nbytes
         self.fits = self._most >= 0
         if self.fits:
             self._features.append(features)
-            self._outputs.append(outputs)
+            self._numbers.append(numbers)
         else:
-            self._features, self._outputs = [], []
+            self._features, self._numbers = [], []
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
-        """`[n, dim]` and `[n]`."""
+        """`[n, dim]` and `[n, 3]`."""
         features, self._features = self._features, []
-        return np.concatenate(features), np.concatenate(self._outputs)
+        return np.concatenate(features), np.concatenate(self._numbers)
 
 
 def features_pass(
@@ -204,16 +224,16 @@ def features_pass(
         title: the method's name.
         engine: the model and the training examples.
         checkpoints: the checkpoints to visit.
-        measure: makes a batch's numbers of its features and outputs.
+        measure: makes the number of each of a batch's features and numbers.
         rescale: makes `[c]` of the numbers `[checkpoints, c]` of a chunk.
     """
     work = Pass(
         title,
-        engine.train_steps.sketched_with_values,
+        engine.train_steps.features,
         checkpoints,
         arguments=lambda visit, _: (visit.position,),
-        finish=_features_and_outputs,
-        compared=lambda result: _features_and_outputs(result)[0],
+        finish=_features_and_numbers,
+        compared=lambda result: _features_and_numbers(result)[0],
         gather=lambda _: _PerCheckpoint(measure),
         scores=False,
     )
@@ -222,17 +242,23 @@ def features_pass(
     )
 
 
-def _features_and_outputs(result: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`[dim, n]` and `[n]`."""
-    (sketch,), outputs = result
-    return sketch.parts[0].numpy().T, outputs.numpy()
+def joined(sketches: Sequence[tf.Tensor]) -> np.ndarray:
+    """Sketches of several groups as one row of each example, `[n, dim]`."""
+    rows = [sketch.numpy() for sketch in sketches]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+
+def _features_and_numbers(result: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`[dim, n]` and `[3, n]`."""
+    sketches, numbers = result
+    return joined(sketches).T, numbers.numpy().T
 
 
 class _PerCheckpoint:
     """Numbers of training examples at each checkpoint, `[checkpoints, c]`.
 
     Args:
-        measure: makes a batch's numbers of its features and outputs.
+        measure: makes the number of each of a batch's features and numbers.
     """
 
     def __init__(self, measure: Measure):
@@ -246,12 +272,12 @@ class _PerCheckpoint:
         rows: slice,
         values: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """Takes the features `[dim, b]` and outputs `[b]` of a batch."""
-        features, outputs = values
+        """Takes the features `[dim, b]` and numbers `[3, b]` of a batch."""
+        features, numbers = values
         if visit.position == len(self._numbers):
             self._numbers.append([])
         self._numbers[visit.position].append(
-            self._measure(visit, batch, features.T, tf.constant(outputs))
+            self._measure(visit, features.T, numbers.T)
         )
 
     def result(self) -> np.ndarray:

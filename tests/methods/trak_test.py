@@ -233,6 +233,96 @@ def test_labels_of_one_sigmoid_have_a_margin(tmp_path):
     assert_alike(found.influence((x, y), verbose=0).scores, expected)
 
 
+LENGTH = 3
+
+
+def sequence_model(dtype="float32"):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((LENGTH, 4), dtype=dtype),
+            keras.layers.Dense(3, "tanh", dtype=dtype),
+            keras.layers.Dense(CLASSES, dtype=dtype),
+        ]
+    )
+
+
+def sequences(count, seed):
+    """Sequences of which some positions have no weight, or are ignored."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, LENGTH, 4)).astype("float32")
+    y = rng.integers(0, CLASSES, (count, LENGTH))
+    weights = rng.uniform(0.2, 2, (count, LENGTH)).astype("float32")
+    weights[0, 1] = 0
+    y[1, 2] = -1
+    return x, y, weights
+
+
+def test_a_sequence_has_the_mean_margin_of_its_positions(tmp_path):
+    train, test = sequences(30, 0), sequences(4, 1)
+    model, loss = (
+        sequence_model(),
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=-1
+        ),
+    )
+    model.compile("sgd", loss)
+    model.save_weights(tmp_path / "a.weights.h5")
+    run = kt.TrainingRun.from_weights([tmp_path / "a.weights.h5"], 1.0)
+    found = trak(model, run, train)
+    twin = sequence_model("float64")
+    twin.set_weights(model.get_weights())
+
+    def features(x, y, weights):
+        counts = weights * (y >= 0)
+        with tf.GradientTape() as tape:
+            p = tf.nn.softmax(twin(x.astype("float64")))
+            p = tf.gather(p, np.maximum(y, 0), axis=2, batch_dims=2)
+            shares = counts / counts.sum(1, keepdims=True)
+            f = tf.reduce_sum(tf.math.log(p / (1 - p)) * shares, axis=1)
+        jacobian = tape.jacobian(f, [v.value for v in twin.trainable_weights])
+        rows = np.hstack([np.reshape(part, (len(x), -1)) for part in jacobian])
+        # As Keras: the mean over positions that are not ignored.
+        total = counts.sum(1) / (y >= 0).sum(1)
+        return rows, total, total * np.sum((1 - p) * shares, axis=1)
+
+    phi, weights, pulls = features(*train)
+    asked, helped, _ = features(*test)
+    gram = phi.T @ (phi * weights[:, None])
+    damped = gram + DAMPING * np.trace(gram) / len(phi) * np.eye(len(gram))
+    solved = np.linalg.solve(damped, phi.T)
+    expected = helped[:, None] * (asked @ solved) * pulls
+    assert_alike(found.influence(test, verbose=0).scores, expected)
+    own = weights * np.einsum("np,pn->n", phi, solved) * pulls
+    assert_alike(found.self_influence(verbose=0).scores, own)
+
+
+def test_logra_has_a_kernel_of_the_losses_gradients_for_each_layer(trained):
+    model, runs = trained
+    # So long that neither side of a layer is projected.
+    projection = kt.FactoredProjection(64, joint=False)
+    found = trak(
+        model, runs[0][-1:], projection=projection, output="loss"
+    ).influence(TEST, verbose=0)
+    model.load_weights(runs[0][-1].path)
+
+    def layers_of(x, y):
+        with tf.GradientTape() as tape:
+            losses = keras.losses.sparse_categorical_crossentropy(y, model(x))
+        jacobian = tape.jacobian(
+            losses, [v.value for v in model.trainable_weights]
+        )
+        rows = [np.reshape(part, (len(x), -1)) for part in jacobian]
+        return [np.hstack(rows[:2]), np.hstack(rows[2:])]
+
+    expected = 0.0
+    for phi, asked in zip(layers_of(*TRAIN), layers_of(*TEST), strict=True):
+        gram = phi.T @ phi
+        gram += DAMPING * np.trace(gram) / len(phi) * np.eye(len(gram))
+        expected = expected + asked @ np.linalg.solve(gram, phi.T)
+    assert_alike(found.scores, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -240,10 +330,6 @@ def test_labels_of_one_sigmoid_have_a_margin(tmp_path):
         ({"run": []}, "empty list"),
         ({"output": "logit"}, "Received: 'logit'"),
         ({"loss": "kl_divergence"}, "'kl_divergence'.*output='margin'"),
-        (
-            {"projection": kt.FactoredProjection(16, joint=False)},
-            "leave out `joint=False`",
-        ),
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
 )

@@ -42,7 +42,7 @@ from keras_tracin.gradients.factors.operations import (
     weighted_norm,
     work,
 )
-from keras_tracin.gradients.factors.outer import with_ones
+from keras_tracin.gradients.factors.outer import loaded, with_ones
 from keras_tracin.gradients.factors.positions import inner_by_position
 from keras_tracin.gradients.factors.summed import summed
 
@@ -62,6 +62,7 @@ __all__ = [
     "dense",
     "inner",
     "inner_by_position",
+    "loaded",
     "materialize",
     "merge",
     "outer",
