@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.data.asked import AskedExamples, AskedTokens
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.examples import is_read_batchwise, open_examples
 from keras_tracin.data.frames import read_index
@@ -57,6 +58,10 @@ def open_for_model(
             data, or makes something else of the same data each time.
         TypeError: as `open_examples`.
     """
+    if isinstance(data, AskedTokens):
+        return AskedExamples(
+            open_for_model(model, data.data, name), data.tokens
+        )
     preprocessor = None if model is None else preprocessor_of(model)
     if model is None or preprocessor is None:
         return open_examples(data, name)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from keras_tracin.data.asked import check_asked
 from keras_tracin.data.batches import Examples
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import in_chunks
@@ -33,6 +34,10 @@ def blocks(
         call: the call that they are for, if there is one.
         bytes_per_query: bytes that are held for each query; by default those
             of its factors.
+
+    Raises:
+        ValueError: if the model does not take them, or if one asks about none
+            of its tokens.
     """
     call = call or Call()
     examples, steps = engine.open_queries(test)
@@ -44,14 +49,18 @@ def blocks(
     size = call.agree("block", size)
     batches = examples.batches(_evenly(size, engine.execution.query_batch))
     for block in in_chunks(batches, size):
+        for batch in block:
+            check_asked(batch)
         yield Queries(tuple(block), steps, held)
 
 
 def all_queries(engine: Engine, test: Any) -> Queries:
     """All queries as one block, for methods that reduce them batch-wise."""
     examples, steps = engine.open_queries(test)
-    batches = examples.batches(engine.execution.query_batch)
-    return Queries(tuple(batches), steps)
+    batches = tuple(examples.batches(engine.execution.query_batch))
+    for batch in batches:
+        check_asked(batch)
+    return Queries(batches, steps)
 
 
 def _cheapest(

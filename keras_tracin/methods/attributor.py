@@ -35,6 +35,7 @@ class Attributor(Protocol):
         *,
         groups: GroupsOfIds | None = None,
         contrast: Any = None,
+        query_tokens: Any = None,
         directory: Directory | None = None,
         verbose: int = 1,
     ) -> Attribution:
@@ -45,6 +46,7 @@ class Attributor(Protocol):
             groups: ids of training examples by the group's name: scores are
                 then sums over each group.
             contrast: a query for each of `test`, whose scores are taken off.
+            query_tokens: which tokens of queries are asked about.
             directory: where finished parts are kept and shared.
             verbose: 0 for silence.
 
@@ -57,6 +59,7 @@ class Attributor(Protocol):
         test: Any,
         k: int = 10,
         *,
+        query_tokens: Any = None,
         directory: Directory | None = None,
         verbose: int = 1,
     ) -> TopK:
@@ -65,6 +68,7 @@ class Attributor(Protocol):
         Args:
             test: the queries, in the same form as the training examples.
             k: number of training examples on each side.
+            query_tokens: which tokens of queries are asked about.
             directory: where finished parts are kept and shared.
             verbose: 0 for silence.
         """

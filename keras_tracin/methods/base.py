@@ -31,6 +31,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from keras_tracin.data.asked import about_tokens
 from keras_tracin.data.ids import read_ids
 from keras_tracin.engine import collecting
 from keras_tracin.engine.call import Call
@@ -43,7 +44,7 @@ from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
-from keras_tracin.methods.contrast import less_contrast
+from keras_tracin.methods.contrast import about_both, less_contrast
 from keras_tracin.methods.hooks import MethodHooks
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution, SelfInfluence, TopK
@@ -71,6 +72,7 @@ class Method(MethodHooks):
         *,
         groups: GroupsOfIds | None = None,
         contrast: Any = None,
+        query_tokens: Any = None,
         directory: Directory | None = None,
         verbose: int = 1,
     ) -> Attribution:
@@ -84,6 +86,10 @@ class Method(MethodHooks):
             contrast: a query for each of `test`, such as the same prompt with
                 another answer: scores are then those of ℓ(test) − ℓ(contrast),
                 positive where training on the example favours `test`.
+            query_tokens: which of the labels' positions are asked about, an
+                answer and not the prompt: booleans or numbers
+                `[num_test, tokens]`, or `[tokens]`. Weights are multiplied by
+                them, those of `contrast` too.
             directory: where finished parts are kept. A call that was killed
                 goes on from them when it is made again; processes of one
                 cluster (`TF_CONFIG`) that share the directory share the work.
@@ -99,12 +105,14 @@ class Method(MethodHooks):
         Raises:
             ValueError: if a gradient is NaN or infinite, naming checkpoint,
                 layer and ids, if `test` does not fit the model, if `groups`
-                holds ids that are not among the training examples, if the
-                method was made at other weights than the model has, if
-                `directory` holds parts of another call, or if `contrast` has
-                not one query for each of `test`.
+                holds ids that are not among the training examples, if a query
+                asks about none of its tokens, if the method was made at other
+                weights than the model has, if `directory` holds parts of
+                another call, or if `contrast` has not one query for each of
+                `test`.
         """
-        return self._influence(test, groups, contrast, directory, verbose)
+        asked = about_both(test, contrast, query_tokens)
+        return self._influence(*asked, groups, directory, verbose)
 
     @exclusive_access
     def top_k(
@@ -112,6 +120,7 @@ class Method(MethodHooks):
         test: Any,
         k: int = 10,
         *,
+        query_tokens: Any = None,
         directory: Directory | None = None,
         verbose: int = 1,
     ) -> TopK:
@@ -123,6 +132,7 @@ class Method(MethodHooks):
         Args:
             test: the queries, in the same form as `train`.
             k: number of training examples on each side.
+            query_tokens: as in `influence`.
             directory: as in `influence`.
             verbose: 0 for silence.
 
@@ -130,7 +140,8 @@ class Method(MethodHooks):
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
-        return self._top_k(test, k, directory, verbose)
+        asked = about_tokens(test, query_tokens)
+        return self._top_k(asked, k, directory, verbose)
 
     @exclusive_access
     def self_influence(
@@ -264,8 +275,8 @@ class Method(MethodHooks):
     def _influence(
         self,
         test: Any,
-        groups: GroupsOfIds | None,
         contrast: Any,
+        groups: GroupsOfIds | None,
         directory: Directory | None,
         verbose: int,
         **options: Any,

@@ -21,6 +21,8 @@ from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.token_steps import by_token, num_tokens
 from keras_tracin.methods.base import Method
+from keras_tracin.methods.contrast import about_both
+from keras_tracin.methods.pairs import Pair
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import TokenInfluence
 
@@ -34,6 +36,8 @@ class ByToken(Method):
         test: Any,
         *,
         train: Any = None,
+        contrast: Any = None,
+        query_tokens: Any = None,
         sequence: str | None = None,
         verbose: int = 1,
     ) -> TokenInfluence:
@@ -51,10 +55,11 @@ class ByToken(Method):
         normalizations, are in `rest`.
 
         Args:
-            test: the queries, in the same form as `train` of the method. Give
-                weights `[n, tokens]` to ask about some of their tokens alone.
+            test: the queries, in the same form as `train` of the method.
             train: ids of the training examples to look at, such as those of a
                 `top_k`; all of them by default.
+            contrast: as in `influence`.
+            query_tokens: as in `influence`.
             sequence: "encoder" or "decoder", for models that have tokens of
                 both: their inputs are told apart by these words in their
                 names, and layers by the length of the sequence.
@@ -71,10 +76,18 @@ class ByToken(Method):
                 for sketches in place of gradients; if an id of `train` is not
                 among the training examples; and as `influence`.
         """
-        if train is None:
-            return self._token_influence(test, sequence, verbose)
-        asked = list(dict.fromkeys(read_ids(train, "train")))
-        result = self.among(asked)._token_influence(test, sequence, verbose)
+        method, asked = self, None
+        if train is not None:
+            asked = list(dict.fromkeys(read_ids(train, "train")))
+            method = self.among(asked)
+        test, contrast = about_both(test, contrast, query_tokens)
+        test, contrast = self.as_contrasted(test, contrast)
+        result = method._token_influence(test, sequence, verbose)
+        if contrast is not None:
+            other = method._token_influence(contrast, sequence, verbose)
+            result = result.less(other)
+        if asked is None:
+            return result
         places = Reading(result.train_ids, "train").places(np.asarray(asked))
         return TokenInfluence(
             result.scores[:, places],
@@ -82,6 +95,15 @@ class ByToken(Method):
             result.query_ids,
             result.train_ids[places],
         )
+
+    def as_contrasted(self, test: Any, contrast: Any) -> tuple[Any, Any]:
+        """Both sides as `blocks` takes them, for scores to be subtracted.
+
+        Args:
+            test: the queries.
+            contrast: a query for each of them, or None.
+        """
+        return test, contrast
 
     def token_pass(self, queries: Any, tokens: int) -> Pass:
         """The pass that scores training examples token by token.
@@ -108,7 +130,8 @@ class ByToken(Method):
 
     def _check_size(self, test: Any, tokens: int) -> None:
         """Refuses more scores than there is memory for."""
-        queries, _ = self.engine.open_queries(test)
+        asked = test.asked if isinstance(test, Pair) else test
+        queries, _ = self.engine.open_queries(asked)
         count, examples = queries.expected_size, self.engine.train.expected_size
         limit = self.engine.execution.memory
         size = 4 * (count or 1) * (examples or 1) * (tokens + 1)

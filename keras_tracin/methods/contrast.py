@@ -15,9 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.data.asked import about_tokens
 from keras_tracin.data.ids import Reading
 from keras_tracin.methods.attributor import Directory
 from keras_tracin.results import Attribution
+
+
+def about_both(test: Any, contrast: Any, query_tokens: Any) -> tuple[Any, Any]:
+    """Queries and what they are contrasted with, about some of their tokens.
+
+    Args:
+        test: the queries.
+        contrast: a query for each of them, or None.
+        query_tokens: as in `about_tokens`.
+    """
+    if contrast is not None:
+        contrast = about_tokens(contrast, query_tokens)
+    return about_tokens(test, query_tokens), contrast
 
 
 def less_contrast(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.data.asked import AskedTokens, about_tokens
 from keras_tracin.data.batches import Batch, content_digest, join
 from keras_tracin.data.example_ids import DatasetWithIds
 from keras_tracin.data.examples import open_examples
@@ -60,11 +61,16 @@ class EnsembleQueries:
 
     def __init__(self, test: Any, execution: Execution):
         self._test, self._execution = test, execution
+        self._tokens = None
+        self._starts: dict[Any, int] = {}  # of blocks, by their first id
+        if isinstance(test, AskedTokens):
+            test, self._tokens = test.data, test.tokens
         self.examples = open_examples(test, "test", labels=False)
 
     def digest(self) -> str:
         """A digest of all queries."""
-        return content_digest(self.examples.batches(_DIGESTED))
+        start = "" if self._tokens is None else repr(self._tokens.tolist())
+        return content_digest(self.examples.batches(_DIGESTED), start)
 
     def room(self, num_train: int | None) -> int:
         """Number of queries in a block.
@@ -88,18 +94,28 @@ class EnsembleQueries:
                 scores of the first block may tell.
         """
         kept: list[Batch] = []
+        start = 0
         first = min(self.room(num_train()), self.examples.size or _READ)
         for batch in self.examples.batches(first):
             kept.append(batch)
             if sum(map(len, kept)) >= self.room(num_train()):
-                yield join(kept) if len(kept) > 1 else kept[0]
+                block = join(kept)
+                self._starts[block.ids[0].item()] = start
+                yield block
+                start += len(block)
                 kept = []
         if kept:
-            yield join(kept) if len(kept) > 1 else kept[0]
+            block = join(kept)
+            self._starts[block.ids[0].item()] = start
+            yield block
 
     def data_of(self, block: Batch) -> Any:
         """The queries of a block with their ids, as `fit` would take them."""
         if len(block) == self.examples.size:
             return self._test
         rows = tf.data.Dataset.from_tensors((block.ids, block.data))
-        return DatasetWithIds(rows)
+        tokens = self._tokens
+        if tokens is not None and tokens.ndim == 2:
+            start = self._starts[block.ids[0].item()]
+            tokens = tokens[start : start + len(block)]
+        return about_tokens(DatasetWithIds(rows), tokens)

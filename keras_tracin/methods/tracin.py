@@ -17,16 +17,14 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from keras_tracin.data.batches import content_digest
-from keras_tracin.engine.blocks import all_queries, blocks
+from keras_tracin.engine.blocks import all_queries
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.distribution import Strategy
@@ -40,9 +38,10 @@ from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.by_token import ByToken
-from keras_tracin.methods.contrast import less_contrast, unequal_pairs
+from keras_tracin.methods.contrast import about_both
 from keras_tracin.methods.index_rows import checkpoint_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
+from keras_tracin.methods.pairs import Pair, blocks_of_pairs, digest_of
 from keras_tracin.methods.rates import (
     checkpoint_rates,
     moving,
@@ -56,9 +55,6 @@ from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
-
-
-_DIGESTED = 256  # examples at a time
 
 
 class TracIn(ByToken):
@@ -205,6 +201,7 @@ class TracIn(ByToken):
         *,
         groups: GroupsOfIds | None = None,
         contrast: Any = None,
+        query_tokens: Any = None,
         aggregate: bool = False,
         directory: Directory | None = None,
         verbose: int = 1,
@@ -219,6 +216,10 @@ class TracIn(ByToken):
             contrast: a query for each of `test`, such as the same prompt with
                 another answer: scores are then those of ℓ(test) − ℓ(contrast),
                 positive where training on the example favours `test`.
+            query_tokens: which of the labels' positions are asked about, an
+                answer and not the prompt: booleans or numbers
+                `[num_test, tokens]`, or `[tokens]`. Weights are multiplied by
+                them, those of `contrast` too.
             aggregate: sum over the queries: a single row with query id "sum",
                 at the cost of a single query.
             directory: where finished parts are kept. A call that was killed
@@ -238,37 +239,36 @@ class TracIn(ByToken):
         Raises:
             ValueError: if a gradient is NaN or infinite, naming checkpoint,
                 layer and ids, if `test` does not fit the model, if `groups`
-                holds ids that are not among the training examples, or if
-                `directory` holds parts of another call.
+                holds ids that are not among the training examples, if a query
+                asks about none of its tokens, or if `directory` holds parts of
+                another call.
         """
-        normalized = self._measurement.normalize == "both"
-        if contrast is not None and normalized and not aggregate:
-            self._check_contrast()
-
-            def score(pair: _Pair, directory: Directory | None) -> Attribution:
-                options = {}
-                if directory is not None:
-                    options["contrast"] = self._digest(pair.other)
-                return self._score(pair, groups, directory, verbose, **options)
-
-            pairs = _Pair(test, contrast), _Pair(contrast, test)
-            return less_contrast(score, *pairs, directory)
-        if not aggregate:
-            return self._influence(test, groups, contrast, directory, verbose)
-        if contrast is not None and normalized:
+        test, contrast = about_both(test, contrast, query_tokens)
+        if aggregate and contrast is not None and self.normalize == "both":
             raise ValueError(
                 "Under normalize='both' the difference of each pair's "
                 "gradients has unit length, and `aggregate=True` takes no "
                 "pairs. Received a `contrast` as well; leave one of them out."
             )
-        if directory is not None:
+        if aggregate and directory is not None:
             raise ValueError(
                 "`aggregate=True` makes a single row, in the time of one "
                 "query, and keeps no parts of it. Leave out `directory=`."
             )
-        return self._influence(
-            test, groups, contrast, None, verbose, aggregate=True
-        )
+        options = {"aggregate": True} if aggregate else {}
+        pairs = self.as_contrasted(test, contrast)
+        return self._influence(*pairs, groups, directory, verbose, **options)
+
+    def as_contrasted(self, test: Any, contrast: Any) -> tuple[Any, Any]:
+        """Both sides as `blocks` takes them, for scores to be subtracted.
+
+        Args:
+            test: the queries.
+            contrast: a query for each of them, or None.
+        """
+        if contrast is None or self.normalize != "both":
+            return test, contrast
+        return Pair(test, contrast), Pair(contrast, test)
 
     @property
     def normalize(self) -> Literal["train", "both"] | None:
@@ -330,27 +330,21 @@ class TracIn(ByToken):
         """
         if call.options.get("aggregate"):
             return iter([_Sum(all_queries(self.engine, test))])
-        if isinstance(test, _Pair):
-            return self._blocks_of_pairs(test, call)
+        if isinstance(test, Pair):
+            nbytes = self.bytes_per_query
+            return blocks_of_pairs(self.engine, test, call, nbytes)
         return super().blocks(test, call)
 
-    def _blocks_of_pairs(self, pair: _Pair, call: Call) -> Iterator[Queries]:
-        """Blocks of the queries of one side, which know those of the other."""
-        nbytes = self.bytes_per_query
-        if nbytes is None:
-            nbytes = sum(
-                self.engine.open_queries(side)[1].query.factor_bytes
-                for side in (pair.asked, pair.other)
-            )
-        # Of as many bytes each, both have as many queries in a block.
-        sides = (
-            blocks(self.engine, side, call, nbytes)
-            for side in (pair.asked, pair.other)
-        )
-        for own, other in itertools.zip_longest(*sides):
-            if not own or not other or len(own.ids) != len(other.ids):
-                raise unequal_pairs(*(_count(side) for side in (own, other)))
-            yield dataclasses.replace(own, others=other)
+    def job(self, test: Any) -> dict[str, Any]:
+        """All that scores depend on, as JSON, for the parts on disk.
+
+        Args:
+            test: the queries, if there are any.
+        """
+        if not isinstance(test, Pair):
+            return super().job(test)
+        other = digest_of(self.engine, test.other)
+        return {**super().job(test.asked), "contrast": other}
 
     def fingerprint(self, test: Any) -> tuple[Numbers, float]:
         """Numbers that scores are computed from, and their largest difference.
@@ -358,13 +352,8 @@ class TracIn(ByToken):
         Args:
             test: the queries, if there are any.
         """
-        if not isinstance(test, _Pair):
-            return super().fingerprint(test)
-        seen, tolerance = super().fingerprint(test.asked)
-        other, _ = super().fingerprint(test.other)
-        return seen | {
-            f"other {name}": other[name] for name in other
-        }, tolerance
+        asked = test.asked if isinstance(test, Pair) else test
+        return super().fingerprint(asked)
 
     def stream(self, queries: Queries | _Sum, sink: Sink, call: Call) -> None:
         """Streams the scores of one block of queries into a sink.
@@ -427,23 +416,6 @@ class TracIn(ByToken):
             return None
         # Whole gradients, and the same once more with their weights.
         return 2 * bytes_of_diagonals(self.model)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """Queries, and others by whose difference from them lengths are measured.
-
-    Attributes:
-        asked: the queries that are scored.
-        other: one for each of them.
-    """
-
-    asked: Any
-    other: Any
-
-
-def _count(queries: Queries | None) -> int:
-    return 0 if queries is None else len(queries.ids)
 
 
 def _check_options(normalize: Any, optimizer_aware: Any) -> None:

@@ -73,6 +73,30 @@ class TokenInfluence:
         scores = self.scores.sum(axis=-1) + self.rest
         return Attribution(scores, self.query_ids, self.train_ids)
 
+    def less(self, other: TokenInfluence) -> TokenInfluence:
+        """The differences to the scores of as many other queries.
+
+        Args:
+            other: scores of the same training examples, in their order.
+
+        Raises:
+            ValueError: if there is not one query for each, or if training
+                examples differ.
+        """
+        alike = np.array_equal(self.train_ids, other.train_ids)
+        if not alike or self.scores.shape != other.scores.shape:
+            raise ValueError(
+                "Expected scores of as many queries, of the same training "
+                f"examples in one order. Received: {self.scores.shape} and "
+                f"{other.scores.shape}, of {'the same' if alike else 'other'} "
+                "training examples."
+            )
+        return dataclasses.replace(
+            self,
+            scores=self.scores - other.scores,
+            rest=self.rest - other.rest,
+        )
+
     def to_dataframe(self):
         """A `pandas.DataFrame` of all scores, and of `rest` as token -1.
 

@@ -187,6 +187,7 @@ class RepresenterPoints(LastLayerMethod):
         *,
         groups: GroupsOfIds | None = None,
         contrast: Any = None,
+        query_tokens: Any = None,
         target: Target = "label",
         directory: Directory | None = None,
         verbose: int = 1,
@@ -197,6 +198,7 @@ class RepresenterPoints(LastLayerMethod):
             test: the queries, in the same form as `train`.
             groups: as in `TracIn.influence`.
             contrast: as in `TracIn.influence`, of the targets of both.
+            query_tokens: has no meaning here, and is refused.
             target: the class that scores push towards: `"label"`, the query's
                 own; `"predicted"`, the one the user's model predicts; or a
                 class index for all queries. For a single sigmoid, classes 0
@@ -218,9 +220,10 @@ class RepresenterPoints(LastLayerMethod):
                 another call, or if several processes have the strategy in
                 common and no directory.
         """
+        _check_no_tokens(query_tokens)
         self._problem.meaning.check(target)
         return self._influence(
-            test, groups, contrast, directory, verbose, target=target
+            test, contrast, groups, directory, verbose, target=target
         )
 
     def top_k(
@@ -228,6 +231,7 @@ class RepresenterPoints(LastLayerMethod):
         test: Any,
         k: int = 10,
         *,
+        query_tokens: Any = None,
         target: Target = "label",
         directory: Directory | None = None,
         verbose: int = 1,
@@ -240,6 +244,7 @@ class RepresenterPoints(LastLayerMethod):
         Args:
             test: the queries, in the same form as `train`.
             k: number of training examples on each side.
+            query_tokens: has no meaning here, and is refused.
             target: as in `influence`.
             directory: as in `influence`.
             verbose: 0 for silence.
@@ -248,6 +253,7 @@ class RepresenterPoints(LastLayerMethod):
             ValueError: if `k` is below 1 or above the number of training
                 examples; and as `influence`.
         """
+        _check_no_tokens(query_tokens)
         self._problem.meaning.check(target)
         return self._top_k(test, k, directory, verbose, target=target)
 
@@ -333,3 +339,12 @@ class RepresenterPoints(LastLayerMethod):
             check_there(self._required_ids, set(ids.tolist()))
         selected = np.isin(ids, self._selected_ids)
         return np.take(array, np.flatnonzero(selected), axis=axis)
+
+
+def _check_no_tokens(query_tokens: Any) -> None:
+    if query_tokens is not None:
+        raise ValueError(
+            "Representer points score the output of an example, which has no "
+            "tokens. Received `query_tokens`; leave it out, or use another "
+            "method."
+        )

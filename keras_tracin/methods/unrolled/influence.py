@@ -46,6 +46,7 @@ from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.losses.query_losses import query_value
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.base import Method
+from keras_tracin.methods.contrast import about_both
 from keras_tracin.methods.unrolled.queries import (
     Backward,
     SummedQueries,
@@ -154,6 +155,7 @@ class UnrolledInfluence(Method):
         *,
         groups: GroupsOfIds | None = None,
         contrast: Any = None,
+        query_tokens: Any = None,
         aggregate: bool = False,
         directory: Directory | None = None,
         verbose: int = 1,
@@ -164,6 +166,7 @@ class UnrolledInfluence(Method):
             test: the queries, in the same form as `train`.
             groups: as in `TracIn.influence`.
             contrast: as in `TracIn.influence`.
+            query_tokens: as in `TracIn.influence`.
             aggregate: score the sum of the queries' losses, in one row: it is
                 carried back once for all of them.
             directory: where finished blocks of queries are kept, as in
@@ -181,15 +184,16 @@ class UnrolledInfluence(Method):
                 ids that are not among the training examples; or if `directory`
                 holds parts of another call.
         """
+        test, contrast = about_both(test, contrast, query_tokens)
         if not aggregate:
-            return self._influence(test, groups, contrast, directory, verbose)
+            return self._influence(test, contrast, groups, directory, verbose)
         if directory is not None:
             raise ValueError(
                 "`aggregate=True` makes a single row, in the time of one "
                 "query, and keeps no parts of it. Leave out `directory=`."
             )
         return self._influence(
-            test, groups, contrast, None, verbose, aggregate=True
+            test, contrast, groups, None, verbose, aggregate=True
         )
 
     @exclusive_access
