@@ -137,9 +137,8 @@ class MetricSteps:
     ) -> tuple:
         """√D times the gradients of a batch, projected, in compact form."""
         captured = self._capturing.capture(data)
-        factors = self._capturing.project(
-            self._weigh(captured, roots), position
-        )
+        weighed = map(algebra.summed, self._weigh(captured, roots))
+        factors = self._capturing.project(tuple(weighed), position)
         return self._capturing.compact(factors)
 
     def _weigh(self, captured: Captured, roots: tuple[Root, ...]) -> tuple:

@@ -29,7 +29,9 @@ INDEXED_METHODS = ("tracin", "influence")
 METHODS_WITH = {
     "weights": ("tracin",),
     "projection": ("tracin", "trak"),
+    "normalize": ("tracin",),
     "optimizer_aware": ("tracin",),
+    "factored": ("tracin",),
     "aggregate": ("tracin",),
     "damping": ("influence", "trak"),
     "curvature": ("influence",),
@@ -200,6 +202,21 @@ def define_tracin(values: flags.FlagValues) -> None:
         "optimizer_aware",
         False,
         "Precondition gradients as Adam and related optimizers do.",
+        **options,
+    )
+    flags.DEFINE_bool(
+        "factored",
+        False,
+        "With --optimizer_aware: by rows × columns of each kernel, at the cost "
+        "of plain gradients.",
+        **options,
+    )
+    flags.DEFINE_enum(
+        "normalize",
+        None,
+        ("train", "both"),
+        "Divide gradients by their lengths: those of training examples, or of "
+        "both sides.",
         **options,
     )
     flags.DEFINE_integer(

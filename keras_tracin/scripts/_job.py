@@ -105,7 +105,9 @@ class Job:
             "class_weight": self.task.option("class_weight"),
             "strategy": self.strategy,
             **{k: values.get(k) for k in ("layers", "memory_limit")},
-            **{k: values.get(k) for k in ("query_loss", "weights")},
+            **{
+                k: values.get(k) for k in ("query_loss", "weights", "normalize")
+            },
         }
         return {name: options[name] for name in names}
 

@@ -57,13 +57,20 @@ def _require_run(job: Job, method: str) -> TrainingRun:
 
 def _tracin(job: Job, projected: bool) -> TracIn:
     values = job.values
+    aware = values.optimizer_aware
+    if values.factored and not aware:
+        raise UsageError(
+            "--factored says how --optimizer_aware measures gradients. "
+            "Received it alone; give both, or neither."
+        )
     return TracIn(
         job.model,
         job.task.train(),
         _require_run(job, "TracIn"),
         projection=job.projection() if projected else None,
-        optimizer_aware=values.optimizer_aware,
+        optimizer_aware="factored" if values.factored else aware,
         **job.options(
+            "normalize",
             "weights",
             "query_loss",
             "loss",

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_tracin as kt
+from tests.error_rows import row
 from tests.gradients.oracle import precision
 
 COUNT, TOKENS, WORDS, WIDTH, CLASSES = 6, 3, 7, 4, 3
@@ -153,7 +154,7 @@ def test_scores_are_those_of_the_definition(trained, normalize, aware):
     summed = tracin.influence(TEST, aggregate=True, verbose=0).scores
     close(summed[0], expected.sum(0), scale.sum(0))
     if normalize == "both":
-        with pytest.raises(NotImplementedError, match="normalize='train'"):
+        with pytest.raises(NotImplementedError, match=row("normalize-self")):
             tracin.self_influence(verbose=0)
     else:
         found = tracin.self_influence(verbose=0).scores
@@ -202,7 +203,7 @@ def test_a_contrast_has_the_length_of_the_difference(trained, aware, tmp_path):
     fewer = tuple(part[:2] for part in OTHERS)
     with pytest.raises(ValueError, match="3 queries, and 2 to contrast"):
         tracin.influence(TEST, contrast=fewer, verbose=0)
-    with pytest.raises(ValueError, match="takes no pairs"):
+    with pytest.raises(ValueError, match=row("contrast-sum")):
         tracin.influence(TEST, contrast=OTHERS, aggregate=True, verbose=0)
 
 
@@ -218,17 +219,16 @@ def test_an_example_of_no_weight_has_no_score_and_spoils_none(trained):
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "options", [{"normalize": "test"}, {"optimizer_aware": "exact"}]
-)
-def test_other_options_are_refused(trained, options):
+def test_other_options_are_refused(trained):
     model, run = trained
-    with pytest.raises(ValueError, match=r"Received: '(test|exact)'"):
-        kt.TracIn(model, TRAIN, run, **options)
+    with pytest.raises(ValueError, match=row("normalize", "'test'")):
+        kt.TracIn(model, TRAIN, run, normalize="test")
+    with pytest.raises(ValueError, match=row("optimizer-aware", "'exact'")):
+        kt.TracIn(model, TRAIN, run, optimizer_aware="exact")
 
 
 def test_an_index_refuses_gradients_of_unit_length(trained, tmp_path):
     model, run = trained
     tracin = kt.TracIn(model, TRAIN, run, normalize="train")
-    with pytest.raises(ValueError, match="holds plain gradients"):
+    with pytest.raises(ValueError, match=row("index-plain")):
         kt.InfluenceIndex.build(tracin, tmp_path / "index")

@@ -415,6 +415,82 @@ def test_an_adapter_has_the_shares_of_its_twin_at_each_token(tmp_path):
     np.testing.assert_array_equal(tokens.rest, 0)
 
 
+ASKED = np.zeros((3, TOKENS), "float32")
+ASKED[:, 3:] = 1
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tokens_that_are_asked_about_are_weights(weighted, tmp_path):
+    model = language_model()
+    data, test = map(continued, (TRAIN, TEST))
+    tracin = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    asked, weights = test, ASKED
+    if weighted:
+        given = np.random.default_rng(0).uniform(0.5, 2, ASKED.shape)
+        asked, weights = (*test, given), ASKED * given
+    expected = tracin.influence((*test, weights), verbose=0).scores
+    found = tracin.influence(asked, query_tokens=ASKED, verbose=0).scores
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found = tracin.influence(asked, query_tokens=ASKED[0] > 0, verbose=0)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+    tokens = tracin.token_influence(asked, query_tokens=ASKED, verbose=0)
+    np.testing.assert_allclose(tokens.attribution.scores, expected, rtol=1e-5)
+    top = tracin.top_k(asked, 1, query_tokens=ASKED, verbose=0)
+    np.testing.assert_array_equal(
+        top.proponents.ids[:, 0], expected.argmax(axis=1)
+    )
+    # The members of an ensemble get the rows of their block.
+    ensemble = kt.Ensemble([tracin], memory_limit=400)
+    found = ensemble.influence(asked, query_tokens=ASKED, verbose=0).scores
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [None, "both"])
+def test_contrasts_have_shares_of_tokens(normalize, tmp_path):
+    model = language_model()
+    data, test = map(continued, (TRAIN, TEST))
+    other = test[0], (test[1] + 1) % WORDS
+    run = recorded(model, data, tmp_path)
+    tracin = kt.TracIn(model, data, run, normalize=normalize)
+    given = {"contrast": other, "query_tokens": ASKED, "verbose": 0}
+    expected = tracin.influence(test, **given).scores
+    tokens = tracin.token_influence(test, train=[4, 1], **given)
+    np.testing.assert_allclose(
+        tokens.attribution.scores, expected[:, [4, 1]], rtol=1e-6
+    )
+    plain = tracin.influence(test, query_tokens=ASKED, verbose=0).scores
+    assert np.abs(plain - expected).max() > 0.1 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "key", "received"),
+    [
+        (["yes"], "query-tokens", ()),
+        (-ASKED, "query-tokens", ()),
+        (ASKED[:2], "query-tokens-fit", ("(2, 5)", "3 queries or more")),
+        (np.ones((4, 5)), "query-tokens-fit", ("(4, 5)", "3 queries")),
+        (np.ones(4), "query-tokens-fit", ("(4,)", "labels of shape (3, 5)")),
+        (ASKED * [[1], [0], [1]], "query-empty", ("query with id 1",)),
+    ],
+)
+def test_tokens_that_cannot_be_asked_about_are_refused(
+    tokens, key, received, tmp_path
+):
+    model = language_model()
+    data, test = map(continued, (TRAIN, TEST))
+    tracin = kt.TracIn(model, data, recorded(model, data, tmp_path))
+    with pytest.raises(ValueError, match=row(key, *received)):
+        tracin.influence(test, query_tokens=tokens, verbose=0)
+
+
+def test_representer_points_have_no_tokens():
+    model = pooled()
+    points = kt.RepresenterPoints(model, TRAIN, l2=0.1, verbose=0)
+    expected = row("query-tokens-representer")
+    with pytest.raises(ValueError, match=expected):
+        points.influence(TEST, query_tokens=[1], verbose=0)
+
+
 def test_what_has_no_tokens_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(CLASSES)])
     model.compile("sgd", "mse")
