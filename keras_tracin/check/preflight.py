@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_tracin.check import structure
+from keras_tracin.check.at_rest import HalfWeights
 from keras_tracin.check.job import check_gradients
 from keras_tracin.check.reading import reading_findings
 from keras_tracin.check.report import (
@@ -276,12 +277,17 @@ class _Preflight:
         if rates is PRESENT_WEIGHTS:
             return rates
         usable = {}
+        at_rest = HalfWeights(self._model)
         with run_weights(self._model) as load:
             for checkpoint, rate in rates.items():
                 with self._stage("run"):
                     if checkpoint is not None:
                         load(checkpoint)
+                        at_rest.look()
                     usable[checkpoint] = rate
+        finding = at_rest.finding()
+        if finding is not None:
+            self._findings.append(finding)
         return usable
 
     def _compare_losses(self, engine: Engine, run: TrainingRun) -> None:

@@ -257,6 +257,23 @@ def test_a_single_checkpoint_is_worth_a_note(plain):
     assert found.ok
 
 
+@pytest.mark.parametrize(("rate", "rests"), [(1e-5, True), (0.1, False)])
+def test_steps_lost_in_half_precision_are_a_warning(rate, rests, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8, dtype="bfloat16"),
+            layers.Dense(3, dtype="bfloat16"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(rate), CROSSENTROPY)
+    report = kt.check(model, TRAIN, fit(model, tmp_path)[1], verbose=0)
+    lost = [w for w in report.warnings if "weights in bfloat16" in w.message]
+    assert len(lost) == rests
+    assert all("mixed_bfloat16" in one.remedy for one in lost)
+
+
 def test_a_checkpoint_at_rate_zero_is_a_warning(plain):
     paths = [c.path for c in kt.TrainingRun(plain[1])]
     run = kt.TrainingRun.from_weights(paths, [0.1, 0.0, 0.1])
