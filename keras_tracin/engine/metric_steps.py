@@ -197,7 +197,10 @@ class MetricSteps:
             shares = shares_by_token(terms, own, queries, tokens)
             return tf.cast(rate, shares.dtype) * shares * self._per_length(own)
 
-        return self._traced(step, self._query_specs)
+        return self._functions.kept(
+            (self._metric, tokens),
+            lambda: self._traced(step, self._query_specs),
+        )
 
     @functools.cached_property
     def contractions(self) -> Callable:

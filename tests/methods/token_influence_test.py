@@ -324,6 +324,16 @@ def test_layers_that_froze_in_between_count_as_in_the_scores(tmp_path):
     plain = inverse.influence(TEST, verbose=0).scores
     tokens = inverse.token_influence(TEST, verbose=0)
     np.testing.assert_allclose(tokens.attribution.scores, plain, rtol=1e-9)
+    # At a single checkpoint, unit lengths follow from the plain scores.
+    last = kt.TracIn(model, TRAIN, run[-1:])
+    assert last.engine.shares is not None
+    own = last.self_influence(verbose=0).scores / run.learning_rates[-1]
+    unit = kt.TracIn(model, TRAIN, run[-1:], normalize="train")
+    np.testing.assert_allclose(
+        unit.influence(TEST, verbose=0).scores,
+        last.influence(TEST, verbose=0).scores / np.sqrt(own),
+        rtol=1e-6,
+    )
 
 
 def plain_gradients(model, x, y, weight=None):
