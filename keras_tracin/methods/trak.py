@@ -43,7 +43,7 @@ from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.passes import Pass
+from keras_tracin.engine.passes import Pass, unscaled
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.visits import Visit, Weights, digest_of
 from keras_tracin.gradients.capture import LossAndNumbers
@@ -203,7 +203,10 @@ class TRAK(Method):
         """
         return dataclasses.replace(
             self._query_pass(queries),
-            prepare=lambda visit: tf.zeros([len(queries.ids), self._dim]),
+            prepare=lambda visit: tf.zeros(
+                [len(queries.ids), self._dim], self._kernels.dtype
+            ),
+            rescale=unscaled,
         )
 
     def query_pass(self, queries: Queries) -> Pass:

@@ -62,11 +62,21 @@ class Kernels:
         self._factors: list[list[tuple[np.ndarray, bool]]] = []
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """The lengths of the sketches that have a kernel each."""
+    def _sketches(self) -> tuple[tf.Tensor, ...]:
+        """The sketches that have a kernel each, as types `[n, dim]`."""
         trace = self.engine.train_steps.features.get_concrete_function()
         sketches, _ = trace.structured_outputs
-        return tuple(sketch.shape[1] for sketch in sketches)
+        return sketches
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The lengths of the sketches that have a kernel each."""
+        return tuple(sketch.shape[1] for sketch in self._sketches)
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The type of features."""
+        return self._sketches[0].dtype
 
     def solve(self, position: int, features: np.ndarray) -> np.ndarray:
         """(ΦᵀΦ + λI)⁻¹ φ of each row of features, `[n, dim]`.

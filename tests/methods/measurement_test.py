@@ -88,9 +88,10 @@ def metric(model, checkpoint, aware):
     for second, variable in pairs:
         second = second.numpy().astype("float64")
         diagonal = scale / (np.sqrt(second) + adam.epsilon)
-        if aware == "factored" and variable.ndim == 2:
+        has_sides = aware == "factored" and variable.name != "bias"
+        if has_sides and variable.ndim == 2:
             diagonal = nearest_product(diagonal)
-        elif aware == "factored" and variable.ndim == 3:
+        elif has_sides and variable.ndim == 3:
             by_inputs = diagonal.transpose(1, 0, 2).reshape(WIDTH, 6)
             diagonal = nearest_product(by_inputs).reshape(WIDTH, 2, 3)
             diagonal = diagonal.transpose(1, 0, 2)
