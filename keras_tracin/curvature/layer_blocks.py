@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.curvature.block_moments import (
+    second_moments,
+    sum_of_squares,
+)
 from keras_tracin.curvature.kronecker import (
     Basis,
     Block,
     cut,
-    second_moments,
-    sum_of_squares,
 )
 from keras_tracin.curvature.mean_loss import MeanLossCurvature
 from keras_tracin.curvature.pseudo_gradients import (
