@@ -473,23 +473,29 @@ def test_contrasts_have_shares_of_tokens(normalize, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "key", "received"),
+    ("tokens", "message"),
     [
-        (["yes"], "query-tokens", ()),
-        (-ASKED, "query-tokens", ()),
-        (ASKED[:2], "query-tokens-fit", ("(2, 5)", "3 queries or more")),
-        (np.ones((4, 5)), "query-tokens-fit", ("(4, 5)", "3 queries")),
-        (np.ones(4), "query-tokens-fit", ("(4,)", "labels of shape (3, 5)")),
-        (ASKED * [[1], [0], [1]], "query-empty", ("query with id 1",)),
+        (["yes"], row("query-tokens")),
+        (-ASKED, row("query-tokens")),
+        (
+            ASKED[:2],
+            row("query-tokens-fit", "(2, 5)", "3 queries or more"),
+        ),
+        (np.ones((4, 5)), row("query-tokens-fit", "(4, 5)", "3 queries")),
+        (
+            np.ones(4),
+            row("query-tokens-fit", "(4,)", "labels of shape (3, 5)"),
+        ),
+        (ASKED * [[1], [0], [1]], row("query-empty", "query with id 1")),
     ],
 )
 def test_tokens_that_cannot_be_asked_about_are_refused(
-    tokens, key, received, tmp_path
+    tokens, message, tmp_path
 ):
     model = language_model()
     data, test = map(continued, (TRAIN, TEST))
     tracin = kt.TracIn(model, data, recorded(model, data, tmp_path))
-    with pytest.raises(ValueError, match=row(key, *received)):
+    with pytest.raises(ValueError, match=message):
         tracin.influence(test, query_tokens=tokens, verbose=0)
 
 
