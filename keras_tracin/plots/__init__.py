@@ -10,6 +10,7 @@ train, test = (x_train, y_train), (x_test, y_test)
 top = tracin.top_k(test, k=5)
 plots.proponents_and_opponents(top, test, train, queries=4)    # images
 plots.text_table(top, test_texts, train_texts, queries=4)
+plots.token_table(tokens, test, train, tokenizer=tokenizer)
 plots.score_map(longitude, latitude, tracin.influence(test))
 
 own = tracin.self_influence()
@@ -28,6 +29,7 @@ from keras_tracin.plots.mislabels import (
     score_distribution,
 )
 from keras_tracin.plots.texts import text_table
+from keras_tracin.plots.tokens import token_table
 from keras_tracin.plots.training import loss_changes, loss_curve
 
 __all__ = [
@@ -40,4 +42,5 @@ __all__ = [
     "score_distribution",
     "score_map",
     "text_table",
+    "token_table",
 ]

@@ -1,0 +1,308 @@
+"""Lines of pieces of text, each with its own mark.
+
+Letters that are read from right to left stand in that order: matplotlib knows
+the order of letters within a piece, and not of pieces in a line.
+
+Synopsis:
+
+    lines = line_up(figure, text, marks, width=400, size=9, most=100)
+    writing = lines[0][0]
+    writing.place(figure, (0.1, 0.5), 0.2, (0.48, 0.05))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from keras_tracin.data.subwords import Piece
+from keras_tracin.data.token_texts import Text
+from keras_tracin.plots.fonts import use_fonts
+from keras_tracin.plots.wrapping import is_wide, width_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NEW_LINE = "↵"  # what a line break of a text is shown as
+_POINTS = 72
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """How a piece is drawn.
+
+    Attributes:
+        colour: of what is behind it; None for nothing.
+        strength: how much of the colour is mixed in.
+        line: width of the line below, in points.
+        is_dashed: whether that line is dashed.
+        is_bold: whether its letters are bold.
+    """
+
+    colour: str | None = None
+    strength: float = 0.0
+    line: float = 0.0
+    is_dashed: bool = False
+    is_bold: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """A piece of text in a line.
+
+    Attributes:
+        artist: matplotlib's text.
+        left: where it begins, in points from the left of the line.
+        indent: width of the spaces at its left.
+        width: its width, with spaces.
+        mark: how it is drawn.
+    """
+
+    artist: Any
+    left: float
+    indent: float
+    width: float
+    mark: Mark
+
+    def place(
+        self,
+        figure: Figure,
+        at: tuple[float, float],
+        width: float,
+        band: tuple[float, float],
+    ) -> None:
+        """Puts the piece where it belongs, with what is behind and below it.
+
+        Args:
+            figure: the figure.
+            at: left end of its baseline, as shares of the figure.
+            width: its width, likewise.
+            band: lower edge and height of what is behind it.
+        """
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Rectangle
+
+        x, baseline = at
+        indent = width * self.indent / self.width if self.width else 0
+        self.artist.set_position((x + indent, baseline))
+        low, height = band
+        if self.mark.colour is None:
+            return
+        figure.add_artist(
+            Rectangle(
+                (x, low),
+                width,
+                height * 0.96,
+                facecolor=self.mark.colour,
+                alpha=self.mark.strength,
+                linewidth=0,
+                zorder=0,
+            )
+        )
+        figure.add_artist(
+            Line2D(
+                [x + indent, x + width],
+                [low + 0.12 * height] * 2,
+                color=self.mark.colour,
+                linewidth=self.mark.line,
+                linestyle=(0, (2.2, 1.1)) if self.mark.is_dashed else "-",
+                solid_capstyle="butt",
+                dash_capstyle="butt",
+                zorder=1,
+            )
+        )
+
+
+def line_up(
+    figure: Figure,
+    text: Text | str,
+    marks: Sequence[Mark],
+    width: float,
+    size: float,
+    most: int,
+) -> list[list[Writing]]:
+    """Breaks a text into lines, and places its pieces in them.
+
+    Args:
+        figure: where they will be drawn.
+        text: the text.
+        marks: the mark of each piece.
+        width: width of a line, in points.
+        size: size of the font, in points.
+        most: number of pieces; what follows is left out, and "…" stands for
+            it.
+    """
+    pieces = text.pieces if isinstance(text, Text) else [Piece(text, ())]
+    parts = list(_parts(pieces[:most], marks))
+    if len(pieces) > most:
+        parts.append((" …", Mark()))
+    measured = _measure(figure, parts, size)
+    lines = _break(measured, width)
+    is_leftward = _direction("".join(part for part, _ in parts)) == "R"
+    return [_ordered(line, width, is_leftward) for line in lines]
+
+
+def _parts(pieces: Sequence[Piece], marks: Sequence[Mark]):
+    """Pieces, or what of them may stand in several lines, with their marks."""
+    for piece, mark in zip(pieces, marks, strict=False):
+        text = piece.text.replace("\r", "").replace("\t", "    ")
+        for count, line in enumerate(text.split("\n")):
+            if count:
+                yield "\n", mark
+            words = line.split(" ")
+            for place, word in enumerate(words):
+                part = f" {word}" if place else word
+                if any(map(is_wide, part)):
+                    yield from ((letter, mark) for letter in part)
+                elif part:
+                    yield part, mark
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    text: str
+    artist: Any
+    indent: float
+    width: float
+    mark: Mark
+
+
+def _measure(
+    figure: Figure, parts: list[tuple[str, Mark]], size: float
+) -> list[_Measured]:
+    """Texts of the figure for these parts, with their widths in points."""
+    artists = []
+    for part, mark in parts:
+        visible = _NEW_LINE if part == "\n" else part.strip(" ")
+        artists.append(
+            figure.text(
+                0,
+                0,
+                _visible(visible),
+                parse_math=False,
+                fontsize=size,
+                fontweight="bold" if mark.is_bold else "normal",
+                va="baseline",
+                zorder=3,
+            )
+        )
+    use_fonts(figure)
+    space = width_of(" ", size) / 1.03
+    measured = []
+    for (part, mark), artist in zip(parts, artists, strict=True):
+        extent = artist.get_window_extent().width if artist.get_text() else 0
+        own = extent * _POINTS / figure.dpi
+        spaces = 0 if part == "\n" else len(part) - len(part.lstrip(" "))
+        indent = space * spaces
+        measured.append(_Measured(part, artist, indent, indent + own, mark))
+    return measured
+
+
+def _visible(text: str) -> str:
+    """The text without what has no width of its own, such as controls."""
+    return "".join(
+        letter
+        if unicodedata.category(letter) != "Cc"
+        else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def _break(parts: list[_Measured], width: float) -> list[list[_Measured]]:
+    """Lines of at most this width, broken at spaces and wide letters."""
+    lines: list[list[_Measured]] = [[]]
+    left = 0.0
+    for word in _words(parts):
+        length = sum(part.width for part in word)
+        if lines[-1] and left + length > width:
+            lines.append([])
+            left = 0.0
+            word[0] = dataclasses.replace(
+                word[0], indent=0.0, width=word[0].width - word[0].indent
+            )
+        for part in word:
+            if lines[-1] and left + part.width > width:  # longer than a line
+                lines.append([])
+                left = 0.0
+            lines[-1].append(part)
+            left += part.width
+        if word[-1].text == "\n":
+            lines.append([])
+            left = 0.0
+    return [line for line in lines if line] or [[]]
+
+
+def _words(parts: list[_Measured]) -> list[list[_Measured]]:
+    """Parts that are not to be separated."""
+    words: list[list[_Measured]] = []
+    for part in parts:
+        before = words[-1][-1].text if words else "\n"
+        apart = (
+            part.text.startswith(" ")
+            or before == "\n"
+            or before.endswith(" ")
+            or is_wide(part.text[:1] or " ")
+            or is_wide(before[-1:])
+        )
+        if apart and part.text != "\n":
+            words.append([part])
+        else:
+            words = words or [[]]
+            words[-1].append(part)
+    return words
+
+
+def _ordered(
+    line: list[_Measured], width: float, is_leftward: bool
+) -> list[Writing]:
+    """Parts of a line, placed in the order that they are seen in."""
+    base = "R" if is_leftward else "L"
+    directions: list[str] = []
+    for part in line:
+        own = _direction(part.text)
+        if own is None:
+            number = any(letter.isdigit() for letter in part.text)
+            own = "L" if number else base
+        directions.append(own)
+    runs = [
+        (direction, [part for part, _ in run])
+        for direction, run in itertools.groupby(
+            zip(line, directions, strict=True), key=lambda pair: pair[1]
+        )
+    ]
+    placed = []
+    left = width - sum(part.width for part in line) if is_leftward else 0.0
+    for direction, run in _reversed_if(is_leftward, runs):
+        apart = 0.0
+        if direction != base:  # the space before it is of the line around it
+            apart, first = run[0].indent, run[0]
+            width = first.width - apart
+            run[0] = dataclasses.replace(first, indent=0.0, width=width)
+        left += 0.0 if is_leftward else apart
+        for part in _reversed_if(direction == "R", run):
+            # The space of a word that is read leftwards is at its right.
+            indent = 0.0 if direction == "R" else part.indent
+            placed.append(
+                Writing(part.artist, left, indent, part.width, part.mark)
+            )
+            left += part.width
+        left += apart if is_leftward else 0.0
+    return placed
+
+
+def _reversed_if(condition: bool, values: list[Any]) -> list[Any]:
+    return values[::-1] if condition else values
+
+
+def _direction(text: str) -> str | None:
+    """Where a text is read to, by its first letter: "L", "R" or None."""
+    for letter in text:
+        kind = unicodedata.bidirectional(letter)
+        if kind == "L":
+            return "L"
+        if kind in ("R", "AL"):
+            return "R"
+    return None
