@@ -1,7 +1,8 @@
 """Lines of pieces of text, each with its own mark.
 
 Letters that are read from right to left stand in that order: matplotlib knows
-the order of letters within a piece, and not of pieces in a line.
+the order of letters within a piece (from 3.11 on, which also joins those of
+Arabic), and not of pieces in a line.
 
 Synopsis:
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _NEW_LINE = "↵"  # what a line break of a text is shown as
 _POINTS = 72
+_KNOWS_ORDER = (3, 11)  # of matplotlib: the first to draw letters leftwards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Mark:
     line: float = 0.0
     is_dashed: bool = False
     is_bold: bool = False
+
+    @property
+    def line_colour(self) -> Any:
+        """A darker shade, to be seen before the colour."""
+        from matplotlib.colors import to_rgb
+
+        return tuple(0.6 * part for part in to_rgb(self.colour or "black"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Writing:
             Line2D(
                 [x + indent, x + width],
                 [low + 0.12 * height] * 2,
-                color=self.mark.colour,
+                color=self.mark.line_colour,
                 linewidth=self.mark.line,
                 linestyle=(0, (2.2, 1.1)) if self.mark.is_dashed else "-",
                 solid_capstyle="butt",
@@ -181,7 +190,7 @@ def _measure(
             figure.text(
                 0,
                 0,
-                _visible(visible),
+                _in_order(_visible(visible)),
                 parse_math=False,
                 fontsize=size,
                 fontweight="bold" if mark.is_bold else "normal",
@@ -209,6 +218,22 @@ def _visible(text: str) -> str:
         else "\N{REPLACEMENT CHARACTER}"
         for letter in text
     )
+
+
+def _in_order(text: str) -> str:
+    """The letters as matplotlib draws them, which before 3.11 is rightwards."""
+    import matplotlib as mpl
+
+    release = tuple(map(int, mpl.__version__.split(".")[:2]))
+    if release >= _KNOWS_ORDER or _direction(text) != "R":
+        return text
+    letters: list[str] = []
+    for letter in text:
+        if letters and unicodedata.combining(letter):
+            letters[-1] += letter
+        else:
+            letters.append(letter)
+    return "".join(reversed(letters))
 
 
 def _break(parts: list[_Measured], width: float) -> list[list[_Measured]]:
@@ -264,8 +289,9 @@ def _ordered(
     for part in line:
         own = _direction(part.text)
         if own is None:
+            # A number is read rightwards, but parts no other words.
             number = any(letter.isdigit() for letter in part.text)
-            own = "L" if number else base
+            own = "number" if number and is_leftward else base
         directions.append(own)
     runs = [
         (direction, [part for part, _ in run])

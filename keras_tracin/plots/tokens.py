@@ -44,7 +44,7 @@ _SIZE, _SMALL = 9.0, 8.0  # font sizes, in points
 _POINTS = 72  # in an inch
 _MOST = (10, 5)  # queries and examples of each, unless chosen
 _LEAST = 0.04  # of the largest share: what gets a mark
-_PALEST, _STRONGEST = 0.08, 0.62  # how much of the colour is mixed in
+_PALEST, _STRONGEST = 0.08, 0.55  # how much of the colour is mixed in
 
 
 @dataclasses.dataclass(frozen=True)
