@@ -1,12 +1,12 @@
 """Lines of pieces of text, each with its own mark.
 
-Letters that are read from right to left stand in that order: matplotlib knows
-the order of letters within a piece (from 3.11 on, which also joins those of
-Arabic), and not of pieces in a line.
+Pieces that are read from right to left stand in that order.
 
 Synopsis:
 
-    lines = line_up(figure, text, marks, width=400, size=9, most=100)
+    draft = begin(figure, text, marks, size=9, most=100)
+    use_fonts(figure)                        # once all of its texts are there
+    lines = line_up(figure, draft, width=400)
     writing = lines[0][0]
     writing.place(figure, (0.1, 0.5), 0.2, (0.48, 0.05))
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_tracin.data.subwords import Piece
 from keras_tracin.data.token_texts import Text
-from keras_tracin.plots.fonts import use_fonts
+from keras_tracin.plots.reading_order import direction, in_order
 from keras_tracin.plots.wrapping import is_wide, width_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NEW_LINE = "↵"  # what a line break of a text is shown as
 _POINTS = 72
-_KNOWS_ORDER = (3, 11)  # of matplotlib: the first to draw letters leftwards
+_ROUNDED = 1.03  # what `width_of` adds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,21 +125,36 @@ class Writing:
         )
 
 
-def line_up(
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A piece of a text, before it has a place.
+
+    Attributes:
+        text: the piece.
+        artist: matplotlib's text of it, without the spaces before.
+        mark: how it is drawn.
+        space: width of a space, in points.
+    """
+
+    text: str
+    artist: Any
+    mark: Mark
+    space: float
+
+
+def begin(
     figure: Figure,
     text: Text | str,
     marks: Sequence[Mark],
-    width: float,
     size: float,
     most: int,
-) -> list[list[Writing]]:
-    """Breaks a text into lines, and places its pieces in them.
+) -> list[Draft]:
+    """Adds the pieces of a text to a figure, to be lined up.
 
     Args:
-        figure: where they will be drawn.
+        figure: the figure.
         text: the text.
         marks: the mark of each piece.
-        width: width of a line, in points.
         size: size of the font, in points.
         most: number of pieces; what follows is left out, and "…" stands for
             it.
@@ -148,9 +163,37 @@ def line_up(
     parts = list(_parts(pieces[:most], marks))
     if len(pieces) > most:
         parts.append((" …", Mark()))
-    measured = _measure(figure, parts, size)
-    lines = _break(measured, width)
-    is_leftward = _direction("".join(part for part, _ in parts)) == "R"
+    space = width_of(" ", size) / _ROUNDED
+    drafts = []
+    for part, mark in parts:
+        visible = _NEW_LINE if part == "\n" else part.strip(" ")
+        artist = figure.text(
+            0,
+            0,
+            in_order(_visible(visible)),
+            parse_math=False,
+            fontsize=size,
+            fontweight="bold" if mark.is_bold else "normal",
+            va="baseline",
+            zorder=3,
+        )
+        drafts.append(Draft(part, artist, mark, space))
+    return drafts
+
+
+def line_up(
+    figure: Figure, drafts: list[Draft], width: float
+) -> list[list[Writing]]:
+    """Breaks a text into lines, and places its pieces in them.
+
+    Args:
+        figure: the figure, whose texts have their fonts.
+        drafts: the pieces.
+        width: width of a line, in points.
+    """
+    lines = _break([_measured(figure, draft) for draft in drafts], width)
+    whole = "".join(draft.text for draft in drafts)
+    is_leftward = direction(whole) == "R"
     return [_ordered(line, width, is_leftward) for line in lines]
 
 
@@ -179,35 +222,14 @@ class _Measured:
     mark: Mark
 
 
-def _measure(
-    figure: Figure, parts: list[tuple[str, Mark]], size: float
-) -> list[_Measured]:
-    """Texts of the figure for these parts, with their widths in points."""
-    artists = []
-    for part, mark in parts:
-        visible = _NEW_LINE if part == "\n" else part.strip(" ")
-        artists.append(
-            figure.text(
-                0,
-                0,
-                _in_order(_visible(visible)),
-                parse_math=False,
-                fontsize=size,
-                fontweight="bold" if mark.is_bold else "normal",
-                va="baseline",
-                zorder=3,
-            )
-        )
-    use_fonts(figure)
-    space = width_of(" ", size) / 1.03
-    measured = []
-    for (part, mark), artist in zip(parts, artists, strict=True):
-        extent = artist.get_window_extent().width if artist.get_text() else 0
-        own = extent * _POINTS / figure.dpi
-        spaces = 0 if part == "\n" else len(part) - len(part.lstrip(" "))
-        indent = space * spaces
-        measured.append(_Measured(part, artist, indent, indent + own, mark))
-    return measured
+def _measured(figure: Figure, draft: Draft) -> _Measured:
+    """A piece with its width, in points."""
+    part, artist = draft.text, draft.artist
+    extent = artist.get_window_extent().width if artist.get_text() else 0
+    spaces = 0 if part == "\n" else len(part) - len(part.lstrip(" "))
+    indent = draft.space * spaces
+    own = extent * _POINTS / figure.dpi
+    return _Measured(part, artist, indent, indent + own, draft.mark)
 
 
 def _visible(text: str) -> str:
@@ -218,22 +240,6 @@ def _visible(text: str) -> str:
         else "\N{REPLACEMENT CHARACTER}"
         for letter in text
     )
-
-
-def _in_order(text: str) -> str:
-    """The letters as matplotlib draws them, which before 3.11 is rightwards."""
-    import matplotlib as mpl
-
-    release = tuple(map(int, mpl.__version__.split(".")[:2]))
-    if release >= _KNOWS_ORDER or _direction(text) != "R":
-        return text
-    letters: list[str] = []
-    for letter in text:
-        if letters and unicodedata.combining(letter):
-            letters[-1] += letter
-        else:
-            letters.append(letter)
-    return "".join(reversed(letters))
 
 
 def _break(parts: list[_Measured], width: float) -> list[list[_Measured]]:
@@ -287,30 +293,30 @@ def _ordered(
     base = "R" if is_leftward else "L"
     directions: list[str] = []
     for part in line:
-        own = _direction(part.text)
+        own = direction(part.text)
         if own is None:
             # A number is read rightwards, but parts no other words.
             number = any(letter.isdigit() for letter in part.text)
             own = "number" if number and is_leftward else base
         directions.append(own)
     runs = [
-        (direction, [part for part, _ in run])
-        for direction, run in itertools.groupby(
+        (way, [part for part, _ in run])
+        for way, run in itertools.groupby(
             zip(line, directions, strict=True), key=lambda pair: pair[1]
         )
     ]
     placed = []
     left = width - sum(part.width for part in line) if is_leftward else 0.0
-    for direction, run in _reversed_if(is_leftward, runs):
+    for way, run in _reversed_if(is_leftward, runs):
         apart = 0.0
-        if direction != base:  # the space before it is of the line around it
+        if way != base:  # the space before it is of the line around it
             apart, first = run[0].indent, run[0]
             width = first.width - apart
             run[0] = dataclasses.replace(first, indent=0.0, width=width)
         left += 0.0 if is_leftward else apart
-        for part in _reversed_if(direction == "R", run):
+        for part in _reversed_if(way == "R", run):
             # The space of a word that is read leftwards is at its right.
-            indent = 0.0 if direction == "R" else part.indent
+            indent = 0.0 if way == "R" else part.indent
             placed.append(
                 Writing(part.artist, left, indent, part.width, part.mark)
             )
@@ -321,14 +327,3 @@ def _ordered(
 
 def _reversed_if(condition: bool, values: list[Any]) -> list[Any]:
     return values[::-1] if condition else values
-
-
-def _direction(text: str) -> str | None:
-    """Where a text is read to, by its first letter: "L", "R" or None."""
-    for letter in text:
-        kind = unicodedata.bidirectional(letter)
-        if kind == "L":
-            return "L"
-        if kind in ("R", "AL"):
-            return "R"
-    return None

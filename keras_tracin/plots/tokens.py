@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_tracin.data.subwords import Vocabulary
-from keras_tracin.data.token_texts import Text, TokenTexts
+from keras_tracin.data.token_texts import TokenTexts
 from keras_tracin.plots.figures import (
     DPI,
     OPPONENT,
@@ -27,7 +27,13 @@ from keras_tracin.plots.figures import (
 )
 from keras_tracin.plots.fonts import use_fonts
 from keras_tracin.plots.selection import Selection, select
-from keras_tracin.plots.token_lines import Mark, Writing, line_up
+from keras_tracin.plots.token_lines import (
+    Draft,
+    Mark,
+    Writing,
+    begin,
+    line_up,
+)
 from keras_tracin.results import Ranking, TokenInfluence, TopK
 
 if TYPE_CHECKING:
@@ -49,13 +55,24 @@ _PALEST, _STRONGEST = 0.08, 0.55  # how much of the colour is mixed in
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A query and its examples, as lines to draw."""
+    """A query and its examples, as pieces or as lines to draw."""
 
-    query: list[list[Writing]]
-    examples: list[tuple[str, list[list[Writing]]]]
+    query: list[Any]
+    examples: list[tuple[str, list[Any]]]
+
+    def lined_up(self, figure: Figure) -> _Row:
+        """The row with lines in place of pieces."""
+        beside = (_TEXT - _GAP - _QUERY) * _POINTS
+        width = (_RIGHT - _TEXT) * _POINTS
+        examples = [
+            (heading, line_up(figure, drafts, width))
+            for heading, drafts in self.examples
+        ]
+        return _Row(line_up(figure, self.query, beside), examples)
 
     @property
     def height(self) -> float:
+        """The height of its lines, in inches."""
         heads = len(self.examples) * (_HEAD + _ROOM / 2)
         lines = sum(len(lines) for _, lines in self.examples)
         beside = _HEAD + len(self.query) * _LINE
@@ -141,17 +158,15 @@ def token_table(
         largest = max((np.abs(s).max(initial=0) for s in shares), default=0)
         examples = []
         for at, own in zip(chosen, shares, strict=True):
-            column = columns[shown[at].item()]
-            examples.append(
-                (
-                    _heading(tokens, row, column),
-                    _marked(
-                        figure, texts[at], own / (largest or 1), most_tokens
-                    ),
-                )
-            )
+            heading = _heading(tokens, row, columns[shown[at].item()])
+            marks = [_mark(share) for share in (own / (largest or 1)).tolist()]
+            drafts = begin(figure, texts[at], marks, _SIZE, most_tokens)
+            examples.append((heading, drafts))
         question = questions[asked.at[place]]
-        rows.append(_Row(_plain(figure, question, most_tokens), examples))
+        asks = set(question.asked)
+        marks = [Mark(is_bold=i in asks) for i in range(len(question.pieces))]
+        drafts = begin(figure, question, marks, _SIZE, most_tokens)
+        rows.append(_Row(drafts, examples))
     _draw(figure, rows, selection)
     return figure
 
@@ -195,34 +210,22 @@ def _heading(tokens: TokenInfluence, row: int, column: int) -> str:
     return f"{heading}   of no token: {rest:+.2g}" if rest else heading
 
 
-def _marked(
-    figure: Figure, text: Text, shares: np.ndarray, most: int
-) -> list[list[Writing]]:
-    """Lines of an example, its pieces marked by their shares of the largest."""
-    marks = []
-    for share in shares.tolist():
-        size = abs(share)
-        if size < _LEAST:
-            marks.append(Mark())
-            continue
-        colour = PROPONENT if share > 0 else OPPONENT
-        strength = _PALEST + (_STRONGEST - _PALEST) * size
-        marks.append(Mark(colour, strength, 0.5 + 1.7 * size, share < 0))
-    width = (_RIGHT - _TEXT) * _POINTS
-    return line_up(figure, text, marks, width, _SIZE, most)
+def _mark(share: float) -> Mark:
+    """The mark of a piece, by its share of the largest."""
+    size = abs(share)
+    if size < _LEAST:
+        return Mark()
+    colour = PROPONENT if share > 0 else OPPONENT
+    strength = _PALEST + (_STRONGEST - _PALEST) * size
+    return Mark(colour, strength, 0.5 + 1.7 * size, share < 0)
 
 
-def _plain(figure: Figure, text: Text, most: int) -> list[list[Writing]]:
-    """Lines of a query, what it asks about in bold."""
-    asked = set(text.asked)
-    marks = [Mark(is_bold=i in asked) for i in range(len(text.pieces))]
-    width = (_TEXT - _GAP - _QUERY) * _POINTS
-    return line_up(figure, text, marks, width, _SIZE, most)
-
-
-def _draw(figure: Figure, rows: list[_Row], selection: Selection) -> None:
+def _draw(figure: Figure, drafts: list[_Row], selection: Selection) -> None:
     from matplotlib.lines import Line2D
 
+    legend = _begin_legend(figure)
+    use_fonts(figure)
+    rows = [row.lined_up(figure) for row in drafts]
     total = sum(row.height for row in rows) + _FOOT
     if total > _TALLEST:
         raise ValueError(
@@ -244,8 +247,12 @@ def _draw(figure: Figure, rows: list[_Row], selection: Selection) -> None:
         height = [top / total] * 2
         figure.add_artist(Line2D([0, 1], height, color="#c8c8c8", linewidth=1))
     add_note(figure, selection.note, "right")
-    _legend(figure, total)
-    use_fonts(figure)
+    x = _QUERY
+    for drafted in legend:
+        (line,) = line_up(figure, drafted, 1e4)
+        _write(figure, x, _LINE + 0.04, [line], total)
+        x += sum(writing.width for writing in line) / _POINTS + _GAP
+    use_fonts(figure)  # of headings
 
 
 def _head(figure: Figure, x: float, y: float, text: str, total: float) -> float:
@@ -283,14 +290,12 @@ def _write(
     return y
 
 
-def _legend(figure: Figure, total: float) -> None:
-    """What the marks say, at the foot."""
-    x = _QUERY
-    for colour, is_dashed, text in (
-        (PROPONENT, False, "raises the score"),
-        (OPPONENT, True, "lowers it"),
-    ):
-        mark = Mark(colour, _STRONGEST / 2, 1.8, is_dashed)
-        (line,) = line_up(figure, text, [mark], 1e4, _SMALL, 1)
-        _write(figure, x, _LINE + 0.04, [line], total)
-        x += sum(writing.width for writing in line) / _POINTS + _GAP
+def _begin_legend(figure: Figure) -> list[list[Draft]]:
+    """What the marks say, for the foot."""
+    strength, line = _STRONGEST / 2, 1.8
+    raises = Mark(PROPONENT, strength, line, False)
+    lowers = Mark(OPPONENT, strength, line, True)
+    return [
+        begin(figure, "raises the score", [raises], _SMALL, 1),
+        begin(figure, "lowers it", [lowers], _SMALL, 1),
+    ]
