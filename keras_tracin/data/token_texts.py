@@ -83,11 +83,12 @@ class TokenTexts:
         there = padding_mask(batch.x, name, ids.shape)
         if has_share is not None:
             weight = batch.sample_weight
-            counts, after = has_share, 0
+            counts, least = has_share, 2
             if weight is not None and np.shape(weight) == ids.shape:
-                # The last token is predicted, and read by nothing that counts.
-                counts, after = counts | (np.asarray(weight) != 0), 1
-            there &= ~_is_padded(ids, counts, after)
+                counts, least = counts | (np.asarray(weight) != 0), 1
+                # A token is predicted by the one before it.
+                counts[:, 1:] |= counts[:, :-1].copy()
+            there &= ~_is_padded(ids, counts, least)
         return self._texts(Tokens(ids, there, None))
 
     def queries(self, batch: Batch) -> list[Text]:
@@ -114,7 +115,7 @@ class TokenTexts:
         tokens = read_tokens(batch, name, has_next)
         if tokens.is_asked is None:
             return self._texts(tokens)
-        padded = _is_padded(tokens.ids, tokens.is_asked, 0)
+        padded = _is_padded(tokens.ids, tokens.is_asked, 1)
         there = (tokens.is_there | tokens.is_asked) & ~padded
         return self._texts(Tokens(tokens.ids, there, tokens.is_asked))
 
@@ -173,18 +174,16 @@ def _asked(pieces: list[Piece], asked: np.ndarray | None) -> tuple[int, ...]:
     return tuple(chosen) if others else ()
 
 
-def _is_padded(ids: np.ndarray, counts: np.ndarray, after: int) -> np.ndarray:
+def _is_padded(ids: np.ndarray, counts: np.ndarray, least: int) -> np.ndarray:
     """Positions at the end that hold one id, and do not count.
 
     Args:
         ids: ids of tokens, `[n, t]`.
-        counts: which positions count, `[n, t]`.
-        after: number of positions to keep after the last that counts.
+        counts: which positions count, `[n, t]`; if none does, none is padded.
+        least: number of positions from which on they are taken for padding.
     """
-    length = ids.shape[1]
-    last = length - 1 - counts[:, ::-1].argmax(axis=1)
-    last = np.where(counts.any(axis=1), last + after, length)
-    at_end = np.arange(length) > last[:, np.newaxis]
+    at_end = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] == 0
+    at_end &= counts.any(axis=1, keepdims=True)
     is_last = np.asarray(ids == ids[:, -1:])
     same = (is_last | ~at_end).all(axis=1, keepdims=True)
-    return at_end & same
+    return at_end & same & (at_end.sum(axis=1, keepdims=True) >= least)

@@ -191,7 +191,11 @@ def line_up(
         drafts: the pieces.
         width: width of a line, in points.
     """
-    lines = _break([_measured(figure, draft) for draft in drafts], width)
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    renderer = RendererAgg(1, 1, figure.dpi)
+    measured = [_measured(renderer, draft) for draft in drafts]
+    lines = _break(measured, width)
     whole = "".join(draft.text for draft in drafts)
     is_leftward = direction(whole) == "R"
     return [_ordered(line, width, is_leftward) for line in lines]
@@ -222,13 +226,15 @@ class _Measured:
     mark: Mark
 
 
-def _measured(figure: Figure, draft: Draft) -> _Measured:
+def _measured(renderer: Any, draft: Draft) -> _Measured:
     """A piece with its width, in points."""
     part, artist = draft.text, draft.artist
-    extent = artist.get_window_extent().width if artist.get_text() else 0
+    extent = 0.0
+    if artist.get_text():
+        extent = artist.get_window_extent(renderer).width
     spaces = 0 if part == "\n" else len(part) - len(part.lstrip(" "))
     indent = draft.space * spaces
-    own = extent * _POINTS / figure.dpi
+    own = extent * _POINTS / renderer.dpi
     return _Measured(part, artist, indent, indent + own, draft.mark)
 
 
@@ -273,15 +279,13 @@ def _words(parts: list[_Measured]) -> list[list[_Measured]]:
         before = words[-1][-1].text if words else "\n"
         apart = (
             part.text.startswith(" ")
-            or before == "\n"
             or before.endswith(" ")
             or is_wide(part.text[:1] or " ")
             or is_wide(before[-1:])
         )
-        if apart and part.text != "\n":
+        if before == "\n" or (apart and part.text != "\n"):
             words.append([part])
         else:
-            words = words or [[]]
             words[-1].append(part)
     return words
 
