@@ -246,13 +246,22 @@ def _draw(figure: Figure, drafts: list[_Row], selection: Selection) -> None:
         top -= row.height
         height = [top / total] * 2
         figure.add_artist(Line2D([0, 1], height, color="#c8c8c8", linewidth=1))
-    add_note(figure, selection.note, "right")
+    add_note(figure, _note(selection), "right")
     x = _QUERY
     for drafted in legend:
         (line,) = line_up(figure, drafted, 1e4)
         _write(figure, x, _LINE + 0.04, [line], total)
         x += sum(writing.width for writing in line) / _POINTS + _GAP
     use_fonts(figure)  # of headings
+
+
+def _note(selection: Selection) -> str:
+    """What the figure leaves out unasked, and how to see it; or ""."""
+    shown, count = selection.top.proponents.ids.shape[1], selection.available
+    parts = [dataclasses.replace(selection, available=shown).note]
+    if shown < count and "k" not in selection.chosen:
+        parts.append(f"{shown} of {count:,} examples; more by k=")
+    return ", ".join(filter(None, parts))
 
 
 def _head(figure: Figure, x: float, y: float, text: str, total: float) -> float:

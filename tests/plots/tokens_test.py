@@ -111,6 +111,23 @@ def test_examples_are_those_of_the_largest_scores_in_their_order():
     assert [heading.split("   ")[1] for heading in shown] == ["id 2", "id 0"]
 
 
+def test_what_is_left_out_unasked_is_said():
+    assert "more by" not in " ".join(says(table()))
+    count = 12
+    result = kt.TokenInfluence(
+        np.ones((count, 6, 1)),
+        np.zeros((count, 6)),
+        np.arange(count),
+        np.arange(6),
+    )
+    words = np.array([["a"]] * 6)
+    note = "10 of 12 queries; choose others by queries="
+    figure = plots.token_table(result, ["?"] * count, words)
+    assert f"{note}, 5 of 6 examples; more by k=" in says(figure)
+    figure = plots.token_table(result, ["?"] * count, words, k=2)
+    assert note in says(figure)
+
+
 def test_padding_is_left_out_and_long_texts_are_cut():
     assert "<pad>" not in " ".join(says(table()))
     cut = says(table(queries=1, k=1, most_tokens=2))
