@@ -10,7 +10,6 @@ train, test = (x_train, y_train), (x_test, y_test)
 top = tracin.top_k(test, k=5)
 plots.proponents_and_opponents(top, test, train, queries=4)    # images
 plots.text_table(top, test_texts, train_texts, queries=4)
-plots.token_table(tokens, test, train, tokenizer=tokenizer)
 plots.score_map(longitude, latitude, tracin.influence(test))
 
 own = tracin.self_influence()
