@@ -52,11 +52,11 @@ TEST = [
 LOWEST = [
     *PLOTS,
     *REPORT,
+    *BASELINES,
     "hypothesis>=6.100",
     "pandas>=2.2",
     "pytest>=8",
     "pytest-xdist>=3.5",
-    "scikit-learn>=1.4",
     "starlark-pyo3>=2025.1",
     "tf-keras>=2.18",
 ]

@@ -183,7 +183,6 @@ class BM25(_Lexical):
             b=self._b,
             method="lucene",
             dtype="float64",
-            csc_backend="scipy",
         )
         with _silenced("bm25s"):
             retriever.index((rows, known.copy()), show_progress=False)
