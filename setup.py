@@ -18,6 +18,7 @@ PROGRAMS = (
     "self_influence",
 )
 PLOTS = ["matplotlib>=3.8"]
+BASELINES = ["bm25s>=0.2.14", "scikit-learn>=1.4"]
 INDEX = ["faiss-cpu>=1.9"]
 REPORT = ["jinja2>=3.1", "pillow>=10"]
 TENSORBOARD = [*PLOTS, "tensorboard>=2.18"]
@@ -30,6 +31,7 @@ BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
 # a fresh environment must not fail because of the day it was made on.
 TEST = [
     *EXAMPLES,
+    *BASELINES,
     *INDEX,
     *NOTEBOOKS,
     *DOCS,
@@ -50,11 +52,11 @@ TEST = [
 LOWEST = [
     *PLOTS,
     *REPORT,
+    *BASELINES,
     "hypothesis>=6.100",
     "pandas>=2.2",
     "pytest>=8",
     "pytest-xdist>=3.5",
-    "scikit-learn>=1.4",
     "starlark-pyo3>=2025.1",
     "tf-keras>=2.18",
 ]
@@ -91,6 +93,7 @@ setuptools.setup(
     ],
     extras_require={
         "plots": PLOTS,
+        "baselines": BASELINES,
         "index": INDEX,
         "report": REPORT,
         "tensorboard": TENSORBOARD,

@@ -15,14 +15,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_tracin.data.tokens import is_companion
 from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.steps import RATE, GradientFunctions
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.factors import Factors
 
 SEQUENCES = ("encoder", "decoder")
-# In the names of inputs that say something of the tokens of another one.
-_COMPANIONS = ("mask", "segment", "position", "type")
 
 
 def by_token(work: Pass, tokens: int) -> Pass:
@@ -152,8 +151,7 @@ def num_tokens(x: Any, sequence: str | None = None) -> int:
     texts = [
         name
         for name in lengths
-        if (sequence is None or sequence in name)
-        and not any(word in name for word in _COMPANIONS)
+        if (sequence is None or sequence in name) and not is_companion(name)
     ]
     if asked or tokens in others or len(texts) > 1:
         raise ValueError(

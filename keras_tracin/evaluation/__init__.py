@@ -1,5 +1,10 @@
-"""Evaluates scores: against real trainings, and at finding wrong labels."""
+"""Evaluates scores: by real trainings, wrong labels, and plain baselines."""
 
+from keras_tracin.evaluation.baselines import (
+    BM25,
+    TFIDF,
+    EmbeddingSimilarity,
+)
 from keras_tracin.evaluation.brittle import Brittleness, brittleness
 from keras_tracin.evaluation.datamodels import LDS, lds
 from keras_tracin.evaluation.leaving_out import LeaveOneOut, leave_one_out
@@ -12,8 +17,11 @@ from keras_tracin.evaluation.subsets import Retrained, retrain_on_subsets
 from keras_tracin.evaluation.tail_patches import TailPatch, tail_patch
 
 __all__ = [
+    "BM25",
     "LDS",
+    "TFIDF",
     "Brittleness",
+    "EmbeddingSimilarity",
     "LeaveOneOut",
     "MislabelDetection",
     "Retrained",

@@ -28,6 +28,7 @@ from keras_tracin.plots.mislabels import (
     score_distribution,
 )
 from keras_tracin.plots.texts import text_table
+from keras_tracin.plots.tokens import token_table
 from keras_tracin.plots.training import loss_changes, loss_curve
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "score_distribution",
     "score_map",
     "text_table",
+    "token_table",
 ]

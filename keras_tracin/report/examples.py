@@ -21,6 +21,7 @@ from keras_tracin.data.labels import label_values
 from keras_tracin.data.lookup import locate
 from keras_tracin.report.labels import Predictions, predictions_for
 from keras_tracin.report.rendering import View
+from keras_tracin.report.tokens import TokenView
 
 _BATCH = 256  # examples read at a time
 NO_LABEL = "no label"  # what stands for one
@@ -36,8 +37,9 @@ class Shown:
         labels: labels `[k]`, as `label_values` returns them.
         predictions: predictions for these examples, or None.
         columns: lists `images`, `texts` and `rows`, of length `k`, or empty if
-            the inputs have none of that kind; `features`, the names of the
-            values in a row; and `hidden`, the number of values not shown.
+            the inputs have none of that kind; `tokens` where texts are made of
+            these; `features`, the names of the values in a row; and `hidden`,
+            the number of values not shown.
     """
 
     name: str
@@ -55,6 +57,7 @@ def read(
     render: str = "auto",
     feature_names: Any = None,
     read_labels: Callable[[Any], np.ndarray] = label_values,
+    tokens: TokenView | None = None,
 ) -> Shown:
     """Reads the examples with these ids.
 
@@ -68,6 +71,7 @@ def read(
         render: kind of rendering; see `View.for_batch`.
         feature_names: names of the values in a row.
         read_labels: makes a value of the labels of each example.
+        tokens: renders texts of tokens, in place of anything else.
 
     Raises:
         ImportError: if there are images and Pillow is not installed.
@@ -81,7 +85,9 @@ def read(
         outputs = predictions_for(
             predictions, ids, examples.carries_ids, f"{name}_predictions"
         )
-    view = View.for_batch(examples.first(1), render, name, feature_names)
+    view: View | TokenView = tokens or View.for_batch(
+        examples.first(1), render, name, feature_names
+    )
     y, columns = _columns(examples, ids, view)
     labels = read_labels(y)
     features = {"features": view.features, "hidden": view.num_hidden}
@@ -94,15 +100,17 @@ def read(
     )
 
 
-def _labels_of(batch: Batch) -> Any:
+def _labels_of(batch: Batch, view: View | TokenView) -> Any:
     """The labels of a batch, or what stands for them."""
-    if batch.y is None:
+    # Labels of each token are tokens, which the text has, or as long.
+    of_tokens = isinstance(view, TokenView) and np.ndim(batch.y) > 1
+    if batch.y is None or of_tokens:
         return np.full(len(batch), NO_LABEL)
     return tf.nest.map_structure(np.asarray, batch.y)
 
 
 def _columns(
-    examples: Examples, ids: np.ndarray, view: View
+    examples: Examples, ids: np.ndarray, view: View | TokenView
 ) -> tuple[Any, dict[str, Any]]:
     """Labels, and images, texts and rows, in the order of `ids [k]`."""
     selection = select(examples, ids)
@@ -112,10 +120,9 @@ def _columns(
     columns: dict[str, list] = {"images": [], "texts": [], "rows": []}
     for batch in selection.batches(_BATCH):
         read_ids += batch.ids.tolist()
-        labels.append(_labels_of(batch))
-        shown: tuple[list, list, list] = view.render(batch)
-        for column, part in zip(columns.values(), shown, strict=True):
-            column += part
+        labels.append(_labels_of(batch, view))
+        for kind, part in view.render(batch).items():
+            columns.setdefault(kind, []).extend(part)
     order = locate(read_ids, ids, examples.name)
     all_labels = tf.nest.map_structure(
         lambda *parts: np.concatenate(parts), *labels

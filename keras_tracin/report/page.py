@@ -27,6 +27,7 @@ _SCRIPTS = (
     "csv.js",
     "list.js",
     "examples.js",
+    "tokens.js",
     "marking.js",
     "filters.js",
     "view.js",

@@ -5,7 +5,7 @@ Synopsis:
     view = View.for_batch(examples.first(1), render="auto", name="train")
     view = view.with_limits(examples.batches(256))
     for batch in examples.batches(256):
-        images, texts, rows = view.render(batch)
+        view.render(batch)                   # {"images": [], "texts": …}
 """
 
 from __future__ import annotations
@@ -120,9 +120,7 @@ class View:
                     )
         return dataclasses.replace(self, limits=tuple(limits))
 
-    def render(
-        self, batch: Batch
-    ) -> tuple[list[list[str]], list[str], list[list[Any]]]:
+    def render(self, batch: Batch) -> dict[str, list]:
         """Renders a batch: images as data URIs, texts, and rows of values.
 
         The list of a kind that no input has is empty.
@@ -145,11 +143,11 @@ class View:
             values.reshape(len(batch), -1)
             for _, values in self._of_kind("row", batch)
         ]
-        return (
-            [list(group) for group in zip(*images, strict=True)],
-            ["\n\n".join(group) for group in zip(*texts, strict=True)],
-            [_row(values) for values in zip(*rows, strict=True)],
-        )
+        return {
+            "images": [list(group) for group in zip(*images, strict=True)],
+            "texts": ["\n\n".join(group) for group in zip(*texts, strict=True)],
+            "rows": [_row(values) for values in zip(*rows, strict=True)],
+        }
 
     def _of_kind(
         self, kind: str, batch: Batch

@@ -16,7 +16,8 @@ from keras_tracin.report.examples import Shown, read
 from keras_tracin.report.labels import Classes
 from keras_tracin.report.page import build
 from keras_tracin.report.suspects import Suspects
-from keras_tracin.results import SelfInfluence, TopK
+from keras_tracin.report.tokens import TokenViews
+from keras_tracin.results import SelfInfluence, TokenInfluence, TopK
 from keras_tracin.storage.files import written_whole
 
 
@@ -28,6 +29,9 @@ def write_html(
     top_k: TopK | None = None,
     self_influence: SelfInfluence | None = None,
     label_issues: LabelIssues | None = None,
+    token_influence: TokenInfluence | None = None,
+    tokenizer: Any = None,
+    subwords: str = "auto",
     max_suspects: int = 1_000,
     title: str = "Training data attribution",
     class_names: Any = None,
@@ -80,6 +84,14 @@ def write_html(
             `self_influence`. Suggested labels are shown and offered first as
             the correction, and examples whose labels are estimated to be
             wrong are marked. Labels are those of the issues.
+        token_influence: result of `token_influence` for queries and examples
+            of `top_k`: their texts are shown with the tokens coloured by their
+            shares of the score. `train` and `test` are then those that were
+            scored, once they are preprocessed, of ids of tokens or of tokens
+            as strings; queries may be texts.
+        tokenizer: reads ids of tokens, as in `plots.token_table`: a tokenizer
+            of KerasHub, a function of an id, a list of tokens, or a dict.
+        subwords: how tokens make words, as in `plots.token_table`.
         max_suspects: number of highest scores to list.
         title: title of the page.
         class_names: names of the classes 0, 1, …; if labels are strings,
@@ -102,11 +114,18 @@ def write_html(
         TypeError: if a result has another type.
         ValueError: if there is nothing to show, if the data lacks an id of the
             results or has other labels than `label_issues`, if scores are
-            not finite, if names, predictions or shapes do not fit, or if
-            colours are out of range.
+            not finite, if names, predictions or shapes do not fit, if
+            `token_influence` is of other queries, or if colours are out of
+            range.
     """
     path = Path(path)
+    views = TokenViews.of(tokenizer, subwords, token_influence)
     _check(top_k, self_influence, label_issues, max_suspects, render)
+    if token_influence is not None and top_k is None:
+        raise ValueError(
+            "`token_influence` colours the proponents and opponents of "
+            "`top_k`. Received no `top_k`; pass both."
+        )
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists. Pass overwrite=True to replace it, or choose "
@@ -129,13 +148,15 @@ def write_html(
     )
     read_labels = suspects.read_labels if suspects else label_values
     options = render, feature_names, read_labels
-    shown = [read(train, "train", train_ids, predictions[0], *options)]
+    more = predictions[0], *options, views.train
+    shown = [read(train, "train", train_ids, *more)]
     if suspects is not None:
         labels = suspects.labels(shown[0].ids, shown[0].labels)
         shown[0] = dataclasses.replace(shown[0], labels=labels)
     if test is not None and top_k is not None:
         query_ids = _distinct(top_k.query_ids)
-        shown.append(read(test, "test", query_ids, predictions[1], *options))
+        more = predictions[1], *options, views.test
+        shown.append(read(test, "test", query_ids, *more))
     suggested = None if suspects is None else suspects.suggested
     classes = _classes(shown, suggested, class_names)
     for examples in shown:
@@ -146,6 +167,7 @@ def write_html(
         "is_open": class_names is None,  # users may add classes
         "sets": {examples.name: examples.columns for examples in shown},
         "queries": top_k and _queries(top_k, shown),
+        "shares": top_k and views.shares(top_k),
         "suspects": None,
     }
     if suspects is not None:

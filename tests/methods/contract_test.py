@@ -61,6 +61,9 @@ METHODS = {
         model, run, method="lje"
     ),
     "UnrolledInfluence": unrolled,
+    "EmbeddingSimilarity": lambda model, run: kt.evaluation.EmbeddingSimilarity(
+        model, TRAIN
+    ),
     "Ensemble": lambda model, run: kt.Ensemble(
         [tracin(model, run), tracin(model, run[-1:])]
     ),
@@ -68,8 +71,16 @@ METHODS = {
         [representer(model, run), unrolled(model, run)], scale="query"
     ),
 }
-AT_PRESENT_WEIGHTS = ("InfluenceFunctions", "RepresenterPoints")
-WITHOUT_SELF_INFLUENCE = ("UnrolledInfluence", "Ensemble, scaled")
+AT_PRESENT_WEIGHTS = (
+    "InfluenceFunctions",
+    "RepresenterPoints",
+    "EmbeddingSimilarity",
+)
+WITHOUT_SELF_INFLUENCE = {
+    "UnrolledInfluence": row("no-self-influence", "Use `kt.TracIn`"),
+    "EmbeddingSimilarity": row("no-self-similarity"),
+    "Ensemble, scaled": row("no-self-influence", "Use `kt.TracIn`"),
+}
 
 
 class Made:
@@ -297,7 +308,8 @@ def test_the_plan_says_what_a_call_will_take(made):
     if made.has_self_influence:
         assert "training examples" in str(made.method.plan())
     else:
-        with pytest.raises(NotImplementedError, match=row("no-self-influence")):
+        message = WITHOUT_SELF_INFLUENCE[made.name]
+        with pytest.raises(NotImplementedError, match=message):
             made.method.plan()
 
 
@@ -392,10 +404,8 @@ def test_self_influence_that_a_method_has_not_is_one_error(made, tmp_path):
     if made.has_self_influence:
         return
     for options in ({}, {"verbose": 0}, {"directory": tmp_path}):
-        with pytest.raises(
-            NotImplementedError,
-            match=row("no-self-influence", "Use `kt.TracIn`"),
-        ):
+        message = WITHOUT_SELF_INFLUENCE[made.name]
+        with pytest.raises(NotImplementedError, match=message):
             made.method.self_influence(**options)
     assert not list(tmp_path.iterdir())
 

@@ -6,6 +6,11 @@ const { classes, queries, suspects } = report;
 const train = report.sets.train;
 const test = report.sets.test ?? null;
 
+// Texts of tokens are their pieces, one after another.
+for (const set of [train, test]) {
+  if (set?.tokens) set.texts = set.tokens.map((pieces) => pieces.join(""));
+}
+
 // A label is the index of its class, or a text if there are no classes.
 const nameOf = (label) => (typeof label === "number" ? classes[label][1] : label);
 const valueOf = (label) => (typeof label === "number" ? classes[label][0] : label);

@@ -11,6 +11,8 @@ function picture(set, at, alt = "") {
   );
 }
 
+const NO_LABEL = "no label"; // what stands for one
+
 const number = (value) => (typeof value === "number" ? String(value) : value);
 
 const pairs = (set, at) =>
@@ -28,7 +30,8 @@ function whole(set, at) {
   const title = `${nameOf(set.labels[at])}, id ${set.ids[at]}`;
   const made = [];
   if (set.images.length) made.push(element("div", { class: "pictures" }, picture(set, at, title)));
-  if (set.texts.length) made.push(element("p", { class: "text" }, set.texts[at]));
+  if (set.tokens) made.push(askedText(set, at));
+  else if (set.texts.length) made.push(element("p", { class: "text" }, set.texts[at]));
   if (set.rows.length) {
     const lines = pairs(set, at).map(([name, value]) =>
       element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value)),
@@ -63,6 +66,9 @@ function predictionFact(set, at) {
 
 // The label and, in short, the prediction.
 function labels(set, at) {
+  if (set.tokens && nameOf(set.labels[at]) === NO_LABEL) {
+    return element("span", { class: "labels" }, "id ", element("b", {}, set.ids[at]));
+  }
   const label = element("b", {}, nameOf(set.labels[at]));
   const predicted = predictionText(set, at);
   let model = null;

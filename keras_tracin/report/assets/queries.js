@@ -85,8 +85,8 @@ const isTable = () => !train.images.length && !train.texts.length;
 function queryContent(query) {
   const at = queryExample(query);
   const largest = Math.max(strongest("proponents")(query), strongest("opponents")(query)) || 1;
-  return [
-    element("h2", {}, "Query ", element("span", { class: "id" }, queries.ids[query])),
+  const isLabelled = at !== null && !(test.tokens && nameOf(test.labels[at]) === NO_LABEL);
+  const asked =
     at === null
       ? null
       : element(
@@ -94,19 +94,34 @@ function queryContent(query) {
           { class: isTable() ? "asked flat" : "asked" },
           isTable() ? null : element("div", { class: "whole" }, whole(test, at)),
           facts([
-            ["Label", element("b", {}, nameOf(test.labels[at]))],
+            ["Asks about", askedAbout(test, at)],
+            ["Label", isLabelled ? element("b", {}, nameOf(test.labels[at])) : null],
             ["Model predicts", predictionFact(test, at)],
           ]),
-        ),
+        );
+  const sides = [
     side(query, "proponents", "▲ Proponents", "lowered the query’s loss", largest),
     side(query, "opponents", "▼ Opponents", "raised the query’s loss", largest),
   ];
+  const title = element("h2", {}, "Query ", element("span", { class: "id" }, queries.ids[query]));
+  if (!train.tokens) return [title, asked, sides];
+  const legend = report.shares?.proponents ? tokenLegend() : null;
+  return element(
+    "div",
+    { class: "beside" },
+    element("div", { class: "question" }, [title, asked, legend].filter(Boolean)),
+    element("div", { class: "answers" }, sides),
+  );
 }
 
 function side(query, name, title, meaning, largest) {
   const examples = queries[name].examples[query];
   const scores = queries[name].scores[query];
   const found = examples.map((example, place) => [example, scores[place]]);
+  const most = train.tokens ? largestShare(query) : 0;
+  const made = train.tokens
+    ? (example, score, place) => tokenCard(example, score, largest, sharesOf(name, query, place), most)
+    : (example, score) => card(example, score, largest);
   return element(
     "section",
     { class: `ranking ${name}`, "aria-label": `${title.slice(2)}: ${meaning}` },
@@ -116,7 +131,7 @@ function side(query, name, title, meaning, largest) {
       : element(
           "div",
           { class: train.images.length ? "cards images" : "cards" },
-          found.map(([example, score]) => card(example, score, largest)),
+          found.map(([example, score], place) => made(example, score, place)),
         ),
   );
 }

@@ -46,7 +46,7 @@ class View {
   }
 
   show(item) {
-    const made = item === null ? [] : this.content(item).flat(9).filter(Boolean);
+    const made = item === null ? [] : [this.content(item)].flat(9).filter(Boolean);
     find(".content", this.detail).replaceChildren(...made);
     this.detail.classList.toggle("empty", item === null);
     this.detail.scrollTop = 0;
