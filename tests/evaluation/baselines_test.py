@@ -107,6 +107,8 @@ def test_only_the_words_that_a_query_asks_about_count():
     method = kt.evaluation.BM25(train)
     scores = method.influence((x, y, answer), verbose=0).scores
     np.testing.assert_allclose(scores, bm25(SENTENCES, [[14]]), rtol=1e-6)
+    asked = method.influence((x, y), query_tokens=answer, verbose=0).scores
+    np.testing.assert_array_equal(asked, scores)
     # With the prompt before them, and the token of beginning, that all have.
     method = kt.evaluation.BM25(train, words="all", ignore=[0])
     scores = method.influence((x, y, answer), verbose=0).scores

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from keras_tracin.data.asked import AskedExamples, AskedTokens
 from keras_tracin.data.batches import Batch, Examples, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Sink
@@ -165,7 +166,7 @@ class Similarity(Method):
             self._state["train"] = content_digest(batches)
         job = {**self.describe(), "train": self._state["train"]}
         if test is not None:
-            queries = self.open(test, "test").batches(_READ)
+            queries = self._open_queries(test).batches(_READ)
             job["test"] = content_digest(queries)
         return job
 
@@ -183,8 +184,14 @@ class Similarity(Method):
     def blocks(self, test: Any, call: Call) -> Iterator[Rows]:
         """The queries in blocks that are scored together."""
         size = call.agree("block", self._block_size())
-        for batch in self.open(test, "test").batches(size):
+        for batch in self._open_queries(test).batches(size):
             yield Rows(batch.ids, self.represent_queries(batch))
+
+    def _open_queries(self, test: Any) -> Examples:
+        if isinstance(test, AskedTokens):
+            examples = self.open(test.data, "test")
+            return AskedExamples(examples, test.tokens)
+        return self.open(test, "test")
 
     def stream(self, queries: Rows, sink: Sink, call: Call) -> None:
         """Streams the scores of one block of queries into a sink."""
