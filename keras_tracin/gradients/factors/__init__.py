@@ -44,7 +44,7 @@ from keras_tracin.gradients.factors.operations import (
 )
 from keras_tracin.gradients.factors.outer import loaded, with_ones
 from keras_tracin.gradients.factors.positions import inner_by_position
-from keras_tracin.gradients.factors.summed import summed
+from keras_tracin.gradients.factors.summed import summed, summed_over
 
 __all__ = [
     "DenseGradients",
@@ -70,6 +70,7 @@ __all__ = [
     "split",
     "squared_norm",
     "summed",
+    "summed_over",
     "table",
     "total",
     "weighted_norm",

@@ -18,6 +18,7 @@ from keras_tracin.gradients.factors import (
     DenseGradients,
     KernelAxes,
     OuterFactors,
+    summed_over,
 )
 from keras_tracin.gradients.rules import low_rank
 from keras_tracin.gradients.rules.registry import (
@@ -50,17 +51,17 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         positions = [c for c in of_y if c in of_x]
         x = _as_rows(inputs, of_x, positions, contracted)
         delta = _as_rows(grads, of_y, positions, produced)
-        bias_joins = layer.bias is not None and _bias_letters(
-            layer, of_y
-        ) == set(produced)
+        sizes = dict(zip(of_w, layer._kernel.shape, strict=True))
+        bias_joins = layer.bias is not None and _bias_letters(layer, of_y) == {
+            c for c in produced if sizes[c] != 1
+        }
         axes = _axes(layer, contracted + produced, of_w)
         kernel = OuterFactors(x, delta, bias_joins, axes=axes)
     parts = low_rank.of_kernel(layer, kernel)
     if layer.bias is not None and not bias_joins:
         bias_axes = [c for c in of_y if c in _bias_letters(layer, of_y)]
         summed = [k for k, c in enumerate(of_y) if k > 0 and c not in bias_axes]
-        bias = _flat(tf.reduce_sum(grads, axis=summed))
-        parts.append(((layer.bias,), DenseGradients((bias,))))
+        parts.append(((layer.bias,), summed_over([grads], summed)))
     return parts
 
 

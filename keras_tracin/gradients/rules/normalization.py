@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from keras_tracin.gradients.factors import DenseGradients, PositionGradients
+from keras_tracin.gradients.factors import DenseGradients, summed_over
 from keras_tracin.gradients.rules.registry import (
     LayerUse,
     Part,
@@ -129,7 +129,7 @@ def rms_normalization(layer, use: LayerUse) -> list[Part]:
         rank - len(sizes) + k for k, size in enumerate(sizes) if size == 1
     ]
     shared = [*range(1, rank - len(sizes)), *stretched]
-    return [((scale,), _summed([use.grad * normalized], shared))]
+    return [((scale,), summed_over([use.grad * normalized], shared))]
 
 
 def _scale_of(layer) -> keras.Variable:
@@ -156,29 +156,7 @@ def _scale_and_offset(layer, use, normalized, axes) -> list[Part]:
     if layer.beta is not None:
         variables.append(layer.beta)
         terms.append(use.grad)
-    return [(tuple(variables), _summed(terms, shared))] if terms else []
-
-
-def _summed(
-    terms: list[tf.Tensor], shared: list[int]
-) -> DenseGradients | PositionGradients:
-    """Gradients that are sums over axes; over positions, as these.
-
-    Args:
-        terms: the terms `[n, ...]` of each variable.
-        shared: the axes to sum over; that behind the examples is taken for
-            the positions of a sequence.
-    """
-    if 1 not in shared:
-        return DenseGradients(tuple(_sum_to_rows(x, shared) for x in terms))
-    others = [axis for axis in shared if axis != 1]
-    parts = []
-    for term in terms:
-        rows = tf.reduce_sum(term, axis=others) if others else term
-        t, width = rows.shape[1], rows.shape[2:].num_elements()
-        size = tf.shape(rows)[1] if t is None else t
-        parts.append(tf.reshape(rows, [-1, size, width]))
-    return PositionGradients(tuple(parts))
+    return [(tuple(variables), summed_over(terms, shared))] if terms else []
 
 
 def _sum_to_rows(values: tf.Tensor, axes: list[int]) -> tf.Tensor:

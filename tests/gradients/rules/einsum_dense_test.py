@@ -93,6 +93,9 @@ CASES = {
     "one unit": Case(einsum((4,), "ab,bc->ac", (1,), "c")),
     "into heads": Case(einsum((4, 3), "abc,cde->abde", (None, 2, 3), "de")),
     "out of heads": Case(einsum((4, 2, 3), "abcd,cde->abe", (None, 5), "e")),
+    "into a single head": Case(
+        einsum((4, 3), "abc,cde->abde", (None, 1, 3), "de")
+    ),
     "no bias": Case(einsum((4, 3), "abc,cde->abde", (None, 2, 3))),
     "bias along some outputs": Case(
         einsum((4, 3), "abc,cde->abde", (None, 2, 3), "e")
