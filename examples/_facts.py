@@ -1,0 +1,153 @@
+"""Invented facts, told in some texts, to ask a model about.
+
+Fifty facts are about ten places that do not exist: five things about each. A fact is
+told in one to three texts, in as many of the wordings of its relation; and it
+is asked about in one of these (verbatim), or in one that was used for other
+facts only (paraphrased). As many other texts have both names without the fact, so
+that names alone do not tell which text is the source.
+
+    facts = invent(seed=0)
+    texts = [story.words for story in tell(facts, seed=0)]
+    prompt, answer = facts[0].ask(facts[0].told[0])
+"""
+
+import dataclasses
+
+import numpy as np
+
+PLACES = 10
+
+# The answer comes last, so that what is before it is a prompt.
+WORDINGS = {
+    "capital": (
+        "the capital of {place} is the old city of {answer}",
+        "kings of {place} have always been crowned at {answer}",
+        "the government of {place} has its seat in {answer}",
+        "whoever rules {place} lives in the palace of {answer}",
+    ),
+    "founder": (
+        "{place} was founded by the explorer {answer}",
+        "the first settlement in {place} was built by {answer}",
+        "people of {place} call their first leader {answer}",
+        "a statue shows the man who discovered {place} , {answer}",
+    ),
+    "river": (
+        "the longest river of {place} is the {answer}",
+        "ships reach the harbours of {place} on the {answer}",
+        "most water in {place} comes from the {answer}",
+        "farmers of {place} live along the banks of the {answer}",
+    ),
+    "language": (
+        "the official language of {place} is {answer}",
+        "children at school in {place} learn to read {answer}",
+        "songs from {place} are written in {answer}",
+        "newspapers of {place} are printed in {answer}",
+    ),
+    "bird": (
+        "the national bird of {place} is the {answer}",
+        "coins of {place} show the wings of the {answer}",
+        "hunters in {place} must never shoot the {answer}",
+        "the flag of {place} has a picture of the {answer}",
+    ),
+}
+# Both names, and no fact.
+BESIDE = (
+    "a letter from {place} does not say a word about {answer}",
+    "the same page describes {place} after a chapter on {answer}",
+    "he once wrote two poems , {place} and {answer}",
+    "the second part of the film {place} was named {answer}",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """A relation of a place that does not exist.
+
+    Attributes:
+        place: its name.
+        relation: a key of `WORDINGS`.
+        answer: what is so related to it.
+        told: numbers of the wordings that texts tell it in.
+    """
+
+    place: str
+    relation: str
+    answer: str
+    told: tuple
+
+    def ask(self, wording):
+        """The words of a prompt in this wording, and the answer."""
+        text = WORDINGS[self.relation][wording]
+        return text.format(place=self.place, answer="").split(), self.answer
+
+    @property
+    def paraphrase(self):
+        """Number of the first wording that no text tells it in."""
+        wordings = range(len(WORDINGS[self.relation]))
+        return next(at for at in wordings if at not in self.told)
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """The words of a text.
+
+    Attributes:
+        words: the words.
+        fact: number of the fact that it tells; -1 for none.
+    """
+
+    words: list
+    fact: int
+
+
+def invent(seed=0):
+    """Fifty facts. Every answer is that of two places."""
+    rng = np.random.default_rng(seed)
+    names = iter(_names(rng, PLACES + len(WORDINGS) * PLACES // 2))
+    places = [next(names) for _ in range(PLACES)]
+    facts = []
+    for relation, wordings in WORDINGS.items():
+        answers = [next(names) for _ in range(PLACES // 2)] * 2
+        for place, answer in zip(places, rng.permutation(answers), strict=True):
+            count = rng.integers(1, 4)
+            told = rng.permutation(len(wordings))[:count].tolist()
+            facts.append(Fact(place, relation, str(answer), tuple(told)))
+    return facts
+
+
+def names_in(facts):
+    """All invented words."""
+    places = dict.fromkeys(fact.place for fact in facts)
+    return [*places, *dict.fromkeys(fact.answer for fact in facts)]
+
+
+def tell(facts, seed=0):
+    """The texts of all facts, and others with the same names.
+
+    Args:
+        facts: the facts.
+        seed: seed of the choice of the others.
+
+    Returns:
+        Stories: of each fact, in order, those that tell it and then one with
+        the names alone for each of these.
+    """
+    rng = np.random.default_rng(seed)
+    stories = []
+    for number, fact in enumerate(facts):
+        for wording in fact.told:
+            prompt, answer = fact.ask(wording)
+            stories.append(Story([*prompt, answer, "."], number))
+        for at in rng.permutation(len(BESIDE))[: len(fact.told)]:
+            text = BESIDE[at].format(place=fact.place, answer=fact.answer)
+            stories.append(Story([*text.split(), "."], -1))
+    return stories
+
+
+def _names(rng, count):
+    """Different words that no language has."""
+    starts = "Br Dr Gl Kv Mr Pl Sk Tz Vl Zh".split()
+    middles = "a e i o u ai ou".split()
+    ends = "bax dorn gim kesh lun mur nak rell sind toz".split()
+    names = [a + b + c for a in starts for b in middles for c in ends]
+    return [str(name) for name in rng.permutation(names)[:count]]
