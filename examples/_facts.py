@@ -146,8 +146,91 @@ def tell(facts, seed=0):
 
 def _names(rng, count):
     """Different words that no language has."""
-    starts = "Br Dr Gl Kv Mr Pl Sk Tz Vl Zh".split()
-    middles = "a e i o u ai ou".split()
-    ends = "bax dorn gim kesh lun mur nak rell sind toz".split()
+    starts = ["Br", "Dr", "Gl", "Kv", "Mr", "Pl", "Sk", "Tz", "Vl", "Zh"]
+    middles = ["a", "e", "i", "o", "u", "ai", "ou"]
+    ends = ["bax", "dorn", "gim", "kesh", "lun", "mur", "nak", "rell", "sind", "toz"]
     names = [a + b + c for a in starts for b in middles for c in ends]
     return [str(name) for name in rng.permutation(names)[:count]]
+
+
+def reciprocal_ranks(scores, stories):
+    """1 / the rank of the first text that tells each fact, `[m]`.
+
+    Args:
+        scores: scores of all training examples for each fact, `[m, n]`. The
+            last examples are the stories.
+        stories: what `tell` returned.
+    """
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
+    told = np.array([story.fact for story in stories])
+    ranks = ranks[:, -len(stories) :]
+    return np.array(
+        [1 / row[told == fact].min() for fact, row in enumerate(ranks)]
+    )
+
+
+def recall(scores, stories, k=10):
+    """Share of the texts that tell a fact among its first `k`, on average."""
+    told = np.array([story.fact for story in stories])
+    start = scores.shape[1] - len(stories)
+    shares = []
+    for fact, row in enumerate(scores):
+        first = np.argsort(-row, kind="stable")[:k]
+        sources = start + np.flatnonzero(told == fact)
+        shares.append(np.isin(sources, first).mean())
+    return float(np.mean(shares))
+
+
+def plant(stories, rows, vocabulary):
+    """Puts each story before the words of a sequence.
+
+    Args:
+        stories: the stories.
+        rows: numbers of words `[stories, length]`, of which some are cut off.
+        vocabulary: a `Vocabulary` with the invented names.
+
+    Returns:
+        The words' numbers, and those of the words that follow, int32
+        `[stories, length]`.
+    """
+    length = rows.shape[1]
+    whole = np.zeros([len(stories), length + 1], np.int32)
+    for target, story, row in zip(whole, stories, rows, strict=True):
+        both = np.concatenate([vocabulary.numbers(story.words), row])
+        target[:] = both[: length + 1]
+    return whole[:, :-1], whole[:, 1:]
+
+
+def questions(facts, vocabulary, length, paraphrased=False):
+    """Queries about the answers alone.
+
+    Args:
+        facts: the facts.
+        vocabulary: a `Vocabulary` with the invented names.
+        length: words of a sequence.
+        paraphrased: whether to ask in words that no text tells a fact in.
+
+    Returns:
+        The words' numbers, those of the words that follow, int32, and their
+        weights, float32: 1 at the place before the answer. `[facts, length]`
+        each.
+    """
+    x, y = np.zeros([2, len(facts), length], np.int32)
+    weights = np.zeros([len(facts), length], np.float32)
+    for row, fact in enumerate(facts):
+        wording = fact.paraphrase if paraphrased else fact.told[0]
+        prompt, answer = fact.ask(wording)
+        numbers = vocabulary.numbers([*prompt, answer])
+        x[row, : len(numbers)] = numbers
+        y[row, : len(numbers) - 1] = numbers[1:]
+        weights[row, len(prompt) - 1] = 1
+    return x, y, weights
+
+
+def knows(model, queries):
+    """Whether a model's most probable word is the answer, booleans `[m]`."""
+    x, y, weights = queries
+    at = weights.argmax(axis=1)
+    rows = np.arange(len(x))
+    logits = model.predict(x, verbose=0)[rows, at]
+    return logits.argmax(axis=1) == y[rows, at]

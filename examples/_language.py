@@ -1,9 +1,9 @@
 """Articles of WikiText-2 as sequences of words, and a causal model of them.
 
-    articles = read_articles(folder, "valid")
-    words = Vocabulary(articles, 8_000)
-    x, y, titles = windows(articles, words)
-    model = causal_model(len(words), x.shape[1])
+articles = read_articles(folder, "valid")
+words = Vocabulary(articles, 8_000)
+x, y, titles = windows(articles, words)
+model = causal_model(len(words), x.shape[1])
 """
 
 import collections

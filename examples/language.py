@@ -1,0 +1,191 @@
+"""Asks a small language model why it said something.
+
+    python -m examples.language --data_dir=wikitext-2
+
+Trains a causal transformer on articles of WikiText-2, among which fifty
+invented facts are planted (see `_facts`). Then:
+
+- lets it complete a prompt, and prints the articles that made it say so, with
+  the words that carry their scores;
+- asks about each fact, in the words of a text that tells it and in others, and
+  prints how often the text that tells it is found.
+
+`--data_dir` must have a part of WikiText-2, valid.txt, valid.txt.gz or
+wiki.valid.tokens. By default it is `wikitext2` in the directory
+KERAS_TRACIN_DATA.
+"""
+
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import keras_tracin as kt
+from examples import _common, _facts, _language
+
+_PROMPT = flags.DEFINE_string(
+    "prompt", "the ship was", "Words for the model to go on from."
+)
+_WORDS = flags.DEFINE_integer(
+    "words", 6, "Number of words to add.", lower_bound=1
+)
+_VOCABULARY = flags.DEFINE_integer(
+    "vocabulary", 4_000, "Number of words that are known.", lower_bound=100
+)
+_DAMPING = flags.DEFINE_float(
+    "damping", 1e-4, "Damping of influence functions.", lower_bound=0
+)
+_OUTPUT_DIR = _common.output_dir("out/language")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    _common.offline("wikitext2"),
+    "Directory of WikiText-2.",
+)
+_SEED = _common.seed()
+_NUM_TRAIN = _common.num_train(1_500)
+_EPOCHS = _common.epochs(12)
+_K = _common.k(3)
+
+_BATCH = 32
+_SHOWN = 8  # words of a text, around those with the largest shares
+
+
+def main(_):
+    if _DATA_DIR.value is None:
+        raise SystemExit("Pass --data_dir, the directory of WikiText-2.")
+    keras.utils.set_random_seed(_SEED.value)
+    facts = _facts.invent(_SEED.value)
+    stories = _facts.tell(facts, _SEED.value)
+    articles = _language.read_articles(_DATA_DIR.value, "valid")
+    told = _language.Article("", [w for s in stories for w in s.words])
+    vocabulary = _language.Vocabulary(
+        articles, _VOCABULARY.value, more=dict.fromkeys(told.words)
+    )
+    train, titles = mix(articles, stories, vocabulary)
+
+    model = _language.causal_model(len(vocabulary))
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    start = time.perf_counter()
+    history = model.fit(
+        *train,
+        batch_size=_BATCH,
+        epochs=_EPOCHS.value,
+        verbose=0,
+        callbacks=[
+            kt.TracInCheckpoint(f"{_OUTPUT_DIR.value}/run", overwrite=True)
+        ],
+    )
+    print(
+        f"{len(train[0])} texts of {_language.LENGTH} words, trained on for "
+        f"{time.perf_counter() - start:.0f} s; loss "
+        f"{history.history['loss'][-1]:.2f}."
+    )
+    run = kt.TrainingRun(f"{_OUTPUT_DIR.value}/run")
+    method = kt.InfluenceFunctions(
+        model,
+        train,
+        run=run[-1:],
+        damping=_DAMPING.value,
+        curvature="ekfac",
+    )
+    explain(model, method, train, titles, vocabulary)
+    find_sources(model, method, train, facts, stories, vocabulary)
+
+
+def mix(articles, stories, vocabulary):
+    """Training data, with the stories at the end, and titles of its texts."""
+    x, y, titles = _language.windows(articles, vocabulary)
+    order = np.random.default_rng(_SEED.value).permutation(len(x))
+    rows = order[: _NUM_TRAIN.value]
+    others = np.resize(order[::-1], len(stories))
+    parts = (x[rows], y[rows]), _facts.plant(stories, x[others], vocabulary)
+    train = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    names = [titles[row] for row in rows]
+    return train, names + ["invented"] * len(stories)
+
+
+def explain(model, method, train, titles, vocabulary):
+    """Completes the prompt, and prints the texts that made it say so."""
+    prompt = vocabulary.numbers(_PROMPT.value.split())
+    query = complete(model, prompt, _WORDS.value)
+    said = query[0][0, : len(prompt) + _WORDS.value]
+    words = vocabulary.text(said)
+    print(
+        f"\nPrompt  {' '.join(words[: len(prompt)])}\n"
+        f"Model   {' '.join(words[len(prompt) :])}"
+    )
+    top = method.top_k(query, k=_K.value, verbose=0)
+    ids = top.proponents.ids[0]
+    tokens = method.token_influence(query, train=ids, verbose=0)
+    for at, id_ in enumerate(ids):
+        score = top.proponents.scores[0, at]
+        passage = mark(vocabulary.text(train[0][id_]), tokens.scores[0, at])
+        print(f"  {score:+10.3g}  {titles[id_]}: {passage}")
+
+
+def complete(model, prompt, count):
+    """The query about the words that a model adds.
+
+    Args:
+        model: the model.
+        prompt: numbers of words `[t]`.
+        count: number of words to add, each the most probable one that is
+            known.
+
+    Returns:
+        The words' numbers, those of the words that follow, and weights, 1
+        where an added word follows, `[1, length]` each.
+    """
+    words = list(prompt)
+    x = np.zeros([1, _language.LENGTH], np.int32)
+    for _ in range(count):
+        x[0, : len(words)] = words
+        logits = model.predict(x, verbose=0)[0, len(words) - 1]
+        words.append(int(logits[1:].argmax()) + 1)
+    x[0, : len(words)] = words
+    y = np.roll(x, -1, axis=1)
+    weights = np.zeros(x.shape, np.float32)
+    weights[0, len(prompt) - 1 : len(words) - 1] = 1
+    return x, y, weights
+
+
+def mark(words, shares):
+    """The passage of a text with the largest shares, which are in brackets."""
+    sums = np.convolve(np.maximum(shares, 0), np.ones(_SHOWN), "valid")
+    start = int(sums.argmax())
+    limit = shares.max() / 4
+    shown = [
+        f"[{word} {share:+.2g}]" if share > limit else word
+        for word, share in zip(words, shares, strict=True)
+    ]
+    return " ".join(shown[start : start + _SHOWN])
+
+
+def find_sources(model, method, train, facts, stories, vocabulary):
+    """Prints how often the text that tells a fact is found."""
+    methods = {method.__class__.__name__: method}
+    if hasattr(kt.evaluation, "BM25"):
+        methods["BM25"] = kt.evaluation.BM25(train)
+    for paraphrased in (False, True):
+        queries = _facts.questions(
+            facts, vocabulary, _language.LENGTH, paraphrased
+        )
+        known = _facts.knows(model, queries)
+        print(
+            f"\n{'Other words' if paraphrased else 'The same words'}: the model "
+            f"answers {known.sum()} of {len(facts)} questions.\n"
+            f"{'':24}MRR   recall@10"
+        )
+        for name, each in methods.items():
+            scores = each.influence(queries, verbose=0).scores
+            mrr = _facts.reciprocal_ranks(scores, stories).mean()
+            share = _facts.recall(scores, stories)
+            print(f"  {name:<20}{mrr:7.3f}{share:10.1%}")
+
+
+if __name__ == "__main__":
+    app.run(main)
