@@ -1,19 +1,22 @@
 """Invented facts, told in some texts, to ask a model about.
 
-Fifty facts are about ten places that do not exist: five things about each. A fact is
-told in one to three texts, in as many of the wordings of its relation; and it
-is asked about in one of these (verbatim), or in one that was used for other
-facts only (paraphrased). As many other texts have both names without the fact, so
-that names alone do not tell which text is the source.
+Fifty facts are about ten places that do not exist: five things about each. A
+fact is told in one to three texts, in as many of the wordings of its relation;
+and it is asked about in one of these (verbatim), or in one that was used for
+other facts only (paraphrased). As many other texts have both names without the
+fact, so that names alone do not tell which text is the source.
 
     facts = invent(seed=0)
-    texts = [story.words for story in tell(facts, seed=0)]
+    stories = tell(facts, seed=0)
+    train, titles = mix(articles, stories, vocabulary, count=1_000)
     prompt, answer = facts[0].ask(facts[0].told[0])
 """
 
 import dataclasses
 
 import numpy as np
+
+from examples import _language
 
 PLACES = 10
 
@@ -115,12 +118,6 @@ def invent(seed=0):
     return facts
 
 
-def names_in(facts):
-    """All invented words."""
-    places = dict.fromkeys(fact.place for fact in facts)
-    return [*places, *dict.fromkeys(fact.answer for fact in facts)]
-
-
 def tell(facts, seed=0):
     """The texts of all facts, and others with the same names.
 
@@ -138,8 +135,9 @@ def tell(facts, seed=0):
         for wording in fact.told:
             prompt, answer = fact.ask(wording)
             stories.append(Story([*prompt, answer, "."], number))
+        names = {"place": fact.place, "answer": fact.answer}
         for at in rng.permutation(len(BESIDE))[: len(fact.told)]:
-            text = BESIDE[at].format(place=fact.place, answer=fact.answer)
+            text = BESIDE[at].format(**names)
             stories.append(Story([*text.split(), "."], -1))
     return stories
 
@@ -148,7 +146,18 @@ def _names(rng, count):
     """Different words that no language has."""
     starts = ["Br", "Dr", "Gl", "Kv", "Mr", "Pl", "Sk", "Tz", "Vl", "Zh"]
     middles = ["a", "e", "i", "o", "u", "ai", "ou"]
-    ends = ["bax", "dorn", "gim", "kesh", "lun", "mur", "nak", "rell", "sind", "toz"]
+    ends = [
+        "bax",
+        "dorn",
+        "gim",
+        "kesh",
+        "lun",
+        "mur",
+        "nak",
+        "rell",
+        "sind",
+        "toz",
+    ]
     names = [a + b + c for a in starts for b in middles for c in ends]
     return [str(name) for name in rng.permutation(names)[:count]]
 
@@ -169,16 +178,51 @@ def reciprocal_ranks(scores, stories):
     )
 
 
-def recall(scores, stories, k=10):
-    """Share of the texts that tell a fact among its first `k`, on average."""
+def recalls(scores, stories, k=10):
+    """Share of the texts that tell a fact among its first `k`, `[m]`.
+
+    Args:
+        scores: as in `reciprocal_ranks`.
+        stories: what `tell` returned.
+        k: number of training examples that are looked at.
+    """
     told = np.array([story.fact for story in stories])
     start = scores.shape[1] - len(stories)
-    shares = []
+    shares = np.zeros(len(scores))
     for fact, row in enumerate(scores):
         first = np.argsort(-row, kind="stable")[:k]
         sources = start + np.flatnonzero(told == fact)
-        shares.append(np.isin(sources, first).mean())
-    return float(np.mean(shares))
+        shares[fact] = np.isin(sources, first).mean()
+    return shares
+
+
+def mix(articles, stories, vocabulary, count, seed=0):
+    """Sequences of articles, and after them the stories.
+
+    Args:
+        articles: the articles.
+        stories: the stories.
+        vocabulary: a `Vocabulary` with the invented names.
+        count: most sequences of articles.
+        seed: seed of their choice.
+
+    Returns:
+        Training data `(x, y)`, and the title of each sequence.
+    """
+    x, y, titles = _language.windows(articles, vocabulary)
+    order = np.random.default_rng(seed).permutation(len(x))
+    rows = order[:count]
+    others = np.resize(order[::-1], len(stories))
+    parts = (x[rows], y[rows]), plant(stories, x[others], vocabulary)
+    train = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    names = [titles[row] for row in rows]
+    return train, names + ["invented"] * len(stories)
+
+
+def vocabulary_of(articles, stories, size):
+    """A `Vocabulary` of articles that has all words of the stories."""
+    told = dict.fromkeys(word for s in stories for word in s.words)
+    return _language.Vocabulary(articles, size, told)
 
 
 def plant(stories, rows, vocabulary):

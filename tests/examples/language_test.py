@@ -65,8 +65,7 @@ def test_every_fact_has_as_many_texts_with_its_names_alone():
 def test_questions_weigh_the_place_before_the_answer_alone():
     facts = _facts.invent()
     stories = _facts.tell(facts)
-    told = _language.Article("", [w for s in stories for w in s.words])
-    words = _language.Vocabulary([told], 500, more=_facts.names_in(facts))
+    words = _facts.vocabulary_of([], stories, 500)
     for paraphrased in (False, True):
         x, y, weights = _facts.questions(facts, words, 20, paraphrased)
         rows, places = np.nonzero(weights)
@@ -83,8 +82,8 @@ def test_ranks_are_those_of_the_first_source():
     scores = np.array([[5, 1, 4, 9, 0], [5, 1, 4, 9, 8]], "float32")
     ranks = _facts.reciprocal_ranks(scores, stories)
     np.testing.assert_allclose(ranks, [1 / 3, 1 / 2])
-    assert _facts.recall(scores, stories, k=3) == 0.75
-    assert _facts.recall(scores, stories, k=1) == 0
+    assert _facts.recalls(scores, stories, k=3).tolist() == [0.5, 1]
+    assert not _facts.recalls(scores, stories, k=1).any()
 
 
 def test_windows_go_on_from_article_to_article():
