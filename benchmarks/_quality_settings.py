@@ -62,6 +62,7 @@ class Setting:
         start: those weights; None for random ones.
         keep_outcomes: whether to write the outcomes for the repository.
         sequences: whether each word of a sequence is predicted.
+        draws: `draws` of EK-FAC.
     """
 
     load: Callable[[str], tuple[Arrays, Arrays]]
@@ -79,6 +80,7 @@ class Setting:
     start: pathlib.Path | None = None
     keep_outcomes: bool = False
     sequences: bool = False
+    draws: int | str = "auto"
 
     def prepared(self, data_dir: str, folder: pathlib.Path) -> "Setting":
         """The setting with the weights to start from, which are kept."""
@@ -317,5 +319,6 @@ SETTINGS = {
         learn_elsewhere=_language_model.learn_elsewhere,
         keep_outcomes=True,
         sequences=True,
+        draws=1,  # of each of 64 places
     ),
 }

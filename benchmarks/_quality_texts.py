@@ -49,11 +49,12 @@ def methods(damping: Callable[[str, str], float]) -> dict[str, Method]:
     """
 
     def ekfac(checkpoints: str, choose: Callable) -> Method:
-        return influence(
-            lambda: damping("ekfac", checkpoints),
-            curvature="ekfac",
-            choose=choose,
-        )
+        def scores(problem: Problem, seed: int) -> Scores:
+            chosen = damping("ekfac", checkpoints)
+            solver = kt.EKFAC(problem.setting.draws)
+            return influence(chosen, solver, "ekfac", choose)(problem, seed)
+
+        return scores
 
     by_name: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),

@@ -131,10 +131,14 @@ class Bench:
             kind: the curvature.
             checkpoints: a name of `CHECKPOINTS`.
         """
-        solver = None if kind == "ekfac" else self.setting.solvers[0]
+        solver = (
+            kt.EKFAC(self.setting.draws)
+            if kind == "ekfac"
+            else self.setting.solvers[0]
+        )
         choose, group = _methods.CHECKPOINTS[checkpoints], kind
         if checkpoints != "last":
-            solver = solver and FEW_STEPS
+            solver = solver if kind == "ekfac" else FEW_STEPS
             group = f"{checkpoints}-{kind}"
         dampings = self.setting.dampings
         if kind == "ekfac":  # best where other solvers no longer converge
