@@ -66,16 +66,23 @@ def read_articles(folder, part):
     """The articles of a part of WikiText-2, "valid" or "test".
 
     Args:
-        folder: directory of the parts, as `.txt.gz` or `.txt`.
+        folder: directory of the parts, such as `wiki.valid.tokens`,
+            `valid.txt` or `valid.txt.gz`.
         part: which part.
+
+    Raises:
+        FileNotFoundError: if there is none of these.
     """
-    path = pathlib.Path(folder, f"{part}.txt.gz")
-    zipped = path.exists()
-    source = path if zipped else path.with_suffix("")
+    names = f"{part}.txt.gz", f"{part}.txt", f"wiki.{part}.tokens"
+    paths = [pathlib.Path(folder, name) for name in names]
+    source = next((path for path in paths if path.exists()), None)
+    if source is None:
+        raise FileNotFoundError(
+            f"{folder} should have one of {', '.join(names)}."
+        )
+    open_file = gzip.open if source.suffix == ".gz" else open
     articles = []
-    with (gzip.open if zipped else open)(
-        os.fspath(source), "rt", encoding="utf-8"
-    ) as file:
+    with open_file(os.fspath(source), "rt", encoding="utf-8") as file:
         for line in file:
             title = re.fullmatch(r" = ([^=].*[^=]) = \n", line)
             if title:
