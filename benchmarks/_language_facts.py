@@ -17,8 +17,8 @@ from examples import _facts, _language
 
 QUESTIONS = ("the same words", "other words")
 
-_VOCABULARY, _NUM_TRAIN = 2_000, 500
-_EPOCHS, _BATCH, _RATE = 40, 8, 2e-3
+_VOCABULARY, _NUM_TRAIN, _WIDTH = 2_000, 300, 96
+_EPOCHS, _BATCH, _RATE = 50, 8, 3e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +66,16 @@ def problem(data_dir: str, folder: pathlib.Path, seed: int) -> Problem:
     vocabulary = _facts.vocabulary_of(articles, stories, _VOCABULARY)
     train, _ = _facts.mix(articles, stories, vocabulary, _NUM_TRAIN, seed)
     keras.utils.set_random_seed(seed)
-    model = _language.causal_model(len(vocabulary))
+    model = _language.causal_model(
+        len(vocabulary), _facts.LENGTH, _WIDTH, heads=4
+    )
     model.compile(
         keras.optimizers.Adam(_RATE),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     trained = fit_once(model, train, folder / "run", _EPOCHS, _BATCH)
     queries = {
-        kind: _facts.questions(
-            facts, vocabulary, _language.LENGTH, kind == QUESTIONS[1]
-        )
+        kind: _facts.questions(facts, vocabulary, kind == QUESTIONS[1])
         for kind in QUESTIONS
     }
     return Problem(model, trained.run, train, facts, stories, queries)

@@ -18,7 +18,7 @@ import numpy as np
 
 from examples import _language
 
-PLACES = 10
+LENGTH = 32  # words of a sequence, of which a story has about a third
 
 # The answer comes last, so that what is before it is a prompt.
 WORDINGS = {
@@ -103,14 +103,20 @@ class Story:
     fact: int
 
 
-def invent(seed=0):
-    """Fifty facts. Every answer is that of two places."""
+def invent(seed=0, num_places=10):
+    """Facts: five about each place. Every answer is that of two places.
+
+    Args:
+        seed: seed of everything that is random.
+        num_places: number of places, which is even.
+    """
     rng = np.random.default_rng(seed)
-    names = iter(_names(rng, PLACES + len(WORDINGS) * PLACES // 2))
-    places = [next(names) for _ in range(PLACES)]
+    pairs = num_places // 2
+    names = iter(_names(rng, num_places + len(WORDINGS) * pairs))
+    places = [next(names) for _ in range(num_places)]
     facts = []
     for relation, wordings in WORDINGS.items():
-        answers = [next(names) for _ in range(PLACES // 2)] * 2
+        answers = [next(names) for _ in range(pairs)] * 2
         for place, answer in zip(places, rng.permutation(answers), strict=True):
             count = rng.integers(1, 4)
             told = rng.permutation(len(wordings))[:count].tolist()
@@ -196,7 +202,7 @@ def recalls(scores, stories, k=10):
     return shares
 
 
-def mix(articles, stories, vocabulary, count, seed=0):
+def mix(articles, stories, vocabulary, count, seed=0, length=LENGTH):
     """Sequences of articles, and after them the stories.
 
     Args:
@@ -205,11 +211,12 @@ def mix(articles, stories, vocabulary, count, seed=0):
         vocabulary: a `Vocabulary` with the invented names.
         count: most sequences of articles.
         seed: seed of their choice.
+        length: words of a sequence.
 
     Returns:
         Training data `(x, y)`, and the title of each sequence.
     """
-    x, y, titles = _language.windows(articles, vocabulary)
+    x, y, titles = _language.windows(articles, vocabulary, length)
     order = np.random.default_rng(seed).permutation(len(x))
     rows = order[:count]
     others = np.resize(order[::-1], len(stories))
@@ -245,14 +252,14 @@ def plant(stories, rows, vocabulary):
     return whole[:, :-1], whole[:, 1:]
 
 
-def questions(facts, vocabulary, length, paraphrased=False):
+def questions(facts, vocabulary, paraphrased=False, length=LENGTH):
     """Queries about the answers alone.
 
     Args:
         facts: the facts.
         vocabulary: a `Vocabulary` with the invented names.
-        length: words of a sequence.
         paraphrased: whether to ask in words that no text tells a fact in.
+        length: words of a sequence.
 
     Returns:
         The words' numbers, those of the words that follow, int32, and their

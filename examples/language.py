@@ -31,10 +31,16 @@ _WORDS = flags.DEFINE_integer(
     "words", 6, "Number of words to add.", lower_bound=1
 )
 _VOCABULARY = flags.DEFINE_integer(
-    "vocabulary", 4_000, "Number of words that are known.", lower_bound=100
+    "vocabulary", 2_000, "Number of words that are known.", lower_bound=100
+)
+_BLOCKS = flags.DEFINE_integer(
+    "blocks", 2, "Number of the transformer's blocks.", lower_bound=1
+)
+_PLACES = flags.DEFINE_integer(
+    "places", 10, "Number of places with five facts each.", lower_bound=2
 )
 _DAMPING = flags.DEFINE_float(
-    "damping", 1e-4, "Damping of influence functions.", lower_bound=0
+    "damping", 1e-5, "Damping of influence functions.", lower_bound=0
 )
 _OUTPUT_DIR = _common.output_dir("out/language")
 _DATA_DIR = flags.DEFINE_string(
@@ -43,11 +49,12 @@ _DATA_DIR = flags.DEFINE_string(
     "Directory of WikiText-2.",
 )
 _SEED = _common.seed()
-_NUM_TRAIN = _common.num_train(1_500)
-_EPOCHS = _common.epochs(12)
+_NUM_TRAIN = _common.num_train(300)
+_EPOCHS = _common.epochs(20)
 _K = _common.k(3)
 
-_BATCH = 32
+_BATCH = 8
+_WIDTH = 96
 _SHOWN = 8  # words of a text, around those with the largest shares
 
 
@@ -55,7 +62,7 @@ def main(_):
     if _DATA_DIR.value is None:
         raise SystemExit("Pass --data_dir, the directory of WikiText-2.")
     keras.utils.set_random_seed(_SEED.value)
-    facts = _facts.invent(_SEED.value)
+    facts = _facts.invent(_SEED.value, _PLACES.value // 2 * 2)
     stories = _facts.tell(facts, _SEED.value)
     articles = _language.read_articles(_DATA_DIR.value, "valid")
     vocabulary = _facts.vocabulary_of(articles, stories, _VOCABULARY.value)
@@ -63,7 +70,9 @@ def main(_):
         articles, stories, vocabulary, _NUM_TRAIN.value, _SEED.value
     )
 
-    model = _language.causal_model(len(vocabulary))
+    model = _language.causal_model(
+        len(vocabulary), _facts.LENGTH, _WIDTH, _BLOCKS.value, heads=4
+    )
     model.compile(
         keras.optimizers.Adam(3e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -79,7 +88,7 @@ def main(_):
         ],
     )
     print(
-        f"{len(train[0])} texts of {_language.LENGTH} words, trained on for "
+        f"{len(train[0])} texts of {_facts.LENGTH} words, trained on for "
         f"{time.perf_counter() - start:.0f} s; loss "
         f"{history.history['loss'][-1]:.2f}."
     )
@@ -89,7 +98,7 @@ def main(_):
         train,
         run=run[-1:],
         damping=_DAMPING.value,
-        solver=kt.EKFAC(draws=1),  # of each of the 64 places of a text
+        solver=kt.EKFAC(draws=1),  # of each word of a text
     )
     explain(model, method, train, titles, vocabulary)
     find_sources(model, method, train, facts, stories, vocabulary)
@@ -128,7 +137,7 @@ def complete(model, prompt, count):
         where an added word follows, `[1, length]` each.
     """
     words = list(prompt)
-    x = np.zeros([1, _language.LENGTH], np.int32)
+    x = np.zeros([1, _facts.LENGTH], np.int32)
     for _ in range(count):
         x[0, : len(words)] = words
         logits = model.predict(x, verbose=0)[0, len(words) - 1]
@@ -158,9 +167,7 @@ def find_sources(model, method, train, facts, stories, vocabulary):
     if hasattr(kt.evaluation, "BM25"):
         methods["BM25"] = kt.evaluation.BM25(train)
     for paraphrased in (False, True):
-        queries = _facts.questions(
-            facts, vocabulary, _language.LENGTH, paraphrased
-        )
+        queries = _facts.questions(facts, vocabulary, paraphrased)
         known = _facts.knows(model, queries)
         print(
             f"\n{'Other' if paraphrased else 'The same'} words: the model "

@@ -15,14 +15,16 @@ def test_language_explains_a_completion_and_looks_for_facts(tmp_path, capsys):
         tmp_path,
         capsys,
         f"--data_dir={DATA / 'wikitext2'}",
-        "--num_train=100",
-        "--vocabulary=500",
+        "--num_train=40",
+        "--vocabulary=300",
+        "--blocks=1",
+        "--places=2",
         "--epochs=2",
         "--prompt=in the",
         "--words=2",
         "--k=4",
     )
-    assert "320 texts of 64 words" in printed
+    assert "82 texts of 32 words" in printed
     assert re.search(r"^Prompt  in the$", printed, re.M)
     said = re.search(r"^Model   (\S+) (\S+)$", printed, re.M)
     assert said
@@ -30,7 +32,7 @@ def test_language_explains_a_completion_and_looks_for_facts(tmp_path, capsys):
     proponents = re.findall(r"^ +\+([\d.e+-]+)  .+: (.+)$", printed, re.M)
     assert len(proponents) == 4
     assert all(re.search(r"\[\S+ \+[\d.e-]+\]", text) for _, text in proponents)
-    assert len(re.findall("answers [0-9]+ of 50 questions", printed)) == 2
+    assert len(re.findall("answers [0-9]+ of 10 questions", printed)) == 2
     figures = re.findall(r"^  Infl\w+ +([\d.]+) +([\d.]+)%$", printed, re.M)
     assert all(0 < float(mrr) <= 1 for mrr, _ in figures)
     assert len(figures) == 2
@@ -67,7 +69,7 @@ def test_questions_weigh_the_place_before_the_answer_alone():
     stories = _facts.tell(facts)
     words = _facts.vocabulary_of([], stories, 500)
     for paraphrased in (False, True):
-        x, y, weights = _facts.questions(facts, words, 20, paraphrased)
+        x, y, weights = _facts.questions(facts, words, paraphrased)
         rows, places = np.nonzero(weights)
         assert rows.tolist() == list(range(50))
         answers = words.text(y[rows, places])
