@@ -32,13 +32,16 @@ def save(path: pathlib.Path, outcomes: Retrained, setting: str) -> None:
     save_arrays(path, arrays)
 
 
-def load(path: pathlib.Path, setting: str, num_train: int) -> Retrained | None:
-    """Reads outcomes; None if there are none.
+def load(
+    path: pathlib.Path, setting: str, num_train: int, num_subsets: int
+) -> Retrained | None:
+    """Reads outcomes; None if there are none, or of fewer subsets.
 
     Args:
         path: the file.
         setting: what they depend on.
         num_train: number of training examples.
+        num_subsets: number of subsets, of which there may be more.
 
     Raises:
         ValueError: if the outcomes are of another setting.
@@ -52,8 +55,11 @@ def load(path: pathlib.Path, setting: str, num_train: int) -> Retrained | None:
             f"{path} has outcomes of {received}. Expected: {setting}. Choose "
             "another --outcomes_dir."
         )
-    masks = np.unpackbits(arrays["masks"], axis=1, count=num_train)
-    each = arrays["each"].astype(np.float64)
+    if len(arrays["masks"]) < num_subsets:
+        return None
+    packed = arrays["masks"][:num_subsets]
+    masks = np.unpackbits(packed, axis=1, count=num_train)
+    each = arrays["each"][:num_subsets].astype(np.float64)
     return Retrained(
         masks.astype(bool),
         each,

@@ -91,7 +91,9 @@ class Bench:
         config = self.setting.describe()
         described = _outcomes.describe(config, self._train, self._everyone)
         path = pathlib.Path(_OUTCOMES_DIR.value, f"{self.folder.name}.npz")
-        outcomes = _outcomes.load(path, described, len(self._train[0]))
+        outcomes = _outcomes.load(
+            path, described, len(self._train[0]), _SUBSETS.value
+        )
         if outcomes is None:
             outcomes = kt.evaluation.retrain_on_subsets(
                 self._trainer,
