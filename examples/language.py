@@ -39,8 +39,8 @@ _BLOCKS = flags.DEFINE_integer(
 _PLACES = flags.DEFINE_integer(
     "places", 10, "Number of places with five facts each.", lower_bound=2
 )
-_DAMPING = flags.DEFINE_float(
-    "damping", 1e-5, "Damping of influence functions.", lower_bound=0
+_CHECKPOINTS = flags.DEFINE_integer(
+    "checkpoints", 5, "Number of checkpoints of TracIn.", lower_bound=1
 )
 _OUTPUT_DIR = _common.output_dir("out/language")
 _DATA_DIR = flags.DEFINE_string(
@@ -50,7 +50,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SEED = _common.seed()
 _NUM_TRAIN = _common.num_train(300)
-_EPOCHS = _common.epochs(20)
+_EPOCHS = _common.epochs(50)
 _K = _common.k(3)
 
 _BATCH = 8
@@ -93,13 +93,9 @@ def main(_):
         f"{history.history['loss'][-1]:.2f}."
     )
     run = kt.TrainingRun(f"{_OUTPUT_DIR.value}/run")
-    method = kt.InfluenceFunctions(
-        model,
-        train,
-        run=run[-1:],
-        damping=_DAMPING.value,
-        solver=kt.EKFAC(draws=1),  # of each word of a text
-    )
+    # Spread over the training: what is known by heart has no gradient.
+    places = np.linspace(-1, len(run) - 1, _CHECKPOINTS.value + 1)[1:]
+    method = kt.TracIn(model, train, run.select(places.round().astype(int)))
     explain(model, method, train, titles, vocabulary)
     find_sources(model, method, train, facts, stories, vocabulary)
 

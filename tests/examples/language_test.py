@@ -23,6 +23,7 @@ def test_language_explains_a_completion_and_looks_for_facts(tmp_path, capsys):
         "--prompt=in the",
         "--words=2",
         "--k=4",
+        "--checkpoints=1",
     )
     assert "82 texts of 32 words" in printed
     assert re.search(r"^Prompt  in the$", printed, re.M)
@@ -33,7 +34,7 @@ def test_language_explains_a_completion_and_looks_for_facts(tmp_path, capsys):
     assert len(proponents) == 4
     assert all(re.search(r"\[\S+ \+[\d.e-]+\]", text) for _, text in proponents)
     assert len(re.findall("answers [0-9]+ of 10 questions", printed)) == 2
-    figures = re.findall(r"^  Infl\w+ +([\d.]+) +([\d.]+)%$", printed, re.M)
+    figures = re.findall(r"^  TracIn +([\d.]+) +([\d.]+)%$", printed, re.M)
     assert all(0 < float(mrr) <= 1 for mrr, _ in figures)
     assert len(figures) == 2
 
