@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 import keras_tracin as kt
-from benchmarks import _models
+from benchmarks import _language_model, _models
 from keras_tracin.curvature.solvers import Solver
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -56,6 +56,13 @@ class Setting:
         brittle: number of proponents to leave out for each of 30 queries; 0
             for none.
         batch_size: batch size of training.
+        save_freq: `save_freq` of the recorded training.
+        learn_elsewhere: `(data_dir, path)`: writes weights that trainings
+            start from, unless they are there.
+        start: those weights; None for random ones.
+        keep_outcomes: whether to write the outcomes for the repository.
+        sequences: whether each word of a sequence is predicted.
+        draws: `draws` of EK-FAC.
     """
 
     load: Callable[[str], tuple[Arrays, Arrays]]
@@ -68,11 +75,27 @@ class Setting:
     solvers: tuple[Solver, ...] = _SOLVERS
     brittle: int = 0
     batch_size: int = 64
+    save_freq: int | str = "epoch"
+    learn_elsewhere: Callable[[str, pathlib.Path], None] | None = None
+    start: pathlib.Path | None = None
+    keep_outcomes: bool = False
+    sequences: bool = False
+    draws: int | str = "auto"
+
+    def prepared(self, data_dir: str, folder: pathlib.Path) -> "Setting":
+        """The setting with the weights to start from, which are kept."""
+        if self.learn_elsewhere is None:
+            return self
+        path = folder / "start.npz"
+        self.learn_elsewhere(data_dir, path)
+        return dataclasses.replace(self, start=path)
 
     def compiled(self, seed: int) -> keras.Model:
         """The network before training."""
         keras.utils.set_random_seed(seed)
         model = self.build()
+        if self.start is not None:
+            model.set_weights(_language_model.weights_at(self.start))
         model.compile(self.optimizer(), self.loss)
         return model
 
@@ -87,6 +110,7 @@ class Setting:
             "optimizer": [optimizer["name"], optimizer["learning_rate"]],
             "epochs": self.epochs,
             "batch_size": self.batch_size,
+            **({"start": "DBpedia"} if self.learn_elsewhere else {}),
         }
 
 
@@ -226,6 +250,10 @@ def _regression() -> keras.Model:
     )
 
 
+def _wikitext2(data_dir: str) -> tuple[Arrays, Arrays]:
+    return _language_model.load_wikitext2(data_dir, QUERIES + TUNING)
+
+
 def _momentum() -> keras.Optimizer:
     return keras.optimizers.SGD(0.01, momentum=0.9)
 
@@ -277,5 +305,20 @@ SETTINGS = {
         epochs=30,
         dampings=(0.001, 0.01, 0.1, 1.0),
         batch_size=32,
+    ),
+    "wikitext2": Setting(
+        _wikitext2,
+        _language_model.build,
+        lambda: keras.optimizers.Adam(1e-3),
+        _CLASSES,
+        epochs=2,
+        dampings=_SMALL,
+        solvers=(),
+        batch_size=16,
+        save_freq=25,
+        learn_elsewhere=_language_model.learn_elsewhere,
+        keep_outcomes=True,
+        sequences=True,
+        draws=1,  # of each of 64 places
     ),
 }

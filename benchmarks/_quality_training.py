@@ -75,7 +75,7 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model, and its run with a checkpoint of each epoch."""
+    """A model, and its run, with a checkpoint of each epoch or more."""
 
     model: keras.Model
     run: kt.TrainingRun
@@ -89,6 +89,7 @@ def recorded(setting: Setting, train, seed: int, folder: pathlib.Path):
         folder / f"run-{seed}",
         setting.epochs,
         setting.batch_size,
+        save_freq=setting.save_freq,
     )
 
 
@@ -99,11 +100,14 @@ def fit_once(
     epochs: int,
     batch_size: int,
     validation_data=None,
+    save_freq: int | str = "epoch",
 ) -> Trained:
     """Trains a compiled model, or loads the training from disk."""
     done = directory / "done"
     if not done.is_file():
-        callback = kt.TracInCheckpoint(directory, overwrite=True)
+        callback = kt.TracInCheckpoint(
+            directory, save_freq=save_freq, overwrite=True
+        )
         model.fit(
             *train,
             epochs=epochs,

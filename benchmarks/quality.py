@@ -31,6 +31,8 @@ from absl import app, flags
 
 import keras_tracin as kt
 from benchmarks import _quality_methods as _methods
+from benchmarks import _quality_outcomes as _outcomes
+from benchmarks import _quality_texts as _texts
 from benchmarks._quality_settings import FEW_STEPS, QUERIES, SETTINGS, Setting
 from benchmarks._quality_training import Trainer
 from keras_tracin.storage.files import written_whole
@@ -50,6 +52,11 @@ _DATA_DIR = flags.DEFINE_string(
 _SUBSETS = flags.DEFINE_integer(
     "subsets", 50, "Number of random halves.", lower_bound=2
 )
+_OUTCOMES_DIR = flags.DEFINE_string(
+    "outcomes_dir",
+    str(pathlib.Path(__file__).with_name("quality_results")),
+    "Directory of outcomes of retraining that are kept for others.",
+)
 _PEER = flags.DEFINE_enum(
     "peer", "none", ["none", "captum", "dattri"], "Library to compare with."
 )
@@ -62,8 +69,10 @@ class Bench:
     """One setting, and its files."""
 
     def __init__(self, name: str):
-        self.setting: Setting = SETTINGS[name]
         self.folder = pathlib.Path(_CACHE_DIR.value, name)
+        self.setting: Setting = SETTINGS[name].prepared(
+            _DATA_DIR.value, self.folder
+        )
         self._train, self._everyone = self.setting.load(_DATA_DIR.value)
         self.problem = self._problem(slice(None, QUERIES))
         self._tuning = self._problem(slice(QUERIES, None))
@@ -79,17 +88,26 @@ class Bench:
 
     def retrain(self) -> None:
         """Trains on the subsets, unless results are on disk."""
-        outcomes = kt.evaluation.retrain_on_subsets(
-            self._trainer,
-            self._train,
-            self._everyone,
-            self.folder / "retrained",
-            num_subsets=_SUBSETS.value,
-            # None is the seed of a training that scores are made from.
-            seeds=range(1000, 1000 + self.setting.seeds),
-            config=self.setting.describe(),
-            verbose=0,
+        config = self.setting.describe()
+        described = _outcomes.describe(config, self._train, self._everyone)
+        path = pathlib.Path(_OUTCOMES_DIR.value, f"{self.folder.name}.npz")
+        outcomes = _outcomes.load(
+            path, described, len(self._train[0]), _SUBSETS.value
         )
+        if outcomes is None:
+            outcomes = kt.evaluation.retrain_on_subsets(
+                self._trainer,
+                self._train,
+                self._everyone,
+                self.folder / "retrained",
+                num_subsets=_SUBSETS.value,
+                # None is the seed of a training that scores are made from.
+                seeds=range(1000, 1000 + self.setting.seeds),
+                config=config,
+                verbose=0,
+            )
+            if self.setting.keep_outcomes:
+                _outcomes.save(path, outcomes, described)
         self._outcomes = outcomes
         reported = self._chosen(slice(None, QUERIES))
         print(
@@ -115,10 +133,14 @@ class Bench:
             kind: the curvature.
             checkpoints: a name of `CHECKPOINTS`.
         """
-        solver = None if kind == "ekfac" else self.setting.solvers[0]
+        solver = (
+            kt.EKFAC(self.setting.draws)
+            if kind == "ekfac"
+            else self.setting.solvers[0]
+        )
         choose, group = _methods.CHECKPOINTS[checkpoints], kind
         if checkpoints != "last":
-            solver = solver and FEW_STEPS
+            solver = solver if kind == "ekfac" else FEW_STEPS
             group = f"{checkpoints}-{kind}"
         dampings = self.setting.dampings
         if kind == "ekfac":  # best where other solvers no longer converge
@@ -276,7 +298,12 @@ def _compare(bench: Bench) -> None:
 
 def _measure_ours(bench: Bench) -> None:
     """Measures all methods, or the selected ones."""
-    for name, method in _methods.methods(bench.setting, bench.damping).items():
+    known = (
+        _texts.methods(bench.damping)
+        if bench.setting.sequences
+        else _methods.methods(bench.setting, bench.damping)
+    )
+    for name, method in known.items():
         if _METHODS.value in name:
             bench.measure(name, method)
 

@@ -1,0 +1,148 @@
+"""A model that was told facts, and methods that look for the sources."""
+
+import dataclasses
+import functools
+import inspect
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_tracin as kt
+from benchmarks._quality_methods import five, last, ten
+from benchmarks._quality_training import fit_once
+from examples import _facts, _language
+
+QUESTIONS = ("the same words", "other words")
+
+_VOCABULARY, _NUM_TRAIN, _WIDTH = 2_000, 300, 96
+_EPOCHS, _BATCH, _RATE = 50, 8, 3e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A trained model, its data and the questions.
+
+    Attributes:
+        model: the model, as trained.
+        run: its run.
+        train: training data, with the stories at the end.
+        facts: the facts.
+        stories: texts that tell them, and others with the same names.
+        queries: of each kind of question.
+    """
+
+    model: keras.Model
+    run: kt.TrainingRun
+    train: tuple
+    facts: list
+    stories: list
+    queries: dict[str, tuple]
+
+    def known(self, kind: str) -> np.ndarray:
+        """Whether the model gives each answer."""
+        return _facts.knows(self.model, self.queries[kind])
+
+    def reciprocal_ranks(self, scores: kt.Attribution) -> np.ndarray:
+        """1 / the rank of each fact's first source."""
+        return _facts.reciprocal_ranks(scores.scores, self.stories)
+
+    def recalls(self, scores: kt.Attribution) -> np.ndarray:
+        """The share of each fact's sources among the first ten."""
+        return _facts.recalls(scores.scores, self.stories)
+
+
+Method = Callable[[Problem, Any], kt.Attribution]
+
+
+def problem(data_dir: str, folder: pathlib.Path, seed: int) -> Problem:
+    """Trains the model, or loads its training from disk."""
+    facts = _facts.invent(seed)
+    stories = _facts.tell(facts, seed)
+    source = pathlib.Path(data_dir, "wikitext2")
+    articles = _language.read_articles(source, "valid")
+    vocabulary = _facts.vocabulary_of(articles, stories, _VOCABULARY)
+    train, _ = _facts.mix(articles, stories, vocabulary, _NUM_TRAIN, seed)
+    keras.utils.set_random_seed(seed)
+    model = _language.causal_model(
+        len(vocabulary), _facts.LENGTH, _WIDTH, heads=4
+    )
+    model.compile(
+        keras.optimizers.Adam(_RATE),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    trained = fit_once(model, train, folder / "run", _EPOCHS, _BATCH)
+    queries = {
+        kind: _facts.questions(facts, vocabulary, kind == QUESTIONS[1])
+        for kind in QUESTIONS
+    }
+    return Problem(model, trained.run, train, facts, stories, queries)
+
+
+def methods() -> dict[str, Method]:
+    """The methods, in the order of the table's rows."""
+    by_name: dict[str, Method] = {
+        "TracIn, 1 checkpoint": _tracin(last),
+        "TracIn, 5": _tracin(five),
+        "TracIn, 10": _tracin(ten),
+        "TracIn, 10, optimizer-aware": _tracin(ten, optimizer_aware=True),
+    }
+    if "normalize" in inspect.signature(kt.TracIn).parameters:
+        by_name |= {
+            "gradient cosine": _tracin(last, normalize="both"),
+            "gradient cosine, 10": _tracin(ten, normalize="both"),
+            "gradient cosine, 10, optimizer-aware": _tracin(
+                ten, normalize="both", optimizer_aware=True
+            ),
+        }
+    by_name |= {
+        f"influence, EK-FAC, λ = {damping:g}": functools.partial(
+            _influence, damping
+        )
+        for damping in (1e-3, 1e-5, 1e-7)
+    }
+    if hasattr(kt.evaluation, "BM25"):
+        by_name |= {
+            "BM25": _words("BM25", words="all"),
+            "BM25, the answer alone": _words("BM25"),
+            "TF-IDF": _words("TFIDF", words="all"),
+            "embedding similarity": _embeddings,
+        }
+    return by_name
+
+
+def _tracin(choose: Callable, **options) -> Method:
+    def scores(problem: Problem, queries: Any) -> kt.Attribution:
+        run = choose(problem.run)
+        method = kt.TracIn(problem.model, problem.train, run, **options)
+        return method.influence(queries, verbose=0)
+
+    return scores
+
+
+def _influence(
+    damping: float, problem: Problem, queries: Any
+) -> kt.Attribution:
+    method = kt.InfluenceFunctions(
+        problem.model,
+        problem.train,
+        run=problem.run[-1:],
+        damping=damping,
+        solver=kt.EKFAC(draws=1),  # of each place of a sequence
+    )
+    return method.influence(queries, verbose=0)
+
+
+def _words(name: str, **options) -> Method:
+    def scores(problem: Problem, queries: Any) -> kt.Attribution:
+        method = getattr(kt.evaluation, name)(problem.train, **options)
+        return method.influence(queries, verbose=0)
+
+    return scores
+
+
+def _embeddings(problem: Problem, queries: Any) -> kt.Attribution:
+    method = kt.evaluation.EmbeddingSimilarity(problem.model, problem.train)
+    return method.influence(queries, verbose=0)
