@@ -49,6 +49,7 @@ _BATCH = 256
 # layer; and of inputs with many positions, fewer.
 _WIDTHS = 1.5
 _POSITIONS, _FEWEST_EXAMPLES = 64, 512
+_MOST_POSITIONS = 8  # of a sequence, each of which serves as an example
 _DRAW = tf.TensorSpec([4], tf.int32)
 
 
@@ -65,7 +66,13 @@ class LayerBlocks:
     def __init__(self, curvature: MeanLossCurvature, layers: Any):
         self._curvature = curvature
         self._layers = layers
-        self._outputs: list[int] = []  # their widths, once traced
+        # Their widths and numbers of positions, once traced.
+        self._outputs: list[tuple[int, int]] = []
+
+    @property
+    def _widths(self) -> list[int]:
+        """The number of entries of each output, at a position."""
+        return [width for width, _ in self._outputs]
 
     @property
     def dtype(self) -> tf.DType:
@@ -86,7 +93,7 @@ class LayerBlocks:
                 output, or one with more than 16 entries.
         """
         self._captured.get_concrete_function()
-        widths = self._outputs
+        widths = self._widths
         exact = len(widths) == 1 and widths[0] <= _MOST_DRAWS
         if number == "exact" and not exact:
             raise ValueError(
@@ -149,6 +156,8 @@ class LayerBlocks:
             return draws, 1
         sides = [side for block in self.blocks for side in block.sides]
         enough = max(_ENOUGH, _WIDTHS * max(sides, default=0))
+        positions = max(positions for _, positions in self._outputs)
+        enough /= min(positions, _MOST_POSITIONS)
         number = min(draws.number, math.ceil(enough / count))
         every = max(1, int(number * count / enough))
         return dataclasses.replace(draws, number=number), every
@@ -199,7 +208,7 @@ class LayerBlocks:
                     "example: that of a softmax cross-entropy, one without "
                     "mixed derivatives, or any other by up to "
                     f"{MOST_OUTPUTS} outputs at each position. Received a "
-                    f"loss of another kind by outputs of {self._outputs} "
+                    f"loss of another kind by outputs of {self._widths} "
                     "entries, or one that mixes positions, outputs or "
                     "examples. Use curvature='gauss_newton' with `Arnoldi()` "
                     "or `CG()`."

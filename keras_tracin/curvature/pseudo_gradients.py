@@ -34,7 +34,7 @@ _TOLERANCE = 1e-3  # of products, relative to the largest entry
 _ROUNDING = 1e-5  # of a sum that is zero, relative to its terms
 
 
-def pseudo_loss(loss, y, y_pred, weight, draw: tf.Tensor, outputs: list[int]):
+def pseudo_loss(loss, y, y_pred, weight, draw: tf.Tensor, outputs: list[tuple]):
     """`v·z` of each example, with `E[v vᵀ] = ∂²ℓ/∂z²` and v taken as given.
 
     It is NaN where the curvature is neither known nor can be written out.
@@ -49,19 +49,26 @@ def pseudo_loss(loss, y, y_pred, weight, draw: tf.Tensor, outputs: list[int]):
             `[K, K]`, a different one in each of K draws, which together have
             the covariance exactly; for models with one output. Any other v is
             the sum of all columns with random signs.
-        outputs: takes the width of each output.
+        outputs: takes the width and the number of positions of each output.
 
     Raises:
         ValueError: if the loss cannot be differentiated by the outputs.
     """
     curvature = _curvature_of(loss, y, y_pred, weight)
-    outputs[:] = [z.shape[-1] if z.shape.rank > 1 else 1 for z in curvature.z]
+    outputs[:] = [_width_and_positions(z) for z in curvature.z]
     total = 0.0
     for at, z in enumerate(curvature.z):
         v = curvature.root_times(at, draw + tf.constant([0, 0, at, 0]))
         product = tf.stop_gradient(v) * z
         total += tf.reduce_sum(tf.reshape(product, [tf.shape(z)[0], -1]), 1)
     return total
+
+
+def _width_and_positions(z: tf.Tensor) -> tuple[int, int]:
+    """Entries of an output at a position, and positions; 1 if not known."""
+    if z.shape.rank == 1:
+        return 1, 1
+    return z.shape[-1], z.shape[1:-1].num_elements() or 1
 
 
 def is_out_of_reach(loss, y, y_pred, weight) -> tf.Tensor:
@@ -150,29 +157,46 @@ class _Curvature:
         return tf.reshape(self._root(at, parts, draw), tf.shape(z))
 
     @functools.cached_property
-    def _trial(self) -> tuple[list[tf.Tensor], ...]:
-        """A random vector, the product with it, and the product with ones."""
-        vector = [
-            tf.random.stateless_normal(tf.shape(z), [0, at], dtype=z.dtype)
-            for at, z in enumerate(self._probes)
-        ]
-        ones = [tf.ones_like(z) for z in self._probes]
-        return vector, self.times(vector), self.times(ones)
+    def _trial(self) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """A random vector, and the product with it.
+
+        One direction at a length of its own at each position: what mixes
+        positions or examples does not look like one that keeps them apart.
+        """
+        vector = []
+        for at, z in enumerate(self._probes):
+            shape = tf.shape(z)
+            lengths = shape if z.shape.rank == 1 else shape[:-1]
+            trial = tf.random.stateless_normal(lengths, [0, at], dtype=z.dtype)
+            if z.shape.rank > 1:
+                direction = tf.random.stateless_normal(
+                    [z.shape[-1]], [1, at], dtype=z.dtype
+                )
+                trial = trial[..., tf.newaxis] * direction
+            vector.append(trial)
+        return vector, self.times(vector)
 
     def _root(self, at: int, parts: list[tf.Tensor], draw) -> tf.Tensor:
-        z, trial, image, sums = parts
+        z, trial, image = parts
         signs = _signs(z, draw)
         is_softmax, by_softmax = _softmax_root(z, trial, image, signs)
-        is_diagonal, by_diagonal = _diagonal_root(trial, image, sums, signs)
-        known = tf.where(is_softmax, by_softmax, by_diagonal)
-        is_known = tf.logical_or(is_softmax, is_diagonal)
 
-        def written_out() -> tf.Tensor:
-            if z.shape[-1] > MOST_OUTPUTS or self._probes[at].shape.rank == 1:
-                return tf.where(is_known, known, _nan(z))
-            return _dense_root(self._matrices(at), trial, image, signs)
+        def otherwise() -> tf.Tensor:
+            ones = [tf.ones_like(probe) for probe in self._probes]
+            sums = tf.reshape(self.times(ones)[at], tf.shape(z))
+            is_diagonal, by_diagonal = _diagonal_root(trial, image, sums, signs)
+            known = tf.where(is_softmax, by_softmax, by_diagonal)
+            is_known = tf.logical_or(is_softmax, is_diagonal)
 
-        return tf.cond(tf.reduce_all(is_known), lambda: known, written_out)
+            def written_out() -> tf.Tensor:
+                narrow = z.shape[-1] <= MOST_OUTPUTS
+                if not narrow or self._probes[at].shape.rank == 1:
+                    return tf.where(is_known, known, _nan(z))
+                return _dense_root(self._matrices(at), trial, image, signs)
+
+            return tf.cond(tf.reduce_all(is_known), lambda: known, written_out)
+
+        return tf.cond(tf.reduce_all(is_softmax), lambda: by_softmax, otherwise)
 
     def _matrices(self, at: int) -> tf.Tensor:
         """`[n, ..., K, K]` by one output, positions apart."""

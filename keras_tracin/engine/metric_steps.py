@@ -325,7 +325,7 @@ def _in_pieces(captured: Captured) -> list[Factors]:
     return [
         piece
         for factors in captured.factors
-        for piece in algebra.split(factors)
+        for piece in algebra.split(factors, terms=True)
     ]
 
 

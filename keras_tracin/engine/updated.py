@@ -169,7 +169,8 @@ class UpdatedVariables:
             if (columns == columns[:, :1]).all():
                 parts, kinds = [group], [members]
             else:
-                parts, kinds = algebra.split(group), [(at,) for at in members]
+                parts = algebra.split(group, terms=True)
+                kinds = [(at,) for at in members]
             names += [name] * len(parts)
             factors += parts
             positions += kinds

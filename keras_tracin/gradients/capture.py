@@ -331,7 +331,9 @@ def _merge_by_variable(
         pieces: Iterable[Part] = [(variables, factors)]
         if not whole:
             singles = [(v,) for v in variables]
-            pieces = zip(singles, algebra.split(factors), strict=True)
+            pieces = zip(
+                singles, algebra.split(factors, terms=True), strict=True
+            )
         for piece, value in pieces:
             key = tuple(id(v) for v in piece)
             if call.covered >= set(key):

@@ -227,6 +227,9 @@ def test_split_gives_each_variable_its_own_factors(factors, count):
     assert len(parts) == count
     together = np.concatenate([rows(part) for part in parts], axis=1)
     np.testing.assert_allclose(together, rows(factors))
+    # With the terms of sums they are the same.
+    terms = [rows(part) for part in split(factors, terms=True)]
+    np.testing.assert_allclose(np.concatenate(terms, axis=1), together)
 
 
 @pytest.mark.parametrize(

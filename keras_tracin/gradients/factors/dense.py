@@ -76,5 +76,5 @@ def _(factors: DenseGradients, direction: Direction) -> tf.Tensor:
 
 
 @split.register
-def _(factors: DenseGradients) -> list[Factors]:
+def _(factors: DenseGradients, terms: bool = False) -> list[Factors]:
     return [DenseGradients((part,)) for part in factors.parts]

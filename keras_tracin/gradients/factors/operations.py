@@ -143,6 +143,12 @@ def weighted_norm(factors: Factors, weights: Direction) -> tf.Tensor:
 
 
 @functools.singledispatch
-def split(factors: Factors) -> list[Factors]:
-    """Splits factors into separate factors for each variable."""
+def split(factors: Factors, terms: bool = False) -> list[Factors]:
+    """Splits factors into separate factors for each variable.
+
+    Args:
+        factors: factors of any number of examples.
+        terms: whether a sum over positions keeps its terms, as
+            `PositionGradients`.
+    """
     return [factors]

@@ -177,8 +177,10 @@ def _(factors: OuterFactors, weights: Direction) -> tf.Tensor:
 
 
 @split.register
-def _(factors: OuterFactors) -> list[Factors]:
+def _(factors: OuterFactors, terms: bool = False) -> list[Factors]:
     if not factors.bias:
         return [factors]
-    bias = PositionGradients((factors.grads,), calls=factors.calls)
+    bias: Factors = DenseGradients((tf.reduce_sum(factors.grads, axis=1),))
+    if terms:
+        bias = PositionGradients((factors.grads,), calls=factors.calls)
     return [dataclasses.replace(factors, bias=False), bias]

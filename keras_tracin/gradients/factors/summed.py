@@ -68,8 +68,9 @@ def _(factors: PositionGradients) -> DenseGradients:
 
 
 @split.register
-def _(factors: PositionGradients) -> list[Factors]:
-    return [
+def _(factors: PositionGradients, terms: bool = False) -> list[Factors]:
+    parts = [
         PositionGradients((part,), factors.rows, factors.calls)
         for part in factors.parts
     ]
+    return list(parts) if terms else list(map(materialize, parts))

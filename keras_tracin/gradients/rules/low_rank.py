@@ -38,7 +38,7 @@ def of_kernel(layer: keras.Layer, factors: Factors) -> list[Part]:
         variables = (getattr(layer, "_kernel", None), layer.bias)
         count = 2 if _has_bias(factors) else 1
         return [(variables[:count], factors)]
-    kernel, *bias = algebra.split(factors)
+    kernel, *bias = algebra.split(factors, terms=True)
     parts = _adapters(layer, kernel, layer.lora_kernel_a, layer.lora_kernel_b)
     return parts + [((layer.bias,), gradients) for gradients in bias]
 
