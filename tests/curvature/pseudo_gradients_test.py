@@ -182,7 +182,7 @@ def test_an_output_may_be_one_number_without_an_axis():
             z,
             None,
             tf.constant([0, 0, 0, 1]),
-            widths := [],
+            outputs := [],
         )
     np.testing.assert_allclose(tape.gradient(value, z) ** 2, [6, 6, 6])
-    assert widths == [1]
+    assert outputs == [(1, 1)]  # its width and positions
