@@ -51,11 +51,13 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
         positions = [c for c in of_y if c in of_x]
         x = _as_rows(inputs, of_x, positions, contracted)
         delta = _as_rows(grads, of_y, positions, produced)
-        sizes = dict(zip(of_w, layer._kernel.shape, strict=True))
+        # A quantized kernel does not have the shape of its letters.
+        sizes = {c: inputs.shape[of_x.index(c)] for c in contracted}
+        sizes |= {c: grads.shape[of_y.index(c)] for c in produced}
         bias_joins = layer.bias is not None and _bias_letters(layer, of_y) == {
             c for c in produced if sizes[c] != 1
         }
-        axes = _axes(layer, contracted + produced, of_w)
+        axes = _axes(sizes, of_w)
         kernel = OuterFactors(x, delta, bias_joins, axes=axes)
     parts = low_rank.of_kernel(layer, kernel)
     if layer.bias is not None and not bias_joins:
@@ -65,14 +67,18 @@ def einsum_dense(layer, use: LayerUse) -> list[Part]:
     return parts
 
 
-def _axes(layer, letters: list[str], of_w: str) -> KernelAxes | None:
-    """How the kernel stores its axes; None if as inputs, then outputs."""
+def _axes(sizes: dict[str, int], of_w: str) -> KernelAxes | None:
+    """How the kernel stores its axes; None if as inputs, then outputs.
+
+    Args:
+        sizes: the sizes of the inputs' letters, and after them of the outputs'.
+        of_w: the kernel's letters.
+    """
+    letters = list(sizes)
     if letters == list(of_w):
         return None
-    sizes = dict(zip(of_w, layer._kernel.shape, strict=True))
     return KernelAxes(
-        tuple(sizes[c] for c in letters),
-        tuple(letters.index(c) for c in of_w),
+        tuple(sizes.values()), tuple(letters.index(c) for c in of_w)
     )
 
 
