@@ -484,7 +484,7 @@ def test_contrasts_have_shares_of_tokens(normalize, tmp_path):
         (np.ones((4, 5)), row("query-tokens-fit", "(4, 5)", "3 queries")),
         (
             np.ones(4),
-            row("query-tokens-fit", "(4,)", "labels of shape (3, 5)"),
+            row("query-tokens-fit", "(4,)", "labels of shape (1, 5)"),
         ),
         (ASKED * [[1], [0], [1]], row("query-empty", "query with id 1")),
     ],

@@ -180,7 +180,9 @@ def _(factors: OuterFactors, weights: Direction) -> tf.Tensor:
 def _(factors: OuterFactors, terms: bool = False) -> list[Factors]:
     if not factors.bias:
         return [factors]
-    bias: Factors = DenseGradients((tf.reduce_sum(factors.grads, axis=1),))
-    if terms:
+    bias: Factors
+    if terms:  # nothing is computed, so that types may be split
         bias = PositionGradients((factors.grads,), calls=factors.calls)
+    else:
+        bias = DenseGradients((tf.reduce_sum(factors.grads, axis=1),))
     return [dataclasses.replace(factors, bias=False), bias]
