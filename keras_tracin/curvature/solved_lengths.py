@@ -34,7 +34,10 @@ from keras_tracin.runs import Checkpoint
 
 
 def solved_pass(
-    engine: Engine, inverses: Inverses, weights: Weights, kind: str = "loss"
+    engine: Engine,
+    inverses: Inverses,
+    weights: Weights,
+    kind: str | None = None,
 ) -> Pass:
     """The pass that solves for each training example.
 
@@ -42,7 +45,8 @@ def solved_pass(
         engine: the model and its training examples.
         inverses: the inverse at each checkpoint.
         weights: checkpoints of equal weight, to take the mean over.
-        kind: "loss" for `gᵀ(H + λI)⁻¹g`, "parameters" for `‖(H + λI)⁻¹g‖`.
+        kind: "loss" for `√(gᵀ(H + λI)⁻¹g)`, "parameters" for
+            `‖(H + λI)⁻¹g‖`, None for `gᵀ(H + λI)⁻¹g`.
     """
     current: Checkpoint | None = None
 
@@ -51,12 +55,19 @@ def solved_pass(
         current = visit.checkpoint
 
     def measure(rows: tf.Tensor) -> np.ndarray:
-        solved = inverses.solve(current, rows)
-        if kind == "loss":
+        if kind is None:
             # Rows are gradients divided by the number of checkpoints.
+            solved = inverses.solve(current, rows)
             products = tf.reduce_sum(rows * solved, axis=1)
             return len(weights) * products.numpy()
-        return tf.norm(solved, axis=1).numpy()
+        # The squares of small gradients would be zero.
+        sizes = tf.reduce_max(tf.abs(rows), axis=1)
+        rows = tf.math.divide_no_nan(rows, sizes[:, tf.newaxis])
+        solved = inverses.solve(current, rows)
+        if kind == "parameters":
+            return (sizes * tf.norm(solved, axis=1)).numpy()
+        products = tf.reduce_sum(rows * solved, axis=1)
+        return (sizes * tf.sqrt(tf.maximum(products, 0))).numpy()
 
     return Pass(
         inverses.title,
@@ -92,10 +103,7 @@ class SolvedLengths:
             columns, weights = ScoreColumns(), {checkpoint: 1.0}
             norms = solved_pass(engine, self._inverses, weights, self._kind)
             sweep(engine, norms, Sink(columns.add), Call(verbose=verbose))
-            lengths = columns.scores
-            if self._kind == "loss":
-                lengths = np.sqrt(np.maximum(lengths, 0))
-            numbers = PerExample(engine.train, columns.ids, lengths)
+            numbers = PerExample(engine.train, columns.ids, columns.scores)
             self._lengths[checkpoint] = numbers
 
     def gather(self, chunk: Chunk, train: Examples) -> Sums:

@@ -63,6 +63,45 @@ def root_of(factors: Factors, diagonal: tf.Tensor, by_sides: bool) -> Root:
     return tf.exp(rows / 2), tf.exp(tf.reduce_mean(logs, axis=0) / 2)
 
 
+def to_unit_size(factors: Sequence[Any]) -> tuple[tuple, tf.Tensor]:
+    """Gradients whose largest number is one, and by what they were divided.
+
+    The square of a gradient that is smaller than 1e-19 is zero in float32, and
+    so is its length, where nothing of it is lost otherwise.
+
+    Args:
+        factors: the factors of all groups of variables.
+    """
+    sizes = largest_numbers(factors)
+    return times(factors, 1 / sizes), sizes
+
+
+def largest_numbers(*sides: Sequence[Any]) -> tf.Tensor:
+    """The largest number in each example's gradient, `[n]`; one for zeros.
+
+    Args:
+        *sides: the factors of as many examples each, of which a number is that
+            of all together.
+    """
+    largest = [
+        tf.reduce_max(tf.abs(x), axis=list(range(1, x.shape.rank)))
+        for side in sides
+        for group in side
+        for x in tf.nest.flatten(_linear(group))
+    ]
+    sizes = tf.reduce_max(tf.stack(largest), axis=0)
+    return tf.where(sizes > 0, sizes, tf.ones_like(sizes))
+
+
+def _linear(group: Any) -> Any:
+    """The tensors that gradients are proportional to."""
+    if isinstance(group, TableFactors):
+        return group.looked_up.grads, group.outer.grads
+    if isinstance(group, DenseGradients | PositionGradients):
+        return group.parts
+    return group.grads
+
+
 def squared_lengths(factors: Sequence[Factors]) -> tf.Tensor:
     """The squared lengths of gradients `[n]`, over all groups."""
     squares = tf.add_n([algebra.squared_norm(group) for group in factors])
@@ -82,7 +121,8 @@ def times(factors: Sequence[Any], weights: tf.Tensor) -> tuple[Any, ...]:
         if isinstance(group, TableFactors):
             uses = group.looked_up, group.outer
             return TableFactors(*map(weighed, uses))
-        name = "parts" if isinstance(group, DenseGradients) else "grads"
+        whole = isinstance(group, DenseGradients | PositionGradients)
+        name = "parts" if whole else "grads"
         tensors = tf.nest.map_structure(
             lambda x: x * _along_first(weights, x), getattr(group, name)
         )

@@ -31,6 +31,7 @@ from keras_tracin.engine.metric import (
     root_of,
     squared_lengths,
     times,
+    to_unit_size,
     weigh,
 )
 from keras_tracin.engine.steps import (
@@ -135,7 +136,16 @@ class MetricSteps:
     def _measured(
         self, data: Any, roots: tuple[Root, ...], position: tuple = ()
     ) -> tuple:
-        """√D times the gradients of a batch, projected, in compact form."""
+        """√D times the gradients of a batch, projected, in compact form.
+
+        Of gradients that are divided by their length, any multiple will do.
+        """
+        own = self._measured_in_full(data, roots, position)
+        return own if self._metric.unit is None else to_unit_size(own)[0]
+
+    def _measured_in_full(
+        self, data: Any, roots: tuple[Root, ...], position: tuple = ()
+    ) -> tuple:
         captured = self._capturing.capture(data)
         weighed = map(algebra.summed, self._weigh(captured, roots))
         factors = self._capturing.project(tuple(weighed), position)
@@ -155,7 +165,7 @@ class MetricSteps:
     def queries(self) -> Any:
         """`(data, roots, *position) -> factors`, compact and of any length."""
         return self._functions.traced(
-            lambda data, roots, *position: self._measured(
+            lambda data, roots, *position: self._measured_in_full(
                 data, roots, position
             ),
             self._root_specs,
@@ -193,6 +203,8 @@ class MetricSteps:
         def step(data, queries, roots, rate):
             captured = self._capturing.capture_anew(data, by_position=True)
             terms = self._weigh(captured, roots)
+            if self._metric.unit is not None:
+                terms, _ = to_unit_size(terms)
             own = self._capturing.compact(tuple(map(algebra.summed, terms)))
             shares = shares_by_token(terms, own, queries, tokens)
             return tf.cast(rate, shares.dtype) * shares * self._per_length(own)
@@ -224,8 +236,9 @@ class MetricSteps:
         """`(data, roots, *position) -> directions`, sums over queries."""
 
         def step(data, roots, *position):
-            own = self._measured(data, roots, position)
+            own = self._measured_in_full(data, roots, position)
             if self._metric.unit == "both":
+                own, _ = to_unit_size(own)
                 own = times(own, per_length(squared_lengths(own)))
             return tuple(map(algebra.total, own))
 
@@ -241,9 +254,11 @@ class MetricSteps:
         """
 
         def step(data, roots, rate, *position):
-            squares = squared_lengths(self._measured(data, roots, position))
-            own = tf.sqrt(squares) if self._metric.unit else squares
-            return scaled_sum(rate, [own])
+            own = self._measured_in_full(data, roots, position)
+            if self._metric.unit is None:
+                return scaled_sum(rate, [squared_lengths(own)])
+            own, sizes = to_unit_size(own)
+            return scaled_sum(rate, [sizes * tf.sqrt(squared_lengths(own))])
 
         return self._traced(step)
 
@@ -273,7 +288,7 @@ def unit_products_along(
     capturing = functions.capturing
 
     def step(data, directions, diagonals, rate):
-        terms = capturing.factors_by_position(data, equal=True)
+        terms, _ = to_unit_size(capturing.factors_by_position(data, equal=True))
         own = tuple(map(algebra.summed, terms))
         squares = _weighted_squares(own, diagonals)
         if tokens is None:
@@ -303,8 +318,10 @@ def lengths_along(functions: GradientFunctions) -> Callable:
     """
 
     def step(data, diagonals, rate):
-        own = functions.capturing.capture_equal(data).factors
-        return scaled_sum(rate, [tf.sqrt(_weighted_squares(own, diagonals))])
+        captured = functions.capturing.capture_equal(data)
+        own, sizes = to_unit_size(captured.factors)
+        lengths = tf.sqrt(_weighted_squares(own, diagonals))
+        return scaled_sum(rate, [sizes * lengths])
 
     def make():
         return functions.traced(step, functions.diagonal_specs, RATE, axis=-1)

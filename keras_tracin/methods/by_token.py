@@ -51,8 +51,8 @@ class ByToken(Method):
         at position t, of token t + 1, has a part in the shares of all
         positions up to t.
 
-        Layers without a position for each token, such as the scales of
-        normalizations, are in `rest`.
+        What has no position for each token, such as a head on a pooled
+        sequence, is in `rest`.
 
         Args:
             test: the queries, in the same form as `train` of the method.

@@ -18,7 +18,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.engine.metric import per_length, squared_lengths, times
+from keras_tracin.engine.metric import (
+    largest_numbers,
+    per_length,
+    squared_lengths,
+    times,
+    to_unit_size,
+)
 from keras_tracin.engine.metric_steps import (
     Metric,
     MetricSteps,
@@ -89,13 +95,18 @@ class Measurement:
         def prepare(visit: Visit):
             roots = self._roots(train, visit)
             factors = self._factors(queries, roots, visit)
-            if self.normalize == "both":
-                lengths = squared_lengths(factors)
-                if queries.others is not None:
-                    others = self._factors(queries.others, roots, visit)
-                    lengths = squared_lengths(_differences(factors, others))
-                factors = times(factors, per_length(lengths))
-            return factors, roots
+            if self.normalize != "both":
+                return factors, roots
+            if queries.others is None:
+                factors, _ = to_unit_size(factors)
+                compared = factors
+            else:
+                others = self._factors(queries.others, roots, visit)
+                sizes = largest_numbers(factors, others)
+                factors = times(factors, 1 / sizes)
+                compared = _differences(factors, times(others, 1 / sizes))
+            weights = per_length(squared_lengths(compared))
+            return times(factors, weights), roots
 
         return Pass(
             title,
@@ -233,15 +244,22 @@ class Measurement:
 
         def weigh_and_divide(visit: Visit):
             diagonals = self._diagonals(query, visit)
-            own = flat.directions(_rows(queries), query.variables)
+            rows = _rows(queries)
+            others = queries.others and _rows(queries.others)
+            if self.normalize == "both":
+                sides = [rows] if others is None else [rows, others]
+                parts = [(DenseGradients((side,)),) for side in sides]
+                sizes = largest_numbers(*parts)[:, tf.newaxis]
+                rows = rows / sizes
+                others = None if others is None else others / sizes
+            own = flat.directions(rows, query.variables)
             weighed: tuple[Any, ...] = tuple(
                 DenseGradients(tuple(map(_product, part.parts, weights)))
                 for part, weights in zip(own, diagonals, strict=True)
             )
             if self.normalize == "both":
-                if queries.others is not None:
-                    rows = _rows(queries) - _rows(queries.others)
-                    own = flat.directions(rows, query.variables)
+                if others is not None:
+                    own = flat.directions(rows - others, query.variables)
                 weighed = times(weighed, per_length(_squares(own, diagonals)))
             return weighed, diagonals
 

@@ -31,7 +31,7 @@ class TokenInfluence:
     Attributes:
         scores: `[m, n, tokens]`; positive = proponent.
         rest: `[m, n]`, the share of layers that have no position for each
-            token: scales of normalizations, a head on a pooled sequence.
+            token, such as a head on a pooled sequence.
         query_ids: `[m]`.
         train_ids: `[n]`.
     """
