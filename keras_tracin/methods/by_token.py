@@ -85,16 +85,8 @@ class ByToken(Method):
         result = method._token_influence(test, sequence, verbose)
         if contrast is not None:
             other = method._token_influence(contrast, sequence, verbose)
-            result = result.less(other)
-        if asked is None:
-            return result
-        places = Reading(result.train_ids, "train").places(np.asarray(asked))
-        return TokenInfluence(
-            result.scores[:, places],
-            result.rest[:, places],
-            result.query_ids,
-            result.train_ids[places],
-        )
+            result = result.less(_in_order(other, result.train_ids))
+        return result if asked is None else _in_order(result, np.array(asked))
 
     def as_contrasted(self, test: Any, contrast: Any) -> tuple[Any, Any]:
         """Both sides as `blocks` takes them, for scores to be subtracted.
@@ -144,3 +136,16 @@ class ByToken(Method):
                 "examples to look at, `train=top.proponents.ids[0]`, or give "
                 "fewer queries."
             )
+
+
+def _in_order(result: TokenInfluence, ids: np.ndarray) -> TokenInfluence:
+    """The scores of the training examples with these ids, in their order."""
+    if np.array_equal(result.train_ids, ids):
+        return result
+    places = Reading(result.train_ids, "train").places(ids)
+    return TokenInfluence(
+        result.scores[:, places],
+        result.rest[:, places],
+        result.query_ids,
+        result.train_ids[places],
+    )

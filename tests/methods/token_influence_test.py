@@ -455,6 +455,22 @@ def test_tokens_that_are_asked_about_are_weights(weighted, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_contrasts_take_data_in_another_order_each_time(tmp_path):
+    model = pooled()
+    run = recorded(model, TRAIN, tmp_path)
+    other = TEST[0], (TEST[1] + 1) % CLASSES
+    given = {"contrast": other, "verbose": 0}
+    plain = kt.TracIn(model, TRAIN, run)
+    expected = plain.token_influence(TEST, **given)
+    shuffled = kt.with_ids(TRAIN).shuffle(COUNT, seed=3).batch(4)
+    found = kt.TracIn(model, shuffled, run).token_influence(TEST, **given)
+    order = np.argsort(found.train_ids)
+    np.testing.assert_array_equal(found.train_ids[order], expected.train_ids)
+    np.testing.assert_allclose(
+        found.scores[:, order], expected.scores, rtol=1e-6, atol=1e-12
+    )
+
+
 @pytest.mark.parametrize("normalize", [None, "both"])
 def test_contrasts_have_shares_of_tokens(normalize, tmp_path):
     model = language_model()
