@@ -60,7 +60,6 @@ class Setting:
         learn_elsewhere: `(data_dir, path)`: writes weights that trainings
             start from, unless they are there.
         start: those weights; None for random ones.
-        keep_outcomes: whether to write the outcomes for the repository.
         sequences: whether each word of a sequence is predicted.
         draws: `draws` of EK-FAC.
     """
@@ -78,7 +77,6 @@ class Setting:
     save_freq: int | str = "epoch"
     learn_elsewhere: Callable[[str, pathlib.Path], None] | None = None
     start: pathlib.Path | None = None
-    keep_outcomes: bool = False
     sequences: bool = False
     draws: int | str = "auto"
 
@@ -317,7 +315,6 @@ SETTINGS = {
         batch_size=16,
         save_freq=25,
         learn_elsewhere=_language_model.learn_elsewhere,
-        keep_outcomes=True,
         sequences=True,
         draws=1,  # of each of 64 places
     ),

@@ -106,8 +106,7 @@ class Bench:
                 config=config,
                 verbose=0,
             )
-            if self.setting.keep_outcomes:
-                _outcomes.save(path, outcomes, described)
+            _outcomes.save(path, outcomes, described)
         self._outcomes = outcomes
         reported = self._chosen(slice(None, QUERIES))
         print(
