@@ -259,6 +259,10 @@ class LayerBlocks:
         self._check_order(v for group in groups for v in group)
         return cut(captured.factors, groups)
 
+    def _pairs(self, data, draw) -> list[tuple[Block, Factors]]:
+        """The blocks, with the pseudo-gradients of a batch in each."""
+        return self._cut(self._captured(data, draw))
+
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks of a row, in order."""
@@ -268,7 +272,7 @@ class LayerBlocks:
     @functools.cached_property
     def _moments(self) -> Callable:
         def moments(data, draw):
-            pairs = self._cut(self._captured(data, draw))
+            pairs = self._pairs(data, draw)
             return [
                 second_moments(block, part, self._share(part))
                 for block, part in pairs
@@ -287,7 +291,7 @@ class LayerBlocks:
     @functools.cached_property
     def _squares(self) -> Callable:
         def squares(data, draw, bases):
-            pairs = self._cut(self._captured(data, draw))
+            pairs = self._pairs(data, draw)
             return [
                 sum_of_squares(block, part, basis)
                 for (block, part), basis in zip(pairs, bases, strict=True)
