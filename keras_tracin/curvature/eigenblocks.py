@@ -2,15 +2,15 @@
 
 Synopsis:
 
-    fitted = fit_eigenblocks(layers, draws)             # at present weights
-    fitted = fit_eigenblocks(layers, draws, arrive)     # mean over several
+    fitted = fit_eigenblocks(layers, lambda: [draws])   # at present weights
+    fitted = fit_eigenblocks(layers, visits)            # mean over several
     (solved,) = fitted.apply(rows, tf.math.reciprocal)  # a function of it
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -24,8 +24,6 @@ from keras_tracin.curvature.kronecker import (
     rotate,
     rotate_diagonal,
 )
-
-Arrive = Callable[[], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,13 +86,8 @@ class Eigenblocks:
         return dataclasses.replace(self, eigenvalues=tuple(values))
 
 
-def once() -> Iterator[None]:
-    """The weights that the model has."""
-    yield None
-
-
 def fit_eigenblocks(
-    layers: LayerCurvature, draws: Any, arrive: Arrive = once
+    layers: LayerCurvature, visits: Callable[[], Iterable[Any]]
 ) -> Eigenblocks:
     """Fits bases and eigenvalues to the mean curvature at several weights.
 
@@ -104,17 +97,16 @@ def fit_eigenblocks(
 
     Args:
         layers: the curvature at the weights that the model has.
-        draws: pseudo-gradients, of `layers.draws`.
-        arrive: iterated twice; the model has others of the weights at each
-            step. By default those that it has.
+        visits: begins a pass over the weights, in which the model has others
+            at each step; yields pseudo-gradients, of `layers.draws`.
     """
-    moments = _mean(layers.moments(draws) for _ in arrive())
+    moments = mean(layers.moments(draws) for draws in visits())
     bases = [eigenbasis(sides, layers.dtype) for sides in moments]
-    squares = _mean(layers.mean_squares(bases, draws) for _ in arrive())
+    squares = mean(layers.mean_squares(bases, draws) for draws in visits())
     return Eigenblocks(layers.blocks, tuple(bases), tuple(squares))
 
 
-def _mean(values: Iterable[Any]) -> Any:
+def mean(values: Iterable[Any]) -> Any:
     """The mean of structures of tensors, of which two are held at a time."""
     total: Any = None
     count = 0

@@ -61,11 +61,16 @@ class LayerBlocks:
     Args:
         curvature: the Gauss-Newton matrix.
         layers: names or layers that its variables are restricted to.
+
+    Attributes:
+        num_examples: number of training examples, once `mean_squares` has
+            read them.
     """
 
     def __init__(self, curvature: MeanLossCurvature, layers: Any):
         self._curvature = curvature
         self._layers = layers
+        self.num_examples = 0
         # Their widths and numbers of positions, once traced.
         self._outputs: list[tuple[int, int]] = []
 
@@ -138,6 +143,7 @@ class LayerBlocks:
             ValueError: as `moments`.
         """
         sums, count = self._sum(self._squares, draws, bases)
+        self.num_examples = count // draws.number
         if not all(np.isfinite(squares).all() for squares in sums):
             self._check_curvature()
         return [squares / count for squares in sums]

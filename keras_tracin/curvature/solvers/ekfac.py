@@ -88,7 +88,7 @@ class EKFAC:
             )
         draws = layers.draws(self.draws, self.seed)
         penalties = layers.penalty_diagonal()
-        fitted = fit_eigenblocks(layers, draws).scaled(1.0, penalties)
+        fitted = fit_eigenblocks(layers, lambda: [draws]).scaled(1.0, penalties)
         damped = [values + operator.damping for values in fitted.eigenvalues]
         return EKFACInverse(fitted.blocks, fitted.bases, tuple(damped))
 
