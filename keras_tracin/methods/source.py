@@ -25,7 +25,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.curvature.mean_loss import check_precision
 from keras_tracin.curvature.penalty import penalties_of

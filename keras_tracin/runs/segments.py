@@ -69,13 +69,10 @@ def cut_run(run: TrainingRun, segments: Segments = None) -> list[Segment]:
         )
     moving = [at for at, own in enumerate(run) if own.learning_rate_sum]
     if not moving:
-        raise ValueError(
-            "No checkpoint of the run has a learning rate above zero. "
-            f"Received: {run!r}. Train for at least one epoch with "
-            "`TracInCheckpoint` among the callbacks."
-        )
+        raise no_rates(run)
+    rates = [run[at].learning_rate for at in moving]
     run = run.select(moving)
-    groups = _groups(run, segments)
+    groups = _groups(run, segments, rates)
     kept = iter(run.select(list(itertools.chain(*groups))))
     cut = []
     for group in groups:
@@ -87,12 +84,29 @@ def cut_run(run: TrainingRun, segments: Segments = None) -> list[Segment]:
     return cut
 
 
-def _groups(run: TrainingRun, segments: Segments) -> list[list[int]]:
+def no_rates(run: TrainingRun) -> ValueError:
+    """The error of a run whose checkpoints no step led to.
+
+    Args:
+        run: the run.
+    """
+    return ValueError(
+        "No checkpoint of the run has a learning rate above zero. "
+        f"Received: {run!r}. Train for at least one epoch with "
+        "`TracInCheckpoint` among the callbacks."
+    )
+
+
+def _groups(
+    run: TrainingRun, segments: Segments, rates: Sequence[float]
+) -> list[list[int]]:
     """Positions in the run of each segment's checkpoints."""
     if segments is None:
         return _equal_pieces(run, min(_USUAL, len(run)))
     if isinstance(segments, str):
-        return _phases(_phase_values(run, segments))
+        if segments == "rates":
+            return _phases(rates)
+        return _phases(_losses(run, segments))
     if isinstance(segments, numbers.Integral):
         whole = not isinstance(segments, bool | np.bool_)
         if not (whole and 1 <= segments <= len(run)):
@@ -121,10 +135,8 @@ def _equal_pieces(run: TrainingRun, count: int) -> list[list[int]]:
     ]
 
 
-def _phase_values(run: TrainingRun, name: str) -> list[float]:
-    """The rates or losses by which phases are told."""
-    if name == "rates":
-        return [checkpoint.learning_rate for checkpoint in run]
+def _losses(run: TrainingRun, name: str) -> list[float]:
+    """The losses by which phases are told."""
     if name != "loss":
         raise ValueError(
             "`segments` should be a number, 'rates', 'loss', or lists of "
