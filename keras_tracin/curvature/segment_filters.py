@@ -54,7 +54,7 @@ from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.passes import Sums
 from keras_tracin.engine.preconditioner import Preconditioner
-from keras_tracin.engine.visits import Visit
+from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.gradients.flat import size_of
 from keras_tracin.runs import Checkpoint, Segment, run_weights
 
@@ -182,7 +182,7 @@ class SegmentFilters:
             assert isinstance(layers, WeighedBlocks)
             root, factor = layers.take(*metric), 1.0
         else:
-            root, factor = tf.cast(constant**0.5, self.dtype), constant
+            root, factor = tf.constant(constant**0.5, operator.dtype), constant
         added = tf.square(root) * penalties + self._decay()
         fitted = fit_eigenblocks(layers, visits).scaled(factor, added)
         return _Filter(
@@ -194,16 +194,15 @@ class SegmentFilters:
 
     def _decay(self) -> tf.Tensor:
         """Decoupled weight decay, `[p]`, per unit of the learning rate."""
-        optimizer = self._preconditioner.optimizer
+        operator, optimizer = self._operator, self._preconditioner.optimizer
+        decay = optimizer.weight_decay or 0.0
         rates = [
-            (optimizer.weight_decay or 0.0)
-            * optimizer._use_weight_decay(variable)
-            if optimizer.weight_decay
-            else 0.0
-            for variable in self._operator.variables
+            decay * (decay > 0 and optimizer._use_weight_decay(variable))
+            for variable in operator.variables
         ]
-        sizes = [size_of(variable) for variable in self._operator.variables]
-        return tf.constant(np.repeat(rates, sizes) / self._scale, self.dtype)
+        sizes = [size_of(variable) for variable in operator.variables]
+        entries = np.repeat(rates, sizes) / self._scale
+        return tf.constant(entries, operator.dtype)
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -211,7 +210,7 @@ class SegmentFilters:
         try:
             yield
         except np.linalg.LinAlgError:
-            weights = dict.fromkeys(self._checkpoints, 1.0)
+            weights: Weights = dict.fromkeys(self._checkpoints, 1.0)
             check_gradients(self._title, self._engine, weights)
             raise
 

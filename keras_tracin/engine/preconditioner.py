@@ -104,7 +104,7 @@ class Preconditioner:
     ):
         self._model = model
         optimizer = getattr(model, "optimizer", None)
-        self.optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        self.optimizer: Any = getattr(optimizer, "inner_optimizer", optimizer)
         if _find_rule(self.optimizer) is None:
             raise ValueError(
                 f"{needed_by} knows how "

@@ -108,14 +108,14 @@ def _groups(
             return _phases(rates)
         return _phases(_losses(run, segments))
     if isinstance(segments, numbers.Integral):
-        whole = not isinstance(segments, bool | np.bool_)
-        if not (whole and 1 <= segments <= len(run)):
+        count = 0 if isinstance(segments, bool) else int(segments)
+        if not 1 <= count <= len(run):
             raise ValueError(
                 f"`segments` should be from 1 to {len(run)}, the number of "
                 "the run's checkpoints, of which each segment needs one. "
                 f"Received: {segments!r}."
             )
-        return _equal_pieces(run, int(segments))
+        return _equal_pieces(run, count)
     return _listed(run, segments)
 
 
