@@ -8,6 +8,7 @@ from keras import layers
 import keras_tracin as kt
 from keras_tracin.engine.preconditioner import Preconditioner
 from keras_tracin.runs import run_weights
+from tests.error_rows import row
 from tests.gradients.oracle import precision, sequential
 
 NUM_TRAIN, NUM_TEST, INPUTS, RATE = 20, 3, 4, 0.015
@@ -189,3 +190,62 @@ def test_small_steps_one_by_one_are_nearly_the_same(tmp_path):
     scores = kt.SOURCE(model, TRAIN, run).influence(TEST, verbose=0).scores
     expected = written.scores(powers)
     assert abs(scores - expected).max() <= 0.03 * abs(expected).max()
+
+
+def test_a_loss_that_is_summed_takes_steps_of_the_whole_batch(tmp_path):
+    mean = trained(tmp_path / "mean", keras.optimizers.SGD(RATE), epochs=2)
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    given = keras.optimizers.SGD(RATE / 5), loss
+    summed = trained(tmp_path / "sum", *given, epochs=2)
+    with pytest.raises(ValueError, match=row("source-batch-size", "'sum'")):
+        kt.SOURCE(summed[0], TRAIN, summed[1])
+    expected = kt.SOURCE(mean[0], TRAIN, mean[1]).influence(TEST, verbose=0)
+    method = kt.SOURCE(summed[0], TRAIN, summed[1], batch_size=5)
+    scores = method.influence(TEST, verbose=0).scores
+    np.testing.assert_allclose(scores, expected.scores, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("plain")
+    return trained(directory, keras.optimizers.SGD(RATE), epochs=2)
+
+
+def compiled(model, optimizer):
+    twin = keras.models.clone_model(model)
+    twin.compile(optimizer, "mse")
+    return twin
+
+
+def test_what_cannot_be_unrolled_is_refused(plain):
+    model, run = plain
+    with pytest.raises(ValueError, match=row("source-curvature", "CG")):
+        kt.SOURCE(model, TRAIN, run, curvature=kt.CG())
+    other = compiled(model, keras.optimizers.Ftrl())
+    with pytest.raises(ValueError, match=row("source-optimizer", "'Ftrl'")):
+        kt.SOURCE(other, TRAIN, run)
+    bare = keras.models.clone_model(model)
+    with pytest.raises(ValueError, match=row("source-optimizer", "NoneType")):
+        kt.SOURCE(bare, TRAIN, run, loss="mse")
+    other = compiled(model, "adam")
+    with pytest.raises(ValueError, match=row("source-state", "Adam")):
+        kt.SOURCE(other, TRAIN, run)
+
+
+def test_a_run_that_froze_layers_is_refused(tmp_path):
+    layer = layers.Dense(2)
+    model = sequential((INPUTS,), layer, layers.Dense(1))
+    for epochs, trainable in ((1, True), (2, False)):
+        layer.trainable = trainable
+        model.compile(keras.optimizers.SGD(RATE), "mse")
+        model.fit(
+            *TRAIN,
+            epochs=epochs,
+            initial_epoch=epochs - 1,
+            verbose=0,
+            callbacks=[kt.TracInCheckpoint(tmp_path)],
+        )
+    with pytest.raises(ValueError, match=row("uneven-updates", "SOURCE")):
+        kt.SOURCE(model, TRAIN, tmp_path)
+    scores = kt.SOURCE(model, TRAIN, tmp_path, layers=[model.layers[-1].name])
+    assert np.isfinite(scores.influence(TEST, verbose=0).scores).all()
