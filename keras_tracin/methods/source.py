@@ -19,6 +19,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.preconditioner import Preconditioner
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.updated import unequal_shares
-from keras_tracin.engine.visits import Visit
+from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.gradients import flat
 from keras_tracin.losses.per_example import objective_scale, penalty_weight
 from keras_tracin.methods.by_token import ByToken
@@ -175,11 +176,10 @@ class SOURCE(ByToken):
             model, "how far a step goes", loss, batch_size
         )
         self._penalty = penalty_weight(model, loss, batch_size)
-        # Backwards, from the end of training, as queries go.
         self.checkpoints = {
             checkpoint: 1.0 / len(segment.checkpoints)
-            for segment in reversed(self.segments)
-            for checkpoint in reversed(segment.checkpoints)
+            for segment in self.segments
+            for checkpoint in segment.checkpoints
         }
         self._places = {
             checkpoint: place
@@ -287,7 +287,13 @@ class SOURCE(ByToken):
             vectors = walks[0].at(self._places[visit.checkpoint])
             return flat.directions(vectors, queries.steps.query.variables)
 
-        return self._products(queries, directions)
+        return Pass(
+            self.title,
+            queries.steps.train.along,
+            self._backwards,
+            queries,
+            prepare=directions,
+        )
 
     def trial_pass(self, queries: Queries) -> Pass:
         """A pass of `queries` that takes about as long, but needs no fit."""
@@ -296,14 +302,15 @@ class SOURCE(ByToken):
             rows = self.engine.rows_of(queries, visit.checkpoint)
             return flat.directions(rows, queries.steps.query.variables)
 
-        return self._products(queries, directions)
+        trial = self.query_pass(queries)
+        return dataclasses.replace(trial, prepare=directions)
 
     def self_pass(self) -> Pass:
         """The pass that scores training examples as queries for themselves."""
         return Pass(
             self.title,
             self.engine.train_steps.rows,
-            self.checkpoints,
+            self._backwards,
             finish=lambda rows: rows.numpy().T,
             compared=lambda rows: np.linalg.norm(rows.numpy(), axis=-1),
             gather=lambda chunk: OwnScores(chunk, self._filters, self._places),
@@ -311,8 +318,7 @@ class SOURCE(ByToken):
             scores=False,
         )
 
-    def _products(self, queries: Queries, directions: Any) -> Pass:
-        step = queries.steps.train.along
-        return Pass(
-            self.title, step, self.checkpoints, queries, prepare=directions
-        )
+    @property
+    def _backwards(self) -> Weights:
+        """The checkpoints from the end of training on, as queries go."""
+        return dict(reversed(list(self.checkpoints.items())))
