@@ -116,6 +116,19 @@ def influence(
     return scores
 
 
+def source(choose: Callable, **options) -> Method:
+    """SOURCE over selected checkpoints."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        trained = problem.trained(seed)
+        method = kt.SOURCE(
+            trained.model, problem.train, choose(trained.run), **options
+        )
+        return method.influence(problem.test, verbose=0)
+
+    return scores
+
+
 def unrolled(problem: Problem, seed: int) -> Scores:
     """Unrolled influence.
 
@@ -217,6 +230,11 @@ def five(run: kt.TrainingRun) -> kt.TrainingRun:
     return evenly(run, 5)
 
 
+def six(run: kt.TrainingRun) -> kt.TrainingRun:
+    """Six checkpoints, evenly spaced: two for each of three segments."""
+    return evenly(run, 6)
+
+
 def ten(run: kt.TrainingRun) -> kt.TrainingRun:
     """Ten checkpoints, evenly spaced."""
     return evenly(run, 10)
@@ -283,6 +301,7 @@ def methods(
         methods_by_name[name] = influence(find("gauss_newton", "last"), solver)
     methods_by_name |= {
         "influence, EK-FAC": ekfac,
+        "SOURCE, 6 checkpoints": source(six),
         "UnrolledInfluence": unrolled,
         "representer points, L2": representer(1e-2, "l2"),
         "representer points, LJE": representer(1e-2, "lje"),
@@ -306,6 +325,7 @@ def methods(
         f"influence, EK-FAC, 5 checkpoints, {ENSEMBLE} trainings": several(
             ekfac_of_five
         ),
+        f"SOURCE, 6 checkpoints, {ENSEMBLE} trainings": several(source(six)),
         f"UnrolledInfluence, {ENSEMBLE} trainings": several(unrolled),
         f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),
         f"TRAK, 10, {ENSEMBLE} trainings": trak(ten, trainings=ENSEMBLE),

@@ -52,6 +52,7 @@ from keras_tracin.methods.representer import (
     RepresenterPoints,
     sweep_l2,
 )
+from keras_tracin.methods.source import SOURCE
 from keras_tracin.methods.tracin import TracIn
 from keras_tracin.methods.trak import TRAK
 from keras_tracin.methods.unrolled import UnrolledInfluence
@@ -92,6 +93,7 @@ for _package in (representer, unrolled):
 __all__ = [
     "CG",
     "EKFAC",
+    "SOURCE",
     "TRAK",
     "Arnoldi",
     "Attribution",

@@ -160,4 +160,7 @@ def _inputs_with_one(factors: OuterFactors) -> tf.Tensor:
 
 
 def _matrices(block: Block, factors: Factors) -> tf.Tensor:
+    if isinstance(factors, OuterFactors):
+        inputs = _inputs_with_one(factors)
+        return tf.matmul(inputs, factors.grads, transpose_a=True)
     return block.matrices(flat.rows((factors,)))

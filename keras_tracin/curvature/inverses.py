@@ -24,7 +24,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.curvature.objective import GaussNewton, Hessian
+from keras_tracin.curvature.of_engine import (
+    announced,
+    check_gradients,
+    curvature_of,
+)
 from keras_tracin.curvature.operators import Damped
+from keras_tracin.curvature.penalty import penalties_of
 from keras_tracin.curvature.solvers import (
     CG,
     EKFAC,
@@ -38,20 +44,12 @@ from keras_tracin.curvature.solvers import (
     report,
 )
 from keras_tracin.data.batches import Batch
-from keras_tracin.engine.call import Call
-from keras_tracin.engine.chunks import Sink
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.passes import norms_pass
-from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.queries import Queries
-from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
-from keras_tracin.losses.output_kinds import SAMPLE, outputs_of
-from keras_tracin.losses.outputs import check_consistent
-from keras_tracin.models.state import preserved
 from keras_tracin.runs import Checkpoint, run_weights
 
 # Fields describe these completely, unlike a solver of the user's own.
@@ -134,24 +132,9 @@ class Inverses:
     @functools.cached_property
     def operator(self) -> Hessian | GaussNewton:
         """The curvature at the weights that the model has, undamped."""
-        engine, execution = self._engine, self._engine.execution
-        groups = engine.train_steps.variables
-        arguments = (
-            engine.model,
-            engine.loss,
-            engine.train,
-            tuple(variable for group in groups for variable in group),
-            self._penalty,
-            execution.memory,
-            execution.strategy,
-            execution.jit_compile,
+        return curvature_of(
+            self._engine, self._curvature, self._loss, self._penalty
         )
-        if self._curvature == "hessian":
-            return Hessian(*arguments)
-        x = engine.train.first(SAMPLE).x
-        outputs = outputs_of(engine.model, self._loss, x)
-        check_consistent(outputs)
-        return GaussNewton(*arguments, outputs.with_logits, engine.layers)
 
     def fit(
         self, checkpoints: Iterable[Checkpoint | None], verbose: int = 0
@@ -234,13 +217,9 @@ class Inverses:
         Raises:
             ValueError: if a gradient is NaN or infinite.
         """
-        query, rate = queries.steps.query, np.float32(1)
-        rows = [query.rows(batch.data, rate) for batch in queries.batches]
-        rows = tf.concat(rows, axis=0)
-        if not np.isfinite(rows).all():
-            raise self._engine.not_finite(None, queries, checkpoint)
+        rows = self._engine.rows_of(queries, checkpoint)
         solved = self.solve(checkpoint, rows, verbose)
-        return flat.directions(solved, query.variables)
+        return flat.directions(solved, queries.steps.query.variables)
 
     def numbers(self, checkpoint: Checkpoint | None, batch: Batch) -> Numbers:
         """The results of regularisers and of a solver of the user's own.
@@ -251,12 +230,7 @@ class Inverses:
             checkpoint: the checkpoint whose weights the model has.
             batch: a few training examples.
         """
-        penalties = [
-            float(weight.regularizer(weight.value))
-            for weight in self._engine.model.weights
-            if getattr(weight, "regularizer", None) is not None
-        ]
-        numbers = {"penalties": np.array(penalties)}
+        numbers = {"penalties": penalties_of(self._engine.model)}
         if type(self._solver) not in _SOLVERS:
             rows = self._engine.train_steps.rows(batch.data, np.float32(1))
             mean = tf.reduce_mean(rows, axis=0, keepdims=True)
@@ -267,10 +241,9 @@ class Inverses:
     @contextlib.contextmanager
     def _announced(self, what: str, verbose: int):
         """Shows a progress bar of the batches that a solver uses in a block."""
-        work = _Work(f"{what}, by {type(self._solver).__name__}")
-        progress = Progress(work, verbose, self.title)
-        model, examples = self._engine.model, self.operator.held
-        with preserved(model), examples.watched(progress):
+        work = f"{what}, by {type(self._solver).__name__}"
+        given = self.title, self._engine, self.operator, verbose
+        with announced(work, *given):
             yield
 
     @contextlib.contextmanager
@@ -284,10 +257,7 @@ class Inverses:
 
     def _check_gradients(self) -> None:
         """Raises ValueError if an example's gradient is NaN or infinite."""
-        norms = norms_pass(
-            self.title, self._engine.train_steps, PRESENT_WEIGHTS
-        )
-        sweep(self._engine, norms, Sink(lambda *_: None), Call(verbose=0))
+        check_gradients(self.title, self._engine, PRESENT_WEIGHTS)
 
     def _warn_unless_at_rest(self) -> None:
         """Compares the mean gradient of some examples with their own."""
@@ -325,15 +295,3 @@ class Inverses:
                 "train on, or use `TracIn`, which does not need one.",
                 stacklevel=2,
             )
-
-
-class _Work:
-    """Work of an unknown number of steps, as it is announced."""
-
-    steps = None
-
-    def __init__(self, what: str):
-        self._what = what
-
-    def __str__(self) -> str:
-        return self._what

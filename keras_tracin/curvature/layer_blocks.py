@@ -61,11 +61,16 @@ class LayerBlocks:
     Args:
         curvature: the Gauss-Newton matrix.
         layers: names or layers that its variables are restricted to.
+
+    Attributes:
+        num_examples: number of training examples, once `mean_squares` has
+            read them.
     """
 
     def __init__(self, curvature: MeanLossCurvature, layers: Any):
         self._curvature = curvature
         self._layers = layers
+        self.num_examples = 0
         # Their widths and numbers of positions, once traced.
         self._outputs: list[tuple[int, int]] = []
 
@@ -138,6 +143,7 @@ class LayerBlocks:
             ValueError: as `moments`.
         """
         sums, count = self._sum(self._squares, draws, bases)
+        self.num_examples = count // draws.number
         if not all(np.isfinite(squares).all() for squares in sums):
             self._check_curvature()
         return [squares / count for squares in sums]
@@ -259,6 +265,10 @@ class LayerBlocks:
         self._check_order(v for group in groups for v in group)
         return cut(captured.factors, groups)
 
+    def _pairs(self, data, draw) -> list[tuple[Block, Factors]]:
+        """The blocks, with the pseudo-gradients of a batch in each."""
+        return self._cut(self._captured(data, draw))
+
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks of a row, in order."""
@@ -268,7 +278,7 @@ class LayerBlocks:
     @functools.cached_property
     def _moments(self) -> Callable:
         def moments(data, draw):
-            pairs = self._cut(self._captured(data, draw))
+            pairs = self._pairs(data, draw)
             return [
                 second_moments(block, part, self._share(part))
                 for block, part in pairs
@@ -287,7 +297,7 @@ class LayerBlocks:
     @functools.cached_property
     def _squares(self) -> Callable:
         def squares(data, draw, bases):
-            pairs = self._cut(self._captured(data, draw))
+            pairs = self._pairs(data, draw)
             return [
                 sum_of_squares(block, part, basis)
                 for (block, part), basis in zip(pairs, bases, strict=True)

@@ -14,6 +14,7 @@ import functools
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients.flat import size_of
@@ -123,3 +124,20 @@ class Penalty:
 
         spec = tf.TensorSpec([None, layout.size], layout.dtype)
         return tf.function(products, autograph=False, input_signature=[spec])
+
+
+def penalties_of(model: keras.Model) -> np.ndarray:
+    """The value of the regulariser of each weight that has one.
+
+    They tell apart what no description does.
+
+    Args:
+        model: the model, with the weights that it has.
+    """
+    return np.array(
+        [
+            float(weight.regularizer(weight.value))
+            for weight in model.weights
+            if getattr(weight, "regularizer", None) is not None
+        ]
+    )

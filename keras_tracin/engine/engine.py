@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.examples import select
@@ -195,6 +196,23 @@ class Engine:
         if (kind_of(like.data), False) not in self._steps:
             check_fits(self.model, like, "test")
         return examples, self.steps_like(like)
+
+    def rows_of(
+        self, queries: Queries, checkpoint: Checkpoint | None
+    ) -> tf.Tensor:
+        """The queries' whole gradients, `[m, p]`.
+
+        Args:
+            queries: the queries.
+            checkpoint: the checkpoint whose weights the model has.
+
+        Raises:
+            ValueError: if one is NaN or infinite.
+        """
+        rows = queries.rows()
+        if not np.isfinite(rows).all():
+            raise self.not_finite(None, queries, checkpoint)
+        return rows
 
     def among(self, ids: np.ndarray) -> Engine:
         """The same with only those training examples that have these ids."""

@@ -68,6 +68,7 @@ def forecast(engine: Engine, work: Pass, test: Any = None) -> Plan:
     if not num_blocks or plan.num_train is None:
         return plan
     seconds = num_blocks * _seconds_per_block(engine, work, plan)
+    seconds *= work.repeated
     return dataclasses.replace(plan, seconds=seconds)
 
 

@@ -58,6 +58,17 @@ def root_of(factors: Factors, diagonal: tf.Tensor, by_sides: bool) -> Root:
     else:
         width = tf.nest.flatten(outer)[-1].shape[-1]
         matrix = tf.reshape(diagonal, [-1, width])
+    return nearest_sides(matrix)
+
+
+def nearest_sides(matrix: tf.Tensor) -> Root:
+    """√ of the rows and columns whose outer product is nearest to a matrix.
+
+    In logarithms, by least squares.
+
+    Args:
+        matrix: D, `[i, o]`.
+    """
     logs = tf.math.log(tf.maximum(matrix, _SMALLEST))
     rows = tf.reduce_mean(logs, axis=1) - tf.reduce_mean(logs)
     return tf.exp(rows / 2), tf.exp(tf.reduce_mean(logs, axis=0) / 2)

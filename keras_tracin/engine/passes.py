@@ -125,6 +125,9 @@ class Pass:
             apart by a number of positions, for steps that are neither
             `products` nor `along`.
         held: bytes that `prepare` returns beside the queries.
+        gathered: bytes that `gather` holds for each training example of a
+            chunk, beside its scores.
+        repeated: how often the pass is made, for its forecast.
         scores: whether `finish` returns scores, which are watched for
             underflow.
         gradients: whether the step takes gradients, of which a few are
@@ -144,6 +147,8 @@ class Pass:
     recall: Callable[[Visit, Chunk, slice, tuple], Any] | None = None
     by_token: Callable[[int], Callable] | None = None
     held: int = 0
+    gathered: int = 0
+    repeated: int = 1
     scores: bool = True
     gradients: bool = True
 

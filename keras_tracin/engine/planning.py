@@ -122,6 +122,7 @@ def make_plan(
     weights: int = 0,
     loading: int = 0,
     prepared: int = 0,
+    gathered: int = 0,
 ) -> Plan:
     """Chooses batches and chunks that fit the memory limit.
 
@@ -143,6 +144,8 @@ def make_plan(
             step is running.
         prepared: bytes that steps are given beside the queries, of the size
             of weights.
+        gathered: bytes that are held for each training example of a chunk,
+            beside its scores.
     """
     room = execution.memory // 4
     batch = min(
@@ -151,7 +154,7 @@ def make_plan(
     )
     smallest, largest = execution.batch_sizes
     batch = min(max(2 ** int(math.log2(max(1, batch))), smallest), largest)
-    row = 4 * max(1, num_queries) + train.bytes_read_per_example
+    row = 4 * max(1, num_queries) + train.bytes_read_per_example + gathered
     chunk = max(batch, room // row)
     count = train.expected_size
     known = chunk if count is None else min(chunk, count)

@@ -86,15 +86,47 @@ class Preconditioner:
 
     Args:
         model: compiled with the optimizer that trained it.
+        needed_by: what needs D, for errors.
+        remedy: what to do where it is not known, for errors.
+
+    Attributes:
+        optimizer: the model's; for `LossScaleOptimizer`, the inner one.
 
     Raises:
         ValueError: if its optimizer is none of those above.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(
+        self,
+        model: keras.Model,
+        needed_by: str = "`optimizer_aware=True`",
+        remedy: str = "leave the option out for the plain form",
+    ):
         self._model = model
         optimizer = getattr(model, "optimizer", None)
-        _rule(getattr(optimizer, "inner_optimizer", optimizer))
+        self.optimizer: Any = getattr(optimizer, "inner_optimizer", optimizer)
+        if _find_rule(self.optimizer) is None:
+            raise ValueError(
+                f"{needed_by} knows how "
+                f"{', '.join(kind.__name__ for kind in _RULES)} use a "
+                "gradient. Received a model with the optimizer "
+                f"{type(self.optimizer).__name__!r}; {remedy}."
+            )
+
+    @property
+    def constant(self) -> float | None:
+        """D of an optimizer that has one for all weights and times, as SGD."""
+        is_constant = _find_rule(self.optimizer) is _RULES[keras.optimizers.SGD]
+        return _momentum(self.optimizer) if is_constant else None
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError if D of a checkpoint cannot be known.
+
+        Args:
+            checkpoint: the checkpoint, which needs the optimizer's state.
+        """
+        with recorded_state(self._model, checkpoint):
+            pass
 
     @contextlib.contextmanager
     def diagonals(
@@ -201,18 +233,17 @@ def _recorded_diagonal(
     return filled.read_value()
 
 
-def _rule(optimizer: Any) -> _Rule:
+def _find_rule(optimizer: Any) -> _Rule | None:
     kinds = type(optimizer).__mro__
-    if not any(kind.__name__ == "Muon" for kind in kinds):
-        for kind in kinds:
-            if kind in _RULES:
-                return _RULES[kind]
-    raise ValueError(
-        "`optimizer_aware=True` knows how "
-        f"{', '.join(kind.__name__ for kind in _RULES)} use a gradient. "
-        f"Received a model with the optimizer {type(optimizer).__name__!r}; "
-        "leave the option out for the plain form."
-    )
+    if any(kind.__name__ == "Muon" for kind in kinds):
+        return None
+    return next((_RULES[kind] for kind in kinds if kind in _RULES), None)
+
+
+def _rule(optimizer: Any) -> _Rule:
+    rule = _find_rule(optimizer)
+    assert rule is not None  # `Preconditioner` refuses others
+    return rule
 
 
 def _momentum(optimizer: Any) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 
 from keras_tracin.data.batches import Batch
 from keras_tracin.engine.steps import GradientFunctions
@@ -58,3 +59,9 @@ class Queries:
         return algebra.concat(
             [step(batch.data, *position) for batch in self.batches]
         )
+
+    def rows(self) -> tf.Tensor:
+        """The whole gradients of all the queries, `[m, p]`."""
+        step, rate = self.steps.query.rows, np.float32(1)
+        rows = [step(batch.data, rate) for batch in self.batches]
+        return tf.concat(rows, axis=0) if len(rows) > 1 else rows.pop()

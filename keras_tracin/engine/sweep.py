@@ -136,6 +136,7 @@ def plan_pass(engine: Engine, work: Pass) -> Plan:
         weights=weights,
         loading=loading,
         prepared=work.held,
+        gathered=work.gathered,
     )
     return dataclasses.replace(plan, sparing=sparing)
 

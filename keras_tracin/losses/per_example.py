@@ -194,6 +194,27 @@ def penalty_weight(
     """
     if not any(getattr(v, "regularizer", None) for v in model.weights):
         return 1.0
+    what = "what the weight regularisers count beside its mean"
+    return 1.0 / objective_scale(model, what, loss, batch_size)
+
+
+def objective_scale(
+    model: keras.Model,
+    what: str,
+    loss: Any = None,
+    batch_size: int | None = None,
+) -> float:
+    """A batch's loss as a multiple of the mean of the `ℓ_i`.
+
+    Args:
+        model: a Keras model.
+        what: what depends on it, for the error.
+        loss: a loss in place of the compiled one.
+        batch_size: the batch size of training, needed where losses are summed.
+
+    Raises:
+        ValueError: if losses are summed, and no `batch_size` is given.
+    """
     summed = [
         entry
         for entry in losses_of(model, loss)
@@ -203,13 +224,12 @@ def penalty_weight(
         return 1.0
     if batch_size is None:
         raise ValueError(
-            "The loss is summed over each batch, so what the weight "
-            "regularisers count beside its mean depends on the batch size of "
-            "training. Pass it as `batch_size=`. Received: losses "
-            f"{[type(entry).__name__ for entry in summed]} with "
+            f"The loss is summed over each batch, so {what} depends on the "
+            "batch size of training. Pass it as `batch_size=`. Received: "
+            f"losses {[type(entry).__name__ for entry in summed]} with "
             "reduction='sum'."
         )
-    return 1.0 / batch_size
+    return float(batch_size)
 
 
 def check_no_activation_losses(model: keras.Model) -> None:

@@ -12,6 +12,7 @@ import warnings
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.visits import Weights, name_of
 from keras_tracin.runs import Checkpoint, TrainingRun
+from keras_tracin.runs.segments import no_rates
 
 
 def warn_of_final_only(run: TrainingRun) -> None:
@@ -70,11 +71,7 @@ def checkpoint_rates(run: TrainingRun, weights: str = "mean") -> Weights:
             continue
         rates[checkpoint] = rate
     if not rates:
-        raise ValueError(
-            "No checkpoint of the run has a learning rate above zero. "
-            f"Received: {run!r}. Train for at least one epoch with "
-            "`TracInCheckpoint` among the callbacks."
-        )
+        raise no_rates(run)
     return rates
 
 

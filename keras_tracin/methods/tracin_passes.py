@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_tracin.engine.metric import (
@@ -236,7 +235,7 @@ class Measurement:
             def weigh(visit: Visit):
                 assert self.aware is not None
                 # Nothing may keep rows that were cut up: they are large.
-                parts = list(flat.directions(_rows(queries), query.variables))
+                parts = list(flat.directions(queries.rows(), query.variables))
                 given = _checkpoint_of(visit), query.variables
                 return self.aware.weigh(parts, *given)
 
@@ -244,8 +243,8 @@ class Measurement:
 
         def weigh_and_divide(visit: Visit):
             diagonals = self._diagonals(query, visit)
-            rows = _rows(queries)
-            others = queries.others and _rows(queries.others)
+            rows = queries.rows()
+            others = queries.others and queries.others.rows()
             if self.normalize == "both":
                 sides = [rows] if others is None else [rows, others]
                 parts = [(DenseGradients((side,)),) for side in sides]
@@ -302,13 +301,6 @@ def _checkpoint_of(visit: Visit) -> Checkpoint:
 def _all_arguments(visit: Visit, prepared: tuple) -> tuple:
     """The arguments of steps that take several things after the batch."""
     return *prepared, visit.rate, *visit.sketched_at
-
-
-def _rows(queries: Queries) -> tf.Tensor:
-    """The whole gradients of all the queries, `[m, p]`."""
-    step, rate = queries.steps.query.rows, np.float32(1)
-    rows = [step(batch.data, rate) for batch in queries.batches]
-    return tf.concat(rows, axis=0) if len(rows) > 1 else rows.pop()
 
 
 def _sum(step: Callable, queries: Queries, *arguments: Any) -> Any:

@@ -8,6 +8,7 @@ from keras_tracin.runs.optimizer_state import (
     recorded_state,
 )
 from keras_tracin.runs.run import TrainingRun
+from keras_tracin.runs.segments import Segment, Segments, cut_run
 from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
 from keras_tracin.runs.weights import check_checkpoint, run_weights
 from keras_tracin.runs.writer import RunWriter
@@ -17,9 +18,12 @@ __all__ = [
     "Onlooker",
     "RecordedState",
     "RunWriter",
+    "Segment",
+    "Segments",
     "TrainingRun",
     "WhenLossDrops",
     "check_checkpoint",
+    "cut_run",
     "initial_optimizer",
     "recorded_state",
     "run_weights",

@@ -53,6 +53,7 @@ METHODS = {
     "InfluenceFunctions, ekfac, relative": lambda model, run: influence(
         model, run, curvature="ekfac", relative="loss"
     ),
+    "SOURCE": lambda model, run: kt.SOURCE(model, TRAIN, run),
     "TRAK": lambda model, run: kt.TRAK(
         model, TRAIN, run, projection=kt.TensorSketch(8)
     ),

@@ -79,6 +79,7 @@ METHODS = {
     "InfluenceFunctions, CG": lambda model, run: kt.InfluenceFunctions(
         model, (IDS, Y), damping=0.1, curvature="gauss_newton"
     ),
+    "SOURCE": lambda model, run: kt.SOURCE(model, (IDS, Y), run),
     "TRAK": lambda model, run: kt.TRAK(
         model, (IDS, Y), run, projection=kt.TensorSketch(8)
     ),

@@ -28,14 +28,7 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from keras_tracin.curvature.kronecker import (
-    Basis,
-    Block,
-    bases_of,
-    eigenbasis,
-    rotate,
-    rotate_diagonal,
-)
+from keras_tracin.curvature.eigenblocks import Eigenblocks, fit_eigenblocks
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution
 
@@ -94,55 +87,28 @@ class EKFAC:
                 "only, `CG()` for example."
             )
         draws = layers.draws(self.draws, self.seed)
-        bases: list[Basis] = [
-            eigenbasis(moments, layers.dtype)
-            for moments in layers.moments(draws)
-        ]
         penalties = layers.penalty_diagonal()
-        eigenvalues = [
-            squares
-            + rotate_diagonal(block, basis, penalties)
-            + operator.damping
-            for block, basis, squares in zip(
-                layers.blocks,
-                bases,
-                layers.mean_squares(bases, draws),
-                strict=True,
-            )
-        ]
-        return EKFACInverse(layers.blocks, tuple(bases), tuple(eigenvalues))
+        fitted = fit_eigenblocks(layers, lambda: [draws]).scaled(1.0, penalties)
+        damped = [values + operator.damping for values in fitted.eigenvalues]
+        return EKFACInverse(fitted.blocks, fitted.bases, tuple(damped))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EKFACInverse:
-    """The inverse, block by block.
-
-    Attributes:
-        blocks: the blocks of a row.
-        bases: U_A and U_B of each, of sides that have a basis.
-        eigenvalues: `[i, o]` of each, damping included.
-    """
-
-    blocks: tuple[Block, ...]
-    bases: tuple[Basis, ...]
-    eigenvalues: tuple[tf.Tensor, ...]
+class EKFACInverse(Eigenblocks):
+    """The inverse of a matrix that is known block by block."""
 
     def __call__(self, rhs: tf.Tensor) -> Solution:
         """Solves for each row of `rhs [m, p]`."""
-        parts = []
-        for block, basis, values in zip(
-            self.blocks, self.bases, self.eigenvalues, strict=True
-        ):
-            part = rhs[:, block.start : block.start + block.size]
-            left, right = bases_of(block, basis)
-            part = rotate(block.matrices(part), left, right)
-            part = tf.math.divide_no_nan(part, values)
-            back = (u if u is None else tf.transpose(u) for u in (left, right))
-            parts.append(block.entries(rotate(part, *back)))
+        (value,) = self.apply(rhs, _reciprocal)
         count = len(rhs)
         return Solution(
-            value=tf.concat(parts, axis=1),
+            value=value,
             converged=np.ones(count, bool),
             steps=0,
             residual=np.full(count, np.nan),
         )
+
+
+def _reciprocal(values: tf.Tensor) -> tf.Tensor:
+    """One over each; zero for zero."""
+    return tf.math.divide_no_nan(tf.ones_like(values), values)
