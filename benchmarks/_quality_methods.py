@@ -87,15 +87,15 @@ def cosine(problem: Problem, seed: int) -> Scores:
 
 
 def influence(
-    damping: float | Callable[[], float],
+    damping: float | str | Callable[[], float],
     solver=None,
-    curvature="gauss_newton",
+    curvature: str | None = "gauss_newton",
     choose: Callable = lambda run: run[-1:],
 ) -> Method:
     """Influence functions at the end of training, or the mean at several.
 
     Args:
-        damping: damping λ, or a function that chooses it.
+        damping: damping λ or "auto", or a function that chooses it.
         solver: `solver` of `InfluenceFunctions`.
         curvature: `curvature` of `InfluenceFunctions`.
         choose: selects the checkpoints.
@@ -275,6 +275,8 @@ def methods(
     ekfac_of_five = influence(
         find("ekfac", "five"), curvature="ekfac", choose=five
     )
+    auto = influence("auto", curvature="ekfac")
+    auto_of_five = influence("auto", curvature="ekfac", choose=five)
     methods_by_name: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
         "TracIn, 5": tracin(five),
@@ -301,6 +303,7 @@ def methods(
         methods_by_name[name] = influence(find("gauss_newton", "last"), solver)
     methods_by_name |= {
         "influence, EK-FAC": ekfac,
+        "influence, EK-FAC, λ auto": auto,
         "SOURCE, 6 checkpoints": source(six),
         "UnrolledInfluence": unrolled,
         "representer points, L2": representer(1e-2, "l2"),
@@ -318,14 +321,21 @@ def methods(
         methods_by_name["influence, CG of 10 steps, 5 checkpoints"] = influence(
             find("gauss_newton", "five"), FEW_STEPS, choose=five
         )
+        preconditioned = kt.CG(None, 5, kt.EKFAC())
+        name = "influence, CG of 5 steps by EK-FAC, λ auto, 5 checkpoints"
+        methods_by_name[name] = influence("auto", preconditioned, choose=five)
     methods_by_name |= {
         "influence, EK-FAC, 5 checkpoints": ekfac_of_five,
+        "influence, EK-FAC, λ auto, 5 checkpoints": auto_of_five,
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
         f"influence, EK-FAC, 5 checkpoints, {ENSEMBLE} trainings": several(
             ekfac_of_five
         ),
         f"SOURCE, 6 checkpoints, {ENSEMBLE} trainings": several(source(six)),
+        f"influence, EK-FAC, λ auto, 5 checkpoints, {ENSEMBLE} trainings": (
+            several(auto_of_five)
+        ),
         f"UnrolledInfluence, {ENSEMBLE} trainings": several(unrolled),
         f"TRAK, {ENSEMBLE} trainings": trak(last, trainings=ENSEMBLE),
         f"TRAK, 10, {ENSEMBLE} trainings": trak(ten, trainings=ENSEMBLE),

@@ -6,7 +6,7 @@ at one set of weights and is kept for each.
 
 Synopsis:
 
-    inverses = Inverses(engine, CG(), damping=0.01, title="Influence functions")
+    inverses = Inverses(engine, CG(), damping=lambda: 0.01, title="Influence")
     inverses.fit(checkpoints)
     load(checkpoint)
     solved = inverses.solve(checkpoint, rows)   # [m, p], at these weights
@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def choose_solver(
             f"solver={solver!r} with curvature='hessian'; expected "
             "curvature='gauss_newton', the default with `EKFAC`."
         )
-    if layered or curvature == "ekfac":
+    if layered or curvature == "ekfac" or solver is curvature is None:
         return "ekfac", solver or EKFAC()
     return curvature or "hessian", CG() if solver is None else solver
 
@@ -103,7 +103,7 @@ class Inverses:
         solver: how the curvature is inverted.
         curvature: "hessian"; anything else is the Gauss-Newton matrix.
         loss: used in place of the compiled loss, as the engine was given it.
-        damping: λ.
+        damping: gives λ, asked for once it is needed.
         penalty: factor of the weight regularisers beside the mean loss.
         title: name of the method, for the line that announces long work.
 
@@ -118,7 +118,7 @@ class Inverses:
         *,
         curvature: str = "hessian",
         loss: Any = None,
-        damping: float,
+        damping: Callable[[], float],
         penalty: float = 1.0,
         title: str,
     ):
@@ -170,7 +170,7 @@ class Inverses:
             verbose: 0 for silence; else long work is announced.
         """
         if checkpoint not in self._prepared:
-            damped = Damped(self.operator, self._damping)
+            damped = Damped(self.operator, self._damping())
             with (
                 self._explaining(),
                 self._announced("inverse of the curvature", verbose),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -27,12 +28,24 @@ from keras_tracin.curvature.penalty import ZEROS, Parts
 from keras_tracin.gradients.placement import check_loss_of_outputs
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Hessian(MeanLossCurvature):
     """The Hessian of the objective: `∇²J v` for any vector `v`.
 
     Not positive definite unless the objective is convex; see `Damped` and
     `GaussNewton`. The second derivative of a ReLU counts as zero.
+
+    Attributes:
+        gauss_newton: makes the Gauss-Newton matrix of the same objective, for
+            a solver that is preconditioned with it.
     """
+
+    gauss_newton: Callable[[], GaussNewton] | None = None
+
+    @functools.cached_property
+    def nearby(self) -> LayerBlocks | None:
+        """The blocks of its Gauss-Newton matrix, if that is known."""
+        return self.gauss_newton and self.gauss_newton().by_layer
 
     def linearize(self, data, real):
         with tf.GradientTape(

@@ -49,12 +49,16 @@ def curvature_of(
         execution.strategy,
         execution.jit_compile,
     )
+
+    def gauss_newton() -> GaussNewton:
+        x = engine.train.first(SAMPLE).x
+        outputs = outputs_of(engine.model, loss, x)
+        check_consistent(outputs)
+        return GaussNewton(*arguments, outputs.with_logits, engine.layers)
+
     if curvature == "hessian":
-        return Hessian(*arguments)
-    x = engine.train.first(SAMPLE).x
-    outputs = outputs_of(engine.model, loss, x)
-    check_consistent(outputs)
-    return GaussNewton(*arguments, outputs.with_logits, engine.layers)
+        return Hessian(*arguments, gauss_newton=gauss_newton)
+    return gauss_newton()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from keras_tracin.curvature.kronecker import LayerCurvature
 class Operator(Protocol):
     """A symmetric p × p matrix that is known by its products.
 
-    Solvers ask it what else it is (`damping`, `undamped`, `by_layer`). A class
+    Solvers ask it what else it is (`damping`, `undamped`, `by_layer`,
+    `nearby`). A class
     that inherits from this one answers as a plain matrix does.
     """
 
@@ -61,6 +62,11 @@ class Operator(Protocol):
     def by_layer(self) -> LayerCurvature | None:
         """Its blocks, if it is the Gauss-Newton matrix of a network."""
         return None
+
+    @property
+    def nearby(self) -> LayerCurvature | None:
+        """Blocks of a Gauss-Newton matrix near it, to precondition with."""
+        return self.by_layer
 
 
 def matvec(operator: Operator, vector: tf.Tensor) -> tf.Tensor:
@@ -131,6 +137,10 @@ class Damped:
     def by_layer(self) -> None:
         """None: damping is no part of the blocks of `undamped`."""
 
+    @property
+    def nearby(self) -> None:
+        """None: as `by_layer`."""
+
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         """The product with each row of `vectors [m, p]`."""
         vectors = tf.convert_to_tensor(vectors, self.dtype)
@@ -141,10 +151,10 @@ class Damped:
         return Damped(self.undamped.sample(rng, batch_size), self.damping)
 
 
-def check_damping(damping: float) -> None:
+def check_damping(damping: float | str) -> None:
     """Raises ValueError unless λ is a finite number of zero or more."""
     is_number = isinstance(damping, numbers.Real)
-    if not (is_number and 0 <= damping < float("inf")):
+    if not (is_number and 0 <= float(damping) < float("inf")):
         raise ValueError(
             "`damping` should be a finite number of 0 or more: it is added to "
             f"the eigenvalues of the curvature. Received: {damping!r}."

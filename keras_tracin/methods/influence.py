@@ -10,7 +10,7 @@ training starts again.
 
 Synopsis:
 
-    method = kt.InfluenceFunctions(model, train, damping=0.01)
+    method = kt.InfluenceFunctions(model, train)
     method.influence(test)       # Attribution [num_test, num_train]
     method.top_k(test, k=10)     # TopK
     method.self_influence()      # SelfInfluence
@@ -19,6 +19,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ from keras_tracin.curvature.solvers import (
     InverseSketch,
     Solver,
 )
+from keras_tracin.curvature.training_damping import damping_of_training
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
@@ -46,7 +48,7 @@ from keras_tracin.engine.passes import Pass, Sums
 from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Visit, Weights
-from keras_tracin.losses.per_example import penalty_weight
+from keras_tracin.losses.per_example import objective_scale, penalty_weight
 from keras_tracin.methods.by_token import ByToken
 from keras_tracin.methods.index_rows import inverse_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
@@ -67,7 +69,7 @@ class InfluenceFunctions(ByToken):
 
     Example:
     ```python
-    method = kt.InfluenceFunctions(model, train, damping=0.01)
+    method = kt.InfluenceFunctions(model, train, run="runs/digits")
     scores = method.influence(test).scores / num_train
     # about: loss of each query without the example - loss with it
     ```
@@ -100,14 +102,19 @@ class InfluenceFunctions(ByToken):
         run: a `TrainingRun` or its directory; `run[3::4]` takes every fourth
             checkpoint. By default, scores are at the weights that the model
             has now.
-        damping: λ, added to every eigenvalue of the curvature. A larger one
+        damping: λ, added to every eigenvalue of the curvature. `"auto"` is
+            one over the sum of the learning rates of the training, times 1 - μ
+            for a momentum μ, over the mean factor of gradients for Adam and
+            others: what steps of gradient descent have not reached counts no
+            more than it would have under such a penalty (Ali et al. 2019). It
+            is read from `run`, else from the model's optimizer. A larger one
             makes solving easier, and is needed where the Hessian has negative
             eigenvalues; then let it exceed the smallest one's size.
-        curvature: `"hessian"` (the default); `"gauss_newton"`, which has no
-            negative eigenvalues (Martens 2020) and is the default of
-            `EKFAC()`; or `"ekfac"`, short for `"gauss_newton"` with
-            `solver=EKFAC()`.
-        solver: `CG()` (the default), `EKFAC()`, `Exact()`, `LiSSA()`,
+        curvature: `"hessian"`, the default with any solver but `EKFAC()`;
+            `"gauss_newton"`, which has no negative eigenvalues (Martens 2020);
+            or `"ekfac"`, short for `"gauss_newton"` with `solver=EKFAC()`, the
+            default where no solver is given.
+        solver: `EKFAC()` (the default), `CG()`, `Exact()`, `LiSSA()`,
             `Arnoldi()` or `RandomizedSketch(dim)`. `EKFAC()` approximates the
             Gauss-Newton matrix layer by layer and solves at once (Grosse et
             al. 2023).
@@ -132,10 +139,11 @@ class InfluenceFunctions(ByToken):
         solver: how the curvature is inverted.
 
     Raises:
-        ValueError: if `damping` is negative, an option is unknown, curvature
-            and solver do not go together, the run holds no checkpoint or does
-            not fit, the model is not compiled and no `loss` is given, or it
-            computes in half precision.
+        ValueError: if `damping` is negative or a word other than "auto", an
+            option is unknown, curvature and solver do not go together, the run
+            holds no checkpoint or does not fit, the model is not compiled and
+            no `loss` is given, or it computes in half precision. The first
+            call, if `damping` is "auto" and training is not known.
     """
 
     title = "Influence functions"
@@ -147,7 +155,7 @@ class InfluenceFunctions(ByToken):
         train: Any,
         *,
         run: TrainingRun | str | os.PathLike | None = None,
-        damping: float,
+        damping: float | str = "auto",
         curvature: str | None = None,
         solver: Solver | None = None,
         relative: str | None = None,
@@ -161,17 +169,22 @@ class InfluenceFunctions(ByToken):
         memory_limit: int | None = None,
     ):
         check_is_model(model)
-        check_damping(damping)
+        check_damping(0.0 if damping == "auto" else damping)
         check_precision(model)
         _check_one_of("curvature", curvature, _CURVATURES)
         _check_one_of("relative", relative, _RELATIVE)
         self._curvature, self.solver = choose_solver(curvature, solver)
-        self._damping = damping
+        self._given_damping = damping
         self._relative = relative
         self._penalty = penalty_weight(model, loss, batch_size)
+        self._scale = 1.0
+        if damping == "auto":
+            what = "how far a step goes, as damping='auto' needs to know,"
+            self._scale = objective_scale(model, what, loss, batch_size)
         if run is not None:
             run = run if isinstance(run, TrainingRun) else TrainingRun(run)
             self.checkpoints = _equal_weights(run, self.solver)
+        self._run = run
         self.engine = Engine(
             model,
             train,
@@ -196,13 +209,25 @@ class InfluenceFunctions(ByToken):
             self.solver,
             curvature=self._curvature,
             loss=loss,
-            damping=damping,
+            damping=lambda: self.damping,
             penalty=self._penalty,
             title=self.title,
         )
         self._lengths: SolvedLengths | None = None
         if relative is not None:
             self._lengths = SolvedLengths(self.engine, self._inverses, relative)
+
+    @functools.cached_property
+    def damping(self) -> float:
+        """λ, also where it was to be found.
+
+        Raises:
+            ValueError: if it is, and what it follows from is not known.
+        """
+        if not isinstance(self._given_damping, str):
+            return float(self._given_damping)
+        with self.engine.updated.trainable():
+            return damping_of_training(self._whole, self._run, self._scale)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -211,7 +236,7 @@ class InfluenceFunctions(ByToken):
         own_solver = self._curvature != "ekfac"
         return {
             "solver": describe(self.solver) if own_solver else None,
-            "damping": self._damping,
+            "damping": self.damping,
             "curvature": self._curvature,
             "relative": self._relative,
             "penalty": self._penalty,

@@ -250,7 +250,8 @@ def define_influence(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "damping",
         None,
-        "Damping λ, added to the curvature; required. Also for --method=trak, "
+        "Damping λ, added to the curvature; by default it follows from the "
+        "steps that the model's optimizer has made. Also for --method=trak, "
         "whose default is 1.",
         **options,
     )
@@ -259,14 +260,15 @@ def define_influence(values: flags.FlagValues) -> None:
         None,
         ("hessian", "gauss_newton", "ekfac"),
         "Curvature matrix to invert; ekfac is short for --solver=ekfac. "
-        "Default: hessian, or gauss_newton with --solver=ekfac.",
+        "Default: ekfac, or hessian with any other --solver.",
         **options,
     )
     flags.DEFINE_enum(
         "solver",
-        "cg",
+        None,
         SOLVERS,
-        "Solver that inverts the curvature. Not with --curvature=ekfac.",
+        "Solver that inverts the curvature; ekfac by default, or cg with a "
+        "--curvature. Not with --curvature=ekfac.",
         **options,
     )
     flags.DEFINE_enum(

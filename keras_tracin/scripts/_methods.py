@@ -97,20 +97,14 @@ def _trak(job: Job) -> TRAK:
 
 def _influence(job: Job) -> InfluenceFunctions:
     values = job.values
-    if values.damping is None:
-        raise UsageError(
-            "--method=influence needs --damping, such as --damping=0.01, which "
-            "is added to the curvature."
-        )
-    own_inverse = values.curvature == "ekfac"
-    if own_inverse and values["solver"].present:
+    if values.curvature == "ekfac" and values.solver is not None:
         raise UsageError("--curvature=ekfac takes no --solver.")
     return InfluenceFunctions(
         job.model,
         job.task.train(),
-        damping=values.damping,
+        damping="auto" if values.damping is None else values.damping,
         curvature=values.curvature,
-        solver=None if own_inverse else _solver(values),
+        solver=_solver(values),
         relative=values.relative,
         **job.options(
             "query_loss",
@@ -125,6 +119,7 @@ def _influence(job: Job) -> InfluenceFunctions:
 
 def _solver(values: flags.FlagValues) -> Any:
     return {
+        None: lambda: None,
         "cg": lambda: CG(),
         "ekfac": lambda: EKFAC(),
         "exact": lambda: Exact(),

@@ -68,7 +68,7 @@ def test_ridge_regression_has_the_closed_forms_first_order_term(
 def test_a_summed_loss_with_regularisers_needs_the_batch_size():
     model, data, _ = ridge("sum", 5)
     with pytest.raises(ValueError, match="batch_size="):
-        kt.InfluenceFunctions(model, data, damping=0)
+        kt.InfluenceFunctions(model, data, damping=0.1)
 
 
 def test_a_model_that_has_not_converged_is_warned_of():

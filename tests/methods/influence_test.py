@@ -201,7 +201,11 @@ def test_some_layers_have_a_block_of_the_curvature(model, truth):
     block = oracle.hessian(model, loss, TRAIN, head.trainable_variables)
     inverse = np.linalg.inv(block + DAMPING * np.eye(len(block)))
     method = kt.InfluenceFunctions(
-        model, TRAIN, damping=DAMPING, layers=[head.name]
+        model,
+        TRAIN,
+        damping=DAMPING,
+        curvature="hessian",
+        layers=[head.name],
     )
     expected = test[:, -15:] @ inverse @ train[:, -15:].T
     close(method.influence(TEST, verbose=0).scores, expected, 1e-3)

@@ -3,17 +3,24 @@
 Synopsis:
 
     solution = solve(Damped(hessian, 0.01), gradients, CG(tol=1e-6))
+    solution = solve(damped, gradients, CG(preconditioner=EKFAC()))
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import Operator
+from keras_tracin.curvature.solvers.ekfac import EKFAC, EKFACInverse
 from keras_tracin.curvature.solvers.solution import Solution, residuals
+
+# Of the largest eigenvalue: the least that a preconditioner divides by. Any
+# positive one is right, and too small a one would magnify rounding errors.
+_FLOOR = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,28 +33,56 @@ class CG:
     negative curvature turns up, there is no minimum to go to: the solver stops
     with what it has, as in truncated Newton methods (Steihaug 1983).
 
+    With a preconditioner, the first step goes along its own solutions, and the
+    following ones correct them.
+
     Attributes:
-        tol: residual to stop at, relative to the right-hand side.
+        tol: residual to stop at, relative to the right-hand side. None takes
+            `max_steps` steps and does not call what is left a failure: to stop
+            early is a choice, since directions of little curvature, which come
+            last, are the least certain ones.
         max_steps: largest number of products with the operator.
+        preconditioner: `EKFAC()`, for a network's curvature. Of a Hessian it
+            takes the Gauss-Newton matrix. None for none.
     """
 
-    tol: float = 1e-4
+    tol: float | None = 1e-4
     max_steps: int = 500
+    preconditioner: EKFAC | None = None
 
     def __post_init__(self):
-        if not self.tol > 0 or self.max_steps < 1:
+        if (self.tol is not None and not self.tol > 0) or self.max_steps < 1:
             raise ValueError(
-                "`tol` should be above 0 and `max_steps` 1 or more. Received: "
-                f"tol={self.tol!r}, max_steps={self.max_steps!r}."
+                "`tol` should be above 0 or None, and `max_steps` 1 or more. "
+                f"Received: tol={self.tol!r}, max_steps={self.max_steps!r}."
+            )
+        if not isinstance(self.preconditioner, EKFAC | None):
+            raise ValueError(
+                "`preconditioner` should be `EKFAC()` or None. Received: "
+                f"{self.preconditioner!r}."
             )
 
     def prepare(self, operator: Operator) -> CGInverse:
-        """Keeps the operator; there is nothing to compute beforehand.
+        """Keeps the operator, and fits the preconditioner if there is one.
 
         Args:
             operator: the matrix to invert, damping included.
+
+        Raises:
+            ValueError: if there is a preconditioner, and the operator is not
+                a network's, or `EKFAC` cannot be fitted to it.
         """
-        return CGInverse(operator, self)
+        if self.preconditioner is None:
+            return CGInverse(operator, self)
+        layers = operator.undamped.nearby
+        if layers is None:
+            raise ValueError(
+                "The preconditioner `EKFAC()` needs the curvature of a "
+                f"network. Received: {type(operator.undamped).__name__}. "
+                "Leave out `preconditioner=`."
+            )
+        fitted = self.preconditioner.fit(layers, operator.damping)
+        return CGInverse(operator, self, fitted)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,15 +91,16 @@ class CGInverse:
 
     operator: Operator
     solver: CG
+    preconditioner: EKFACInverse | None = None
 
     def __call__(self, rhs: tf.Tensor) -> Solution:
         """Solves for each row of `rhs [m, p]`."""
         value = tf.zeros_like(rhs)
         residual = np.asarray(tf.norm(rhs, axis=1) > 0, np.float64)
-        steps, negative = 0, False
+        steps, negative, tol = 0, False, self.solver.tol or 0.0
         while steps < self.solver.max_steps:
             before = residual.max(initial=0)
-            if before <= self.solver.tol:
+            if before <= tol:
                 break
             # Starting again from the true residual leaves behind the rounding
             # errors that have added up.
@@ -83,7 +119,8 @@ class CGInverse:
                 break
         return Solution(
             value=value,
-            converged=residual <= self.solver.tol,
+            converged=np.isfinite(residual)
+            & (True if self.solver.tol is None else residual <= tol),
             steps=steps,
             residual=residual,
             negative_curvature=negative,
@@ -94,6 +131,7 @@ class CGInverse:
 
         In Dubrulle's notation, transposed: `q` is an orthonormal basis of the
         residuals, `share` their coordinates in it, `search` the directions.
+        With a preconditioner P, all of them are those of P^-½ A P^-½.
 
         Args:
             rhs: right-hand sides, `[m, p]`.
@@ -104,12 +142,13 @@ class CGInverse:
             The solutions, the number of steps, and whether a curvature was
             negative.
         """
-        q, share = _orthonormalize(rhs)
+        q, share = _orthonormalize(self._scaled(rhs, -0.5))
         search, value = q, tf.zeros_like(rhs)
         steps = 0
         while steps < self.solver.max_steps - used:
             steps += 1
-            image = self.operator.matmat(search)
+            image = self.operator.matmat(self._scaled(search, -0.5))
+            image = self._scaled(image, -0.5)
             curvature = tf.matmul(search, image, transpose_b=True)
             curvature = (curvature + tf.transpose(curvature)) / 2
             curvature = tf.cast(curvature, tf.float64)
@@ -125,16 +164,45 @@ class CGInverse:
             step = tf.constant((vectors * inverse) @ vectors.T, rhs.dtype)
             value += tf.matmul(share, tf.matmul(step, search), transpose_a=True)
             if negative:
-                return value, steps, True
+                return self._scaled(value, -0.5), steps, True
             q, change = _orthonormalize(q - tf.matmul(step, image))
             share = tf.matmul(change, share)
             search = q + tf.matmul(change, search)
-            left = tf.math.divide_no_nan(tf.norm(share, axis=0), scale)
+            lengths = self._lengths(q, share)
+            left = tf.math.divide_no_nan(lengths, scale)
             if not np.isfinite(left).all() or (
-                float(tf.reduce_max(left)) <= self.solver.tol / 2
+                float(tf.reduce_max(left)) <= (self.solver.tol or 0.0) / 2
             ):
                 break
-        return value, steps, False
+        return self._scaled(value, -0.5), steps, False
+
+    def _lengths(self, q: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+        """The lengths `[m]` of the residuals."""
+        if self.preconditioner is None:
+            return tf.norm(share, axis=0)
+        rows = tf.matmul(share, q, transpose_a=True)
+        return tf.norm(self._scaled(rows, 0.5), axis=1)
+
+    def _scaled(self, rows: tf.Tensor, exponent: float) -> tf.Tensor:
+        """A power of the preconditioner's matrix times each row `[m, p]`."""
+        if self.preconditioner is None:
+            return rows
+        floor = self._floor
+
+        def power(values):
+            return tf.pow(tf.maximum(values, floor), exponent)
+
+        (product,) = self.preconditioner.apply(rows, power)
+        return product
+
+    @functools.cached_property
+    def _floor(self) -> tf.Tensor:
+        assert self.preconditioner is not None
+        largest = [
+            tf.reduce_max(values) for values in self.preconditioner.eigenvalues
+        ]
+        least = np.finfo(self.operator.dtype.as_numpy_dtype).tiny
+        return tf.maximum(_FLOOR * tf.reduce_max(largest), least)
 
 
 def _orthonormalize(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.curvature.eigenblocks import Eigenblocks, fit_eigenblocks
+from keras_tracin.curvature.kronecker import LayerCurvature
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution
 
@@ -86,10 +87,22 @@ class EKFAC:
                 "curvature='gauss_newton', or a solver that needs products "
                 "only, `CG()` for example."
             )
+        return self.fit(layers, operator.damping)
+
+    def fit(self, layers: LayerCurvature, damping: float) -> EKFACInverse:
+        """Fits the inverse of a network's Gauss-Newton matrix.
+
+        Args:
+            layers: the matrix, block by block.
+            damping: λ, added to its eigenvalues.
+
+        Raises:
+            ValueError: as `prepare`, for the loss and for exact draws.
+        """
         draws = layers.draws(self.draws, self.seed)
         penalties = layers.penalty_diagonal()
         fitted = fit_eigenblocks(layers, lambda: [draws]).scaled(1.0, penalties)
-        damped = [values + operator.damping for values in fitted.eigenvalues]
+        damped = [values + damping for values in fitted.eigenvalues]
         return EKFACInverse(fitted.blocks, fitted.bases, tuple(damped))
 
 
