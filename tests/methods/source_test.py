@@ -122,9 +122,12 @@ def powers(hessian, diagonal, added, time):
 PIECES = [[1, 2], [3, 4], [5, 6]]
 CASES = {
     "SGD": ({}, {}, 1.0, 0.0),
-    "momentum": ({"momentum": 0.5}, {}, 2.0, 0.0),
-    "Nesterov": ({"momentum": 0.5, "nesterov": True}, {}, 2.0, 0.0),
-    "decay": ({"momentum": 0.5, "weight_decay": 0.3}, {}, 2.0, 0.3),
+    "momentum and decay": (
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.3},
+        {},
+        2.0,
+        0.3,
+    ),
     "L2": (
         {},
         {
@@ -224,7 +227,7 @@ def test_what_cannot_be_unrolled_is_refused(plain):
     other = compiled(model, keras.optimizers.Ftrl())
     with pytest.raises(ValueError, match=row("source-optimizer", "'Ftrl'")):
         kt.SOURCE(other, TRAIN, run)
-    bare = keras.models.clone_model(model)
+    bare = sequential((INPUTS,), layers.Dense(1))
     with pytest.raises(ValueError, match=row("source-optimizer", "NoneType")):
         kt.SOURCE(bare, TRAIN, run, loss="mse")
     other = compiled(model, "adam")
