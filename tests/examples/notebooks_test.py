@@ -96,8 +96,7 @@ def run_again(tmp_path_factory):
     texts = [
         text
         for text in TEXTS
-        if text.stem not in WITH_DATA
-        or (DATA / WITH_DATA[text.stem]).is_dir()
+        if text.stem not in WITH_DATA or (DATA / WITH_DATA[text.stem]).is_dir()
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_TRACIN_DATA", str(DATA.resolve()))
