@@ -126,7 +126,7 @@ def _with_interval(values: np.ndarray) -> str:
     rng = np.random.default_rng(0)
     rows = rng.integers(len(values), size=[1000, len(values)])
     low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
-    return f"{values.mean():.3f} ({low:.2f} to {high:.2f})"
+    return f"{values.mean():.3g} ({low:.2g} to {high:.2g})"
 
 
 if __name__ == "__main__":
