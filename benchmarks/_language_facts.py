@@ -1,8 +1,6 @@
 """A model that was told facts, and methods that look for the sources."""
 
 import dataclasses
-import functools
-import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +9,7 @@ import keras
 import numpy as np
 
 import keras_tracin as kt
-from benchmarks._quality_methods import five, last, ten
+from benchmarks._quality_methods import five, last
 from benchmarks._quality_training import fit_once
 from examples import _facts, _language
 
@@ -86,31 +84,33 @@ def methods() -> dict[str, Method]:
     by_name: dict[str, Method] = {
         "TracIn, 1 checkpoint": _tracin(last),
         "TracIn, 5": _tracin(five),
-        "TracIn, 10": _tracin(ten),
-        "TracIn, 10, optimizer-aware": _tracin(ten, optimizer_aware=True),
+        "TracIn, 5 selected": _tracin(selected),
+        "TracIn, 5 selected, unit lengths": _tracin(selected, normalize="both"),
+        "TracIn, 5 selected, optimizer-aware": _tracin(
+            selected, optimizer_aware=True
+        ),
     }
-    if "normalize" in inspect.signature(kt.TracIn).parameters:
-        by_name |= {
-            "gradient cosine": _tracin(last, normalize="both"),
-            "gradient cosine, 10": _tracin(ten, normalize="both"),
-            "gradient cosine, 10, optimizer-aware": _tracin(
-                ten, normalize="both", optimizer_aware=True
-            ),
-        }
-    by_name |= {
-        f"influence, EK-FAC, λ = {damping:g}": functools.partial(
-            _influence, damping
-        )
-        for damping in (1e-3, 1e-5, 1e-7)
+    for damping in (1e-3, 1e-4, 1e-5, 1e-6):
+        name = f"influence, EK-FAC, epoch 10, λ = {damping:g}"
+        by_name[name] = _influence(damping, tenth_epoch)
+    return by_name | {
+        "influence, EK-FAC, 5 selected, λ = 0.0001": _influence(1e-4, selected),
+        # Prompts are filled up with 0.
+        "BM25": _words("BM25", words="all", ignore=[0]),
+        "BM25, the answer alone": _words("BM25"),
+        "TF-IDF": _words("TFIDF", words="all", ignore=[0]),
+        "embedding similarity": _embeddings,
     }
-    if hasattr(kt.evaluation, "BM25"):
-        by_name |= {
-            "BM25": _words("BM25", words="all"),
-            "BM25, the answer alone": _words("BM25"),
-            "TF-IDF": _words("TFIDF", words="all"),
-            "embedding similarity": _embeddings,
-        }
-    return by_name
+
+
+def selected(run: kt.TrainingRun) -> kt.TrainingRun:
+    """Five checkpoints that cover the fall of the loss."""
+    return kt.select_checkpoints(run, 5, verbose=0)
+
+
+def tenth_epoch(run: kt.TrainingRun) -> kt.TrainingRun:
+    """The checkpoint after epoch 10, halfway down the loss."""
+    return run[9:10]
 
 
 def _tracin(choose: Callable, **options) -> Method:
@@ -122,17 +122,18 @@ def _tracin(choose: Callable, **options) -> Method:
     return scores
 
 
-def _influence(
-    damping: float, problem: Problem, queries: Any
-) -> kt.Attribution:
-    method = kt.InfluenceFunctions(
-        problem.model,
-        problem.train,
-        run=problem.run[-1:],
-        damping=damping,
-        solver=kt.EKFAC(draws=1),  # of each place of a sequence
-    )
-    return method.influence(queries, verbose=0)
+def _influence(damping: float, choose: Callable) -> Method:
+    def scores(problem: Problem, queries: Any) -> kt.Attribution:
+        method = kt.InfluenceFunctions(
+            problem.model,
+            problem.train,
+            run=choose(problem.run),
+            damping=damping,
+            solver=kt.EKFAC(draws=1),  # of each place of a sequence
+        )
+        return method.influence(queries, verbose=0)
+
+    return scores
 
 
 def _words(name: str, **options) -> Method:

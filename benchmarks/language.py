@@ -61,38 +61,56 @@ def main(_) -> None:
     print("|---|" + "---:|" * 3 * len(_facts.QUESTIONS))
     for name, method in _facts.methods().items():
         if _METHODS.value in name:
+            scores = _scores(problem, folder, name, method)
             cells = [
                 cell
-                for kind in _facts.QUESTIONS
-                for cell in _measure(problem, folder, name, kind, method)
+                for kind, part in scores.items()
+                for cell in _measure(problem, kind, part)
             ]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def _measure(
+def _scores(
     problem: _facts.Problem,
     folder: pathlib.Path,
     name: str,
-    kind: str,
     method: _facts.Method,
-) -> list[str]:
-    """The figures of a method, as cells."""
-    slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{kind}")
+) -> dict[str, kt.Attribution]:
+    """The scores of each kind of question, from disk if they are there."""
+    slug = "".join(c if c.isalnum() else "-" for c in name)
     path = folder / "scores" / f"{slug}.npz"
-    queries = problem.queries[kind]
     if not path.is_file():
         start = time.perf_counter()
-        scores = method(problem, queries)
+        everyone = tuple(
+            np.concatenate(parts)
+            for parts in zip(*problem.queries.values(), strict=True)
+        )
+        results = method(problem, everyone)
         passed = time.perf_counter() - start
         path.parent.mkdir(parents=True, exist_ok=True)
-        scores.save(path)
-        print(f"{name}, {kind}: {passed:.0f} s", flush=True)
-    scores = kt.Attribution.load(path)
+        results.save(path)
+        print(f"{name}: {passed:.0f} s", flush=True)
+    both = kt.Attribution.load(path)
+    count = len(problem.facts)
+    return {
+        kind: kt.Attribution(
+            both.scores[at * count : (at + 1) * count],
+            np.arange(count),
+            both.train_ids,
+        )
+        for at, kind in enumerate(problem.queries)
+    }
+
+
+def _measure(
+    problem: _facts.Problem, kind: str, scores: kt.Attribution
+) -> list[str]:
+    """The figures of a method, as cells."""
     patch = kt.evaluation.tail_patch(
         scores,
         problem.model,
         problem.train,
-        queries,
+        problem.queries[kind],
         k=_TAIL,
         learning_rate=_RATE,
     )
@@ -104,11 +122,11 @@ def _measure(
 
 
 def _with_interval(values: np.ndarray) -> str:
-    """The mean, and half the width of its 95% interval by a bootstrap."""
+    """The mean, and its 95% interval by a bootstrap."""
     rng = np.random.default_rng(0)
     rows = rng.integers(len(values), size=[1000, len(values)])
     low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
-    return f"{values.mean():.3f} ({low:.2f} to {high:.2f})"
+    return f"{values.mean():.3g} ({low:.2g} to {high:.2g})"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,20 @@ def new_figure() -> Figure:
     return Figure(dpi=DPI)
 
 
+def new_page() -> Figure:
+    """Creates a figure for text alone, without axes.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    figure = new_figure()
+    from matplotlib.lines import Line2D
+
+    # Notebooks show no figure that has neither axes nor lines.
+    figure.lines.append(Line2D([], []))
+    return figure
+
+
 def new_axes(width: float = 5.6, height: float = 4.2) -> Axes:
     """Creates axes that fill a new figure of this size in inches."""
     figure = new_figure()

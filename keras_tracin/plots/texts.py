@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_tracin.data.kinds import as_text, kind_of, named_arrays
-from keras_tracin.plots.figures import DPI, WRONG, add_note, new_figure
+from keras_tracin.plots.figures import DPI, WRONG, add_note, new_page
 from keras_tracin.plots.fonts import use_fonts
 from keras_tracin.plots.selection import Selection, select
 from keras_tracin.plots.shown import Shown
@@ -118,7 +118,7 @@ def text_table(
             names an id that the data does not have, if the inputs are images,
             or if the table is too tall to be drawn.
     """
-    figure = new_figure()
+    figure = new_page()
     selection = select(top, queries, k, _MOST)
     asked = selection.queries(
         query_texts, "query_texts", query_labels, class_names

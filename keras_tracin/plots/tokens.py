@@ -23,7 +23,7 @@ from keras_tracin.plots.figures import (
     OPPONENT,
     PROPONENT,
     add_note,
-    new_figure,
+    new_page,
 )
 from keras_tracin.plots.fonts import use_fonts
 from keras_tracin.plots.selection import Selection, select
@@ -130,7 +130,7 @@ def token_table(
             missing, if the tokenizer does not know an id, if data and result
             do not fit, or if the table is too tall to be drawn.
     """
-    figure = new_figure()
+    figure = new_page()
     if not isinstance(tokens, TokenInfluence):
         raise TypeError(
             "`tokens` should be a TokenInfluence. Received: "

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from IPython.core.pylabtools import print_figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from keras_tracin import plots
@@ -134,3 +135,8 @@ def test_a_tall_table_shows_the_first_queries_and_says_so():
         plots.text_table(
             rows_of(10, m=300), texts[:1] * 300, texts, queries=300, letters=450
         )
+
+
+def test_a_notebook_shows_the_table():
+    figure = plots.text_table(TOP, QUERIES, TEXTS)
+    assert print_figure(figure).startswith(b"\x89PNG")

@@ -5,6 +5,7 @@ import io
 import matplotlib
 import numpy as np
 import pytest
+from IPython.core.pylabtools import print_figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -239,3 +240,7 @@ def test_letters_are_reversed_for_a_matplotlib_that_does_not_know_order(
     assert in_order("abc 12") == "abc 12"
     monkeypatch.setattr(matplotlib, "__version__", "3.11.0rc1")
     assert in_order("שלום") == "שלום"
+
+
+def test_a_notebook_shows_the_table():
+    assert print_figure(table()).startswith(b"\x89PNG")
