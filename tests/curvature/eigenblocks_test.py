@@ -10,7 +10,7 @@ from keras_tracin.curvature.eigenblocks import fit_eigenblocks
 from keras_tracin.curvature.layer_blocks import LayerBlocks
 from keras_tracin.curvature.solvers.exact import as_matrix
 from keras_tracin.curvature.weighed_blocks import WeighedBlocks
-from tests.curvature.ekfac_test import CASES, Scale, gauss_newton, softmax, tied
+from tests.curvature.networks import CASES, Scale, gauss_newton, softmax, tied
 from tests.gradients.oracle import precision, sequential
 
 LOSS = "sparse_categorical_crossentropy"

@@ -15,33 +15,25 @@ from keras_tracin.curvature.solvers.exact import as_matrix
 from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.losses.per_example import per_example_loss
+from tests.curvature.networks import (
+    CASES,
+    CLASSES,
+    COUNT,
+    Scale,
+    gauss_newton,
+    softmax,
+    tied,
+)
 from tests.error_rows import row
-from tests.gradients.oracle import precision, randomize, sequential
+from tests.gradients.oracle import precision, sequential
 
-COUNT, CLASSES, DAMPING = 30, 3, 0.1
+DAMPING = 0.1
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _double_precision():
     with precision("float64"):
         yield
-
-
-def gauss_newton(model, loss="mse", tokens=0):
-    """The operator of all variables in the order of their gradients."""
-    keras.utils.set_random_seed(0)
-    model.compile(loss=loss)
-    randomize(model)
-    rng = np.random.default_rng(0)
-    shape = (COUNT, *model.input_shape[1:])
-    x = rng.integers(tokens, size=shape) if tokens else rng.normal(size=shape)
-    y = rng.integers(CLASSES, size=COUNT)
-    if loss == "mse":
-        y = rng.normal(size=(COUNT, *model.output_shape[1:]))
-    examples, per_example = open_examples((x, y)), per_example_loss(model)
-    functions = GradientFunctions(model, per_example, examples.first(2).data)
-    flat = [variable for group in functions.variables for variable in group]
-    return GaussNewton(model, per_example, examples, flat)
 
 
 def fitted(*network):
@@ -102,54 +94,6 @@ def test_a_regularised_kernel_adds_to_its_eigenvalues():
     np.testing.assert_allclose(everything(inverse, 8), expected, atol=1e-8)
 
 
-def softmax():
-    return layers.Dense(CLASSES, activation="softmax")
-
-
-CASES = {
-    "dense": (lambda: sequential((4,), layers.Dense(3, "tanh"), softmax()), 0),
-    "narrow convolution": (
-        lambda: sequential(
-            (6, 6, 1),
-            layers.Conv2D(2, 3, activation="tanh"),
-            layers.Flatten(),
-            softmax(),
-        ),
-        0,
-    ),
-    "sequence": (
-        lambda: sequential(
-            (2, 6),
-            layers.EinsumDense("btc,cd->btd", (None, 5), bias_axes="d"),
-            layers.Activation("tanh"),
-            layers.GlobalAveragePooling1D(),
-            softmax(),
-        ),
-        0,
-    ),
-    "embedding and normalisation": (
-        lambda: sequential(
-            (3,),
-            layers.Embedding(5, 4),
-            layers.LayerNormalization(),
-            layers.Flatten(),
-            softmax(),
-            dtype="int32",
-        ),
-        5,
-    ),
-}
-
-
-def tied():
-    """A language model whose table is its output projection too."""
-    inputs = keras.Input((3,), dtype="int32")
-    table = layers.ReversibleEmbedding(5, 4)
-    x = layers.Dense(4, "tanh")(table(inputs))
-    y = keras.ops.softmax(table(x, reverse=True))
-    return keras.Model(inputs, layers.GlobalAveragePooling1D()(y))
-
-
 def vocabulary():
     return sequential(
         (3,),
@@ -182,17 +126,6 @@ def test_the_side_of_a_vocabulary_keeps_its_diagonal(build, monkeypatch):
         vectors = np.kron(left, right)
         expected = np.diag(vectors.T @ matrix[of, of] @ vectors)
         np.testing.assert_allclose(np.ravel(values), expected + DAMPING)
-
-
-class Scale(keras.layers.Layer):
-    """A user's layer, for which there is no rule."""
-
-    def build(self, shape):
-        self.factor = self.add_weight(shape=shape[-1:], name="factor")
-        self.offset = self.add_weight(shape=shape[-1:], name="offset")
-
-    def call(self, inputs):
-        return inputs * self.factor + self.offset
 
 
 @pytest.mark.parametrize(

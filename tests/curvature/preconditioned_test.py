@@ -11,7 +11,7 @@ import keras_tracin as kt
 from keras_tracin.curvature.operators import Damped, Matrix
 from keras_tracin.curvature.solvers import CG, EKFAC, Exact, solve
 from keras_tracin.curvature.solvers.exact import as_matrix
-from tests.curvature.ekfac_test import gauss_newton
+from tests.curvature.networks import gauss_newton
 from tests.error_rows import row
 from tests.gradients.oracle import precision, sequential
 
