@@ -13,100 +13,126 @@ Where an optimizer multiplies gradients by a diagonal D, as Adam does, T is
 
 Synopsis:
 
-    damping_of_training(engine, run, scale=1.0)
-    damping_of_training(engine, None, scale=1.0)   # by the model's optimizer
+    time = TrainingTime(model, run)     # None for the model's optimizer
+    time.damping(model.trainable_variables)
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.preconditioner import Preconditioner, diagonal
-from keras_tracin.runs import TrainingRun
+from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.runs.present_rate import num_batches, rate_at
 
 _REMEDY = "give a number as `damping=`"
 _RATES = 1_000  # of a schedule, that a sum is made of
 
 
-def damping_of_training(
-    engine: Engine, run: TrainingRun | None, scale: float = 1.0
-) -> float:
-    """λ = 1 / (Σ_t η_t D): the same for all checkpoints of a run.
-
-    Effects on the result of training last from a checkpoint to its end.
+class TrainingTime:
+    """How far a training went, T.
 
     Args:
-        engine: the model, compiled with the optimizer that trained it.
+        model: compiled with the optimizer that trained it.
         run: its training; None for what the optimizer itself tells, which has
             counted its steps and has a schedule, or the rate of now.
         scale: a batch's loss as a multiple of the mean over its examples.
 
     Raises:
         ValueError: if the optimizer is none of those that `Preconditioner`
-            knows, has made no step, or its rates are not known.
+            knows or has made no step, or if the run knows neither the rates of
+            all steps nor, for Adam and others, the optimizer's state.
     """
-    preconditioner = Preconditioner(engine.model, "damping='auto'", _REMEDY)
-    if run is None:
-        time = _of_optimizer(engine, preconditioner)
-    else:
-        time = _of_run(engine, preconditioner, run)
-    if not (np.isfinite(time) and time > 0):
-        raise ValueError(
-            "damping='auto' is the damping that stands for the steps of the "
-            f"training, whose rates add up to {time:g}. Pass the `run=` that "
-            f"was recorded, or {_REMEDY}."
-        )
-    return float(1.0 / (scale * time))
 
-
-def _of_run(
-    engine: Engine, preconditioner: Preconditioner, run: TrainingRun
-) -> float:
-    time = 0.0
-    for checkpoint in run:
-        rates = checkpoint.learning_rate_sum
-        if rates is None:
+    def __init__(
+        self, model: keras.Model, run: TrainingRun | None, scale: float = 1.0
+    ):
+        self._model, self._run, self._scale = model, run, scale
+        self._preconditioner = Preconditioner(model, "damping='auto'", _REMEDY)
+        rates = self._rates
+        total = sum(rate for _, rate in rates)
+        if not (np.isfinite(total) and total > 0):
             raise ValueError(
-                "damping='auto' needs the learning rate of every step. "
-                "Received a run adopted from weight files, which knows one "
-                f"rate for each; {_REMEDY}."
+                "damping='auto' is the damping that stands for the steps of "
+                f"the training, whose rates add up to {total:g}. Pass the "
+                f"`run=` that was recorded, or {_REMEDY}."
             )
-        if rates == 0:
-            continue
-        mean = preconditioner.constant
-        if mean is None:
+        if self._preconditioner.constant is None:
+            for checkpoint, _ in rates:
+                if checkpoint is not None:
+                    self._preconditioner.check(checkpoint)
+
+    def damping(self, variables: Sequence[keras.Variable]) -> float:
+        """λ = 1 / T, the same for all checkpoints of a run.
+
+        What an example did at one of them lasts to the end of training.
+
+        Args:
+            variables: those that gradients are taken of.
+        """
+        time = sum(
+            rate * self._mean_factor(checkpoint, variables)
+            for checkpoint, rate in self._rates
+        )
+        return float(1.0 / (self._scale * time))
+
+    @functools.cached_property
+    def _rates(self) -> list[tuple[Checkpoint | None, float]]:
+        """Sums of learning rates, with the checkpoint that D is known at."""
+        if self._run is None:
+            return [(None, self._rates_of_optimizer())]
+        rates: list[tuple[Checkpoint | None, float]] = []
+        for checkpoint in self._run:
+            own = checkpoint.learning_rate_sum
+            if own is None:
+                raise ValueError(
+                    "damping='auto' needs the learning rate of every step. "
+                    "Received a run adopted from weight files, which knows one "
+                    f"rate for each; {_REMEDY}."
+                )
+            if own != 0:
+                rates.append((checkpoint, own))
+        return rates
+
+    def _rates_of_optimizer(self) -> float:
+        optimizer, model = self._preconditioner.optimizer, self._model
+        batches = num_batches(model) if optimizer.built else 0
+        if not batches:
+            return 0.0
+        places = np.linspace(0, batches - 1, min(batches, _RATES)).round()
+        mean = np.mean([rate_at(model, int(place)) for place in places])
+        steps = batches / (optimizer.gradient_accumulation_steps or 1)
+        return float(mean * steps)
+
+    def _mean_factor(
+        self,
+        checkpoint: Checkpoint | None,
+        variables: Sequence[keras.Variable],
+    ) -> float:
+        """The mean of D over the entries of the variables."""
+        preconditioner = self._preconditioner
+        if preconditioner.constant is not None:
+            return preconditioner.constant
+        if checkpoint is not None:
             with preconditioner.diagonals(checkpoint) as diagonal_of:
-                mean = _mean(map(diagonal_of, engine.variables))
-        time += rates * mean
-    return time
-
-
-def _of_optimizer(engine: Engine, preconditioner: Preconditioner) -> float:
-    optimizer, model = preconditioner.optimizer, engine.model
-    steps = num_batches(model) if optimizer.built else 0
-    if not steps:
-        return 0.0
-    places = np.linspace(0, steps - 1, min(steps, _RATES)).round()
-    rates = np.mean([rate_at(model, int(place)) for place in places]) * steps
-    mean = preconditioner.constant
-    if mean is None:
+                return _mean(map(diagonal_of, variables))
+        optimizer = preconditioner.optimizer
         known = {id(own) for own in optimizer._trainable_variables}
-        updated = [own for own in engine.variables if id(own) in known]
-        mean = _mean(diagonal(optimizer, own) for own in updated)
-    # Each batch counts, though several are averaged into one step.
-    return float(rates * mean) / (optimizer.gradient_accumulation_steps or 1)
+        return _mean(
+            diagonal(optimizer, own) for own in variables if id(own) in known
+        )
 
 
-def _mean(diagonals: Any) -> float:
+def _mean(diagonals: Iterable[Any]) -> float:
     """The mean over the entries of all variables."""
     total, count = 0.0, 0
     for values in diagonals:
         array = keras.ops.convert_to_numpy(values)
         total += float(np.sum(array, dtype=np.float64))
         count += array.size
-    return total / count if count else 0.0
+    return total / count

@@ -36,7 +36,7 @@ from keras_tracin.curvature.solvers import (
     InverseSketch,
     Solver,
 )
-from keras_tracin.curvature.training_damping import damping_of_training
+from keras_tracin.curvature.training_damping import TrainingTime
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
@@ -142,8 +142,8 @@ class InfluenceFunctions(ByToken):
         ValueError: if `damping` is negative or a word other than "auto", an
             option is unknown, curvature and solver do not go together, the run
             holds no checkpoint or does not fit, the model is not compiled and
-            no `loss` is given, or it computes in half precision. The first
-            call, if `damping` is "auto" and training is not known.
+            no `loss` is given, it computes in half precision, or `damping` is
+            "auto" and how far training went is not known.
     """
 
     title = "Influence functions"
@@ -177,14 +177,9 @@ class InfluenceFunctions(ByToken):
         self._given_damping = damping
         self._relative = relative
         self._penalty = penalty_weight(model, loss, batch_size)
-        self._scale = 1.0
-        if damping == "auto":
-            what = "how far a step goes, as damping='auto' needs to know,"
-            self._scale = objective_scale(model, what, loss, batch_size)
         if run is not None:
             run = run if isinstance(run, TrainingRun) else TrainingRun(run)
             self.checkpoints = _equal_weights(run, self.solver)
-        self._run = run
         self.engine = Engine(
             model,
             train,
@@ -194,6 +189,12 @@ class InfluenceFunctions(ByToken):
             layers=layers,
             execution=Execution.of(strategy, jit_compile, memory_limit),
         )
+        self._training: TrainingTime | None = None
+        if damping == "auto":
+            what = "how far a step goes, as damping='auto' needs to know,"
+            scale = objective_scale(model, what, loss, batch_size)
+            with self.engine.updated.trainable():
+                self._training = TrainingTime(model, run, scale)
         self.remember_trainable()
         if run is None:
             self.remember_weights()
@@ -219,15 +220,11 @@ class InfluenceFunctions(ByToken):
 
     @functools.cached_property
     def damping(self) -> float:
-        """λ, also where it was to be found.
-
-        Raises:
-            ValueError: if it is, and what it follows from is not known.
-        """
-        if not isinstance(self._given_damping, str):
+        """λ, also where "auto" was given."""
+        if self._training is None:
             return float(self._given_damping)
         with self.engine.updated.trainable():
-            return damping_of_training(self._whole, self._run, self._scale)
+            return self._training.damping(self._whole.variables)
 
     @property
     def settings(self) -> dict[str, Any]:
