@@ -1,9 +1,4 @@
-"""Runs the checks: `python -m tests` as CI does.
-
-It leaves out what `tests/repetitions.txt` lists: tests that do once more, for
-another layer or method or option, what another one does, and take long.
-`python -m tests --all` leaves out nothing; run it before a release, and after a
-change to what these tests are of.
+"""Runs the checks: `python -m tests` all of them, as CI does.
 
 `python -m tests --quick` runs the linters and the tests of `QUICK`, in some two
 minutes; `--lowest` these tests alone, for the versions of `tests/lowest.txt`.
@@ -16,7 +11,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -60,15 +54,16 @@ QUICK = (
 SAMPLED = ("test_inner_products_are_unbiased", "test_variance_of_the_gaussian")
 
 
-def run_checks(chosen: Iterable[str] = (), lint: bool = True) -> list[str]:
+def run_checks(quick: bool = False, lint: bool = True) -> list[str]:
     """Runs every check, also after a failed one; returns those that failed.
 
     Args:
-        chosen: arguments of pytest, beside those it always has.
+        quick: whether to run the tests of `QUICK` alone.
         lint: whether to run the linters.
     """
     failed = []
-    tests = shlex.join([*shlex.split(PYTEST), *chosen])
+    chosen = [*QUICK, "-k", " and ".join(f"not {test}" for test in SAMPLED)]
+    tests = shlex.join([*shlex.split(PYTEST), *(chosen if quick else ())])
     for check in (*(LINTERS if lint else ()), tests):
         print(f"--- {check}", flush=True)
         command = [sys.executable, "-m", *shlex.split(check)]
@@ -80,12 +75,9 @@ def run_checks(chosen: Iterable[str] = (), lint: bool = True) -> list[str]:
 def main() -> int | str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = sys.argv[1:]
-    few = [*QUICK, "-k", " and ".join(f"not {test}" for test in SAMPLED)]
-    kinds = {"": ["--once"], "--all": [], "--quick": few, "--lowest": few}
-    kind = " ".join(arguments)
-    if kind not in kinds:
+    if arguments and arguments not in (["--quick"], ["--lowest"]):
         return pytest.main(arguments)
-    failed = run_checks(kinds[kind], lint=kind != "--lowest")
+    failed = run_checks(bool(arguments), lint=arguments != ["--lowest"])
     return f"Failed: {', '.join(failed)}." if failed else 0
 
 

@@ -18,7 +18,9 @@ decay λ adds λ I to it.
 
 Synopsis:
 
-    filters = SegmentFilters(engine, segments, EKFAC(), preconditioner)
+    filters = SegmentFilters(
+        engine, segments, EKFAC(), preconditioner, title="SOURCE"
+    )
     filters.fit(verbose=1)
     walk = filters.walk(rows)     # ∇ℓ(w_T, z'), [m, p]
     walk.at(2), walk.at(1)        # what gradients are multiplied by, [m, p]

@@ -204,7 +204,7 @@ def test_a_task_without_a_run_needs_one(work, monkeypatch, tmp_path):
             row("unknown-query", "'500', ... 100 test examples ... 0, 1, 2"),
         ),
         (["--layers=convolution"], "convolution"),
-        (["--method=influence"], "needs --damping"),
+        (["--method=influence"], row("damping-auto", "add up to 0")),
         (["--k=2000"], row("k", "not exceed")),
         (["--output=digits_task.py/scores.csv"], "cannot be written"),
         (["--method=representer", "--target=cat"], "target"),
