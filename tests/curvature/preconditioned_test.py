@@ -102,6 +102,35 @@ def test_to_stop_early_is_a_choice(operator, preconditioner):
     assert received.converged.all()
 
 
+@pytest.mark.parametrize("preconditioner", [None, EKFAC()])
+@pytest.mark.parametrize("tol", [None, 1e-9])
+def test_few_steps_go_as_near_as_their_products_can(
+    operator, preconditioner, tol
+):
+    # The residual is larger after them than at zero, and they count.
+    steps, damping, size = 3, 1e-6, operator.size
+    damped = Damped(operator, damping)
+    matrix = as_matrix(damped)
+    b = right_hand_sides(size)
+    inverse = np.eye(size)
+    if preconditioner is not None:
+        fitted = preconditioner.prepare(damped)
+        inverse = fitted(tf.eye(size, dtype=tf.float64)).value.numpy()
+    krylov, rows = [], b @ inverse
+    for _ in range(steps):
+        krylov.append(rows)
+        rows = rows @ matrix @ inverse
+    space = np.linalg.qr(np.concatenate(krylov).T)[0]
+    inside = space.T @ matrix @ space
+    expected = (space @ np.linalg.solve(inside, space.T @ b.T)).T
+    solver = CG(tol=tol, max_steps=steps, preconditioner=preconditioner)
+    received = solver.prepare(damped)(tf.constant(b))
+    scale = np.abs(expected).max()
+    assert received.residual.max() > 1
+    np.testing.assert_allclose(received.value, expected, atol=1e-6 * scale)
+    assert (received.converged == (tol is None)).all()
+
+
 def test_other_preconditioners_are_refused():
     with pytest.raises(ValueError, match=row("cg-preconditioner", "Exact")):
         CG(preconditioner=Exact())

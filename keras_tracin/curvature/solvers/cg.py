@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.ekfac import EKFAC, EKFACInverse
-from keras_tracin.curvature.solvers.solution import Solution, residuals
+from keras_tracin.curvature.solvers.solution import Solution, relative
 
 # Of the largest eigenvalue: the least that a preconditioner divides by. Any
 # positive one is right, and too small a one would magnify rounding errors.
@@ -95,8 +95,10 @@ class CGInverse:
 
     def __call__(self, rhs: tf.Tensor) -> Solution:
         """Solves for each row of `rhs [m, p]`."""
-        value = tf.zeros_like(rhs)
-        residual = np.asarray(tf.norm(rhs, axis=1) > 0, np.float64)
+        value, left = tf.zeros_like(rhs), rhs
+        scale = tf.norm(rhs, axis=1)
+        residual = np.asarray(scale > 0, np.float64)
+        solved = residual == 0
         steps, negative, tol = 0, False, self.solver.tol or 0.0
         while steps < self.solver.max_steps:
             before = residual.max(initial=0)
@@ -104,23 +106,30 @@ class CGInverse:
                 break
             # Starting again from the true residual leaves behind the rounding
             # errors that have added up.
-            left = rhs - self.operator.matmat(value) if steps else rhs
-            added, taken, negative = self._run(
-                left, tf.norm(rhs, axis=1), steps
-            )
-            steps += taken
+            added, taken, negative = self._run(left, scale, steps)
             trial = value + added
-            after = residuals(self.operator, trial, rhs)
+            trial_left = rhs - self.operator.matmat(trial)
+            after = relative(trial_left, scale)
+            better = after < residual
+            if not steps:
+                # Each step is nearer to the solution in the norm of A, though
+                # its residual may be larger than at zero.
+                objective = tf.reduce_sum(trial * (rhs + trial_left), axis=1)
+                better |= objective.numpy() > 0
             # Steps along positive curvature count, whatever is left of them.
-            better = (after < residual) | negative
+            better |= negative
             value = tf.where(better[:, None], trial, value)
+            left = tf.where(better[:, None], trial_left, left)
             residual = np.where(better, after, residual)
+            solved |= better & np.isfinite(residual)
+            steps += taken
             if negative or residual.max(initial=0) > before / 2:
                 break
+        if self.solver.tol is not None:
+            solved = residual <= tol
         return Solution(
             value=value,
-            converged=np.isfinite(residual)
-            & (True if self.solver.tol is None else residual <= tol),
+            converged=solved,
             steps=steps,
             residual=residual,
             negative_curvature=negative,

@@ -89,8 +89,18 @@ def residuals(
     operator: Operator, value: tf.Tensor, rhs: tf.Tensor
 ) -> np.ndarray:
     """`‖b − A x‖ / ‖b‖` of each row, zero where both are zero."""
-    left = tf.norm(rhs - operator.matmat(value), axis=1)
-    return tf.math.divide_no_nan(left, tf.norm(rhs, axis=1)).numpy()
+    left = rhs - operator.matmat(value)
+    return relative(left, tf.norm(rhs, axis=1))
+
+
+def relative(left: tf.Tensor, scale: tf.Tensor) -> np.ndarray:
+    """The lengths of what is left `[m, p]` of right-hand sides.
+
+    Args:
+        left: `b − A x`.
+        scale: `‖b‖`, that they are divided by; zero where it is zero.
+    """
+    return tf.math.divide_no_nan(tf.norm(left, axis=1), scale).numpy()
 
 
 def report(solution: Solution, name: str) -> None:
