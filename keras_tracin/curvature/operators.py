@@ -26,8 +26,8 @@ class Operator(Protocol):
     """A symmetric p × p matrix that is known by its products.
 
     Solvers ask it what else it is (`damping`, `undamped`, `by_layer`,
-    `nearby`). A class
-    that inherits from this one answers as a plain matrix does.
+    `nearby`). A class that inherits from this one answers as a plain matrix
+    does.
     """
 
     @property

@@ -28,10 +28,9 @@ import numpy as np
 
 from keras_tracin.engine.preconditioner import Preconditioner, diagonal
 from keras_tracin.runs import Checkpoint, TrainingRun
-from keras_tracin.runs.present_rate import num_batches, rate_at
+from keras_tracin.runs.present_rate import mean_rate, num_batches
 
 _REMEDY = "give a number as `damping=`"
-_RATES = 1_000  # of a schedule, that a sum is made of
 
 
 class TrainingTime:
@@ -104,10 +103,8 @@ class TrainingTime:
         batches = num_batches(model) if optimizer.built else 0
         if not batches:
             return 0.0
-        places = np.linspace(0, batches - 1, min(batches, _RATES)).round()
-        mean = np.mean([rate_at(model, int(place)) for place in places])
         steps = batches / (optimizer.gradient_accumulation_steps or 1)
-        return float(mean * steps)
+        return mean_rate(model, batches) * steps
 
     def _mean_factor(
         self,
@@ -123,9 +120,14 @@ class TrainingTime:
                 return _mean(map(diagonal_of, variables))
         optimizer = preconditioner.optimizer
         known = {id(own) for own in optimizer._trainable_variables}
-        return _mean(
-            diagonal(optimizer, own) for own in variables if id(own) in known
-        )
+        updated = [own for own in variables if id(own) in known]
+        if not updated:
+            raise ValueError(
+                "damping='auto' needs variables that the model's optimizer has "
+                f"updated. Received: {[own.path for own in variables]}, which "
+                f"it does not have. Compile and train with them, or {_REMEDY}."
+            )
+        return _mean(diagonal(optimizer, own) for own in updated)
 
 
 def _mean(diagonals: Iterable[Any]) -> float:

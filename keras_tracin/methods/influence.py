@@ -37,7 +37,7 @@ from keras_tracin.curvature.solvers import (
     Solver,
 )
 from keras_tracin.curvature.training_damping import TrainingTime
-from keras_tracin.data.batches import Batch, content_digest
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.distribution import Strategy
@@ -49,9 +49,9 @@ from keras_tracin.engine.queries import Queries
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Visit, Weights
 from keras_tracin.losses.per_example import objective_scale, penalty_weight
-from keras_tracin.methods.by_token import ByToken
 from keras_tracin.methods.index_rows import inverse_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
+from keras_tracin.methods.of_objective import OfObjective
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
@@ -61,10 +61,9 @@ from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _CURVATURES = (None, "hessian", "gauss_newton", "ekfac")
 _RELATIVE = (None, "loss", "parameters")
-_DIGESTED = 256  # examples at a time
 
 
-class InfluenceFunctions(ByToken):
+class InfluenceFunctions(OfObjective):
     """Influence of training examples at the minimum of the objective.
 
     Example:
@@ -202,8 +201,6 @@ class InfluenceFunctions(ByToken):
             check_training(run, self.engine)
             for checkpoint in run:
                 check_checkpoint(model, checkpoint)
-        # The curvature is that of all examples, also where `among` scores
-        # some of them.
         self._whole = self.engine
         self._inverses = Inverses(
             self.engine,
@@ -236,11 +233,7 @@ class InfluenceFunctions(ByToken):
             "damping": self.damping,
             "curvature": self._curvature,
             "relative": self._relative,
-            "penalty": self._penalty,
-            "regularizers": [
-                describe(getattr(weight, "regularizer", None))
-                for weight in self.model.weights
-            ],
+            **self.objective_settings,
         }
 
     @property
@@ -292,12 +285,6 @@ class InfluenceFunctions(ByToken):
     def fit(self, call: Call) -> None:
         """Prepares the missing inverses, with the progress bar of `call`."""
         self._inverses.fit(self.checkpoints, call.verbose)
-
-    def job(self, test: Any) -> dict[str, Any]:
-        """All that scores for `test` depend on, for the parts on disk."""
-        # All training examples have a part in the curvature.
-        train = self._whole.train.batches(_DIGESTED)
-        return {**super().job(test), "train": content_digest(train)}
 
     def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
         """Numbers of regularisers and solver for `batch`, beside `known`."""

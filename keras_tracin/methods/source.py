@@ -35,7 +35,7 @@ from keras_tracin.curvature.segment_filters import (
     SegmentFilters,
 )
 from keras_tracin.curvature.solvers import EKFAC
-from keras_tracin.data.batches import Batch, content_digest
+from keras_tracin.data.batches import Batch
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
@@ -48,7 +48,7 @@ from keras_tracin.engine.updated import unequal_shares
 from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.gradients import flat
 from keras_tracin.losses.per_example import objective_scale, penalty_weight
-from keras_tracin.methods.by_token import ByToken
+from keras_tracin.methods.of_objective import OfObjective
 from keras_tracin.methods.training_notes import check_training
 from keras_tracin.models.descriptions import describe, describe_optimizer
 from keras_tracin.models.exclusive import exclusive_access
@@ -60,10 +60,8 @@ from keras_tracin.runs import (
     cut_run,
 )
 
-_DIGESTED = 256  # examples at a time
 
-
-class SOURCE(ByToken):
+class SOURCE(OfObjective):
     """Influence of training examples by approximate unrolling.
 
     Example:
@@ -92,7 +90,7 @@ class SOURCE(ByToken):
     fitted to D^{1/2} ∇ℓ, and S_l = D^{1/2} exp(−η_l K_l D^{1/2} H_l D^{1/2})
     D^{−1/2}. D is rows × columns for the kernel and bias of a layer, the outer
     product that is nearest in logarithms. Decoupled weight decay counts as
-    curvature; clipping is left out.
+    curvature; clipping and averages of the weights (`use_ema`) are left out.
 
     The self-influence of an example is its score for itself as a query;
     `query_loss` plays no part in it. It needs two whole gradients of each
@@ -204,7 +202,6 @@ class SOURCE(ByToken):
                 check_checkpoint(model, checkpoint)
                 if preconditioner.constant is None:
                     preconditioner.check(checkpoint)
-        # All examples have a part in the curvature, also under `among`.
         self._whole = self.engine
         self._filters = SegmentFilters(
             self.engine,
@@ -228,11 +225,7 @@ class SOURCE(ByToken):
             "curvature": describe(self._ekfac),
             "optimizer": describe_optimizer(self.model.optimizer),
             "scale": self._scale,
-            "penalty": self._penalty,
-            "regularizers": [
-                describe(getattr(weight, "regularizer", None))
-                for weight in self.model.weights
-            ],
+            **self.objective_settings,
         }
 
     @property
@@ -261,11 +254,6 @@ class SOURCE(ByToken):
             self.checkpoints,
             repeated=passes,
         )
-
-    def job(self, test: Any) -> dict[str, Any]:
-        """All that scores for `test` depend on, for the parts on disk."""
-        train = self._whole.train.batches(_DIGESTED)
-        return {**super().job(test), "train": content_digest(train)}
 
     def more_numbers(self, batch: Batch, known: Numbers) -> Numbers:
         """Numbers of regularisers, beside the `known` ones of `batch`."""

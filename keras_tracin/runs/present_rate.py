@@ -4,6 +4,7 @@ Synopsis:
 
     count = num_batches(model)
     rate_at(model, count)                    # of the next update
+    mean_rate(model, count)                  # of those before
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
+
+_RATES = 1_000  # of a schedule, that a mean is made of
 
 
 def rate_at(model: keras.Model, count: int) -> float:
@@ -20,6 +24,22 @@ def rate_at(model: keras.Model, count: int) -> float:
         return _number(rate(count))
     # `learning_rate` would evaluate a schedule, and calls a callable.
     return _number(_updating_optimizer(model).learning_rate)
+
+
+def mean_rate(model: keras.Model, count: int) -> float:
+    """The mean learning rate of the updates after the first `count` batches.
+
+    Of a schedule, which is asked for a thousand of them; else the present one.
+
+    Args:
+        model: a compiled model.
+        count: number of batches, one or more.
+    """
+    rate = _updating_optimizer(model)._learning_rate
+    if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return rate_at(model, count)
+    places = np.linspace(0, count - 1, min(count, _RATES)).round()
+    return float(np.mean([rate_at(model, int(place)) for place in places]))
 
 
 def num_batches(model: keras.Model) -> int:

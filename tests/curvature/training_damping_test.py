@@ -89,6 +89,21 @@ def test_scores_are_those_of_the_number(tmp_path):
     np.testing.assert_array_equal(*scores)
 
 
+def test_layers_that_were_frozen_in_training_have_no_damping():
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(3, trainable=False, name="frozen"),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    model.fit(X, Y, verbose=0)
+    model.layers[0].trainable = True
+    with pytest.raises(ValueError, match=row("damping-auto-variables")):
+        kt.InfluenceFunctions(model, (X, Y), layers="frozen").influence((X, Y))
+
+
 def test_training_that_is_not_known_is_refused(tmp_path):
     model = trained(keras.optimizers.SGD(0.1), tmp_path)
     path = tmp_path / "epoch.weights.h5"
