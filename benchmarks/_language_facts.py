@@ -43,13 +43,10 @@ class Problem:
         """Whether the model gives each answer."""
         return _facts.knows(self.model, self.queries[kind])
 
-    def reciprocal_ranks(self, scores: kt.Attribution) -> np.ndarray:
-        """1 / the rank of each fact's first source."""
-        return _facts.reciprocal_ranks(scores.scores, self.stories)
-
-    def recalls(self, scores: kt.Attribution) -> np.ndarray:
-        """The share of each fact's sources among the first ten."""
-        return _facts.recalls(scores.scores, self.stories)
+    def retrieval(self, scores: kt.Attribution) -> kt.evaluation.Retrieval:
+        """How early the texts come that tell each fact."""
+        told = _facts.sources(self.stories, len(scores.train_ids))
+        return kt.evaluation.retrieval(scores, told)
 
 
 Method = Callable[[Problem, Any], kt.Attribution]

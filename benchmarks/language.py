@@ -114,9 +114,10 @@ def _measure(
         k=_TAIL,
         learning_rate=_RATE,
     )
+    ranks = problem.retrieval(scores)
     return [
-        _with_interval(problem.reciprocal_ranks(scores)),
-        _with_interval(problem.recalls(scores)),
+        _with_interval(ranks.reciprocal_rank),
+        _with_interval(ranks.recall_at(10)),
         _with_interval(patch.gain - patch.random_gain),
     ]
 

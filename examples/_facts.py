@@ -168,38 +168,17 @@ def _names(rng, count):
     return [str(name) for name in rng.permutation(names)[:count]]
 
 
-def reciprocal_ranks(scores, stories):
-    """1 / the rank of the first text that tells each fact, `[m]`.
+def sources(stories, count):
+    """Which training examples tell each fact, booleans `[facts, count]`.
 
     Args:
-        scores: scores of all training examples for each fact, `[m, n]`. The
-            last examples are the stories.
         stories: what `tell` returned.
-    """
-    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
-    told = np.array([story.fact for story in stories])
-    ranks = ranks[:, -len(stories) :]
-    return np.array(
-        [1 / row[told == fact].min() for fact, row in enumerate(ranks)]
-    )
-
-
-def recalls(scores, stories, k=10):
-    """Share of the texts that tell a fact among its first `k`, `[m]`.
-
-    Args:
-        scores: as in `reciprocal_ranks`.
-        stories: what `tell` returned.
-        k: number of training examples that are looked at.
+        count: number of training examples, the last of which are the stories.
     """
     told = np.array([story.fact for story in stories])
-    start = scores.shape[1] - len(stories)
-    shares = np.zeros(len(scores))
-    for fact, row in enumerate(scores):
-        first = np.argsort(-row, kind="stable")[:k]
-        sources = start + np.flatnonzero(told == fact)
-        shares[fact] = np.isin(sources, first).mean()
-    return shares
+    facts = np.arange(told.max() + 1)
+    others = np.zeros([len(facts), count - len(stories)], bool)
+    return np.hstack([others, facts[:, np.newaxis] == told])
 
 
 def mix(articles, stories, vocabulary, count, seed=0, length=LENGTH):

@@ -171,9 +171,11 @@ def find_sources(model, method, train, facts, stories, vocabulary):
             f"{'':24}MRR   recall@10"
         )
         for name, each in methods.items():
-            scores = each.influence(queries, verbose=0).scores
-            mrr = _facts.reciprocal_ranks(scores, stories).mean()
-            share = _facts.recalls(scores, stories).mean()
+            scores = each.influence(queries, verbose=0)
+            told = _facts.sources(stories, len(scores.train_ids))
+            ranks = kt.evaluation.retrieval(scores, told)
+            mrr = ranks.reciprocal_rank.mean()
+            share = ranks.recall_at(10).mean()
             print(f"  {name:<20}{mrr:7.3f}{share:10.1%}")
 
 

@@ -1,4 +1,4 @@
-"""Evaluates scores: by real trainings, wrong labels, and plain baselines."""
+"""Evaluates scores by real trainings, planted truths and plain baselines."""
 
 from keras_tracin.evaluation.baselines import (
     BM25,
@@ -13,6 +13,12 @@ from keras_tracin.evaluation.mislabels import (
     flip_labels,
     mislabel_detection,
 )
+from keras_tracin.evaluation.randomization import (
+    ModelRandomization,
+    model_randomization,
+)
+from keras_tracin.evaluation.retrievals import Retrieval, retrieval
+from keras_tracin.evaluation.scorecards import Scorecard, scorecard
 from keras_tracin.evaluation.subsets import Retrained, retrain_on_subsets
 from keras_tracin.evaluation.tail_patches import TailPatch, tail_patch
 
@@ -24,13 +30,19 @@ __all__ = [
     "EmbeddingSimilarity",
     "LeaveOneOut",
     "MislabelDetection",
+    "ModelRandomization",
     "Retrained",
+    "Retrieval",
+    "Scorecard",
     "TailPatch",
     "brittleness",
     "flip_labels",
     "lds",
     "leave_one_out",
     "mislabel_detection",
+    "model_randomization",
     "retrain_on_subsets",
+    "retrieval",
+    "scorecard",
     "tail_patch",
 ]

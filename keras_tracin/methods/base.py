@@ -46,6 +46,7 @@ from keras_tracin.engine.visits import PRESENT_WEIGHTS
 from keras_tracin.methods.attributor import Directory, GroupsOfIds
 from keras_tracin.methods.contrast import about_both, less_contrast
 from keras_tracin.methods.hooks import MethodHooks
+from keras_tracin.methods.recurring import warn_of_recurring
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.results import Attribution, SelfInfluence, TopK
 
@@ -128,6 +129,8 @@ class Method(MethodHooks):
 
         The same as `influence(test).top_k(k)` without ever holding all the
         scores: memory does not grow with the number of training examples.
+        Warns if three queries or more have half of them in common, beyond
+        chance; `top.opponents.overlap` is that share.
 
         Args:
             test: the queries, in the same form as `train`.
@@ -323,13 +326,20 @@ class Method(MethodHooks):
     ) -> TopK:
         """`top_k`, with options that the stream knows."""
         call = self._start("top_k", test, directory, verbose, k=k, **options)
-        return collecting.top_k(
+        top = collecting.top_k(
             self.blocks(test, call),
             self._streaming(call),
             k,
             self.num_train,
             call.parts,
         )
+        candidates = self._selected_ids
+        warn_of_recurring(
+            top,
+            self.num_train if candidates is None else len(candidates),
+            self.against_recurring,
+        )
+        return top
 
     def _start(
         self,

@@ -112,6 +112,15 @@ class MethodHooks:
         return None
 
     @property
+    def against_recurring(self) -> str:
+        """What to do where all queries have the same strongest examples."""
+        return (
+            "Look at them; `kt.TracIn(normalize='train')` and "
+            "`kt.InfluenceFunctions(relative='loss')` divide by the lengths "
+            "of training examples."
+        )
+
+    @property
     def no_contrast(self) -> str | None:
         """Why queries cannot be contrasted; None if they can."""
         return None

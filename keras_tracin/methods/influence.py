@@ -245,6 +245,13 @@ class InfluenceFunctions(OfObjective):
         }
 
     @property
+    def against_recurring(self) -> str:
+        """What to do where all queries have the same strongest examples."""
+        if self._relative:
+            return "Look at them: their length is divided out already."
+        return "Look at them, or pass `relative='loss'` to divide by length."
+
+    @property
     @exclusive_access
     def inverse(self) -> Inverse:
         """The inverse at the weights that the model has, or its sketch.

@@ -305,6 +305,13 @@ class TracIn(ByToken):
         }
 
     @property
+    def against_recurring(self) -> str:
+        """What to do where all queries have the same strongest examples."""
+        if self.normalize:
+            return "Look at them: their length is divided out already."
+        return "Look at them, or pass `normalize='train'` to divide by length."
+
+    @property
     def no_self_influence(self) -> str | None:
         """Why there is no self-influence, and what to use; None if there is."""
         if self.normalize != "both":

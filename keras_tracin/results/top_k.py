@@ -5,6 +5,7 @@ Synopsis:
     top = tracin.top_k(test, k=5)            # TopK
     top.proponents.ids                       # [num_test, 5]
     top.opponents.scores                     # [num_test, 5]
+    top.opponents.overlap                    # 1: the same for every query
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,33 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def overlap(self) -> float:
+        """Share of the training examples that two queries have in common.
+
+        The mean over all pairs of queries, from 0 to 1. By chance it is `k`
+        over the number of training examples. NaN for a single query.
+        """
+        m, k = self.ids.shape
+        if m < 2:
+            return float("nan")
+        _, counts = np.unique(self.ids, return_counts=True)
+        return float(np.sum(counts * (counts - 1)) / (m * (m - 1) * k))
+
+    def most_common(self, count: int = 5) -> dict[Any, int]:
+        """The training examples that most queries have.
+
+        Args:
+            count: number of training examples.
+
+        Returns:
+            The number of queries of each, by id, the largest first.
+        """
+        ids, queries = np.unique(self.ids, return_counts=True)
+        order = np.argsort(-queries, kind="stable")[:count]
+        pairs = zip(ids[order].tolist(), queries[order].tolist(), strict=True)
+        return dict(pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from keras_tracin.runs.optimizer_state import (
     initial_optimizer,
     recorded_state,
 )
+from keras_tracin.runs.rewriting import changed_weights
 from keras_tracin.runs.run import TrainingRun
 from keras_tracin.runs.segments import Segment, Segments, cut_run
 from keras_tracin.runs.selection import WhenLossDrops, select_checkpoints
@@ -22,6 +23,7 @@ __all__ = [
     "Segments",
     "TrainingRun",
     "WhenLossDrops",
+    "changed_weights",
     "check_checkpoint",
     "cut_run",
     "initial_optimizer",

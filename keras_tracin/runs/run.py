@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import operator
 import os
@@ -27,6 +28,7 @@ from keras_tracin.runs.reading import (
     read_weighted,
 )
 from keras_tracin.runs.saved import (
+    SavedWeights,
     check_built,
     listed_weights,
     restore,
@@ -233,6 +235,19 @@ class TrainingRun(Sequence[Checkpoint]):
         selected = copy.copy(self)
         selected._snapshots = [self._snapshots[i] for i in kept]
         return selected
+
+    def with_saved(self, saved: Sequence[SavedWeights]) -> TrainingRun:
+        """The same run with other weights at its checkpoints.
+
+        Args:
+            saved: The files of each checkpoint.
+        """
+        other = copy.copy(self)
+        other._snapshots = [
+            dataclasses.replace(snapshot, saved=weights)
+            for snapshot, weights in zip(self._snapshots, saved, strict=True)
+        ]
+        return other
 
     def leading_to(self, model: keras.Model) -> TrainingRun:
         """Keeps the checkpoints that led to a model's present weights.

@@ -112,7 +112,8 @@ def define_run(values: flags.FlagValues, section: str = METHOD) -> None:
         values,
         "Directory that TracInCheckpoint recorded. Default: the task's `run`. "
         "--method=influence and representer use the weights of its last "
-        "checkpoint or, without a run, the present weights of the model.",
+        "checkpoint (influence the mean over those of --checkpoints or "
+        "--epochs) or, without a run, the present weights of the model.",
         section,
     )
     flags.DEFINE_list(

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    method = create_method(job, projected=True)
+    method = create_method(job)
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from keras_tracin.scripts._job import Job
 from keras_tracin.scripts._program import UsageError
 
 
-def create_method(job: Job, projected: bool = True) -> Attributor:
+def create_method(job: Job, indexed: bool = False) -> Attributor:
     """Creates the method of a job.
 
     Args:
         job: the job.
-        projected: If true, TracIn uses the `--projection`.
+        indexed: whether it is for an index, which projects by itself, and has
+            influence functions at one set of weights, those of the model.
 
     Raises:
         UsageError: if a flag that the method needs is missing.
@@ -37,9 +38,10 @@ def create_method(job: Job, projected: bool = True) -> Attributor:
     """
     values = job.values
     if values.method == "tracin":
-        return _tracin(job, projected and values.projection is not None)
+        return _tracin(job, not indexed and values.projection is not None)
+    if values.method == "influence":
+        return _influence(job, None if indexed else _influence_run(job))
     makers: dict[str, Callable[[Job], Attributor]] = {
-        "influence": _influence,
         "representer": _representer,
         "trak": _trak,
     }
@@ -95,13 +97,22 @@ def _trak(job: Job) -> TRAK:
     )
 
 
-def _influence(job: Job) -> InfluenceFunctions:
+def _influence_run(job: Job) -> TrainingRun | None:
+    """The checkpoints that were asked for, or the last one alone."""
+    values = job.values
+    if job.run is None or values.checkpoints or values.epochs:
+        return job.run
+    return job.run[-1:]
+
+
+def _influence(job: Job, run: TrainingRun | None) -> InfluenceFunctions:
     values = job.values
     if values.curvature == "ekfac" and values.solver is not None:
         raise UsageError("--curvature=ekfac takes no --solver.")
     return InfluenceFunctions(
         job.model,
         job.task.train(),
+        run=run,
         damping="auto" if values.damping is None else values.damping,
         curvature=values.curvature,
         solver=_solver(values),

@@ -94,7 +94,7 @@ def _directory(values: flags.FlagValues) -> Path:
 
 def _build(job: Job, directory: Path) -> InfluenceIndex:
     values = job.values
-    method: Any = create_method(job, projected=False)  # the index projects
+    method: Any = create_method(job, indexed=True)
     if values.overwrite and directory.exists():
         shutil.rmtree(directory)
     return InfluenceIndex.build(

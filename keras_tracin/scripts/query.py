@@ -81,7 +81,7 @@ def _answer(job: Job) -> TopK:
     # The index records how its rows were made, except for a custom loss.
     needs_method = values.rerank or job.task.option("loss") is not None
     run = job.run if values["run"].present else None
-    method: Any = create_method(job, projected=False) if needs_method else None
+    method: Any = create_method(job, indexed=True) if needs_method else None
     index = InfluenceIndex(
         values.index,
         job.model,

@@ -80,13 +80,13 @@ def test_questions_weigh_the_place_before_the_answer_alone():
         )
 
 
-def test_ranks_are_those_of_the_first_source():
+def test_sources_are_the_stories_of_each_fact():
     stories = [_facts.Story([], fact) for fact in (0, 0, -1, 1)]
-    scores = np.array([[5, 1, 4, 9, 0], [5, 1, 4, 9, 8]], "float32")
-    ranks = _facts.reciprocal_ranks(scores, stories)
-    np.testing.assert_allclose(ranks, [1 / 3, 1 / 2])
-    assert _facts.recalls(scores, stories, k=3).tolist() == [0.5, 1]
-    assert not _facts.recalls(scores, stories, k=1).any()
+    told = _facts.sources(stories, 5)
+    assert told.tolist() == [
+        [False, True, True, False, False],
+        [False, False, False, False, True],
+    ]
 
 
 def test_windows_go_on_from_article_to_article():

@@ -101,6 +101,25 @@ def test_influence_functions_and_representer_points_are_at_the_last_checkpoint(
         assert_close(found, points.influence(few, target=4).scores)
 
 
+@pytest.mark.parametrize("epochs", [(), (2, 5)])
+def test_influence_functions_take_damping_and_checkpoints_from_the_run(
+    work, epochs
+):
+    model, train, few = parts(work)
+    run = kt.TrainingRun("runs/digits")
+    chosen = run.select([i for i, c in enumerate(run) if c.epoch in epochs])
+    flags = [f"--epochs={','.join(map(str, epochs))}"] if epochs else []
+    work.run(
+        score, TASK, FEW, "--method=influence", "--layers=logits", *flags,
+        "--output=out/auto.npz", "--overwrite",
+    )  # fmt: skip
+    expected = kt.InfluenceFunctions(
+        model, train, run=chosen if epochs else run[-1:], layers=["logits"]
+    ).influence(few)
+    found = kt.Attribution.load("out/auto.npz").scores
+    assert_close(found, expected.scores)
+
+
 def test_trak_is_of_all_checkpoints(work):
     model, train, few = parts(work)
     common = (TASK, FEW, "--method=trak", "--epochs=2,5")
@@ -204,7 +223,6 @@ def test_a_task_without_a_run_needs_one(work, monkeypatch, tmp_path):
             row("unknown-query", "'500', ... 100 test examples ... 0, 1, 2"),
         ),
         (["--layers=convolution"], "convolution"),
-        (["--method=influence"], row("damping-auto", "add up to 0")),
         (["--k=2000"], row("k", "not exceed")),
         (["--output=digits_task.py/scores.csv"], "cannot be written"),
         (["--method=representer", "--target=cat"], "target"),

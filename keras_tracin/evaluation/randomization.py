@@ -1,0 +1,104 @@
+"""Compares scores with those of the same model with its weights shuffled.
+
+Scores that stay the same do not explain the model, whatever else they are good
+for: similarities of inputs stay exactly the same (Adebayo et al. 2018, for
+saliency maps; Bareeva et al. 2024, for training examples).
+
+Synopsis:
+
+    def make(run):
+        return kt.TracIn(model, train, run)
+
+    result = kt.evaluation.model_randomization(make, model, test, run)
+    result.mean                              # near 0: they depend on the model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tracin.evaluation.rank_correlation import rank_correlations
+from keras_tracin.evaluation.retraining import check_same
+from keras_tracin.methods.attributor import Attributor
+from keras_tracin.results import Attribution
+from keras_tracin.runs import TrainingRun, changed_weights
+
+MakeMethod = Callable[[TrainingRun | None], Attributor]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRandomization:
+    """How far scores are those of a model with shuffled weights.
+
+    Attributes:
+        query_ids: ids of the queries, `[m]`.
+        correlations: rank correlation over the training examples of a query's
+            scores with those by the shuffled weights, `[m]`. Near 0 if they
+            depend on what the model has learnt, 1 if they do not; NaN where
+            all scores of a query are the same.
+    """
+
+    query_ids: np.ndarray
+    correlations: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over queries, leaving out NaN; NaN if all are."""
+        known = self.correlations[~np.isnan(self.correlations)]
+        return float(known.mean()) if len(known) else float("nan")
+
+
+def model_randomization(
+    make: MakeMethod,
+    model: keras.Model,
+    test: Any,
+    run: TrainingRun | None = None,
+    *,
+    scores: Attribution | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+) -> ModelRandomization:
+    """Scores once more with the entries of each weight in random order.
+
+    Each trainable variable keeps its values, and so its scale, in another
+    order, which is the same at all checkpoints. The weights come back
+    afterwards, and the files of the run are not touched.
+
+    Args:
+        make: function that takes a run and returns the method, made anew: a
+            method that was fitted to the weights cannot be used with others.
+        model: the trained model, which the method scores.
+        test: the queries.
+        run: the run that `make` takes; None if it takes the model's weights.
+        scores: those of the method as it is, if they are known.
+        seed: seed of the order.
+        verbose: 0 for silence.
+
+    Returns:
+        A `ModelRandomization`.
+
+    Raises:
+        ValueError: if `scores` are of other queries or training examples.
+    """
+    if scores is None:
+        scores = make(run).influence(test, verbose=verbose)
+    with changed_weights(
+        model, run, lambda model: _shuffle(model, seed)
+    ) as other_run:
+        shuffled = make(other_run).influence(test, verbose=verbose)
+    check_same("queries", scores.query_ids, shuffled.query_ids)
+    check_same("training examples", scores.train_ids, shuffled.train_ids)
+    correlations = rank_correlations(scores.scores.T, shuffled.scores.T)
+    return ModelRandomization(scores.query_ids, correlations)
+
+
+def _shuffle(model: keras.Model, seed: int) -> None:
+    for number, variable in enumerate(model.trainable_variables):
+        values = keras.ops.convert_to_numpy(variable)
+        rng = np.random.default_rng([seed, number])
+        variable.assign(rng.permutation(values.ravel()).reshape(values.shape))
