@@ -55,6 +55,8 @@ MEASURES = {
 }
 
 Interval = tuple[float, float]
+Values = dict[str, dict[str, float]]
+Intervals = dict[str, dict[str, Interval]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Scorecard:
         notes: what a reader of the table has to know.
     """
 
-    values: dict[str, dict[str, float]]
-    intervals: dict[str, dict[str, Interval]]
+    values: Values
+    intervals: Intervals
     notes: tuple[str, ...] = ()
 
     @property
@@ -228,9 +230,6 @@ def scorecard(
     return Scorecard(cards.values, cards.intervals, tuple(cards.notes))
 
 
-_EMPTY: Any = dataclasses.field(default_factory=dict)
-
-
 @dataclasses.dataclass
 class _Cards:
     """The measures, while they are taken. Its fields are as in `scorecard`."""
@@ -243,10 +242,10 @@ class _Cards:
     learning_rate: float | None
     seed: int
     verbose: int
-    values: dict[str, dict[str, float]] = _EMPTY
-    intervals: dict[str, dict[str, Interval]] = _EMPTY
-    notes: dict[str, None] = _EMPTY
-    methods: dict[str, Attributor] = _EMPTY
+    values: Values = dataclasses.field(default_factory=dict)
+    intervals: Intervals = dataclasses.field(default_factory=dict)
+    notes: dict[str, None] = dataclasses.field(default_factory=dict)
+    methods: dict[str, Attributor] = dataclasses.field(default_factory=dict)
 
     def note(self, text: str) -> None:
         self.notes[text] = None

@@ -84,7 +84,9 @@ def outlier():
     x[-1] = 50
     y = x[:, :1].copy()
     y[-1] = -1000
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")]
+    )
     model.compile(keras.optimizers.SGD(1e-5), "mse")
     test = (np.abs(x[:6]) + 1, 10 + y[:6])
     return model, (x, y), test
