@@ -99,13 +99,17 @@ class Setting:
 
     def describe(self) -> dict:
         """JSON-compatible description of what outcomes depend on."""
-        optimizer = self.optimizer().get_config()
+        optimizer = self.optimizer()
         return {
             "network": [
                 [weight.path.split("/")[-1], *weight.shape]
                 for weight in self.build().weights
             ],
-            "optimizer": [optimizer["name"], optimizer["learning_rate"]],
+            # Not its name, which Keras numbers.
+            "optimizer": [
+                type(optimizer).__name__.lower(),
+                float(optimizer.learning_rate),
+            ],
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             **({"start": "DBpedia"} if self.learn_elsewhere else {}),
