@@ -324,6 +324,13 @@ def methods(
         preconditioned = kt.CG(None, 5, kt.EKFAC())
         name = "influence, CG of 5 steps by EK-FAC, λ auto, 5 checkpoints"
         methods_by_name[name] = influence("auto", preconditioned, choose=five)
+        for count in (200, 1_000):
+            few = kt.CG(None, 5, kt.EKFAC(), examples=count)
+            name = (
+                f"influence, CG of 5 steps by EK-FAC over {count}, λ auto, "
+                "5 checkpoints"
+            )
+            methods_by_name[name] = influence("auto", few, choose=five)
     methods_by_name |= {
         "influence, EK-FAC, 5 checkpoints": ekfac_of_five,
         "influence, EK-FAC, λ auto, 5 checkpoints": auto_of_five,

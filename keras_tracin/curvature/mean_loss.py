@@ -43,6 +43,8 @@ from keras_tracin.losses.per_example import PerExampleLoss
 _SIDE_BY_SIDE = 2**21
 _SIDE_BY_SIDE_AT_ONCE = 2**26  # the same × vectors
 
+_MINIBATCH = 256  # examples up to which they are taken at once
+
 
 def _as_they_are(outputs: Any) -> Any:
     return outputs
@@ -100,7 +102,7 @@ class MeanLossCurvature(Operator):
         vectors = tf.convert_to_tensor(vectors, self.dtype)
         total = tf.zeros_like(vectors)
         count = 0
-        for data in self.held.batches(self._batch_size):
+        for data in self.held.batches(self.examples_at_once):
             total += self.products.sums(data, vectors)
             count += len(tf.nest.flatten(data)[0])
         return total / count + self.regularizers.products(vectors)
@@ -113,7 +115,7 @@ class MeanLossCurvature(Operator):
         """The gradient of the objective, `[p]`; zero at its minimum."""
         total = tf.zeros([self.size], self.dtype)
         count = 0
-        for data in self.held.batches(self._batch_size):
+        for data in self.held.batches(self.examples_at_once):
             total += self.batch_gradient(data)
             count += len(tf.nest.flatten(data)[0])
         return total / count + self.regularizers.gradient()
@@ -179,7 +181,8 @@ class MeanLossCurvature(Operator):
         return Execution(self.strategy, self.jit_compile, self.memory_limit)
 
     @functools.cached_property
-    def _batch_size(self) -> int:
+    def examples_at_once(self) -> int:
+        """The number of examples that a step of a product takes."""
         return self.batch_size(footprint(self.products.with_one))
 
     def batch_size(self, needs: Footprint) -> int:
@@ -335,9 +338,17 @@ class _OverBatch(Operator):
 
     def matmat(self, vectors: tf.Tensor) -> tf.Tensor:
         vectors = tf.convert_to_tensor(vectors, self.dtype)
-        count = len(tf.nest.flatten(self.data)[0])
-        sums = self.whole.products.sums(self.data, vectors)
-        return sums / count + self.whole.regularizers.products(vectors)
+        size = count = len(tf.nest.flatten(self.data)[0])
+        if count > _MINIBATCH:
+            size = self.whole.examples_at_once
+        total = tf.zeros_like(vectors)
+        for start in range(0, count, size):
+            part = tf.nest.map_structure(
+                lambda leaf, rows=slice(start, start + size): leaf[rows],
+                self.data,
+            )
+            total += self.whole.products.sums(part, vectors)
+        return total / count + self.whole.regularizers.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
         return self.whole.sample(rng, batch_size)

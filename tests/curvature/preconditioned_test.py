@@ -51,6 +51,39 @@ def test_solutions_are_those_of_the_matrix(operator, damping):
     np.testing.assert_allclose(received.value, expected, atol=1e-7 * scale)
 
 
+@pytest.mark.parametrize("preconditioner", [None, EKFAC()])
+@pytest.mark.parametrize("minibatch", [4, 256])
+def test_products_over_some_examples(
+    operator, preconditioner, minibatch, monkeypatch
+):
+    monkeypatch.setattr(
+        "keras_tracin.curvature.mean_loss._MINIBATCH", minibatch
+    )
+    b = right_hand_sides(operator.size)
+    few = operator.sample(np.random.default_rng(3), 7)
+    matrix = as_matrix(few) + 0.1 * np.eye(operator.size)
+    assert np.abs(matrix - as_matrix(operator)).max() > 0.2
+    expected = np.linalg.solve(matrix, b.T).T
+    solver = CG(tol=1e-9, preconditioner=preconditioner, examples=7, seed=3)
+    received = solve(Damped(operator, 0.1), b, solver)
+    assert received.converged.all()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(received.value, expected, atol=1e-7 * scale)
+
+
+def test_more_examples_than_there_are_is_all_of_them(operator):
+    b = right_hand_sides(operator.size)
+    damped = Damped(operator, 0.1)
+    expected = solve(damped, b, CG(tol=1e-9)).value
+    received = solve(damped, b, CG(tol=1e-9, examples=10_000)).value
+    np.testing.assert_allclose(received, expected, rtol=1e-6)
+
+
+def test_examples_are_one_or_more():
+    with pytest.raises(ValueError, match=row("cg-examples", "0")):
+        CG(examples=0)
+
+
 def test_directions_without_curvature_are_not_lost(operator):
     # Some units are dead, and their gradients are zero.
     matrix = as_matrix(operator)

@@ -44,13 +44,25 @@ class CG:
         max_steps: largest number of products with the operator.
         preconditioner: `EKFAC()`, for a network's curvature. Of a Hessian it
             takes the Gauss-Newton matrix. None for none.
+        examples: number of training examples, drawn at random once, that
+            products with the curvature are taken over. A step then takes as
+            much less time, and the solution is that of their curvature. None
+            for all.
+        seed: seed of the draw.
     """
 
     tol: float | None = 1e-4
     max_steps: int = 500
     preconditioner: EKFAC | None = None
+    examples: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(
+                "`examples` should be 1 or more, or None for all. Received: "
+                f"{self.examples!r}."
+            )
         if (self.tol is not None and not self.tol > 0) or self.max_steps < 1:
             raise ValueError(
                 "`tol` should be above 0 or None, and `max_steps` 1 or more. "
@@ -72,13 +84,17 @@ class CG:
             ValueError: if there is a preconditioner, and the operator is not
                 a network's, or `EKFAC` cannot be fitted to it.
         """
+        whole = operator
+        if self.examples is not None:
+            rng = np.random.default_rng(self.seed)
+            operator = whole.sample(rng, self.examples)
         if self.preconditioner is None:
             return CGInverse(operator, self)
-        layers = operator.undamped.nearby
+        layers = whole.undamped.nearby
         if layers is None:
             raise ValueError(
                 "The preconditioner `EKFAC()` needs the curvature of a "
-                f"network. Received: {type(operator.undamped).__name__}. "
+                f"network. Received: {type(whole.undamped).__name__}. "
                 "Leave out `preconditioner=`."
             )
         fitted = self.preconditioner.fit(layers, operator.damping)
