@@ -17,12 +17,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import keras
 
 from keras_tracin.runs import exact, run_files
 from keras_tracin.runs.run import TrainingRun
 from keras_tracin.runs.saved import saved_at
 from keras_tracin.runs.weights import run_weights
+
+_OPTIMIZER = "optimizer"  # the group of its state in a file of Keras
 
 
 @contextlib.contextmanager
@@ -35,8 +38,7 @@ def changed_weights(
 
     The files of the run stay as they are: the others are in a temporary
     folder. After the block the model has its weights back. The changed run has
-    the steps and rates of the other one; the state of the optimizer in its
-    files is that which the model has now.
+    the steps, the rates and the optimizer's states of the other one.
 
     Args:
         model: a built model.
@@ -72,5 +74,18 @@ def _rewritten(
             load(checkpoint)
             apply()
             entry = run_files.save_weights(folder, model, number, digest="")
-            saved.append(saved_at(folder / entry["file"]))
+            path = folder / entry["file"]
+            _copy_optimizer(checkpoint.path, path)
+            saved.append(saved_at(path))
     return run.with_saved(saved)
+
+
+def _copy_optimizer(source: Path, target: Path) -> None:
+    """Gives a weights file the optimizer's state that another one has."""
+    if source.suffix != ".h5":  # a whole model in one file, without a state
+        return
+    with h5py.File(source) as recorded, h5py.File(target, "r+") as rewritten:
+        if _OPTIMIZER in rewritten:
+            del rewritten[_OPTIMIZER]
+        if _OPTIMIZER in recorded:
+            recorded.copy(_OPTIMIZER, rewritten)

@@ -88,6 +88,22 @@ def test_changed_weights_are_those_of_every_checkpoint(trained):
     assert [c.step for c in other] == [c.step for c in run]
 
 
+def test_the_optimizers_states_are_those_of_the_run(tmp_path):
+    keras.utils.set_random_seed(1)
+    model = _build()
+    model.compile(keras.optimizers.Adam(0.01), model.loss)
+    recorder = kt.TracInCheckpoint(tmp_path)
+    model.fit(*TRAIN, epochs=2, verbose=0, callbacks=[recorder])
+    run = kt.TrainingRun(tmp_path)
+    aware = kt.TracIn(model, TRAIN, run, optimizer_aware=True)
+    expected = aware.influence(TEST, verbose=0).scores
+    model.fit(*TRAIN, epochs=2, verbose=0)  # another state than the run's
+    with changed_weights(model, run, lambda model: None) as same:
+        again = kt.TracIn(model, TRAIN, same, optimizer_aware=True)
+        scores = again.influence(TEST, verbose=0).scores
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+
+
 def _gradients(model, data):
     """Gradients of each example's loss by a Jacobian, [n, p]."""
     x, y = data
