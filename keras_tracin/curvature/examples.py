@@ -73,7 +73,7 @@ class Minibatches:
         """
         for batch in self._spread(every, batch_size):
             yield batch
-            self._advance()
+            self.advance()
 
     def _spread(self, every: int, batch_size: int) -> Iterator[Any]:
         if self._whole is None:
@@ -86,13 +86,16 @@ class Minibatches:
             rows = slice(start, start + stride, every)
             yield tf.nest.map_structure(lambda x, at=rows: x[at], self._whole)
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Tells the watcher that a batch was used."""
         if self._watchers:
             self._watchers[-1].advance()
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> Any:
-        """`batch_size` different examples (or all, if there are fewer)."""
-        self._advance()
+        """`batch_size` different examples (or all, if there are fewer).
+
+        What uses them calls `advance`.
+        """
         source = self._sample if self._whole is None else self._whole
         count = _length(source)
         if batch_size >= count:

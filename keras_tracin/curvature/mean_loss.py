@@ -348,6 +348,7 @@ class _OverBatch(Operator):
                 self.data,
             )
             total += self.whole.products.sums(part, vectors)
+            self.whole.held.advance()
         return total / count + self.whole.regularizers.products(vectors)
 
     def sample(self, rng: np.random.Generator, batch_size: int) -> Operator:
