@@ -19,6 +19,7 @@ Synopsis:
     unrolled.influence(test)                       # Attribution
     unrolled.influence(test, aggregate=True)       # one row for their sum
     unrolled.retrain(test, np.ones(len(x)))        # the queries' real losses
+    print(unrolled.smoothness(test))               # how far to trust scores
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ from keras_tracin.methods.unrolled.queries import (
     UnrolledPlan,
 )
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
+from keras_tracin.methods.unrolled.smoothness import (
+    Smoothness,
+    random_subsets,
+)
 from keras_tracin.models.descriptions import describe, describe_loss
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
@@ -254,10 +259,52 @@ class UnrolledInfluence(Method):
         queries = list(opened.batches(_READ))
         values = []
         for row in rows:
-            state = self._recorded.replay.end(row)
+            state = self._recorded.replay.counting(row).end()
             parts = [self._backward.values(state, block) for block in queries]
             values.append(np.concatenate(parts))
         return np.stack(values) if np.ndim(counts) == 2 else values[0]
+
+    @exclusive_access
+    def smoothness(
+        self,
+        test: Any,
+        *,
+        share: float = 0.1,
+        replays: int = 5,
+        seed: int = 0,
+        scores: Attribution | None = None,
+    ) -> Smoothness:
+        """How well scores are expected to rank removals by their real effect.
+
+        A few replays leave out random subsets of the training examples. Any two
+        are compared: of the two, do the scores name the one that is worse for
+        a query? With few queries or replays the interval is wide.
+
+        Args:
+            test: the queries, 20 or more of the kind that is asked about.
+            share: the share of the training examples that each replay leaves
+                out.
+            replays: number of replays, each about as long as the training.
+            seed: of the random subsets.
+            scores: those of the queries, if they are known, which saves the
+                time of `influence(test)`; or of any other method.
+
+        Returns:
+            A `Smoothness`; `print` it for a sentence.
+
+        Raises:
+            ValueError: if `share` makes subsets of no or of all examples, if
+                `replays` is below two, or if `scores` are of other queries or
+                training examples.
+        """
+        recorded = self._recorded
+        counts = random_subsets(len(recorded.held), share, replays, seed)
+        if scores is None:
+            scores = self.influence(test, verbose=0)
+        _check_scores(scores, self._open(test), recorded.held.ids)
+        predicted = scores.scores @ (1 - counts).T  # [m, r]
+        real = self.retrain(test, counts).T
+        return Smoothness.of(predicted, real, share)
 
     @property
     @exclusive_access
@@ -370,3 +417,21 @@ class UnrolledInfluence(Method):
     def _open(self, test: Any) -> Examples:
         """The queries, those of several lengths padded to the longest."""
         return open_padded(self.model, test, "test", self._backward.value)
+
+
+def _check_scores(
+    scores: Attribution, queries: Examples, train_ids: np.ndarray
+) -> None:
+    """Raises ValueError if scores are of other queries or examples."""
+    query_ids = np.concatenate([b.ids for b in queries.batches(_READ)])
+    for name, received, expected in (
+        ("queries", scores.query_ids, query_ids),
+        ("training examples", scores.train_ids, train_ids),
+    ):
+        if not np.array_equal(received, expected):
+            raise ValueError(
+                f"`scores` should be of the same {name}, in the same order, as "
+                f"`influence(test)` makes them. Received {len(received)} "
+                f"{name} with ids {received[:3].tolist()} and so on, expected "
+                f"{len(expected)} with {expected[:3].tolist()}."
+            )
