@@ -10,9 +10,11 @@ batches, divisors and order), and training is repeated without each.
 Spearman's correlation over the subsets of the queries' real losses with the
 sum of the scores, the mean over queries, with a 95% interval from bootstrapping
 them; `UnrolledInfluence` beside `TracIn` at the checkpoints of all epochs.
-`correct` is the share of the training set that the network classifies right at
-the end. `costs`: times of the replay, of the backward pass for one query and
-for many, and of `model.fit` of the same training, in turns.
+`expected` is what `UnrolledInfluence.smoothness` predicts for the correlation,
+by replays without other subsets; the last line tells how well it ranks the
+rows. `correct` is the share of the training set that the network classifies
+right at the end. `costs`: times of the replay, of the backward pass for one
+query and for many, and of `model.fit` of the same training, in turns.
 """
 
 import pathlib
@@ -37,6 +39,7 @@ _KINDS = {
     "relu-0.02": (lambda: keras.optimizers.SGD(0.02), "relu"),
     "relu-0.05": (lambda: keras.optimizers.SGD(0.05), "relu"),
     "relu-0.1": (lambda: keras.optimizers.SGD(0.1), "relu"),
+    "relu-0.2": (lambda: keras.optimizers.SGD(0.2), "relu"),
 }
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds `tfds/mnist`.")
@@ -78,39 +81,56 @@ def lds() -> None:
     """Measures how well scores rank subsets by the effect of removing them."""
     train, queries = _data()
     print(
-        "| training | correct | removed | unrolled | TracIn | replay |\n"
-        "|---|---:|---:|---:|---:|---:|"
+        "| training | correct | removed | expected | unrolled | TracIn | "
+        "replay |\n|---|---:|---:|---:|---:|---:|---:|"
     )
+    pairs = []
     for kind in _TRAININGS.value:
         with tempfile.TemporaryDirectory() as directory:
-            _correlations(kind, train, queries, pathlib.Path(directory, "run"))
+            path = pathlib.Path(directory, "run")
+            pairs += _correlations(kind, train, queries, path)
+    if len(pairs) > 2:
+        expected, measured = zip(*pairs, strict=True)
+        ranked = scipy.stats.spearmanr(expected, measured).statistic
+        gap = np.mean(np.abs(np.subtract(expected, measured)))
+        print(
+            f"\nexpected and unrolled: Spearman {ranked:.3f}, apart {gap:.3f}"
+        )
 
 
-def _correlations(kind, train, queries, directory) -> None:
+def _correlations(kind, train, queries, directory) -> list[tuple]:
+    """Prints the rows of a training; returns expected and measured values."""
     model = _model(kind)
     kt.record_training(
         model, train, directory, epochs=_EPOCHS.value, batch_size=_BATCH
     )
     unrolled = kt.UnrolledInfluence(model, train, directory)
-    scores = {
-        "unrolled": unrolled.influence(queries, verbose=0).scores,
-        "TracIn": kt.TracIn(model, train, directory)
-        .influence(queries, verbose=0)
-        .scores,
-    }
+    tracin = kt.TracIn(model, train, directory)
+    methods = [m.influence(queries, verbose=0) for m in (unrolled, tracin)]
     correct = np.mean(model.predict(train[0], verbose=0).argmax(1) == train[1])
+    pairs = []
     for share in map(float, _SHARES.value):
+        smoothness = unrolled.smoothness(
+            queries, share=share, scores=methods[0]
+        )
+        low, high = smoothness.interval
+        expected = (
+            f"{smoothness.rank_correlation:.2f} ({low:.2f} to {high:.2f})"
+        )
         counts = _counts(len(train[0]), share)
         real = unrolled.retrain(queries, counts)  # [s, m]
-        cells = [
-            _interval(values @ (1 - counts).T, real.T)
-            for values in scores.values()
+        measured = [
+            _over_subsets(scores.scores @ (1 - counts).T, real.T)
+            for scores in methods
         ]
         print(
-            f"| {kind} | {correct:.1%} | {share:.0%} | {' | '.join(cells)} | "
+            f"| {kind} | {correct:.1%} | {share:.0%} | {expected} | "
+            f"{' | '.join(map(_interval, measured))} | "
             f"{unrolled.replay_error:.1g} |",
             flush=True,
         )
+        pairs.append((smoothness.rank_correlation, measured[0].mean()))
+    return pairs
 
 
 def _counts(size: int, share: float) -> np.ndarray:
@@ -122,14 +142,18 @@ def _counts(size: int, share: float) -> np.ndarray:
     return counts
 
 
-def _interval(predicted: np.ndarray, real: np.ndarray) -> str:
-    """Mean correlation over queries of two `[m, s]`, and its interval."""
-    correlations = np.array(
+def _over_subsets(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Spearman correlations `[m]` of the rows of two `[m, s]`."""
+    return np.array(
         [
             scipy.stats.spearmanr(*pair).statistic
             for pair in zip(predicted, real, strict=True)
         ]
     )
+
+
+def _interval(correlations: np.ndarray) -> str:
+    """Their mean over queries, and its interval."""
     random = np.random.default_rng(0)
     drawn = random.choice(correlations, (2000, len(correlations))).mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])

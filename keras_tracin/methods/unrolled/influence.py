@@ -56,6 +56,7 @@ from keras_tracin.methods.unrolled.queries import (
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
 from keras_tracin.methods.unrolled.smoothness import (
     Smoothness,
+    check_scores,
     random_subsets,
 )
 from keras_tracin.models.descriptions import describe, describe_loss
@@ -259,7 +260,7 @@ class UnrolledInfluence(Method):
         queries = list(opened.batches(_READ))
         values = []
         for row in rows:
-            state = self._recorded.replay.counting(row).end()
+            state = self._recorded.replay.end(row)
             parts = [self._backward.values(state, block) for block in queries]
             values.append(np.concatenate(parts))
         return np.stack(values) if np.ndim(counts) == 2 else values[0]
@@ -282,8 +283,8 @@ class UnrolledInfluence(Method):
 
         Args:
             test: the queries, 20 or more of the kind that is asked about.
-            share: the share of the training examples that each replay leaves
-                out.
+            share: the share of the scored training examples that each replay
+                leaves out.
             replays: number of replays, each about as long as the training.
             seed: of the random subsets.
             scores: those of the queries, if they are known, which saves the
@@ -297,14 +298,18 @@ class UnrolledInfluence(Method):
                 `replays` is below two, or if `scores` are of other queries or
                 training examples.
         """
-        recorded = self._recorded
-        counts = random_subsets(len(recorded.held), share, replays, seed)
+        held = self._recorded.held
+        size = self.num_train if scores is None else len(scores.train_ids)
+        left_out = random_subsets(size, share, replays, seed)  # [r, n]
         if scores is None:
             scores = self.influence(test, verbose=0)
-        _check_scores(scores, self._open(test), recorded.held.ids)
-        predicted = scores.scores @ (1 - counts).T  # [m, r]
+        columns = held.positions_of(scores.train_ids)
+        query_ids = [b.ids for b in self._open(test).batches(_READ)]
+        check_scores(scores, np.concatenate(query_ids), columns)
+        counts = np.ones((replays, len(held)))
+        counts[:, columns] -= left_out
         real = self.retrain(test, counts).T
-        return Smoothness.of(predicted, real, share)
+        return Smoothness.of(scores.scores @ left_out.T, real, share)
 
     @property
     @exclusive_access
@@ -417,21 +422,3 @@ class UnrolledInfluence(Method):
     def _open(self, test: Any) -> Examples:
         """The queries, those of several lengths padded to the longest."""
         return open_padded(self.model, test, "test", self._backward.value)
-
-
-def _check_scores(
-    scores: Attribution, queries: Examples, train_ids: np.ndarray
-) -> None:
-    """Raises ValueError if scores are of other queries or examples."""
-    query_ids = np.concatenate([b.ids for b in queries.batches(_READ)])
-    for name, received, expected in (
-        ("queries", scores.query_ids, query_ids),
-        ("training examples", scores.train_ids, train_ids),
-    ):
-        if not np.array_equal(received, expected):
-            raise ValueError(
-                f"`scores` should be of the same {name}, in the same order, as "
-                f"`influence(test)` makes them. Received {len(received)} "
-                f"{name} with ids {received[:3].tolist()} and so on, expected "
-                f"{len(expected)} with {expected[:3].tolist()}."
-            )

@@ -25,7 +25,6 @@ from keras_tracin.engine.planning import Plan, in_words
 from keras_tracin.engine.progress import Progress
 from keras_tracin.losses.per_example import PerExampleLoss
 from keras_tracin.methods.unrolled.recorded import RecordedTraining
-from keras_tracin.methods.unrolled.replay import Replay
 from keras_tracin.methods.unrolled.training import Adjoint, State
 
 _MOST_QUERIES = 128  # carried back together
@@ -127,11 +126,7 @@ class Backward:
         return self._adjoint(recorded.replay.last, queries)
 
     def scores(
-        self,
-        ids: np.ndarray,
-        adjoint: Adjoint,
-        progress: Progress,
-        replay: Replay | None = None,
+        self, ids: np.ndarray, adjoint: Adjoint, progress: Progress
     ) -> np.ndarray:
         """The scores `[m, n]` of queries with this adjoint of the last state.
 
@@ -139,14 +134,11 @@ class Backward:
             ids: the queries' ids, `[m]`.
             adjoint: as `adjoint` returns it.
             progress: told of every step.
-            replay: whose steps to go back through; by default those of the
-                recorded training.
 
         Raises:
             ValueError: if derivatives overflow, naming the queries.
         """
-        recorded = self.recorded
-        replay = replay or recorded.replay
+        recorded, replay = self.recorded, self.recorded.replay
         columns = np.zeros((len(recorded.held), len(ids)))
         for number, state in replay.backwards():
             adjoint, products = replay.training.backward(

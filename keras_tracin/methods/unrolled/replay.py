@@ -14,7 +14,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -60,7 +59,6 @@ class Replay:
     ):
         self.training, self._steps, self._held = training, steps, held
         self._first, self._room = first, max(2, room)
-        self._counts: np.ndarray | None = None
         self._kept: _Kept = [(0, start)]
         self.start = self.last = start
 
@@ -69,13 +67,10 @@ class Replay:
         """Whether all states are held, so that no step is made twice."""
         return len(self._steps) <= self._room
 
-    def inputs(self, number: int) -> tuple[Any, ...]:
-        """The data, counts, rate and update number of step `number`, from 0."""
-        rows = self._steps.rows[number]
-        own = np.ones(len(rows)) if self._counts is None else self._counts[rows]
+    def inputs(self, number: int) -> tuple[Any, tf.Tensor, tf.Tensor]:
+        """The data, rate and update number of step `number`, from 0."""
         return (
-            self._held.take(rows).data,
-            tf.constant(own, self.start.weights[0].dtype),
+            self._held.take(self._steps.rows[number]).data,
             tf.constant(self._steps.rates[number], tf.float64),
             tf.constant(self._first + number, tf.int64),
         )
@@ -122,28 +117,15 @@ class Replay:
         self._kept = self._forwards(0, self.start, len(self._steps), compare)
         return worst
 
-    def counting(self, counts: np.ndarray) -> Replay:
-        """The replay with each example's loss multiplied by its count.
+    def end(self, counts: np.ndarray) -> State:
+        """The last state, had each example's loss been multiplied by its count.
 
         Args:
             counts: `[n]`, in reading order.
         """
-        other = copy.copy(self)
-        other._counts, other.last, other._kept = counts, self.start, []
-        return other
-
-    def run(self) -> Replay:
-        """Makes all steps without comparing anything; `last` is the end."""
-        self._kept = self._forwards(
-            0, self.start, len(self._steps), lambda number, state: None
-        )
-        return self
-
-    def end(self) -> State:
-        """The last state, made without keeping others."""
         state = self.start
         for number in range(len(self._steps)):
-            state = self.advance(number, state)
+            state = self.advance(number, state, counts)
         return state
 
     def backwards(self) -> Iterator[tuple[int, State]]:
@@ -198,9 +180,21 @@ class Replay:
         self.last = state
         return kept
 
-    def advance(self, number: int, state: State) -> State:
-        """The state after step `number`, from 0, from the state before it."""
-        return self.training.forward(state, *self.inputs(number))
+    def advance(
+        self, number: int, state: State, counts: np.ndarray | None = None
+    ) -> State:
+        """The state after step `number`, from the state before it.
+
+        Args:
+            number: the step's number, from 0.
+            state: the state before it.
+            counts: `[n]`, as in `end`; all 1 by default.
+        """
+        data, rate, update = self.inputs(number)
+        rows = self._steps.rows[number]
+        own = np.ones(len(rows)) if counts is None else counts[rows]
+        own = tf.constant(own, state.weights[0].dtype)
+        return self.training.forward(state, data, own, rate, update)
 
 
 def _spacing(count: int, room: int) -> int:

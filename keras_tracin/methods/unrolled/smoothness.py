@@ -15,8 +15,9 @@ correlation over so few of them, and m queries make m comparisons of a pair.
 
 Synopsis:
 
-    subsets = random_subsets(num_train=5000, share=0.1, count=5, seed=0)
-    Smoothness.of(predicted, real, share=0.1)     # [m, r] each
+    subsets = random_subsets(5_000, share=0.1, count=5, seed=0)   # [r, n]
+    real = unrolled.retrain(test, 1 - subsets).T                  # [m, r]
+    Smoothness.of(scores @ subsets.T, real, share=0.1)
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import itertools
 import math
 
 import numpy as np
+
+from keras_tracin.results import Attribution
 
 # From which rank correlation on scores rank removals how well.
 _WORDS = ((0.9, "very well"), (0.7, "well"), (0.4, "roughly"))
@@ -106,7 +109,7 @@ class Smoothness:
 def random_subsets(
     num_train: int, share: float, count: int, seed: int
 ) -> np.ndarray:
-    """Counts `[r, n]`, 0 for the examples of a random subset and 1 for others.
+    """Indicators `[r, n]` of random subsets, 1 for the examples in them.
 
     Args:
         num_train: number of training examples.
@@ -131,10 +134,36 @@ def random_subsets(
             f"another. Received: {count}."
         )
     random = np.random.default_rng(seed)
-    counts = np.ones((count, num_train))
-    for row in counts:
-        row[random.choice(num_train, size, replace=False)] = 0.0
-    return counts
+    subsets = np.zeros((count, num_train))
+    for row in subsets:
+        row[random.choice(num_train, size, replace=False)] = 1.0
+    return subsets
+
+
+def check_scores(
+    scores: Attribution, query_ids: np.ndarray, positions: np.ndarray
+) -> None:
+    """Raises ValueError if scores are of other queries or examples.
+
+    Args:
+        scores: the scores.
+        query_ids: ids of the queries, `[m]`.
+        positions: where the scored examples are among those trained on, -1
+            for those that are not.
+    """
+    if not np.array_equal(scores.query_ids, query_ids):
+        raise ValueError(
+            "`scores` should be of the queries that are passed, in this order. "
+            f"Received {len(scores.query_ids)} queries with ids "
+            f"{scores.query_ids[:3].tolist()} first, expected "
+            f"{len(query_ids)} with {query_ids[:3].tolist()}."
+        )
+    unknown = scores.train_ids[positions < 0]
+    if len(unknown):
+        raise ValueError(
+            "`scores` should be of single examples of the training. Received "
+            f"scores of ids that are not among them: {unknown[:5].tolist()}."
+        )
 
 
 def _rank_correlation(tau: float) -> float:

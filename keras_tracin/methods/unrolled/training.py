@@ -21,9 +21,7 @@ Synopsis:
 
     training = Training(model, update, spec, like=state, constants=[])
     state = training.forward(state, data, counts, rate, number)
-    adjoint, scores = training.backward(
-        state, data, counts, rate, number, adjoint
-    )
+    adjoint, scores = training.backward(state, data, rate, number, adjoint)
 """
 
 from __future__ import annotations
@@ -107,7 +105,6 @@ class Training:
         )
         self._shares = batch_shares(model, class_weight=class_weight)
         self._constants = tuple(constants)
-        self._counts = tf.TensorSpec([None], like.weights[0].dtype)
         self._side_by_side = side_by_side
 
     @functools.cached_property
@@ -124,19 +121,22 @@ class Training:
             )
             return State(weights, slots, seeds)
 
-        signature = self._state_spec, self._spec, self._counts, *_SCALARS
+        counts = tf.TensorSpec([None], self._like.weights[0].dtype)
+        signature = self._state_spec, self._spec, counts, *_SCALARS
         return tf.function(step, autograph=False, input_signature=signature)
 
     @functools.cached_property
     def backward(self):
-        """`(state, data, counts, rate, number, adjoint) -> adjoint, scores`.
+        """`(state, data, rate, number, adjoint) -> adjoint, scores [m, b]`.
 
         The adjoint given is of the state after the step, the one returned of
-        `state`, the one before it; scores are `[m, b]`.
+        `state`, the one before it.
         """
 
-        def step(state, data, counts, rate, number, adjoint):
+        def step(state, data, rate, number, adjoint):
             weights = state.weights
+            size = tf.shape(tf.nest.flatten(data)[0])[0]
+            counts = tf.ones([size], weights[0].dtype)
             with tf.GradientTape(**_PERSISTENT) as outer:
                 outer.watch((weights, counts))
                 with tf.GradientTape(watch_accessed_variables=False) as inner:
@@ -164,13 +164,7 @@ class Training:
             lambda t: tf.TensorSpec([None, *t.shape], t.dtype),
             Adjoint(self._like.weights, self._like.slots),
         )
-        signature = (
-            self._state_spec,
-            self._spec,
-            self._counts,
-            *_SCALARS,
-            rows,
-        )
+        signature = self._state_spec, self._spec, *_SCALARS, rows
         return tf.function(step, autograph=False, input_signature=signature)
 
     @property

@@ -78,12 +78,12 @@ def test_it_is_said_in_words(rho, words):
 
 
 def test_subsets_are_random_of_one_size_and_repeatable():
-    counts = random_subsets(30, 0.1, 4, seed=2)
-    assert set(counts.ravel()) == {0.0, 1.0}
-    assert counts.sum(axis=1).tolist() == [27.0] * 4
-    assert len(np.unique(counts, axis=0)) == 4
-    np.testing.assert_array_equal(counts, random_subsets(30, 0.1, 4, seed=2))
-    assert (counts != random_subsets(30, 0.1, 4, seed=3)).any()
+    subsets = random_subsets(30, 0.1, 4, seed=2)
+    assert set(subsets.ravel()) == {0.0, 1.0}
+    assert subsets.sum(axis=1).tolist() == [3.0] * 4
+    assert len(np.unique(subsets, axis=0)) == 4
+    np.testing.assert_array_equal(subsets, random_subsets(30, 0.1, 4, seed=2))
+    assert (subsets != random_subsets(30, 0.1, 4, seed=3)).any()
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +96,11 @@ def unrolled(tmp_path_factory):
 def test_it_compares_scores_with_replays(unrolled):
     scores = unrolled.influence(QUERIES, verbose=0)
     result = unrolled.smoothness(QUERIES, share=0.2, replays=4, seed=5)
-    counts = random_subsets(30, 0.2, 4, seed=5)
-    real = unrolled.retrain(QUERIES, counts)
+    subsets = random_subsets(30, 0.2, 4, seed=5)
+    real = unrolled.retrain(QUERIES, 1 - subsets)
     taus = [
-        scipy.stats.kendalltau(row, losses).statistic
-        for row, losses in zip(
-            scores.scores @ (1 - counts).T, real.T, strict=True
-        )
+        scipy.stats.kendalltau(*pair).statistic
+        for pair in zip(scores.scores @ subsets.T, real.T, strict=True)
     ]
     assert result.agreement == pytest.approx((1 + np.mean(taus)) / 2)
     assert result.rank_correlation > 0.8  # it is a small and smooth training
@@ -128,13 +126,28 @@ def test_one_replay_is_refused(unrolled):
         unrolled.smoothness(QUERIES, replays=1)
 
 
-def test_scores_of_other_examples_are_refused(unrolled):
+def test_scores_of_some_examples_are_judged_by_subsets_of_them(unrolled):
+    some = np.arange(10, 30)[::-1]
+    scores = unrolled.influence(QUERIES, verbose=0)
+    part = kt.Attribution(scores.scores[:, some], scores.query_ids, some)
+    result = unrolled.smoothness(QUERIES, share=0.25, scores=part)
+    counts = np.ones((5, 30))
+    counts[:, some] -= random_subsets(20, 0.25, 5, seed=0)
+    assert (counts[:, :10] == 1).all()
+    predicted = scores.scores @ (1 - counts).T
+    real = unrolled.retrain(QUERIES, counts).T
+    assert result == Smoothness.of(predicted, real, share=0.25)
+    among = unrolled.among(some).smoothness(QUERIES, share=0.25)
+    assert among.agreement > 0.7
+
+
+def test_scores_of_others_are_refused(unrolled):
     scores = unrolled.influence(QUERIES, verbose=0)
     fewer = tuple(part[:3] for part in QUERIES)
-    with pytest.raises(ValueError, match=row("other-scores", "3 with")):
+    with pytest.raises(ValueError, match=row("other-queries", "expected 3")):
         unrolled.smoothness(fewer, scores=scores)
-    part = kt.Attribution(
-        scores.scores[:, 1:], scores.query_ids, scores.train_ids[1:]
+    foreign = kt.Attribution(
+        scores.scores, scores.query_ids, scores.train_ids + 1
     )
-    with pytest.raises(ValueError, match="same training examples"):
-        unrolled.smoothness(QUERIES, scores=part)
+    with pytest.raises(ValueError, match=row("unknown-scored", "[30]")):
+        unrolled.smoothness(QUERIES, scores=foreign)
