@@ -39,7 +39,6 @@ _KINDS = {
     "relu-0.02": (lambda: keras.optimizers.SGD(0.02), "relu"),
     "relu-0.05": (lambda: keras.optimizers.SGD(0.05), "relu"),
     "relu-0.1": (lambda: keras.optimizers.SGD(0.1), "relu"),
-    "relu-0.2": (lambda: keras.optimizers.SGD(0.2), "relu"),
 }
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Holds `tfds/mnist`.")
