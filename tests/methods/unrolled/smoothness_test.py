@@ -144,7 +144,9 @@ def test_scores_of_some_examples_are_judged_by_subsets_of_them(unrolled):
 def test_scores_of_others_are_refused(unrolled):
     scores = unrolled.influence(QUERIES, verbose=0)
     fewer = tuple(part[:3] for part in QUERIES)
-    with pytest.raises(ValueError, match=row("smoothness-queries", "expected 3")):
+    with pytest.raises(
+        ValueError, match=row("smoothness-queries", "expected 3")
+    ):
         unrolled.smoothness(fewer, scores=scores)
     foreign = kt.Attribution(
         scores.scores, scores.query_ids, scores.train_ids + 1
