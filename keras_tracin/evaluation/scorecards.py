@@ -110,12 +110,12 @@ class Scorecard:
         value = self.values[method].get(name, np.nan)
         if np.isnan(value):
             return ""
-        if name == "seconds":
-            return f"{value:.1f}"
+        digits = {"seconds": ".1f", "tail_patch": ".2g"}.get(name, ".2f")
+        cell = f"{value:{digits}}"
         if name not in self.intervals[method]:
-            return f"{value:.2f}"
+            return cell
         low, high = self.intervals[method][name]
-        return f"{value:.2f} ({low:.2f} to {high:.2f})"
+        return f"{cell} ({low:{digits}} to {high:{digits}})"
 
     def to_dataframe(self):
         """A `pandas.DataFrame`, a row for each method. Needs pandas.
