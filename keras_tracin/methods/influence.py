@@ -32,6 +32,8 @@ from keras_tracin.curvature.mean_loss import check_precision
 from keras_tracin.curvature.operators import check_damping
 from keras_tracin.curvature.solved_lengths import SolvedLengths, solved_pass
 from keras_tracin.curvature.solvers import (
+    EKFAC,
+    RELATIVE_DAMPING,
     Inverse,
     InverseSketch,
     Solver,
@@ -108,7 +110,9 @@ class InfluenceFunctions(OfObjective):
             more than it would have under such a penalty (Ali et al. 2019). It
             is read from `run`, else from the model's optimizer. A larger one
             makes solving easier, and is needed where the Hessian has negative
-            eigenvalues; then let it exceed the smallest one's size.
+            eigenvalues; then let it exceed the smallest one's size. With
+            `solver=EKFAC(damping="relative")` a number is the multiple of
+            each block's mean eigenvalue, and "auto" stands for 0.1.
         curvature: `"hessian"`, the default with any solver but `EKFAC()`;
             `"gauss_newton"`, which has no negative eigenvalues (Martens 2020);
             or `"ekfac"`, short for `"gauss_newton"` with `solver=EKFAC()`, the
@@ -189,7 +193,7 @@ class InfluenceFunctions(OfObjective):
             execution=Execution.of(strategy, jit_compile, memory_limit),
         )
         self._training: TrainingTime | None = None
-        if damping == "auto":
+        if damping == "auto" and not _is_relative(self.solver):
             what = "how far a step goes, as damping='auto' needs to know,"
             scale = objective_scale(model, what, loss, batch_size)
             with self.engine.updated.trainable():
@@ -217,19 +221,23 @@ class InfluenceFunctions(OfObjective):
 
     @functools.cached_property
     def damping(self) -> float:
-        """λ, also where "auto" was given."""
+        """λ, also where "auto" was given.
+
+        With `EKFAC(damping="relative")`, the multiple of the mean eigenvalue.
+        """
         if self._training is None:
-            return float(self._given_damping)
+            given = self._given_damping
+            return RELATIVE_DAMPING if given == "auto" else float(given)
         with self.engine.updated.trainable():
             return self._training.damping(self._whole.variables)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Options that scores depend on, as JSON, without reading any data."""
-        # "ekfac" implies the solver, and did so in earlier versions.
-        own_solver = self._curvature != "ekfac"
+        # "ekfac" implies it, and did so in earlier versions.
+        is_default = self.solver == EKFAC()
         return {
-            "solver": describe(self.solver) if own_solver else None,
+            "solver": None if is_default else describe(self.solver),
             "damping": self.damping,
             "curvature": self._curvature,
             "relative": self._relative,
@@ -376,6 +384,11 @@ def _equal_weights(run: TrainingRun, solver: Solver) -> Weights:
             "`RandomizedSketch(dim)`, which makes one for each."
         )
     return dict.fromkeys(run, 1.0 / len(run))
+
+
+def _is_relative(solver: Solver) -> bool:
+    """Whether damping is a multiple of a block's mean eigenvalue."""
+    return isinstance(solver, EKFAC) and solver.damping == "relative"
 
 
 def _check_one_of(name: str, value: Any, allowed: tuple) -> None:

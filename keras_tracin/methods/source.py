@@ -161,6 +161,12 @@ class SOURCE(OfObjective):
                 "`curvature` should be `EKFAC()`, in whose basis training is "
                 f"unrolled. Received: {curvature!r}."
             )
+        if self._ekfac.damping is not None:
+            raise ValueError(
+                "SOURCE has no damping: directions without curvature keep what "
+                f"they learnt. Received: {curvature!r}. Leave its `damping=` "
+                "out."
+            )
         if not isinstance(run, TrainingRun):
             run = TrainingRun(run)
         self.segments = cut_run(run, segments)

@@ -7,7 +7,7 @@ Synopsis:
 
 from keras_tracin.curvature.solvers.arnoldi import Arnoldi
 from keras_tracin.curvature.solvers.cg import CG
-from keras_tracin.curvature.solvers.ekfac import EKFAC
+from keras_tracin.curvature.solvers.ekfac import EKFAC, RELATIVE_DAMPING
 from keras_tracin.curvature.solvers.exact import Exact
 from keras_tracin.curvature.solvers.lissa import LiSSA
 from keras_tracin.curvature.solvers.randomized_sketch import (
@@ -25,6 +25,7 @@ from keras_tracin.curvature.solvers.solution import (
 __all__ = [
     "CG",
     "EKFAC",
+    "RELATIVE_DAMPING",
     "Arnoldi",
     "Exact",
     "Inverse",

@@ -73,6 +73,12 @@ class CG:
                 "`preconditioner` should be `EKFAC()` or None. Received: "
                 f"{self.preconditioner!r}."
             )
+        if self.preconditioner and self.preconditioner.damping is not None:
+            raise ValueError(
+                "A preconditioner has the damping λ of the equations it helps "
+                f"to solve. Received: {self.preconditioner!r}. Leave its "
+                "`damping=` out."
+            )
 
     def prepare(self, operator: Operator) -> CGInverse:
         """Keeps the operator, and fits the preconditioner if there is one.

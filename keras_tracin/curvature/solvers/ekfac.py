@@ -18,6 +18,7 @@ Synopsis:
 
     inverse = EKFAC().prepare(Damped(gauss_newton, 0.01))
     inverse(rows).value         # [m, p]
+    EKFAC(damping="relative").prepare(Damped(gauss_newton, RELATIVE_DAMPING))
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from keras_tracin.curvature.eigenblocks import Eigenblocks, fit_eigenblocks
 from keras_tracin.curvature.kronecker import LayerCurvature
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution
+
+RELATIVE_DAMPING = 0.1  # of a block's mean eigenvalue (Grosse et al. 2023)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +51,24 @@ class EKFAC:
             for each of up to 16 outputs, which leave nothing to chance; or
             `"auto"`, as many as make 5,000 of all examples (up to 16 of
             each), or exact ones where these are no more.
+        damping: None, where the damping of the operator is λ, the same for
+            all blocks; or `"relative"`, where it is a multiple c, and the λ of
+            a block is c times the block's own mean eigenvalue, regularisers
+            included. A block is a kernel with its bias, or another variable.
         seed: of random draws; the same draws the same ones.
     """
 
     draws: int | str = "auto"
+    damping: str | None = None
     seed: int = 0
 
     def __post_init__(self):
+        if self.damping not in (None, "relative"):
+            raise ValueError(
+                "`EKFAC(damping=)` should be None or 'relative'. Received: "
+                f"{self.damping!r}. A number is given to the method: "
+                "`InfluenceFunctions(damping=)`."
+            )
         words = self.draws in ("auto", "exact")
         number = (
             isinstance(self.draws, numbers.Integral)
@@ -94,7 +108,8 @@ class EKFAC:
 
         Args:
             layers: the matrix, block by block.
-            damping: λ, added to its eigenvalues.
+            damping: λ, added to its eigenvalues; with damping="relative", as
+                a multiple of the mean eigenvalue of each block.
 
         Raises:
             ValueError: as `prepare`, for the loss and for exact draws.
@@ -102,8 +117,15 @@ class EKFAC:
         draws = layers.draws(self.draws, self.seed)
         penalties = layers.penalty_diagonal()
         fitted = fit_eigenblocks(layers, lambda: [draws]).scaled(1.0, penalties)
-        damped = [values + damping for values in fitted.eigenvalues]
+        damped = [
+            values + damping * self._unit(values)
+            for values in fitted.eigenvalues
+        ]
         return EKFACInverse(fitted.blocks, fitted.bases, tuple(damped))
+
+    def _unit(self, values: tf.Tensor) -> tf.Tensor | float:
+        """What the damping of a block with these eigenvalues counts in."""
+        return 1.0 if self.damping is None else tf.reduce_mean(values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
