@@ -44,6 +44,7 @@ from keras_tracin.labels import (
     training_dynamics,
 )
 from keras_tracin.methods import representer, unrolled
+from keras_tracin.methods.dropout_ensemble import DropoutEnsemble
 from keras_tracin.methods.ensemble import Ensemble
 from keras_tracin.methods.influence import InfluenceFunctions
 from keras_tracin.methods.representer import (
@@ -99,6 +100,7 @@ __all__ = [
     "Attribution",
     "CheckReport",
     "Checkpoint",
+    "DropoutEnsemble",
     "Ensemble",
     "Exact",
     "FactoredProjection",
