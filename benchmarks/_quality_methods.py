@@ -194,6 +194,23 @@ def trak(
     return scores
 
 
+def masks(choose: Callable, num_masks: int, dim: int = 2048) -> Method:
+    """TRAK under masks of Dropout, each with a projection of its own."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        trained = problem.trained(seed)
+        run = choose(trained.run)
+
+        def member(network: keras.Model, number: int) -> kt.TRAK:
+            projection = kt.TensorSketch(dim, seed=number)
+            return kt.TRAK(network, problem.train, run, projection=projection)
+
+        ensemble = kt.DropoutEnsemble(member, trained.model, num_masks)
+        return ensemble.influence(problem.test, verbose=0)
+
+    return scores
+
+
 def similarity(problem: Problem, seed: int, by_label: bool = False) -> Scores:
     """Cosine similarities of the last layer's inputs, as a baseline.
 
@@ -277,6 +294,7 @@ def methods(
     )
     auto = influence("auto", curvature="ekfac")
     auto_of_five = influence("auto", curvature="ekfac", choose=five)
+    relative = kt.EKFAC(damping="relative")
     methods_by_name: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
         "TracIn, 5": tracin(five),
@@ -304,11 +322,16 @@ def methods(
     methods_by_name |= {
         "influence, EK-FAC": ekfac,
         "influence, EK-FAC, λ auto": auto,
+        "influence, EK-FAC, λ relative": influence("auto", relative),
+        "influence, EK-FAC, λ relative, 5 checkpoints": influence(
+            "auto", relative, choose=five
+        ),
         "SOURCE, 6 checkpoints": source(six),
         "UnrolledInfluence": unrolled,
         "representer points, L2": representer(1e-2, "l2"),
         "representer points, LJE": representer(1e-2, "lje"),
         "TRAK, 1 checkpoint": trak(last),
+        "TRAK, 5": trak(five),
         "TRAK, 10": trak(ten),
         "embedding similarity": similarity,
     }
@@ -331,6 +354,9 @@ def methods(
                 "5 checkpoints"
             )
             methods_by_name[name] = influence("auto", few, choose=five)
+    if any(isinstance(x, keras.layers.Dropout) for x in setting.build().layers):
+        methods_by_name["TRAK, 5, 3 masks"] = masks(five, 3)
+        methods_by_name["TRAK, 5, 10 masks"] = masks(five, 10)
     methods_by_name |= {
         "influence, EK-FAC, 5 checkpoints": ekfac_of_five,
         "influence, EK-FAC, λ auto, 5 checkpoints": auto_of_five,
