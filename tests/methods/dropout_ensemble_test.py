@@ -172,17 +172,19 @@ class OwnModel(keras.Model):
 
 
 def test_models_without_masks_or_copies_are_refused():
-    def refused(model, key, *more, **options):
-        with pytest.raises(ValueError, match=row(key, *more)):
+    def refused(model, message, **options):
+        with pytest.raises(ValueError, match=message):
             kt.DropoutEnsemble(lambda *_: None, model, **options)
 
-    refused(build(layers.Dropout(0.0)), "dropout-none")
-    refused(build(layers.GaussianDropout(0.5)), "dropout-none")
-    refused(OwnModel(), "dropout-functional", "OwnModel")
+    refused(build(layers.Dropout(0.0)), row("dropout-none"))
+    refused(build(layers.GaussianDropout(0.5)), row("dropout-none"))
+    refused(OwnModel(), row("dropout-functional", "OwnModel"))
     scaled = Scaled()
     scaled.factor = 2.0
-    refused(sequential((4,), layers.Dropout(RATE), scaled), "dropout-copy")
+    copied = sequential((4,), layers.Dropout(RATE), scaled)
+    refused(copied, row("dropout-copy"))
     for rate in (0, 1, -0.5):
-        refused(build(), "dropout-rate", str(rate), rate=rate)
+        refused(build(), row("dropout-rate", str(rate)), rate=rate)
     for number in (0, 1.5):
-        refused(build(), "dropout-masks", str(number), num_masks=number)
+        message = row("dropout-masks", str(number))
+        refused(build(), message, num_masks=number)
