@@ -45,8 +45,10 @@ class DropoutEnsemble(Ensemble):
     of each `Dropout` or `SpatialDropout` layer: units are left out with the
     layer's rate, the same for all examples, and the others are multiplied by
     1 / (1 - rate), as in training. The model itself is not changed. Weights
-    of a run's checkpoints fit the copies. Dropout inside of other layers
-    (attention, recurrent layers) stays off, as everywhere.
+    of a run's checkpoints fit the copies. All other noise stays off, as
+    everywhere: Dropout inside of other layers (attention, recurrent layers,
+    subclassed models), `GaussianDropout`, `AlphaDropout`, and layers that you
+    derive from `Dropout`. A layer that is used twice has one mask for both.
 
     Scores take as long as those of as many methods, and the copies as much
     memory as as many models. Where a method has random numbers, give each

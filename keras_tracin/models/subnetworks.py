@@ -12,6 +12,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,9 +70,22 @@ class FixedDropout(keras.layers.Layer):
         ]
         kept = np.random.default_rng(self.mask_seed).random(shape) >= self.rate
         self.values = kept / (1.0 - self.rate)
+        # What later inputs have to have in common with the first ones.
+        self._own_shape = [
+            size if own is None else None
+            for own, size in zip(given, input_shape[1:], strict=True)
+        ]
 
     def call(self, inputs: Any) -> Any:
         """The inputs times the mask."""
+        pairs = zip(self._own_shape, inputs.shape[1:], strict=True)
+        if any(own and size and own != size for own, size in pairs):
+            raise ValueError(
+                f"The layer {self.name!r} is used on inputs of two shapes, "
+                "which one mask does not fit. Received: shape "
+                f"{tuple(inputs.shape)}; the mask is of {self._own_shape}. "
+                f"{_REMEDY}."
+            )
         if not self.is_active:
             return inputs
         return inputs * keras.ops.cast(self.values, inputs.dtype)
@@ -135,11 +149,7 @@ def subnetwork(
             f"other layers are not fixed. Received: {model.name!r}. {_REMEDY}."
         )
     _check_same_weights(model, network)
-    for own, layer in zip(
-        network._flatten_layers(), model._flatten_layers(), strict=True
-    ):
-        own.trainable = layer.trainable
-    network.set_weights(model.get_weights())
+    _copy_state(model, network)
     _check_same_outputs(model, network, masks)
     compiled = compiled_loss(model)
     if compiled is not None:
@@ -161,7 +171,27 @@ def _fixed(layer: keras.Layer, rate: float, seed: list[int]) -> FixedDropout:
         shape = [1] * axes + [None] if last else [None] + [1] * axes
     elif layer.noise_shape is not None:
         shape = list(layer.noise_shape[1:])
-    return FixedDropout(rate, shape, seed, name=layer.name, dtype=layer.dtype)
+    dtype = layer.dtype_policy
+    return FixedDropout(rate, shape, seed, name=layer.name, dtype=dtype)
+
+
+def _copy_state(model: keras.Model, network: keras.Model) -> None:
+    """Gives a copy the weights, what is frozen of them, and vocabularies."""
+    pairs = list(
+        zip(network._flatten_layers(), model._flatten_layers(), strict=True)
+    )
+    for own, layer in pairs:
+        own.trainable = layer.trainable
+        if hasattr(layer, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                layer.save_assets(folder)
+                own.load_assets(folder)
+    network.set_weights(model.get_weights())
+    for weight, of_model in zip(network.weights, model.weights, strict=True):
+        weight.trainable = of_model.trainable
+    for own, _ in pairs:
+        if isinstance(own, keras.layers.Normalization):
+            own.finalize_state()
 
 
 def _check_same_weights(model: keras.Model, network: keras.Model) -> None:
@@ -169,7 +199,8 @@ def _check_same_weights(model: keras.Model, network: keras.Model) -> None:
         [(weight.path, tuple(weight.shape)) for weight in each.weights]
         for each in (network, model)
     )
-    if received != expected:
+    # Not the paths: a layer that was built by itself has none of the model.
+    if [shape for _, shape in received] != [shape for _, shape in expected]:
         raise ValueError(
             "A copy of the model, made of its layers' `get_config`, has other "
             f"weights. Received: {received}; expected: {expected}. {_REMEDY}."

@@ -157,6 +157,41 @@ def test_what_is_left_out_together_has_one_entry(layer, shape, mask):
         np.testing.assert_allclose(network(x, training=training), expected)
 
 
+def test_a_copy_has_the_state_of_layers_that_prepare_inputs():
+    normalization = layers.Normalization()
+    normalization.adapt(3 * X + 5)  # built by itself, before the model is
+    words = layers.TextVectorization(output_sequence_length=2)
+    words.adapt(["a b c", "d e"])
+    numbers, texts = keras.Input((4,)), keras.Input((), dtype="string")
+    first = normalization(numbers)
+    second = layers.Flatten()(layers.Embedding(9, 4)(words(texts)))
+    hidden = layers.Dropout(RATE)(layers.Concatenate()([first, second]))
+    model = keras.Model([numbers, texts], layers.Dense(3)(hidden))
+    network = subnetwork(model, number=0, seed=0)
+    (fixed,) = (own for own in network.layers if isinstance(own, FixedDropout))
+    fixed.is_active = False
+    inputs = [tf.constant(X[:2]), tf.constant(["a c", "e x"])]
+    np.testing.assert_allclose(network(inputs), model(inputs))
+
+
+def test_a_copy_has_the_same_frozen_variables_and_precision():
+    model = build(layers.Dropout(RATE, dtype="mixed_float16"))
+    model.get_layer("first").kernel.trainable = False
+    model.get_layer("last").trainable = False
+    network = subnetwork(model, number=0, seed=0)
+    names = [[v.path for v in m.trainable_variables] for m in (network, model)]
+    assert names[0] == names[1] == [model.get_layer("first").bias.path]
+    assert network.layers[1].output.dtype == "float16"
+
+
+def test_one_mask_does_not_fit_inputs_of_two_shapes():
+    dropout, inputs = layers.Dropout(RATE), keras.Input((4,))
+    hidden = layers.Dense(6)(dropout(layers.Dense(1)(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(dropout(hidden)))
+    with pytest.raises(ValueError, match="inputs of two shapes"):
+        subnetwork(model, number=0, seed=0)
+
+
 class Scaled(layers.Layer):
     """A layer whose `get_config` leaves out an option."""
 
