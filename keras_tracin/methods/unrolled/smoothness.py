@@ -71,7 +71,19 @@ class Smoothness:
             predicted: `[m, r]`, up to a constant for each query.
             real: `[m, r]`.
             share: the share of examples that was left out.
+
+        Raises:
+            ValueError: if one of them is not a number, or infinite.
         """
+        for what, values in (("scores", predicted), ("losses", real)):
+            wrong = np.flatnonzero(~np.isfinite(values).all(axis=0))
+            if len(wrong):
+                raise ValueError(
+                    f"Replays are compared by finite {what}. Received NaN or "
+                    f"infinite {what} for {len(wrong)} of {values.shape[1]} "
+                    "replays: a training without some of the examples may "
+                    "have diverged. Leave out a smaller `share=`."
+                )
         pairs = list(itertools.combinations(range(predicted.shape[1]), 2))
         left, right = np.transpose(pairs)
         concordance = np.sign(predicted[:, left] - predicted[:, right])

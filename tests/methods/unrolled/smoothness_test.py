@@ -67,6 +67,16 @@ def test_intervals_hold_the_correlation_about_as_often_as_they_say():
     assert one.interval[0] < one.rank_correlation
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_replay_that_diverged_is_an_error(wrong):
+    predicted, real = correlated(0.7, 6, 5)
+    real[2, 3] = wrong
+    with pytest.raises(ValueError, match="infinite losses for 1 of 5 replays"):
+        Smoothness.of(predicted, real, share=0.1)
+    with pytest.raises(ValueError, match="finite scores"):
+        Smoothness.of(real, predicted, share=0.1)
+
+
 @pytest.mark.parametrize(
     ("rho", "words"), [(0.98, "very well"), (0.8, "well"), (0.0, "poorly")]
 )
