@@ -70,8 +70,10 @@ def model_randomization(
     afterwards, and the files of the run are not touched.
 
     Args:
-        make: function that takes a run and returns the method, made anew: a
-            method that was fitted to the weights cannot be used with others.
+        make: function that takes a run and returns the method, made anew of
+            that run: a method that was fitted to the weights cannot be used
+            with others, and one of another run than it is given is not shuffled
+            at all.
         model: the trained model, which the method scores.
         test: the queries.
         run: the run that `make` takes; None if it takes the model's weights.
@@ -83,18 +85,34 @@ def model_randomization(
         A `ModelRandomization`.
 
     Raises:
-        ValueError: if `scores` are of other queries or training examples.
+        ValueError: if `scores` are of other queries or training examples, or
+            if `make` returns the same method again.
     """
+    made: Attributor | None = None
     if scores is None:
-        scores = make(run).influence(test, verbose=verbose)
+        made = make(run)
+        scores = made.influence(test, verbose=verbose)
     with changed_weights(
         model, run, lambda model: _shuffle(model, seed)
     ) as other_run:
-        shuffled = make(other_run).influence(test, verbose=verbose)
+        remade = make(other_run)
+        check_made_anew(made, remade)
+        shuffled = remade.influence(test, verbose=verbose)
     check_same("queries", scores.query_ids, shuffled.query_ids)
     check_same("training examples", scores.train_ids, shuffled.train_ids)
     correlations = rank_correlations(scores.scores.T, shuffled.scores.T)
     return ModelRandomization(scores.query_ids, correlations)
+
+
+def check_made_anew(made: Attributor | None, remade: Attributor) -> None:
+    """Raises ValueError if a function returns the method it returned before."""
+    if remade is made:
+        raise ValueError(
+            "The function should make the method anew, of the run that it is "
+            "given: one that was made before keeps its own run, or what it was "
+            f"fitted to. Received twice: {type(made).__name__}. Make it inside "
+            "of the function, `lambda run: kt.TracIn(model, train, run)`."
+        )
 
 
 def _shuffle(model: keras.Model, seed: int) -> None:

@@ -148,6 +148,20 @@ def test_shuffled_weights_change_scores_of_gradients_and_no_others(trained):
     np.testing.assert_allclose(same.correlations, 1)
 
 
+def test_a_method_that_is_not_made_anew_is_an_error(trained):
+    model, run = trained
+    method = kt.TracIn(model, TRAIN, run)
+    with pytest.raises(ValueError, match="make the method anew"):
+        evaluation.model_randomization(
+            lambda run: method, model, TEST, run, verbose=0
+        )
+    with pytest.raises(ValueError, match="make the method anew"):
+        evaluation.scorecard(
+            {"TracIn": lambda run: method}, model, TRAIN, TEST, run=run,
+            verbose=0,
+        )  # fmt: skip
+
+
 def test_correlations_are_spearmans_over_training_examples(trained):
     model, run = trained
     random = np.random.default_rng(0).normal(size=(M, N))
