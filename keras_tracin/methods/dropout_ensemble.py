@@ -72,8 +72,9 @@ class DropoutEnsemble(Ensemble):
     Raises:
         TypeError: if `member` makes something else than methods.
         ValueError: if the model has no such layer, is not functional or
-            cannot be copied by its layers' `get_config`, or if `num_masks` or
-            `rate` cannot be; and as `Ensemble`.
+            cannot be copied by its layers' `get_config`, if `member` makes a
+            method of the model itself, or if `num_masks` or `rate` cannot be;
+            and as `Ensemble`.
     """
 
     title = "Dropout ensemble"
@@ -102,8 +103,15 @@ class DropoutEnsemble(Ensemble):
                 "`rate` should be a share above 0 and below 1, or None for the "
                 f"rates of the layers. Received: {rate!r}."
             )
-        members = [
-            member(subnetwork(model, number, seed, rate), number)
-            for number in range(num_masks)
-        ]
+        members = []
+        for number in range(num_masks):
+            network = subnetwork(model, number, seed, rate)
+            members.append(member(network, number))
+            if getattr(members[-1], "model", None) is model:
+                raise ValueError(
+                    "`member` should make the method of the network that it is "
+                    "given, in which units are left out. Received a method of "
+                    "the model itself: `member=lambda network, number: "
+                    "kt.TracIn(network, train, run)`, for example."
+                )
         super().__init__(members, scale=scale, memory_limit=memory_limit)

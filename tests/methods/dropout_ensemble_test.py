@@ -192,6 +192,12 @@ def test_one_mask_does_not_fit_inputs_of_two_shapes():
         subnetwork(model, number=0, seed=0)
 
 
+def test_a_member_of_the_whole_model_is_refused(trained):
+    model, run = trained
+    with pytest.raises(ValueError, match="Received a method of the model"):
+        kt.DropoutEnsemble(lambda *_: kt.TracIn(model, TRAIN, run), model)
+
+
 class Scaled(layers.Layer):
     """A layer whose `get_config` leaves out an option."""
 
