@@ -82,6 +82,9 @@ def test_more_examples_than_there_are_is_all_of_them(operator):
 def test_examples_are_one_or_more():
     with pytest.raises(ValueError, match=row("cg-examples", "0")):
         CG(examples=0)
+    for other in (0.5, 20.5, True):
+        with pytest.raises(ValueError, match=row("cg-examples", str(other))):
+            CG(examples=other)
 
 
 def test_directions_without_curvature_are_not_lost(operator):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 
 import numpy as np
 import tensorflow as tf
@@ -58,7 +59,9 @@ class CG:
     seed: int = 0
 
     def __post_init__(self):
-        if self.examples is not None and self.examples < 1:
+        whole = isinstance(self.examples, numbers.Integral)
+        whole = whole and not isinstance(self.examples, bool)
+        if self.examples is not None and not (whole and self.examples > 0):
             raise ValueError(
                 "`examples` should be 1 or more, or None for all. Received: "
                 f"{self.examples!r}."
