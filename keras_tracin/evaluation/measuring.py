@@ -26,7 +26,7 @@ from keras_tracin.evaluation.randomization import (
     check_made_anew,
     model_randomization,
 )
-from keras_tracin.evaluation.retraining import read_whole
+from keras_tracin.evaluation.retraining import query_values, read_whole
 from keras_tracin.evaluation.tail_patches import tail_patch
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.results import Attribution
@@ -153,6 +153,11 @@ class Measuring:
             return
         detection = mislabel_detection(scores, is_mislabeled)
         self.set(name, "mislabel_auc", detection.auc)
+
+    def check_flips(self, count: int) -> None:
+        """Raises ValueError if the model has no margins on the queries."""
+        queries = read_whole(self.test, "test").rows(slice(count))
+        query_values(self.model, queries, "margin", None)
 
     def flips(
         self,

@@ -190,10 +190,13 @@ def scorecard(
 
     Raises:
         TypeError: if a method is neither a method nor a function.
-        ValueError: as each of the measures.
+        ValueError: as each of the measures; with `fit`, if the model is no
+            classifier.
     """
     named = _named(methods)
     cards = Measuring(model, train, test, run, k, learning_rate, seed, verbose)
+    if fit is not None:
+        cards.check_flips(flip_queries)
     # First, so that a method that cannot score is known before long work.
     every_scores = {
         name: cards.score(name, method) for name, method in named.items()

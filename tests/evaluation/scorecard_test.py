@@ -148,6 +148,18 @@ def test_shuffled_weights_change_scores_of_gradients_and_no_others(trained):
     np.testing.assert_allclose(same.correlations, 1)
 
 
+def test_flips_of_a_model_without_classes_are_refused_before_any_work():
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    train, test = ((x, x[:, 0]) for x, _ in (TRAIN, TEST))
+
+    def never(_):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="outside of the classes"):
+        evaluation.scorecard(never, model, train, test, fit=never, verbose=0)
+
+
 def test_a_method_that_is_not_made_anew_is_an_error(trained):
     model, run = trained
     method = kt.TracIn(model, TRAIN, run)
