@@ -237,6 +237,22 @@ def several(method: Method) -> Method:
     )
 
 
+def mean_of(*methods: Method) -> Method:
+    """Mean of methods whose scores of a query are brought to one size."""
+
+    def scores(problem: Problem, seed: int) -> Scores:
+        parts = [method(problem, seed) for method in methods]
+        scaled = [
+            dataclasses.replace(
+                part, scores=part.scores / part.scores.std(1, keepdims=True)
+            )
+            for part in parts
+        ]
+        return Scores.mean(scaled)
+
+    return scores
+
+
 def last(run: kt.TrainingRun) -> kt.TrainingRun:
     """The last checkpoint."""
     return run[-1:]
@@ -255,6 +271,11 @@ def six(run: kt.TrainingRun) -> kt.TrainingRun:
 def ten(run: kt.TrainingRun) -> kt.TrainingRun:
     """Ten checkpoints, evenly spaced."""
     return evenly(run, 10)
+
+
+def fifteen(run: kt.TrainingRun) -> kt.TrainingRun:
+    """Fifteen checkpoints, evenly spaced, or all of fewer."""
+    return evenly(run, min(15, len(run)))
 
 
 CHECKPOINTS = {"last": last, "five": five}
@@ -294,6 +315,8 @@ def methods(
     )
     auto = influence("auto", curvature="ekfac")
     auto_of_five = influence("auto", curvature="ekfac", choose=five)
+    auto_of_many = influence("auto", curvature="ekfac", choose=fifteen)
+    trak_of_all = trak(lambda run: run)
     relative = kt.EKFAC(damping="relative")
     methods_by_name: dict[str, Method] = {
         "TracIn, 1 checkpoint": tracin(last),
@@ -333,6 +356,7 @@ def methods(
         "TRAK, 1 checkpoint": trak(last),
         "TRAK, 5": trak(five),
         "TRAK, 10": trak(ten),
+        "TRAK, all": trak_of_all,
         "embedding similarity": similarity,
     }
     if not isinstance(setting.loss, keras.losses.MeanSquaredError):
@@ -360,6 +384,10 @@ def methods(
     methods_by_name |= {
         "influence, EK-FAC, 5 checkpoints": ekfac_of_five,
         "influence, EK-FAC, λ auto, 5 checkpoints": auto_of_five,
+        "influence, EK-FAC, λ auto, 15 checkpoints": auto_of_many,
+        "mean of EK-FAC, λ auto, 15, and TRAK, all": mean_of(
+            auto_of_many, trak_of_all
+        ),
         f"TracIn, 10, {ENSEMBLE} trainings": several(tracin(ten)),
         f"influence, EK-FAC, {ENSEMBLE} trainings": several(ekfac),
         f"influence, EK-FAC, 5 checkpoints, {ENSEMBLE} trainings": several(

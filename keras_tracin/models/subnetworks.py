@@ -69,7 +69,8 @@ class FixedDropout(keras.layers.Layer):
             for own, size in zip(given, input_shape[1:], strict=True)
         ]
         kept = np.random.default_rng(self.mask_seed).random(shape) >= self.rate
-        self.values = kept / (1.0 - self.rate)
+        # Of a rate of 1, none is kept.
+        self.values = kept / (1.0 - self.rate if self.rate < 1 else 1.0)
         # What later inputs have to have in common with the first ones.
         self._own_shape = [
             size if own is None else None

@@ -82,7 +82,7 @@ class Smoothness:
                     f"Replays are compared by finite {what}. Received NaN or "
                     f"infinite {what} for {len(wrong)} of {values.shape[1]} "
                     "replays: a training without some of the examples may "
-                    "have diverged. Leave out a smaller `share=`."
+                    "have diverged. Pass a smaller `share=`."
                 )
         pairs = list(itertools.combinations(range(predicted.shape[1]), 2))
         left, right = np.transpose(pairs)
