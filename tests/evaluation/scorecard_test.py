@@ -163,11 +163,11 @@ def test_flips_of_a_model_without_classes_are_refused_before_any_work():
 def test_a_method_that_is_not_made_anew_is_an_error(trained):
     model, run = trained
     method = kt.TracIn(model, TRAIN, run)
-    with pytest.raises(ValueError, match="make the method anew"):
+    with pytest.raises(ValueError, match=row("made-before")):
         evaluation.model_randomization(
             lambda run: method, model, TEST, run, verbose=0
         )
-    with pytest.raises(ValueError, match="make the method anew"):
+    with pytest.raises(ValueError, match=row("made-before")):
         evaluation.scorecard(
             {"TracIn": lambda run: method}, model, TRAIN, TEST, run=run,
             verbose=0,
