@@ -28,7 +28,8 @@ from keras_tracin.methods.attributor import Attributor
 from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, changed_weights
 
-MakeMethod = Callable[[TrainingRun | None], Attributor]
+# Of a run, or of None where a method takes none.
+MakeMethod = Callable[[Any], Attributor]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -33,7 +34,7 @@ def changed_weights(
     model: keras.Model,
     run: TrainingRun | None,
     change: Callable[[keras.Model], None],
-) -> Iterator[TrainingRun | None]:
+) -> Iterator[Any]:
     """Changes a model's weights, and those of all checkpoints of a run.
 
     The files of the run stay as they are: the others are in a temporary
