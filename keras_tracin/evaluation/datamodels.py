@@ -18,7 +18,10 @@ import dataclasses
 
 import numpy as np
 
-from keras_tracin.evaluation.rank_correlation import rank_correlations
+from keras_tracin.evaluation.rank_correlation import (
+    mean_correlation,
+    rank_correlations,
+)
 from keras_tracin.evaluation.retraining import check_same
 from keras_tracin.evaluation.subsets import Retrained
 from keras_tracin.results import Attribution
@@ -43,7 +46,7 @@ class LDS:
     @property
     def mean(self) -> float:
         """Mean over queries, leaving out NaN."""
-        return _mean(self.per_query)
+        return mean_correlation(self.per_query)
 
     def __repr__(self) -> str:
         low, high = self.confidence_interval
@@ -100,14 +103,10 @@ def lds(
         columns = rng.integers(queries, size=queries)
         sample = np.ix_(rows, columns)
         means.append(
-            _mean(rank_correlations(predicted[sample], actual[sample]))
+            mean_correlation(
+                rank_correlations(predicted[sample], actual[sample])
+            )
         )
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(means, [tail, 1 - tail])
     return LDS(scores.query_ids, per_query, (float(low), float(high)))
-
-
-def _mean(correlations: np.ndarray) -> float:
-    if np.isnan(correlations).all():
-        return float("nan")
-    return float(np.nanmean(correlations))

@@ -23,7 +23,6 @@ from keras_tracin.evaluation.brittle import brittleness
 from keras_tracin.evaluation.mislabels import mislabel_detection
 from keras_tracin.evaluation.randomization import (
     MakeMethod,
-    check_made_anew,
     model_randomization,
 )
 from keras_tracin.evaluation.retraining import query_values, read_whole
@@ -126,14 +125,8 @@ class Measuring:
                 "it was not tried with shuffled weights."
             )
             return
-
-        def make(run: TrainingRun | None) -> Attributor:
-            made = method(run)
-            check_made_anew(self._methods[name], made)
-            return made
-
         randomized = model_randomization(
-            make,
+            method,
             self.model,
             self.test,
             self.run,

@@ -16,13 +16,16 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_tracin.evaluation.rank_correlation import rank_correlations
+from keras_tracin.evaluation.rank_correlation import (
+    mean_correlation,
+    rank_correlations,
+)
 from keras_tracin.evaluation.retraining import check_same
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.results import Attribution
@@ -50,8 +53,7 @@ class ModelRandomization:
     @property
     def mean(self) -> float:
         """Mean over queries, leaving out NaN; NaN if all are."""
-        known = self.correlations[~np.isnan(self.correlations)]
-        return float(known.mean()) if len(known) else float("nan")
+        return mean_correlation(self.correlations)
 
 
 def model_randomization(
@@ -73,8 +75,7 @@ def model_randomization(
     Args:
         make: function that takes a run and returns the method, made anew of
             that run: a method that was fitted to the weights cannot be used
-            with others, and one of another run than it is given is not shuffled
-            at all.
+            with others, and one of another run would not be shuffled at all.
         model: the trained model, which the method scores.
         test: the queries.
         run: the run that `make` takes; None if it takes the model's weights.
@@ -87,17 +88,20 @@ def model_randomization(
 
     Raises:
         ValueError: if `scores` are of other queries or training examples, or
-            if `make` returns the same method again.
+            if `make` returns the same method again, or one of a run that it
+            was not given.
     """
-    made: Attributor | None = None
+    made = make(run)
+    described = made.describe()
     if scores is None:
-        made = make(run)
         scores = made.influence(test, verbose=verbose)
     with changed_weights(
         model, run, lambda model: _shuffle(model, seed)
     ) as other_run:
         remade = make(other_run)
-        check_made_anew(made, remade)
+        _check_made_anew(made, remade)
+        if run is not None:
+            _check_takes_run(described, remade.describe())
         shuffled = remade.influence(test, verbose=verbose)
     check_same("queries", scores.query_ids, shuffled.query_ids)
     check_same("training examples", scores.train_ids, shuffled.train_ids)
@@ -105,7 +109,7 @@ def model_randomization(
     return ModelRandomization(scores.query_ids, correlations)
 
 
-def check_made_anew(made: Attributor | None, remade: Attributor) -> None:
+def _check_made_anew(made: Attributor, remade: Attributor) -> None:
     """Raises ValueError if a function returns the method it returned before."""
     if remade is made:
         raise ValueError(
@@ -114,6 +118,33 @@ def check_made_anew(made: Attributor | None, remade: Attributor) -> None:
             f"fitted to. Received twice: {type(made).__name__}. Make it inside "
             "of the function, `lambda run: kt.TracIn(model, train, run)`."
         )
+
+
+def _check_takes_run(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    """Raises ValueError if two descriptions have a checkpoint in common.
+
+    Args:
+        before: of the method of a run, as JSON.
+        after: of that of the run with other weights.
+    """
+    known, again = set(_checkpoints(before)), set(_checkpoints(after))
+    if known & again:
+        raise ValueError(
+            "The function should make the method of the run that it is given, "
+            "whose weights are shuffled the second time. Received a method of "
+            f"the same {len(known & again)} checkpoints as before: "
+            "`lambda run: kt.TracIn(model, train, run)` takes its argument."
+        )
+
+
+def _checkpoints(description: Mapping[str, Any]) -> Iterator[str]:
+    """Digests of the checkpoints that a description names, members' too."""
+    for entry in description.get("checkpoints", ()):
+        yield entry if isinstance(entry, str) else entry[0]  # with its rate
+    for member in description.get("members", ()):
+        yield from _checkpoints(member)
 
 
 def _shuffle(model: keras.Model, seed: int) -> None:

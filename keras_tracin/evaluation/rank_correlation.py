@@ -20,3 +20,10 @@ def rank_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(ranks, axis=0)
         centred.append(ranks / np.where(length == 0, np.nan, length))
     return np.sum(centred[0] * centred[1], axis=0)
+
+
+def mean_correlation(correlations: np.ndarray) -> float:
+    """The mean of correlations, leaving out NaN; NaN if all of them are."""
+    if np.isnan(correlations).all():
+        return float("nan")
+    return float(np.nanmean(correlations))

@@ -160,6 +160,22 @@ def test_flips_of_a_model_without_classes_are_refused_before_any_work():
         evaluation.scorecard(never, model, train, test, fit=never, verbose=0)
 
 
+def _ensemble(model, run):
+    return kt.Ensemble([kt.TracIn(model, TRAIN, run)])
+
+
+@pytest.mark.parametrize("make", [_ensemble, kt.TRAK, kt.SOURCE])
+def test_a_function_that_ignores_its_run_is_an_error(trained, make):
+    model, run = trained
+
+    def ignoring(_):
+        given = (model, run) if make is _ensemble else (model, TRAIN, run)
+        return make(*given)
+
+    with pytest.raises(ValueError, match=row("made-of-another", str(len(run)))):
+        evaluation.model_randomization(ignoring, model, TEST, run, verbose=0)
+
+
 def test_a_method_that_is_not_made_anew_is_an_error(trained):
     model, run = trained
     method = kt.TracIn(model, TRAIN, run)

@@ -50,8 +50,8 @@ class Smoothness:
             random subsets of this size, of the sums of a query's scores with
             the query's real losses without them; the mean over queries.
         interval: a 95% interval of `rank_correlation`, from leaving out each
-            replay and each query in turn (the jackknife); two replays have
-            none, and (-1, 1).
+            replay and each query in turn (the jackknife). It is (-1, 1) for
+            two replays, and where all of them are equal.
     """
 
     share: float
@@ -189,7 +189,7 @@ def _standard_error(
 ) -> float:
     """Of the mean of `[m, pairs]`: the jackknife over replays and queries."""
     count = right.max() + 1
-    if count < 3:
+    if count < 3 or not concordance.any():  # nothing to tell it from
         return math.inf
     without = [
         concordance[:, (left != at) & (right != at)].mean()

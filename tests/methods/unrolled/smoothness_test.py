@@ -163,3 +163,9 @@ def test_scores_of_others_are_refused(unrolled):
     )
     with pytest.raises(ValueError, match=row("unknown-scored", "[30]")):
         unrolled.smoothness(QUERIES, scores=foreign)
+
+
+def test_equal_losses_tell_nothing():
+    predicted = np.random.default_rng(0).normal(size=(4, 5))
+    told = Smoothness.of(predicted, np.ones([4, 5]), share=0.1)
+    assert told.interval == pytest.approx((-1, 1))
