@@ -1,15 +1,39 @@
 """Examples in several TFRecord files, and the functions that pieces name."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
+import keras_tracin as kt
+from tests.engine import scoring_worker
 from tests.index import index_worker
 
 RUN, RECORDS = "KERAS_TRACIN_TEST_RUN", "KERAS_TRACIN_TEST_RECORDS"
 PER_FILE = 350  # so that shards begin and end within files
+# The two that Beam's DirectRunner chooses from, without what it downloads.
+RUNNERS = (
+    "BundleBasedDirectRunner",
+    "apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+)
+
+
+@contextlib.contextmanager
+def written(directory):
+    """A run and its training examples in files, where the factories look."""
+    run, files = Path(directory, "run"), Path(directory, "records")
+    model = scoring_worker.build()
+    callback = kt.TracInCheckpoint(run)
+    model.fit(*scoring_worker.TRAIN, callbacks=[callback], epochs=2, verbose=0)
+    files.mkdir()
+    write(files, *index_worker.TRAIN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN, str(run))
+        patch.setenv(RECORDS, str(files))
+        yield run
 
 
 def write(directory, x, y, per_file=PER_FILE):
@@ -61,6 +85,11 @@ def make_tracin_of_records():
     """A factory: TracIn of what is in the files."""
     train = parsed(files(os.environ[RECORDS])).batch(100)
     return index_worker.tracin(os.environ[RUN], train=train)
+
+
+def queries():
+    """A factory: the queries of the workers."""
+    return scoring_worker.TEST
 
 
 def read(start, stop):

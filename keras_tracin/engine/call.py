@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from keras_tracin.engine.chunks import Chunk
 from keras_tracin.engine.parts import Parts
 from keras_tracin.engine.planning import Plan
 
@@ -26,12 +27,14 @@ class Call:
         parts: finished parts on disk, if the call keeps any.
         verbose: 0 for silence.
         options: keywords of the call that its method knows.
+        chunk: the training examples to score, where they are not all of them.
         warned: kinds of warnings that were given.
     """
 
     parts: Parts | None = None
     verbose: int = 1
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    chunk: Chunk | None = None
     warned: set[str] = dataclasses.field(default_factory=set)
 
     def agree(self, name: str, value: Any) -> Any:

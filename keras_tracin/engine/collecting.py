@@ -132,7 +132,7 @@ def group_influence(
         if parts is None:
             stream(queries, Sink(sums.add))
         else:
-            keeper = _Keeper(parts, number, queries, sums.part_of)
+            keeper = Keeper(parts, number, queries, sums.part_of)
             stream(queries, keeper.sink)
             for arrays in parts.read(number, keeper.count):
                 sums.add_part(**arrays)
@@ -163,7 +163,7 @@ def mapped(
     """
     ids, count = [], 0
     for number, queries in enumerate(blocks):
-        keeper = _Keeper(parts, number, queries, _whole_part)
+        keeper = Keeper(parts, number, queries, whole_part)
         stream(queries, keeper.sink)
         ids.append(queries.ids)
         count = keeper.count
@@ -192,7 +192,7 @@ def top_k(
         if parts is None:
             stream(queries, Sink(merger.add))
         else:
-            keeper = _Keeper(parts, number, queries, merger.best_of)
+            keeper = Keeper(parts, number, queries, merger.best_of)
             stream(queries, keeper.sink)
             for arrays in parts.read(number, keeper.count):
                 merger.add_best(**arrays)
@@ -219,7 +219,7 @@ def self_influence(
     if parts is None:
         stream(Sink(columns.add))
     else:
-        keeper = _Keeper(parts, 0, None, _whole_part)
+        keeper = Keeper(parts, 0, None, whole_part)
         stream(keeper.sink)
         for arrays in parts.read(0, keeper.count):
             columns.add(**arrays)
@@ -240,15 +240,23 @@ def warn_of_repeats(ids: np.ndarray) -> None:
         )
 
 
-def _whole_part(ids: np.ndarray, scores: np.ndarray) -> Arrays:
+def whole_part(ids: np.ndarray, scores: np.ndarray) -> Arrays:
+    """The arrays of a part with all scores."""
     return {"ids": ids, "scores": scores}
 
 
-class _Keeper:
+class Keeper:
     """Puts the chunks of one block of queries among the finished parts.
+
+    Args:
+        parts: the finished parts.
+        block: the number of the block.
+        queries: its queries; None for self-influence.
+        reduce: makes the arrays of a part, of ids `[c]` and scores `[..., c]`.
 
     Attributes:
         count: number of chunks that went by.
+        digest: digest of the queries and of the chunk that was last.
     """
 
     def __init__(
@@ -260,18 +268,19 @@ class _Keeper:
     ):
         self._parts, self._block, self._reduce = parts, block, reduce
         self._queries = content_digest(getattr(queries, "batches", ()))
-        self._digest = ""
+        self.digest = ""
         self.count = 0
 
     @property
     def sink(self) -> Sink:
+        """Keeps what it takes, and wants no chunk that is kept already."""
         return Sink(self._add, self._wants)
 
     def _wants(self, chunk: Chunk) -> bool:
         self.count = chunk.number + 1
-        self._digest = content_digest(chunk.batches, self._queries)
-        return self._parts.wants(self._block, chunk.number, self._digest)
+        self.digest = content_digest(chunk.batches, self._queries)
+        return self._parts.wants(self._block, chunk.number, self.digest)
 
     def _add(self, ids: np.ndarray, scores: np.ndarray) -> None:
         arrays = self._reduce(ids, scores)
-        self._parts.put(self._block, self.count - 1, self._digest, **arrays)
+        self._parts.put(self._block, self.count - 1, self.digest, **arrays)

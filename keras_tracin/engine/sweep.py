@@ -60,8 +60,8 @@ def sweep(
         work: the pass to run.
         sink: takes each chunk's ids `[c]` and its gathered results `[..., c]`.
         call: the call that the pass is part of.
-        chunks: the training examples, where they are not the engine's own in
-            the chunks of the plan.
+        chunks: the training examples, where they are not the call's, or the
+            engine's own in the chunks of the plan.
         plan: the sizes of batches and chunks; by default those that fit
             memory and that all processes of the call have agreed on.
 
@@ -73,7 +73,9 @@ def sweep(
         announce(engine.model, engine.train)
     if plan is None:
         plan = call.cut(plan_pass(engine, work))
-    if chunks is None:
+    if chunks is None and call.chunk is not None:
+        chunks = [call.chunk]
+    elif chunks is None:
         chunks = read_chunks(engine.train, plan.batch_size, plan.chunk)
     _warn_of_weights(engine, plan, call)
     progress = Progress(plan, call.verbose, work.title)

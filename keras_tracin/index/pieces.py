@@ -18,18 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from keras_tracin.data.batches import Batch, Examples, content_digest
-from keras_tracin.data.preprocessing import open_for_model
+from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.passes import Pass
+from keras_tracin.engine.ranges import Ranges, imported
 from keras_tracin.index.building import Build, begin, finish
-from keras_tracin.index.new_examples import check_form
 from keras_tracin.index.store import verify
 from keras_tracin.index.writing import (
     BATCH,
@@ -53,12 +49,8 @@ class BuildPieces:
         projection: makes sketches, as in `InfluenceIndex.build`.
         dtype: dtype of the rows.
         search: kind of search, as in `InfluenceIndex.build`.
-        num_examples: number of training examples; needed where the data does
-            not tell, as with a dataset whose last batch is smaller.
-        read: "module:attribute" of a function `(start, stop)` that returns
-            those of the training examples, in reading order, in the form of
-            the method's own. Without it they are read from these, which takes
-            a dataset from its beginning for each shard; arrays are cut.
+        num_examples: as in `keras_tracin.engine.ranges.Ranges`.
+        read: as there.
     """
 
     factory: str
@@ -86,7 +78,7 @@ class BuildPieces:
         if build.store.manifest.finished:
             return []
         per_shard = examples_per_shard(build.recipe, self.dtype)
-        return list(range(math.ceil(self._count(build) / per_shard)))
+        return list(range(math.ceil(self._examples(build).count / per_shard)))
 
     @exclusive_access
     def write(self, shard: int) -> str:
@@ -110,7 +102,7 @@ class BuildPieces:
             build.store.check_examples(shard, digest)
             return digest
         arrays = make_shard(
-            build.recipe, work(), chunk, self.dtype, self._count(build)
+            build.recipe, work(), chunk, self.dtype, self._examples(build).count
         )
         build.store.put(shard, arrays, digest)
         return digest
@@ -143,52 +135,23 @@ class BuildPieces:
                 store.take(shard, digests[shard])
         finish(build)
 
-    def _count(self, build: Build) -> int:
-        known = build.recipe.engine.train.size
-        count = known if self.num_examples is None else self.num_examples
-        if count is None or (known is not None and known != count):
-            raise ValueError(
-                "`num_examples` should be the number of training examples, "
-                "which is needed where the data does not tell it. Received: "
-                f"{self.num_examples}; the data says: {known}."
-            )
-        return count
+    def _examples(self, build: Build) -> Ranges:
+        return Ranges(build.recipe.engine, self.num_examples, self.read)
 
     def _chunk(self, build: Build, shard: int) -> list[Batch]:
         """The examples of a shard, in the batches of a build by one process."""
+        examples = self._examples(build)
         per_shard = examples_per_shard(build.recipe, self.dtype)
         start = shard * per_shard
-        stop = min(start + per_shard, self._count(build))
-        if self.read is None:
-            batches = build.recipe.engine.train.batches(BATCH)
-            chunk = list(
-                itertools.islice(
-                    batches, start // BATCH, math.ceil(stop / BATCH)
-                )
-            )
-        else:
-            examples = open_for_model(
-                build.recipe.engine.model,
-                _import(self.read)(start, stop),
-                "read",
-            )
-            _check_like(build, examples)
-            shift = 0 if examples.carries_ids else start
-            chunk = [
-                dataclasses.replace(batch, ids=shift + batch.ids)
-                if shift
-                else batch
-                for batch in examples.batches(BATCH)
-            ]
-        _check_counts(chunk, start, stop)
-        return chunk
+        stop = min(start + per_shard, examples.count)
+        return examples.batches(start, stop, BATCH)
 
 
 @functools.cache
 def _prepare(pieces: BuildPieces) -> tuple[Build, Callable[[], Pass]]:
     """The index and the pass that makes rows, once in each process."""
     build = begin(
-        _import(pieces.factory)(),
+        imported(pieces.factory)(),
         Path(pieces.directory),
         projection=pieces.projection,
         dtype=pieces.dtype,
@@ -201,49 +164,3 @@ def _prepare(pieces: BuildPieces) -> tuple[Build, Callable[[], Pass]]:
         return shard_pass(build.recipe, build.scored)
 
     return build, work
-
-
-def _import(name: str) -> Callable[..., Any]:
-    """The function that "module:attribute" names.
-
-    Raises:
-        ValueError: if it names nothing that can be called.
-    """
-    module, _, attribute = name.partition(":")
-    function = None
-    if module and attribute:
-        function = getattr(importlib.import_module(module), attribute, None)
-    if not callable(function):
-        raise ValueError(
-            "A function is named as 'package.module:function'. Received: "
-            f"{name!r}, where there is none."
-        )
-    return function
-
-
-def _check_like(build: Build, examples: Examples) -> None:
-    check_form(examples, build.recipe)
-    expected = build.recipe.engine.train.carries_ids
-    if examples.carries_ids != expected:
-        raise ValueError(
-            "`read` should return examples in the form of the method's own, "
-            f"{'with' if expected else 'without'} ids attached by "
-            "`kt.with_ids`. Received examples "
-            f"{'with' if examples.carries_ids else 'without'} them."
-        )
-
-
-def _check_counts(chunk: list[Batch], start: int, stop: int) -> None:
-    counts = [len(batch) for batch in chunk]
-    if sum(counts) != stop - start:
-        raise ValueError(
-            f"Training examples {start:,} to {stop:,} were asked for. "
-            f"Received {sum(counts):,} of them, expected {stop - start:,}. "
-            "Look at `read` and `num_examples`."
-        )
-    if any(count != BATCH for count in counts[:-1]):
-        raise ValueError(
-            "Pieces need examples whose shapes the data tells, so that it can "
-            "be cut anywhere. Received batches that differ: give the data's "
-            "`element_spec` one shape, by padding or `tf.ensure_shape`."
-        )

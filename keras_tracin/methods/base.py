@@ -61,7 +61,7 @@ class Method(MethodHooks):
     What a method overrides for them is described in `MethodHooks`.
     """
 
-    _selected_ids: np.ndarray | None = None  # of `among` or `keep_only`
+    selected_ids: np.ndarray | None = None  # of `among` or `keep_only`
     _required_ids: np.ndarray | None = None  # of `among`
 
     # The calls.
@@ -162,7 +162,7 @@ class Method(MethodHooks):
             ValueError: as `influence`.
         """
         self._check_self_influence()
-        call = self._start("self_influence", None, directory, verbose)
+        call = self.start("self_influence", None, directory, verbose)
         return collecting.self_influence(self._streaming_self(call), call.parts)
 
     def group_influence(
@@ -244,9 +244,9 @@ class Method(MethodHooks):
         """The same as `among`, without an error for ids that are not there."""
         method = copy.copy(self)
         selected = np.unique(np.asarray(ids))
-        if self._selected_ids is not None:
-            selected = np.intersect1d(self._selected_ids, selected)
-        method._selected_ids = selected
+        if self.selected_ids is not None:
+            selected = np.intersect1d(self.selected_ids, selected)
+        method.selected_ids = selected
         if hasattr(self, "engine"):
             method.engine = self.engine.among(selected)
         return method
@@ -303,13 +303,13 @@ class Method(MethodHooks):
     ) -> Attribution:
         """The scores of all queries, in memory or mapped."""
         if groups is None:
-            call = self._start("influence", test, directory, verbose, **options)
+            call = self.start("influence", test, directory, verbose, **options)
             return collecting.influence(
                 self.blocks(test, call), self._streaming(call), call.parts
             )
         named = read_groups(groups)
         described = {"groups": describe_groups(named)}
-        call = self._start(
+        call = self.start(
             "influence", test, directory, verbose, **described, **options
         )
         return collecting.group_influence(
@@ -325,7 +325,7 @@ class Method(MethodHooks):
         **options: Any,
     ) -> TopK:
         """`top_k`, with options that the stream knows."""
-        call = self._start("top_k", test, directory, verbose, k=k, **options)
+        call = self.start("top_k", test, directory, verbose, k=k, **options)
         top = collecting.top_k(
             self.blocks(test, call),
             self._streaming(call),
@@ -333,7 +333,7 @@ class Method(MethodHooks):
             self.num_train,
             call.parts,
         )
-        candidates = self._selected_ids
+        candidates = self.selected_ids
         warn_of_recurring(
             top,
             self.num_train if candidates is None else len(candidates),
@@ -341,7 +341,7 @@ class Method(MethodHooks):
         )
         return top
 
-    def _start(
+    def start(
         self,
         name: str,
         test: Any,
@@ -394,8 +394,8 @@ class Method(MethodHooks):
     def _limit(self, sink: Sink) -> Iterator[Sink]:
         """The sink for the training examples of `among`, all of them."""
         with require(sink, self._required_ids) as limited:
-            if self._selected_ids is not None and not hasattr(self, "engine"):
-                limited = restrict(limited, self._selected_ids)
+            if self.selected_ids is not None and not hasattr(self, "engine"):
+                limited = restrict(limited, self.selected_ids)
             yield limited
 
     def _check_contrast(self) -> None:

@@ -111,7 +111,7 @@ class ByToken(Method):
     ) -> TokenInfluence:
         tokens = num_tokens(self.engine.train_steps.spec[0], sequence)
         self._check_size(test, tokens)
-        call = self._start("token_influence", test, None, verbose)
+        call = self.start("token_influence", test, None, verbose)
 
         def stream(queries: Any, sink: Sink) -> None:
             with self._limit(sink) as limited:

@@ -28,14 +28,7 @@ OF_RECORDS = {
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A run and training examples in files, where factories find them."""
-    run, files = (tmp_path_factory.mktemp(n) for n in ("run", "records"))
-    model = scoring_worker.build()
-    callback = kt.TracInCheckpoint(run)
-    model.fit(*scoring_worker.TRAIN, callbacks=[callback], epochs=2, verbose=0)
-    records.write(files, *index_worker.TRAIN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(records.RUN, str(run))
-        patch.setenv(records.RECORDS, str(files))
+    with records.written(tmp_path_factory.mktemp("inputs")) as run:
         yield run
 
 
@@ -120,7 +113,7 @@ def test_what_pieces_cannot_use_is_refused(inputs, tmp_path):
 
     refused("Received: None; the data says: None", num_examples=None)
     refused("asked for. Received 255", read="tests.records:read_too_few")
-    refused(row("other-form"), read="tests.records:read_another_form")
+    refused(row("pieces-form"), read="tests.records:read_another_form")
     refused("package.module:function", read="tests.records:nothing")
     refused("package.module:function", factory="tests.records")
     array = {"factory": "tests.records:make_tracin", "read": None}
@@ -158,14 +151,9 @@ def test_ids_of_the_data_are_kept(inputs, tmp_path, monkeypatch):
         other.write(1)
 
 
-# The two that Beam's DirectRunner chooses from, without what it downloads.
-RUNNERS = (
-    "BundleBasedDirectRunner",
-    "apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+@pytest.mark.parametrize(
+    "runner", records.RUNNERS, ids=["by bundles", "by stages"]
 )
-
-
-@pytest.mark.parametrize("runner", RUNNERS, ids=["by bundles", "by stages"])
 def test_a_beam_pipeline_makes_the_same_index(whole, tmp_path, runner):
     beam = pytest.importorskip(
         "apache_beam", reason="Apache Beam has an environment of its own."

@@ -115,8 +115,8 @@ class Similarity(Method):
     @property
     def num_train(self) -> int | None:
         """Number of training examples; None where the data does not tell."""
-        if self._selected_ids is not None:
-            return len(self._selected_ids)
+        if self.selected_ids is not None:
+            return len(self.selected_ids)
         if "rows" in self._state:
             return len(self._state["rows"].ids)
         return self._examples.size

@@ -159,8 +159,8 @@ class LastLayerMethod(Method):
     @property
     def num_train(self) -> int | None:
         """Number of training examples; None where the data does not tell."""
-        if self._selected_ids is not None:
-            return len(self._selected_ids)
+        if self.selected_ids is not None:
+            return len(self.selected_ids)
         return self._problem.num_train
 
     def within(self, **limits: Any) -> Self:

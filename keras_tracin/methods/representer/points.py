@@ -275,7 +275,7 @@ class RepresenterPoints(LastLayerMethod):
             directory: as in `influence`.
             verbose: 0 for silence.
         """
-        call = self._start("class_scores", test, directory, verbose)
+        call = self.start("class_scores", test, directory, verbose)
         blocks = self.blocks(test, call)
 
         def stream(queries, sink):
@@ -332,12 +332,12 @@ class RepresenterPoints(LastLayerMethod):
 
     def _select(self, array: np.ndarray, axis: int = 0) -> np.ndarray:
         """The entries of an array for the training examples of `among`."""
-        if self._selected_ids is None:
+        if self.selected_ids is None:
             return array
         ids = self.fitted().train.ids
         if self._required_ids is not None:
             check_there(self._required_ids, set(ids.tolist()))
-        selected = np.isin(ids, self._selected_ids)
+        selected = np.isin(ids, self.selected_ids)
         return np.take(array, np.flatnonzero(selected), axis=axis)
 
 

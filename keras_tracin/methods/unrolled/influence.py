@@ -337,8 +337,8 @@ class UnrolledInfluence(Method):
     @property
     def num_train(self) -> int:
         """Number of training examples."""
-        if self._selected_ids is not None:
-            return len(self._selected_ids)
+        if self.selected_ids is not None:
+            return len(self.selected_ids)
         return len(self._recorded.held)
 
     @property
