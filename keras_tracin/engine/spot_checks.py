@@ -71,12 +71,21 @@ class SpotChecks:
         Raises:
             ValueError: if an example's values depend on the rest of its batch.
         """
-        for row in self._rows(number, len(batch)):
-            data = tf.nest.map_structure(
+        rows = self._rows(number, len(batch))
+        if not rows:
+            return
+        single = [
+            tf.nest.map_structure(
                 lambda leaf, row=row: leaf[row : row + 1], batch.data
             )
-            with preserved(self._model):
-                alone = again(data)[..., 0]
+            for row in rows
+        ]
+        values_alone = []
+        with preserved(self._model) as state:
+            for data in single:
+                values_alone.append(again(data)[..., 0])
+                state.restore()
+        for row, data, alone in zip(rows, single, values_alone, strict=True):
             within = values[..., row]
             # Another error names what is not a number.
             usable = np.where(np.isfinite(values), np.abs(values), 0)

@@ -79,7 +79,9 @@ class State:
     def restore(self, seeds_only: bool = False) -> None:
         """Gives the variables the values of that moment."""
         for held, before in self._saved:
-            if held.is_seed or not seeds_only:
+            if seeds_only and not held.is_seed:
+                continue
+            if not _is_untouched(held.variable, before):
                 held.variable.assign(before)
 
 
@@ -165,6 +167,17 @@ def _within(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
             yield from _within(list(value.values()), depth + 1)
         elif depth < _DEEPEST and isinstance(value, (list, tuple, set)):
             yield from _within(list(value), depth + 1)
+
+
+def _is_untouched(variable: Any, before: tf.Tensor) -> bool:
+    """Whether a variable was surely not assigned since: a look at no values."""
+    if not before.dtype.is_numpy_compatible or before.dtype == tf.string:
+        return False
+    if "CPU" not in before.backing_device:
+        return False  # To look at it would copy it.
+    now = tf.convert_to_tensor(value_of(variable))
+    present, former = (tensor.numpy().ctypes.data for tensor in (now, before))
+    return present == former
 
 
 def _same(variable: Any, before: tf.Tensor) -> bool:
