@@ -56,7 +56,7 @@ class Build:
     @property
     def scored(self) -> Batch | None:
         """The queries whose exact scores are kept beside the rows, if any."""
-        return None if self.recipe.exact is None else self.queries
+        return self.queries if self.recipe.estimated else None
 
 
 def begin(

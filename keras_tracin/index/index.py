@@ -43,7 +43,7 @@ from keras_tracin.index.opening import (
 from keras_tracin.index.reranking import all_ids, rank_again
 from keras_tracin.index.store import Store, verify
 from keras_tracin.index.writing import select_queries
-from keras_tracin.methods.index_rows import kept_files
+from keras_tracin.methods.index_files import kept_files
 from keras_tracin.methods.indexable import Indexable
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model

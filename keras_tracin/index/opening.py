@@ -34,7 +34,7 @@ from keras_tracin.index.resident import Resident
 from keras_tracin.index.store import Store
 from keras_tracin.losses.per_example import PerExampleLoss
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.methods.index_rows import (
+from keras_tracin.methods.index_files import (
     described_projection,
     query_projection,
 )

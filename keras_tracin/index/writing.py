@@ -26,8 +26,10 @@ from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
 from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.planning import Plan
 from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
+from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.engine.sweep import plan_pass, sweep
 from keras_tracin.engine.visits import Visit
+from keras_tracin.gradients import flat
 from keras_tracin.index.search import NEAR
 from keras_tracin.index.store import Store
 from keras_tracin.methods.indexable import RowRecipe
@@ -157,19 +159,21 @@ def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
     }
     projection = recipe.train_projection
     if queries is None:
+        column = None if recipe.columns is None else recipe.columns[0]
         return Pass(
             "Index",
-            sketches(recipe.engine.train_steps, projection),
+            sketches(recipe.engine.train_steps, projection, column),
             recipe.checkpoints,
             arguments=lambda visit, prepared: (visit.position,),
             **options,
         )
     steps = recipe.engine.steps_like(queries)
+    along = recipe.directions is not None
     return Pass(
         "Index",
-        sketches_and_products(steps.train, steps.query, projection),
+        sketches_and_products(steps.train, steps.query, projection, along),
         recipe.checkpoints,
-        prepare=lambda visit: steps.query.query_factors(queries.data),
+        prepare=lambda visit: _asked(recipe, steps.query, queries, visit),
         arguments=lambda visit, factors: (
             factors,
             visit.rate,
@@ -177,6 +181,17 @@ def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
         ),
         **options,
     )
+
+
+def _asked(
+    recipe: RowRecipe, steps: GradientFunctions, queries: Batch, visit: Visit
+) -> tuple:
+    """What training gradients are multiplied by for the exact scores."""
+    if recipe.directions is None:
+        return steps.query_factors(queries.data)
+    rows = steps.rows(queries.data, np.float32(1))
+    solved = recipe.directions(visit, rows)
+    return flat.directions(solved, steps.variables)
 
 
 def _arrays(raw: Any) -> tuple[np.ndarray, ...]:
