@@ -4,9 +4,8 @@ The inner product of such gradients is that of plain ones under the inverse,
 
     ((G + λI)^(-1/2) g) · ((G + λI)^(-1/2) g') = gᵀ (G + λI)⁻¹ g'.
 
-A random projection of them adds noise in proportion to *their* lengths; one of
-g on one side and of (G + λI)⁻¹ g' on the other would add what the largest
-eigenvalues make of it. They are left in the basis of EK-FAC: products are the
+Both sides have the same form, so that what is kept of one is what counts in the
+other. They are left in the basis of EK-FAC: products are the
 same in any. An eigenvalue below zero, as a regulariser may have, gives the two
 sides other signs.
 
@@ -29,7 +28,6 @@ import tensorflow as tf
 from keras_tracin.curvature.block_moments import whitened
 from keras_tracin.curvature.kronecker import Basis, Block
 from keras_tracin.curvature.solvers.ekfac import EKFACInverse
-from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import (
     DenseGradients,
@@ -66,7 +64,12 @@ class Whitening:
             tf.nest.map_structure(
                 lambda *sides: tf.stack(sides), *(i.bases for i in inverses)
             ),
-            tuple(map(tf.stack, zip(*(i.eigenvalues for i in inverses)))),
+            tuple(
+                map(
+                    tf.stack,
+                    zip(*(i.eigenvalues for i in inverses), strict=True),
+                )
+            ),
         )
 
     def at(self, position: tf.Tensor | int) -> EKFACInverse:
@@ -90,20 +93,18 @@ class Whitened:
 
     Attributes:
         whitening: the inverses.
-        projection: sketches what is whitened; None for all of its entries.
+        projection: sketches what is whitened.
         of_queries: whether to multiply by the signs of the eigenvalues, which
             one side of a product has.
     """
 
     whitening: Whitening
-    projection: Projection | None
+    projection: Projection
     of_queries: bool = False
 
     @property
     def dim(self) -> int:
         """Length of a sketch."""
-        if self.projection is None:
-            return self.whitening.size
         return self.projection.dim
 
     def sketch(
@@ -126,8 +127,6 @@ class Whitened:
                     inverse.blocks, pieces, inverse.bases, scales, strict=True
                 )
             ]
-            if self.projection is None:
-                return flat.rows(white)
             return self.projection.sketch(white, position)
 
         size = max(1, _NUMBERS // self.whitening.size)
@@ -174,11 +173,12 @@ def _is_of(piece: Factors, block: Block) -> bool:
         _, i, o = piece.sizes
         sides = i + piece.bias, o
     elif isinstance(piece, TableFactors):
-        _, *sides = piece.outer.sizes
+        _, i, o = piece.outer.sizes
+        sides = i, o
     else:
         return False
     axes = getattr(piece, "axes", None)
-    return tuple(sides) == (block.rows, block.columns) and axes == block.axes
+    return sides == (block.rows, block.columns) and axes == block.axes
 
 
 def in_turn(
@@ -201,7 +201,8 @@ def in_turn(
     share = -(-count // turns)  # of equal size: zeros fill up the last
 
     def cut(leaf: tf.Tensor) -> tf.Tensor:
-        padding = [[0, turns * share - count], *([[0, 0]] * (leaf.ndim - 1))]
+        rest = [[0, 0] for _ in leaf.shape[1:]]
+        padding: list = [[0, turns * share - count], *rest]
         shape = tf.concat([[turns, share], tf.shape(leaf)[1:]], axis=0)
         return tf.ensure_shape(
             tf.reshape(tf.pad(leaf, padding), shape),

@@ -36,6 +36,7 @@ from keras_tracin.methods.indexable import RowRecipe
 from keras_tracin.storage.files import check_room
 from keras_tracin.storage.sharing import wait_for_worker
 
+_SUMS = 16  # of a row's entries, that are compared
 BATCH = 256  # fixed, so that a resumed build has the same bits
 
 
@@ -152,7 +153,7 @@ def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
         queries: those whose exact scores are kept, if any.
     """
     options: dict[str, Any] = {
-        "compared": lambda raw: _arrays(raw)[0],
+        "compared": functools.partial(_compared, recipe),
         "finish": _arrays,
         "gather": functools.partial(_Shard, recipe),
         "scores": False,
@@ -192,6 +193,19 @@ def _asked(
     rows = steps.rows(queries.data, np.float32(1))
     solved = recipe.directions(visit, rows)
     return flat.directions(solved, steps.variables)
+
+
+def _compared(recipe: RowRecipe, raw: Any) -> np.ndarray:
+    """What spot checks compare of a step's results, `[..., n]`.
+
+    Where rows are made by an inverse, some entries hold nothing but rounding,
+    enlarged. Random sums of all have as much of it as scores do.
+    """
+    rows = _arrays(raw)[0]
+    if recipe.directions is None and recipe.columns is None:
+        return rows
+    signs = np.random.default_rng(0).choice([-1, 1], [_SUMS, len(rows)])
+    return signs.astype(rows.dtype) @ rows
 
 
 def _arrays(raw: Any) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
     InverseSketch,
     RandomizedSketch,
 )
-from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.identity import identity as identity_of
 from keras_tracin.engine.updated import unequal_shares
@@ -141,45 +140,6 @@ def describe_checkpoints(checkpoints: Weights) -> dict[str, Any]:
     ]
     run = hashlib.sha256(json.dumps(visited).encode()).hexdigest()
     return {"checkpoints": visited, "run": run}
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """Files in the directory of an index.
-
-    Attributes:
-        paths: the files.
-    """
-
-    paths: tuple[Path, ...]
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """The SHA-256 of each, by name."""
-        return {path.name: files.digest(path) for path in self.paths}
-
-    def __add__(self, other: Kept) -> Kept:
-        return Kept(self.paths + other.paths)
-
-
-def keep_files(
-    keep: Keep,
-    strategy: Strategy | None,
-    saves: Mapping[str, Callable[[Path], None]],
-) -> Kept:
-    """Keeps files in the directory of an index.
-
-    They are read again also where they have just been written: a resumed
-    build has the same bits.
-
-    Args:
-        keep: keeps one of them.
-        strategy: the method's.
-        saves: by name, what writes each.
-    """
-    return Kept(
-        tuple(keep(name, save, strategy) for name, save in saves.items())
-    )
 
 
 def inverse_rows(

@@ -17,9 +17,8 @@ Synopsis:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +32,26 @@ from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.identity import identity as identity_of
 from keras_tracin.engine.sketch_steps import sketches
 from keras_tracin.engine.visits import PRESENT_WEIGHTS, Visit, Weights
-from keras_tracin.methods.index_rows import (
-    check_joint,
-    describe_checkpoints,
-    keep_files,
-)
+from keras_tracin.methods.index_rows import check_joint, describe_checkpoints
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.projection import Projection, TensorSketch, describe
-from keras_tracin.projection.mapped import Mapped, leading_directions
+from keras_tracin.projection.mapped import (
+    Entries,
+    Mapped,
+    leading_directions,
+)
 from keras_tracin.results import Attribution
 from keras_tracin.runs import Checkpoint, run_weights
 from keras_tracin.runs.manifest import weights_digest
+from keras_tracin.storage import files
 from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 DIM = 1024  # numbers of a row at a checkpoint
-WIDE = 65_536  # numbers among whose directions those of a row are chosen
-_SAMPLE = 2  # examples for each direction
-_BATCH = 256
+_WIDE = 65_536  # entries that directions are made of
+_SAMPLE = 4  # examples for each direction, and
+_SAMPLES = 4_096  # no more than these, or twice the directions
+_NUMBERS = 2**28  # of a sample, in memory
+_TAKEN = 2**24  # of whole gradients, at a time
 
 _REMEDY = "Delete the index and build it anew."
 
@@ -98,37 +100,33 @@ def whitened_rows(
     check_joint(projection)
     strategy = engine.execution.strategy
 
-    def inverse_of(checkpoint: Checkpoint | None) -> EKFACInverse:
+    def save_inverse(path: Path, checkpoint: Checkpoint | None) -> None:
         fit()
-        return inverses.at(checkpoint)
+        inverse = inverses.at(checkpoint)
+        assert isinstance(inverse, EKFACInverse)
+        inverse.save(path)
 
-    files = keep_files(
-        keep,
-        strategy,
-        {
-            _factors_file(at): lambda path, c=checkpoint: inverse_of(c).save(
-                path
+    kept = [
+        keep(
+            _factors_file(at),
+            functools.partial(save_inverse, checkpoint=checkpoint),
+            strategy,
+        )
+        for at, checkpoint in enumerate(checkpoints)
+    ]
+    whitening = Whitening.of(list(map(EKFACInverse.load, kept)))
+    if isinstance(projection, TensorSketch) and projection.dim < whitening.size:
+        sample = _Sample(engine, inverses, whitening, projection.dim)
+        kept += [
+            keep(
+                _directions_file(at),
+                functools.partial(
+                    sample.save, checkpoint=checkpoint, position=at
+                ),
+                strategy,
             )
             for at, checkpoint in enumerate(checkpoints)
-        },
-    )
-    whitening = Whitening.of(list(map(EKFACInverse.load, files.paths)))
-    inner, is_mapped = _inner(projection, whitening.size)
-    if is_mapped:
-        step = functools.cache(
-            lambda: sketches(engine.train_steps, Whitened(whitening, inner))
-        )
-        files += keep_files(
-            keep,
-            strategy,
-            {
-                _directions_file(at): lambda path, c=checkpoint, at=at: _save(
-                    path,
-                    _directions(engine, inverses, step(), projection, c, at),
-                )
-                for at, checkpoint in enumerate(checkpoints)
-            },
-        )
+        ]
     at_present = checkpoints is PRESENT_WEIGHTS
     identity = {
         **identity_of(engine),
@@ -136,11 +134,9 @@ def whitened_rows(
         **settings,
         "weights": weights_digest(engine.model) if at_present else None,
         "projection": describe(projection),
-        "width": inner.dim if inner is not None else whitening.size,
         **describe_checkpoints(checkpoints),
-        "files": files.digests,
+        "files": {path.name: files.digest(path) for path in kept},
     }
-    directory = files.paths[0].parent
     known = dict(
         zip(
             checkpoints,
@@ -148,7 +144,7 @@ def whitened_rows(
             strict=True,
         )
     )
-    train, query = sides(identity, directory, projection, whitening)
+    train, query = sides(identity, kept[0].parent, projection, whitening)
 
     def directions(visit: Visit, gradients: tf.Tensor) -> tf.Tensor:
         rows = tf.cast(gradients, whitening.eigenvalues[0].dtype)
@@ -190,61 +186,89 @@ def sides(
                 for at in range(count)
             ]
         )
-    inner, is_mapped = _inner(projection, whitening.size)
-    both = [
-        Whitened(whitening, inner, of_queries=side) for side in (False, True)
-    ]
-    if is_mapped:
-        matrices = [
-            tf.constant(
-                load_arrays(directory / _directions_file(at), _REMEDY)["basis"]
-            )
-            for at in range(count)
-        ]
-        both = [Mapped(side, matrices) for side in both]
-    return both[0], both[1]
+    matrices = []
+    chosen = []
+    for name in map(_directions_file, range(count)):
+        if name in identity["files"]:
+            arrays = load_arrays(directory / name, _REMEDY)
+            matrices.append(tf.constant(arrays["basis"]))
+            if "chosen" in arrays:
+                chosen.append(tf.constant(arrays["chosen"]))
+    inner = projection
+    if isinstance(projection, TensorSketch):
+        inner = Entries(chosen or None, whitening.size)
+
+    def side(of_queries: bool) -> Projection:
+        whitened = Whitened(whitening, inner, of_queries)
+        return Mapped(whitened, matrices) if matrices else whitened
+
+    return side(False), side(True)
 
 
-def _inner(projection: Projection, size: int) -> tuple[Projection | None, bool]:
-    """What sketches whitened gradients, and whether directions are chosen.
+class _Sample:
+    """Whitened gradients of some training examples, and their directions.
 
     Args:
-        projection: the caller's.
-        size: number of entries of a gradient.
+        engine: the model with its training data.
+        inverses: the inverses at the checkpoints.
+        whitening: the same, as they are kept.
+        dim: number of directions.
     """
-    if not isinstance(projection, TensorSketch):
-        return projection, False
-    if size <= WIDE:
-        return None, size > projection.dim
-    wide = dataclasses.replace(projection, dim=max(WIDE, projection.dim))
-    return wide, wide.dim > projection.dim
 
+    def __init__(
+        self, engine: Engine, inverses: Inverses, whitening: Whitening, dim: int
+    ):
+        self._engine, self._inverses = engine, inverses
+        self._dim, self._size = dim, whitening.size
+        self._count = min(_SAMPLE * dim, max(_SAMPLES, 2 * dim))
+        self._width = min(_WIDE, max(_NUMBERS // self._count, 2 * dim))
+        self._whole = Whitened(whitening, Entries(None, whitening.size))
 
-def _directions(
-    engine: Engine,
-    inverses: Inverses,
-    step: Callable,
-    projection: Projection,
-    checkpoint: Checkpoint | None,
-    position: int,
-) -> np.ndarray:
-    """The directions of rows at a checkpoint, by a sample of its sketches."""
-    count = _SAMPLE * projection.dim
-    size = engine.train.expected_size or count
-    rows: list[np.ndarray] = []
-    with run_weights(engine.model) as load:
-        if checkpoint is not None:
-            load(checkpoint)
-        held = inverses.operator.held
-        for data in held.spread(max(1, size // count), _BATCH):
-            rows.append(step(data, np.int32(position)).numpy())
-            if sum(map(len, rows)) >= count:
-                break
-    return leading_directions(np.concatenate(rows), projection.dim)
+    @functools.cached_property
+    def _step(self) -> Callable:
+        return sketches(self._engine.train_steps, self._whole)
 
+    def save(
+        self, path: Path, checkpoint: Checkpoint | None, position: int
+    ) -> None:
+        """Writes the directions at a checkpoint.
 
-def _save(path: Path, basis: np.ndarray) -> None:
-    save_arrays(path, {"basis": basis})
+        Of more entries than can be held, those are taken that have most of
+        the squared length.
+
+        Args:
+            path: the file.
+            checkpoint: the checkpoint.
+            position: its position.
+        """
+        arrays, chosen = {}, slice(None)
+        with run_weights(self._engine.model) as load:
+            if checkpoint is not None:
+                load(checkpoint)
+            if self._size > self._width:
+                squares = sum(
+                    np.sum(np.square(rows), axis=0, dtype=np.float64)
+                    for rows in self._rows(position)
+                )
+                order = np.argsort(-squares, kind="stable")
+                chosen = np.sort(order[: self._width]).astype(np.int32)
+                arrays["chosen"] = chosen
+            rows = [rows[:, chosen] for rows in self._rows(position)]
+        basis = leading_directions(np.concatenate(rows), self._dim)
+        save_arrays(path, {**arrays, "basis": basis})
+
+    def _rows(self, position: int) -> Iterator[np.ndarray]:
+        """Whole gradients of the sample, some at a time."""
+        size = self._engine.train.expected_size or self._count
+        every = max(1, size // self._count)
+        held = self._inverses.operator.held
+        left = self._count
+        for data in held.spread(every, max(1, min(256, _TAKEN // self._size))):
+            rows = self._step(data, np.int32(position)).numpy()
+            yield rows[:left]
+            left -= len(rows)
+            if left <= 0:
+                return
 
 
 def _factors_file(position: int) -> str:

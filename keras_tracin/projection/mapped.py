@@ -1,25 +1,64 @@
-"""Sketches that are multiplied by a matrix, at each checkpoint its own.
+"""Maps that are fitted to the gradients they are for, as projections.
+
+They lose less than random ones of the same length, but are as many numbers as
+their matrices have.
 
 Synopsis:
 
-    shorter = Mapped(TensorSketch(65_536), [basis])     # [65,536, 1,024]
-    shorter.sketch(captured.factors, position=0)        # [n, 1,024]
-    basis = leading_directions(sketches, 1_024)         # of a sample of them
+    shorter = Mapped(Entries([chosen]), [basis])    # [65,536], [65,536, 1,024]
+    shorter.sketch(captured.factors, position=0)    # [n, 1,024]
+    basis = leading_directions(sample, 1_024)       # of rows [m, 65,536]
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
 
 _NOTHING = 1e-6  # of the largest square, in the noise of float32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Some entries of a gradient, as its projection.
+
+    Attributes:
+        chosen: places of the entries at each position, `[dim]`; None for all
+            of them.
+        size: number of entries of a gradient.
+    """
+
+    chosen: Sequence[tf.Tensor] | None
+    size: int
+
+    @property
+    def dim(self) -> int:
+        """Number of entries that are kept."""
+        return self.size if self.chosen is None else self.chosen[0].shape[0]
+
+    def sketch(
+        self, factors: Sequence[Factors], position: tf.Tensor | int = 0
+    ) -> tf.Tensor:
+        """The entries `[n, dim]` of `n` examples' gradients.
+
+        Args:
+            factors: factors of all groups of variables, in the model's order.
+            position: position of the checkpoint among those in use.
+        """
+        rows = flat.rows(factors)
+        if self.chosen is None:
+            return rows
+        return _at(
+            self.chosen, position, lambda own: tf.gather(rows, own, axis=1)
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,26 +94,34 @@ class Mapped:
             product = tf.matmul(tf.cast(sketches, matrix.dtype), matrix)
             return tf.cast(product, sketches.dtype)
 
-        if len(self.matrices) == 1:
-            return times(self.matrices[0])
-        # The matrices are large: the one in use is not copied.
-        branches = [functools.partial(times, own) for own in self.matrices]
-        return tf.switch_case(tf.cast(position, tf.int32), branches)
+        return _at(self.matrices, position, times)
+
+
+def _at(
+    tensors: Sequence[tf.Tensor],
+    position: tf.Tensor | int,
+    use: Callable[[tf.Tensor], tf.Tensor],
+) -> tf.Tensor:
+    """What is made of the tensor at a position, which is not copied."""
+    if len(tensors) == 1:
+        return use(tensors[0])
+    branches = [functools.partial(use, own) for own in tensors]
+    return tf.switch_case(tf.cast(position, tf.int32), branches)
 
 
 def leading_directions(rows: np.ndarray, dim: int) -> np.ndarray:
-    """The directions `[width, dim]` in which rows are longest, or fewer.
+    """The directions `[width, dim]` in which rows are longest.
 
     They are orthonormal: products of what is mapped by them lack only the
-    share of other directions. There are no more than the rows span.
+    share of other directions. Those beyond the span of the rows are zero.
 
     Args:
         rows: a sample `[m, width]`.
-        dim: number of directions, if there are so many.
+        dim: number of directions, if there are so many rows.
     """
     gram = (rows @ rows.T).astype(np.float64)
     squares, vectors = np.linalg.eigh(gram)
-    rank = np.count_nonzero(squares > squares[-1] * _NOTHING)
-    best = slice(-1, -1 - max(1, min(dim, rank)), -1)
-    scaled = vectors[:, best] / np.sqrt(np.maximum(squares[best], 1e-30))
-    return rows.T @ scaled.astype(rows.dtype)
+    squares, vectors = squares[::-1][:dim], vectors[:, ::-1][:, :dim]
+    real = squares > squares[0] * _NOTHING
+    roots = np.sqrt(np.where(real, squares, 1.0))
+    return rows.T @ (vectors * (real / roots)).astype(rows.dtype)
