@@ -225,31 +225,35 @@ class _Shard:
     def __init__(self, recipe: RowRecipe, chunk: Chunk):
         self._recipe = recipe
         self._rows = np.empty([len(chunk), recipe.width], np.float32)
-        self._exact: np.ndarray | None = None
+        # Exact scores, or the numbers that multiply rows.
+        self._sums: np.ndarray | None = None
 
     def add(
         self, visit: Visit, batch: Batch, rows: slice, values: tuple
     ) -> None:
-        """Takes sketches `[dim, b]`, and scores `[m, b]` if there are any."""
-        sketches, *scores = values
+        """Takes sketches `[dim, b]`, and scores `[m, b]` or numbers `[b]`."""
+        sketches, *others = values
         dim = self._recipe.train_projection.dim
         start = int(visit.position) * dim
         scale = math.sqrt(self._recipe.checkpoints[visit.checkpoint])
         self._rows[rows, start : start + dim] = scale * sketches.T
-        for array in scores:
-            if self._exact is None:
-                shape = [len(self._rows), len(array)]
-                self._exact = np.zeros(shape, array.dtype)
+        for array in others:
+            if self._sums is None:
+                shape = [len(self._rows), *array.shape[:-1]]
+                self._sums = np.zeros(shape, array.dtype)
             if visit.position == 0:
-                self._exact[rows] = array.T
+                self._sums[rows] = array.T
             else:
-                self._exact[rows] += array.T
+                self._sums[rows] += array.T
 
     def result(self) -> dict[str, np.ndarray]:
         """The arrays of the shard, by kind."""
-        if self._exact is None:
+        if self._sums is None:
             return {"rows": self._rows}
-        return {"rows": self._rows, "exact": self._exact}
+        if self._recipe.columns is None:
+            return {"rows": self._rows, "exact": self._sums}
+        means = self._sums / len(self._recipe.checkpoints)
+        return {"rows": self._rows * means[:, np.newaxis]}
 
 
 class _ShardWriter:

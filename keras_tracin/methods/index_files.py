@@ -14,6 +14,7 @@ from typing import Any
 
 from keras_tracin.curvature.solvers import InverseSketch
 from keras_tracin.methods.index_rows import INVERSE, inverse_sides
+from keras_tracin.methods.kernel_rows import kernel_side
 from keras_tracin.methods.whitened_rows import sides
 from keras_tracin.projection import (
     FactoredProjection,
@@ -81,6 +82,8 @@ def query_projection(
     if projection is None:
         projection = described_projection(identity)
     assert projection is not None
+    if "output" in identity:
+        return kernel_side(identity, directory, projection)
     if "files" in identity:
         return sides(identity, directory, projection)[1]
     return projection

@@ -165,9 +165,10 @@ def inverse_rows(
     """
     if not isinstance(solver, RandomizedSketch | InverseSketch):
         raise ValueError(
-            "An index of influence functions is made of a sketched inverse. "
-            f"Received: solver={solver!r}. Give InfluenceFunctions "
-            "`solver=kt.RandomizedSketch(dim)`."
+            "An index of influence functions is made by EK-FAC or by a "
+            f"sketched inverse. Received: solver={solver!r}. Give "
+            "InfluenceFunctions `solver=kt.EKFAC()`, its default, or "
+            "`kt.RandomizedSketch(dim)`."
         )
     if projection is not None or settings["relative"] is not None:
         raise ValueError(

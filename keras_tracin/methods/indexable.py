@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
-from keras_tracin.engine.identity import numbers
+from keras_tracin.engine.identity import More, no_more, numbers
 from keras_tracin.engine.measures import Numbers
 from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.projection import Projection
@@ -80,6 +80,7 @@ class RowRecipe:
             multiply a row, in the mean over the checkpoints, and a query's
             sketch at each of them.
         projection: the projection that the caller gave, if any.
+        more: makes further numbers that tell apart what rows are made with.
     """
 
     engine: Engine
@@ -92,6 +93,7 @@ class RowRecipe:
     directions: Callable[[Visit, tf.Tensor], tf.Tensor] | None = None
     columns: tuple[int, int] | None = None
     projection: Projection | None = None
+    more: More = no_more
 
     @property
     def width(self) -> int:
@@ -112,6 +114,7 @@ class RowRecipe:
         return numbers(
             self.engine,
             self.checkpoints,
+            more=self.more,
             projection=self.projection,
             ids=ids,
             as_queries=True,

@@ -241,7 +241,8 @@ class _Sample:
             checkpoint: the checkpoint.
             position: its position.
         """
-        arrays, chosen = {}, slice(None)
+        arrays: dict[str, np.ndarray] = {}
+        chosen: Any = slice(None)
         with run_weights(self._engine.model) as load:
             if checkpoint is not None:
                 load(checkpoint)

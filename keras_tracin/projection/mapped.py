@@ -56,7 +56,7 @@ class Entries:
         rows = flat.rows(factors)
         if self.chosen is None:
             return rows
-        return _at(
+        return at_position(
             self.chosen, position, lambda own: tf.gather(rows, own, axis=1)
         )
 
@@ -94,18 +94,24 @@ class Mapped:
             product = tf.matmul(tf.cast(sketches, matrix.dtype), matrix)
             return tf.cast(product, sketches.dtype)
 
-        return _at(self.matrices, position, times)
+        return at_position(self.matrices, position, times)
 
 
-def _at(
-    tensors: Sequence[tf.Tensor],
+def at_position(
+    held: Sequence[Any],
     position: tf.Tensor | int,
-    use: Callable[[tf.Tensor], tf.Tensor],
+    use: Callable[[Any], tf.Tensor],
 ) -> tf.Tensor:
-    """What is made of the tensor at a position, which is not copied."""
-    if len(tensors) == 1:
-        return use(tensors[0])
-    branches = [functools.partial(use, own) for own in tensors]
+    """What is made of the tensors at a position, which are not copied.
+
+    Args:
+        held: tensors of each position, or structures of them.
+        position: the position.
+        use: makes something of them.
+    """
+    if len(held) == 1:
+        return use(held[0])
+    branches = [functools.partial(use, own) for own in held]
     return tf.switch_case(tf.cast(position, tf.int32), branches)
 
 
