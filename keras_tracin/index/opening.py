@@ -328,7 +328,7 @@ def _locate_checkpoints(manifest: Manifest, run: Runs | None) -> list[Path]:
     lost = [c["epoch"] for c in checkpoints if c["sha256"] not in known]
     if lost:
         raise ValueError(
-            f"{', '.join(map(repr, runs))} is not the run that the index in {directory} was built "
+            f"{given} is not the run that the index in {directory} was built "
             f"from: it lacks the checkpoints of epochs {lost}. Pass that run "
             "as `run=`."
         )
