@@ -84,13 +84,13 @@ def compare(
 def _indexed(model, train: Arrays, run, dims: list[int]) -> Iterator[tuple]:
     """Methods, projections and dtypes of what is indexed."""
     ekfac = kt.InfluenceFunctions(model, train, run=run, damping="auto")
+    trak = kt.TRAK(model, train, run)
     for dim in dims:
         yield ekfac, kt.TensorSketch(dim), "float32"
-    trak = kt.TRAK(model, train, run)
     yield trak, None, "float32"
-    for dtype in ("int8", "float16"):
-        yield ekfac, kt.TensorSketch(dims[0]), dtype
-        yield trak, None, dtype
+    for method, projection in ((ekfac, kt.TensorSketch(dims[0])), (trak, None)):
+        for dtype in ("int8", "float16"):
+            yield method, projection, dtype
 
 
 def _retrained(name, config, train, everyone) -> kt.evaluation.Retrained:

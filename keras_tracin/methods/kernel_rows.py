@@ -2,9 +2,10 @@
 
 With the Cholesky factor L of the kernel ΦᵀΦ + λI at a checkpoint, a row is
 L⁻¹ φ(z) times the mean Q of the example over the checkpoints, a query's vector
-L⁻¹ φ(z') times what a rise of its output helps it. There is no other
-projection than TRAK's own. The kernels are files beside the rows: they stay
-those of the training examples that the index was built from.
+L⁻¹ φ(z') times what a rise of its output helps it; a rotation of both makes
+their entries alike in size. There is no other projection than TRAK's own. The
+kernels are files beside the rows: they stay those of the training examples that
+the index was built from.
 
 Synopsis:
 
@@ -34,7 +35,7 @@ from keras_tracin.methods.index_rows import describe_checkpoints
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.trak_kernels import Kernels
 from keras_tracin.projection import Projection, project
-from keras_tracin.projection.mapped import at_position
+from keras_tracin.projection.mapped import at_position, rotation
 from keras_tracin.storage import files
 from keras_tracin.storage.arrays import load_arrays, save_arrays
 
@@ -78,7 +79,10 @@ def kernel_rows(
 
     def save(path: Path, position: int) -> None:
         fit()
-        roots = kernels.inverse_roots(position)
+        roots = [
+            rotation(len(root)) @ root
+            for root in kernels.inverse_roots(position)
+        ]
         save_arrays(path, {f"{at}": root for at, root in enumerate(roots)})
 
     kept = [
@@ -134,7 +138,7 @@ class _Whitened:
 
     Attributes:
         projection: makes φ.
-        roots: L⁻¹ of each group at each checkpoint, `[d, d]`.
+        roots: L⁻¹ of each group at each checkpoint, `[d, d]`, rotated.
     """
 
     projection: Projection

@@ -39,6 +39,7 @@ from keras_tracin.projection.mapped import (
     Entries,
     Mapped,
     leading_directions,
+    rotation,
 )
 from keras_tracin.results import Attribution
 from keras_tracin.runs import Checkpoint, run_weights
@@ -256,6 +257,7 @@ class _Sample:
                 arrays["chosen"] = chosen
             rows = [rows[:, chosen] for rows in self._rows(position)]
         basis = leading_directions(np.concatenate(rows), self._dim)
+        basis = basis @ rotation(basis.shape[1]).astype(basis.dtype)
         save_arrays(path, {**arrays, "basis": basis})
 
     def _rows(self, position: int) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ Synopsis:
     shorter = Mapped(Entries([chosen]), [basis])    # [65,536], [65,536, 1,024]
     shorter.sketch(captured.factors, position=0)    # [n, 1,024]
     basis = leading_directions(sample, 1_024)       # of rows [m, 65,536]
+    basis @= rotation(1_024)                        # products are the same
 """
 
 from __future__ import annotations
@@ -131,3 +132,16 @@ def leading_directions(rows: np.ndarray, dim: int) -> np.ndarray:
     real = squares > squares[0] * _NOTHING
     roots = np.sqrt(np.where(real, squares, 1.0))
     return rows.T @ (vectors * (real / roots)).astype(rows.dtype)
+
+
+def rotation(dim: int) -> np.ndarray:
+    """A random rotation `[dim, dim]`, always the same one, in float64.
+
+    It leaves products as they are. Entries of what is rotated are of one size,
+    so that a row loses little where all of them are rounded by one scale.
+
+    Args:
+        dim: number of entries.
+    """
+    gaussian = np.random.default_rng(0).normal(size=(dim, dim))
+    return np.linalg.qr(gaussian)[0]

@@ -89,7 +89,7 @@ def test_methods_that_make_no_rows_are_refused(tracin, tmp_path):
         tracin.engine.model,
         next(iter(tracin.checkpoints)).path.parents[1],
     )
-    for method in (kt.TRAK(model, TRAIN, run), kt.TracIn, None):
+    for method in (kt.SOURCE(model, TRAIN, run), kt.TracIn, None):
         with pytest.raises(TypeError, match="An index is built from a"):
             kt.InfluenceIndex.build(method, tmp_path)
     assert isinstance(tracin, Indexable)

@@ -5,7 +5,12 @@ import pytest
 import tensorflow as tf
 
 from keras_tracin.gradients.factors import DenseGradients
-from keras_tracin.projection.mapped import Entries, Mapped, leading_directions
+from keras_tracin.projection.mapped import (
+    Entries,
+    Mapped,
+    leading_directions,
+    rotation,
+)
 
 RNG = np.random.default_rng(0)
 GRADIENTS = RNG.normal(size=(5, 7))
@@ -55,3 +60,10 @@ def test_directions_beyond_the_span_of_the_rows_are_zero():
     np.testing.assert_array_equal(received[:, 1:], 0)
     np.testing.assert_allclose(rows @ received @ received.T, rows, atol=1e-9)
     assert leading_directions(rows, 10).shape == (6, 3)
+
+
+def test_a_rotation_leaves_products_and_makes_entries_alike():
+    turn = rotation(200)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(200), atol=1e-12)
+    np.testing.assert_array_equal(turn, rotation(200))
+    assert np.abs(turn[0]).max() < 5 / np.sqrt(200)  # of a single entry
