@@ -58,7 +58,7 @@ class Build:
     @property
     def scored(self) -> Batch | None:
         """The queries whose exact scores are kept beside the rows, if any."""
-        return self.queries if self.recipe.estimated else None
+        return None if self.recipe.exact is None else self.queries
 
     @functools.cached_property
     def kept(self) -> Kept:

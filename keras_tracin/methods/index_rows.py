@@ -101,7 +101,6 @@ def checkpoint_rows(
         projection,
         identity,
         exact,
-        estimated=True,
         projection=projection,
     )
 

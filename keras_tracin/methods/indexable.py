@@ -69,12 +69,11 @@ class RowRecipe:
         identity: description that rows and vectors of one index share, as
             JSON.
         exact: `(ids, test) -> Attribution`, the exact scores of the training
-            examples with these ids; None if there are none.
-        estimated: whether products of rows and vectors only estimate scores.
-            Then they are measured against the exact ones, the products of
-            training examples' gradients with `directions`.
+            examples with these ids; None where products of rows and vectors
+            are the scores themselves.
         directions: `(visit, gradients [m, p]) -> [m, p]`, what queries'
-            gradients become for the exact scores; None: these themselves.
+            gradients become before training examples' are multiplied by them
+            for exact scores; None if they stay as they are.
         columns: where gradients are those of an output: the columns of the
             numbers beside it (see `keras_tracin.losses.model_outputs`) that
             multiply a row, in the mean over the checkpoints, and a query's
@@ -89,7 +88,6 @@ class RowRecipe:
     query_projection: Projection
     identity: dict[str, Any]
     exact: Callable[[np.ndarray, Any], Attribution] | None = None
-    estimated: bool = False
     directions: Callable[[Visit, tf.Tensor], tf.Tensor] | None = None
     columns: tuple[int, int] | None = None
     projection: Projection | None = None

@@ -49,8 +49,7 @@ from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 DIM = 1024  # numbers of a row at a checkpoint
 _WIDE = 65_536  # entries that directions are made of
-_SAMPLE = 4  # examples for each direction, and
-_SAMPLES = 4_096  # no more than these, or twice the directions
+_SAMPLE = 4_096  # examples, or twice as many as directions
 _NUMBERS = 2**28  # of a sample, in memory
 _TAKEN = 2**24  # of whole gradients, at a time
 
@@ -159,7 +158,6 @@ def whitened_rows(
         query,
         identity,
         lambda ids, test: exact(ids, test, known),
-        estimated=True,
         directions=directions,
         projection=projection,
     )
@@ -221,7 +219,7 @@ class _Sample:
     ):
         self._engine, self._inverses = engine, inverses
         self._dim, self._size = dim, whitening.size
-        self._count = min(_SAMPLE * dim, max(_SAMPLES, 2 * dim))
+        self._count = max(_SAMPLE, 2 * dim)
         self._width = min(_WIDE, max(_NUMBERS // self._count, 2 * dim))
         self._whole = Whitened(whitening, Entries(None, whitening.size))
 
