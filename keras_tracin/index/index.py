@@ -35,6 +35,7 @@ from keras_tracin.index.building import SAMPLE, Build, add, begin
 from keras_tracin.index.manifest import REMEDY
 from keras_tracin.index.new_examples import Naming, check_form
 from keras_tracin.index.opening import (
+    Runs,
     check_model,
     check_numbers,
     open_resident,
@@ -49,7 +50,6 @@ from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.results import Ranking, TopK, TopKMerger
-from keras_tracin.runs import TrainingRun
 from keras_tracin.storage import files
 
 _BATCH = 256  # queries sketched in one step
@@ -87,7 +87,7 @@ class InfluenceIndex:
         projection: the one it was built with; needed only where it is of a
             class of the user's own.
         run: the training run, or its directory, where this is no longer in
-            the same place as seen from the index.
+            the same place as seen from the index; or a list of several.
 
     Raises:
         ValueError: if there is no index, its build was interrupted, a file is
@@ -102,7 +102,7 @@ class InfluenceIndex:
         *,
         method: Indexable | None = None,
         projection: Projection | None = None,
-        run: TrainingRun | str | os.PathLike | None = None,
+        run: Runs | None = None,
     ):
         check_is_model(model)
         store = Store(files.absolute_directory(directory))
