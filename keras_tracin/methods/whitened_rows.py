@@ -137,14 +137,11 @@ def whitened_rows(
         **describe_checkpoints(checkpoints),
         "files": {path.name: files.digest(path) for path in kept},
     }
-    known = dict(
-        zip(
-            checkpoints,
-            (whitening.at(at) for at in range(len(checkpoints))),
-            strict=True,
-        )
-    )
     train, query = sides(identity, kept[0].parent, projection, whitening)
+
+    def exact_by_kept(ids: np.ndarray, test: Any) -> Attribution:
+        known = {c: whitening.at(at) for at, c in enumerate(checkpoints)}
+        return exact(ids, test, known)
 
     def directions(visit: Visit, gradients: tf.Tensor) -> tf.Tensor:
         rows = tf.cast(gradients, whitening.eigenvalues[0].dtype)
@@ -157,7 +154,7 @@ def whitened_rows(
         train,
         query,
         identity,
-        lambda ids, test: exact(ids, test, known),
+        exact_by_kept,
         directions=directions,
         projection=projection,
     )
