@@ -12,7 +12,7 @@ Synopsis:
 
     recipe = whitened_rows(engine, checkpoints, inverses, fit, settings,
                            projection=None, keep=keep, exact=exact)
-    train, query = sides(identity, directory, projection=None)
+    train, query = sides(identity, directory, TensorSketch(1024))
 """
 
 from __future__ import annotations

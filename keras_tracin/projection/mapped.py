@@ -5,7 +5,7 @@ their matrices have.
 
 Synopsis:
 
-    shorter = Mapped(Entries([chosen]), [basis])    # [65,536], [65,536, 1,024]
+    shorter = Mapped(Entries([chosen], 109_386), [basis])   # [65,536, 1,024]
     shorter.sketch(captured.factors, position=0)    # [n, 1,024]
     basis = leading_directions(sample, 1_024)       # of rows [m, 65,536]
     basis @= rotation(1_024)                        # products are the same
