@@ -268,8 +268,8 @@ def test_later_queries_read_no_checkpoint_and_trace_nothing(
 
 
 def test_bad_options_are_refused(tracin, trained, tmp_path):
-    with pytest.raises(ValueError, match="'float32' or 'float16'"):
-        kt.InfluenceIndex.build(tracin, tmp_path, dtype="int8")
+    with pytest.raises(ValueError, match="'float16' or 'int8'"):
+        kt.InfluenceIndex.build(tracin, tmp_path, dtype="int4")
     apart = kt.FactoredProjection(DIM, joint=False)
     with pytest.raises(ValueError, match="joint=False"):
         kt.InfluenceIndex.build(tracin, tmp_path, projection=apart)
