@@ -7,6 +7,8 @@ checkpoints. `query`: from one image to the ids of ten proponents and ten
 opponents, and the search in it alone; the share of the exact ten that is
 found, without and with re-ranking. `memory`: the peak of `build` at two
 sizes, each in a new process. `large`: the search alone, on synthetic rows.
+`quality`: the LDS of EK-FAC and of TRAK by themselves and from an index, on the
+trainings of `benchmarks.quality` in `--cache_dir`; it is not among the default.
 With `--peer=captum` the same examples, queries and weights are given to
 captum's `TracInCPFastRandProj`.
 """
@@ -22,13 +24,15 @@ import numpy as np
 from absl import app, flags
 
 import keras_tracin as kt
-from benchmarks import _cases, _measure, _models
+from benchmarks import _cases, _index_quality, _measure, _models
 from keras_tracin.index import search as searches
 from keras_tracin.index.store import Store
 
-SECTIONS = ("build", "query", "memory", "large")
+SECTIONS = ("build", "query", "memory", "large", "quality")
 
-_SECTIONS = flags.DEFINE_list("sections", list(SECTIONS), "What to measure.")
+_SECTIONS = flags.DEFINE_list(
+    "sections", list(SECTIONS[:-1]), "What to measure."
+)
 _NUM_TRAIN = flags.DEFINE_integer(
     "num_train", 60_000, "Number of training examples.", lower_bound=100
 )
@@ -46,7 +50,7 @@ _DIM = flags.DEFINE_integer(
     "dim", 1024, "Length of a sketch at one checkpoint.", lower_bound=1
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "float16"], "Type of the rows."
+    "dtype", "float32", ["float32", "float16", "int8"], "Type of the rows."
 )
 _QUERIES = flags.DEFINE_integer(
     "queries", 200, "Number of test examples that are asked for.", lower_bound=1
@@ -73,6 +77,22 @@ _DIRECTORY = flags.DEFINE_string(
 )
 _PEER = flags.DEFINE_enum(
     "peer", "none", ["none", "captum"], "Library to compare with."
+)
+_SETTINGS = flags.DEFINE_list(
+    "settings",
+    ["housing_mlp", "dbpedia_words", "mnist_mlp"],
+    "Settings of `benchmarks.quality` for the section `quality`.",
+)
+_DIMS = flags.DEFINE_list(
+    "dims",
+    ["1024", "512", "2048"],
+    "Lengths of rows for the section `quality`.",
+)
+_CHECKPOINTS = flags.DEFINE_integer(
+    "checkpoints", 1, "Checkpoints for the section `quality`.", lower_bound=1
+)
+_CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", "quality", "Directory of the results of `benchmarks.quality`."
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
@@ -310,6 +330,16 @@ def main(argv: list[str]) -> None:
             memory()
         if "large" in sections:
             large(directory)
+        if "quality" in sections:
+            for name in _SETTINGS.value:
+                _index_quality.compare(
+                    name,
+                    list(map(int, _DIMS.value)),
+                    _CACHE_DIR.value,
+                    _DATA_DIR.value,
+                    _CHECKPOINTS.value,
+                    _show,
+                )
 
 
 flags.register_validator(

@@ -9,6 +9,8 @@ Synopsis:
 
 from __future__ import annotations
 
+import dataclasses
+
 import tensorflow as tf
 
 from keras_tracin.curvature.kronecker import Basis, Block, bases_of, rotate
@@ -80,20 +82,61 @@ def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
         return _squares_of_rows(block, factors, right)
     if isinstance(factors, TableFactors):
         return _squares_in_turn(block, factors.outer, right, factors.looked_up)
+    if isinstance(factors, OuterFactors):
+        both = _rotated(factors, left, right)
+        if factors.sizes[0] == 1:
+            x, delta = tf.square(both.inputs[:, 0]), tf.square(both.grads[:, 0])
+            return tf.matmul(x, delta, transpose_a=True)
+        if len(block.sides) < 2:
+            return _squares_in_turn(block, both)
+    return tf.reduce_sum(tf.square(in_basis(block, factors, basis)), axis=0)
+
+
+def in_basis(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
+    """The gradients `[n, i, o]` of a block's basis, U_Aᵀ g U_B.
+
+    Args:
+        block: the block.
+        factors: the gradients of a batch, in the block's own form.
+        basis: its basis.
+    """
+    left, right = bases_of(block, basis)
     if isinstance(factors, OuterFactors) and (
         len(block.sides) < 2 or _by_position(factors)
     ):
-        x = _times(_inputs_with_one(factors), left)
-        delta = _times(factors.grads, right)
-        if factors.sizes[0] == 1:
-            x, delta = tf.square(x[:, 0]), tf.square(delta[:, 0])
-            return tf.matmul(x, delta, transpose_a=True)
-        if len(block.sides) < 2:
-            return _squares_in_turn(block, OuterFactors(x, delta))
-        rotated = tf.matmul(x, delta, transpose_a=True)
-    else:
-        rotated = rotate(_matrices(block, factors), left, right)
-    return tf.reduce_sum(tf.square(rotated), axis=0)
+        both = _rotated(factors, left, right)
+        return tf.matmul(both.inputs, both.grads, transpose_a=True)
+    return rotate(_matrices(block, factors), left, right)
+
+
+def whitened(
+    block: Block, factors: Factors, basis: Basis, scale: tf.Tensor
+) -> Factors:
+    """The gradients in a block's basis, each entry times a factor of its own.
+
+    Args:
+        block: the block.
+        factors: the gradients of a batch, in the block's own form.
+        basis: its basis.
+        scale: the factors, `[i, o]`.
+    """
+    if isinstance(factors, LookupFactors) and not block.left:
+        _, right = bases_of(block, basis)
+        rows = _times(factors.grads, right) * tf.gather(scale, factors.ids)
+        return dataclasses.replace(factors, grads=rows)
+    entries = in_basis(block, factors, basis) * scale
+    # A table has the same sketch, in whichever form its gradients come.
+    is_table = block.rows > 1 and not block.left
+    outputs = block.columns if is_table else None
+    return DenseGradients((tf.reshape(entries, [-1, block.size]),), outputs)
+
+
+def _rotated(
+    factors: OuterFactors, left: tf.Tensor | None, right: tf.Tensor | None
+) -> OuterFactors:
+    """Both sides in the basis, the inputs with a one for the bias."""
+    inputs = _times(_inputs_with_one(factors), left)
+    return OuterFactors(inputs, _times(factors.grads, right))
 
 
 def _times(side: tf.Tensor, basis: tf.Tensor | None) -> tf.Tensor:

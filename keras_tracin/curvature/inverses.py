@@ -15,9 +15,10 @@ Synopsis:
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,18 @@ class Inverses:
         self.title = title
         self._prepared: dict[Checkpoint | None, Inverse] = {}
         self._checked = False  # whether the last checkpoint is at rest
+
+    def with_prepared(
+        self, prepared: Mapping[Checkpoint | None, Inverse]
+    ) -> Inverses:
+        """The same, with inverses that have been prepared before.
+
+        Args:
+            prepared: inverses by checkpoint.
+        """
+        inverses = copy.copy(self)
+        inverses._prepared, inverses._checked = dict(prepared), True
+        return inverses
 
     @functools.cached_property
     def operator(self) -> Hessian | GaussNewton:

@@ -4,6 +4,8 @@ Synopsis:
 
     sketch = sketches(functions, kt.TensorSketch(1024))
     sketch(batch.data, np.int32(0))          # [n, dim]
+    sketch = sketches(functions, kt.TensorSketch(1024), column=PULL)
+    sketch(batch.data, np.int32(0))          # [n, dim], [n]
 """
 
 from __future__ import annotations
@@ -28,17 +30,27 @@ from keras_tracin.projection import Projection
 _STATISTICS = ("mean", "variance")
 
 
-def sketches(functions: GradientFunctions, projection: Projection):
-    """A step `(data, position) -> [n, dim]`.
+def sketches(
+    functions: GradientFunctions,
+    projection: Projection,
+    column: int | None = None,
+):
+    """A step `(data, position) -> [n, dim]`, or with numbers `[n]` beside.
 
     Args:
         functions: the steps of the model, loss and kind of batch.
         projection: makes the sketches.
+        column: which of the numbers that the loss has beside itself are
+            returned too, if any.
     """
 
     def step(data, position):
         captured = functions.capturing.capture_equal(data)
-        return projection.sketch(captured.factors, position)
+        sketch = projection.sketch(captured.factors, position)
+        if column is None:
+            return sketch
+        (numbers,) = captured.numbers
+        return sketch, numbers[:, column]
 
     return functions.traced(step, POSITION, axis=0)
 
@@ -47,6 +59,7 @@ def sketches_and_products(
     functions: GradientFunctions,
     queries: GradientFunctions,
     projection: Projection,
+    along: bool = False,
 ):
     """Sketches, and exact products with `m` queries, of the same pass.
 
@@ -56,11 +69,13 @@ def sketches_and_products(
         functions: the steps of the model, loss and kind of batch.
         queries: the steps that make the factors of the queries.
         projection: makes the sketches.
+        along: whether it takes dense directions in place of the factors, as
+            `GradientFunctions.along` does.
     """
 
     def step(data, queries, rate, position):
         factors = functions.capturing.capture_equal(data).factors
-        compact = functions.capturing.compact(factors)
+        compact = factors if along else functions.capturing.compact(factors)
         shares = [
             algebra.inner(query, own)
             for query, own in zip(queries, compact, strict=True)
@@ -68,7 +83,7 @@ def sketches_and_products(
         scores = tf.transpose(scaled_sum(rate, shares))
         return projection.sketch(factors, position), scores
 
-    specs = queries.factor_specs
+    specs = functions.direction_specs if along else queries.factor_specs
     return functions.traced(step, specs, RATE, POSITION, axis=0)
 
 
@@ -76,6 +91,7 @@ def sketches_at(
     functions: GradientFunctions,
     projection: Projection,
     weights: Sequence[Sequence[tf.Tensor]],
+    column: int | None = None,
 ):
     """A step `data -> [c, n, dim]`: sketches at `c` sets of weights.
 
@@ -87,6 +103,8 @@ def sketches_at(
         projection: makes the sketches; the position of a set of weights is
             its place in `weights`.
         weights: values for each of `model.weights`, held as tensors.
+        column: which of the numbers that the loss has beside itself multiply
+            the sketches, if any.
     """
     model = functions.model
     known = model.weights
@@ -102,8 +120,12 @@ def sketches_at(
             keras.StatelessScope(state_mapping=mapping),
             _fresh_statistics(model),
         ):
-            factors = functions.capturing.capture_anew(data).factors
-        return projection.sketch(factors, position)
+            captured = functions.capturing.capture_anew(data)
+        sketch = projection.sketch(captured.factors, position)
+        if column is None:
+            return sketch
+        (numbers,) = captured.numbers
+        return sketch * tf.cast(numbers[:, column, tf.newaxis], sketch.dtype)
 
     def step(data):
         return tf.stack(

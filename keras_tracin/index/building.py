@@ -10,6 +10,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from keras_tracin.index.opening import (
 )
 from keras_tracin.index.recall import measure_recall
 from keras_tracin.index.resident import Resident
+from keras_tracin.index.rounding import Kept, check_dtype, measure_rounding
 from keras_tracin.index.store import Store
 from keras_tracin.index.writing import select_queries, write_rows
 from keras_tracin.methods.indexable import Indexable, RowRecipe
@@ -58,6 +60,14 @@ class Build:
         """The queries whose exact scores are kept beside the rows, if any."""
         return None if self.recipe.exact is None else self.queries
 
+    @functools.cached_property
+    def kept(self) -> Kept:
+        """In which form rows are kept, and what beside them."""
+        dtype = self.store.manifest.identity["dtype"]
+        if dtype == "float32":
+            return Kept(dtype)
+        return Kept(dtype, self.resident.vectors(self.queries))
+
 
 def begin(
     method: Indexable,
@@ -69,10 +79,7 @@ def begin(
     resume: bool,
 ) -> Build:
     """A new index, or one to go on with; see `InfluenceIndex.build`."""
-    if dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"`dtype` should be 'float32' or 'float16'. Received: {dtype!r}."
-        )
+    check_dtype(dtype)
     searches.check_kind(search)
     recipe = recipe_of(method, projection, directory)
     worker = worker_of(recipe.engine.execution.strategy)
@@ -122,7 +129,7 @@ def add(
         store,
         build.recipe,
         examples,
-        dtype=store.manifest.identity["dtype"],
+        kept=build.kept,
         queries=build.scored,
         name=name,
         worker=worker,
@@ -141,4 +148,7 @@ def finish(build: Build) -> None:
     vectors = build.resident.vectors(queries)
     search, entry = searches.make(store, vectors, store.manifest.get("asked"))
     recall = measure_recall(store.shards, search, vectors, queries.ids)
+    rounding = measure_rounding(store.shards, vectors, queries.ids)
+    if rounding is not None:
+        recall["rounding"] = rounding
     store.finish({**entry, "recall": recall})

@@ -4,8 +4,8 @@ A training example's row holds its sketch at every checkpoint k, times √η_k, 
 after another; a query's vector likewise. Their inner product is the estimated
 TracIn score, so that proponents are a query's neighbours by inner product, and
 opponents those of its negative (Pruthi et al. 2020, section C). Influence
-functions with a sketched inverse (section A.1) are such products as well, and
-so is any other `Indexable`.
+functions by EK-FAC or with a sketched inverse (section A.1) and TRAK are such
+products as well, and so is any other `Indexable`.
 
 Synopsis:
 
@@ -35,6 +35,7 @@ from keras_tracin.index.building import SAMPLE, Build, add, begin
 from keras_tracin.index.manifest import REMEDY
 from keras_tracin.index.new_examples import Naming, check_form
 from keras_tracin.index.opening import (
+    Runs,
     check_model,
     check_numbers,
     open_resident,
@@ -43,13 +44,12 @@ from keras_tracin.index.opening import (
 from keras_tracin.index.reranking import all_ids, rank_again
 from keras_tracin.index.store import Store, verify
 from keras_tracin.index.writing import select_queries
-from keras_tracin.methods.index_rows import kept_files
+from keras_tracin.methods.index_files import kept_files
 from keras_tracin.methods.indexable import Indexable
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
 from keras_tracin.results import Ranking, TopK, TopKMerger
-from keras_tracin.runs import TrainingRun
 from keras_tracin.storage import files
 
 _BATCH = 256  # queries sketched in one step
@@ -87,7 +87,7 @@ class InfluenceIndex:
         projection: the one it was built with; needed only where it is of a
             class of the user's own.
         run: the training run, or its directory, where this is no longer in
-            the same place as seen from the index.
+            the same place as seen from the index; or a list of several.
 
     Raises:
         ValueError: if there is no index, its build was interrupted, a file is
@@ -102,7 +102,7 @@ class InfluenceIndex:
         *,
         method: Indexable | None = None,
         projection: Projection | None = None,
-        run: TrainingRun | str | os.PathLike | None = None,
+        run: Runs | None = None,
     ):
         check_is_model(model)
         store = Store(files.absolute_directory(directory))
@@ -158,13 +158,15 @@ class InfluenceIndex:
         after the shards that it had written.
 
         Args:
-            method: a `TracIn` without a projection of its own, or
-                `InfluenceFunctions` with `solver=kt.RandomizedSketch(dim)`,
-                or any other `Indexable`.
+            method: a `TracIn` without a projection of its own, a `TRAK`,
+                `InfluenceFunctions` by EK-FAC or with
+                `solver=kt.RandomizedSketch(dim)`, or any other `Indexable`.
             directory: directory of the index.
             projection: projection for TracIn's sketches, by default
-                `kt.TensorSketch(1024)`.
-            dtype: dtype of the rows on disk, "float32" or "float16".
+                `kt.TensorSketch(1024)`. For EK-FAC its `dim` is the number of
+                directions that are kept, see docs/projections.md.
+            dtype: dtype of the rows on disk, "float32", "float16", or "int8"
+                with a scale for each row.
             search: how rows are searched: "exact" reads all of them, "flat"
                 looks at a short form of all and reads the best, "hnsw" and
                 "ivf" (by faiss) look at some. By default, the first of these
@@ -265,7 +267,7 @@ class InfluenceIndex:
             f"search: {self._rows[0].kind}; "
             f"recall@{recall['k']} of exact scores on {recall['queries']} "
             f"training examples: {recall['proponents']:.2f} proponents, "
-            f"{recall['opponents']:.2f} opponents>"
+            f"{recall['opponents']:.2f} opponents{_show_rounding(recall)}>"
         )
 
     @property
@@ -280,7 +282,9 @@ class InfluenceIndex:
         Measured when the index was made, by the search that is used, on some
         of the training examples, each of which is left out of its own lists:
         the share of the `k` strongest "proponents" and "opponents", and the
-        number of "queries".
+        number of "queries". Where rows are float16 or int8, "rounding" has
+        the shares of the strongest by rows as they were made that are found
+        among all rounded ones, and the "correlation" of both scores.
         """
         return dict(self._store.manifest.get("search")["recall"])
 
@@ -301,9 +305,10 @@ class InfluenceIndex:
         """
         if rerank and (self._recipe is None or self._recipe.exact is None):
             raise ValueError(
-                "`rerank` scores training examples by exact TracIn, for which "
-                "it needs them. Open an index of TracIn with `InfluenceIndex("
-                "directory, model, method=tracin)`."
+                "`rerank` scores training examples exactly where rows only "
+                "estimate, for which it needs them. Open an index of TracIn "
+                "with `InfluenceIndex(directory, model, method=tracin)`, one "
+                "of EK-FAC likewise; products of other rows are the scores."
             )
         if rerank and rerank < k:
             raise ValueError(
@@ -334,3 +339,15 @@ class InfluenceIndex:
             Ranking(ids[positions], scores) for positions, scores in sides
         )
         return TopK(proponents, opponents, batch.ids)
+
+
+def _show_rounding(recall: dict[str, Any]) -> str:
+    """What rounding has changed, in words."""
+    if "rounding" not in recall:
+        return ""
+    rounding = recall["rounding"]
+    return (
+        f"; of those by unrounded rows {rounding['proponents']:.2f} and "
+        f"{rounding['opponents']:.2f}, correlation of scores "
+        f"{rounding['correlation']:.4f}"
+    )

@@ -21,8 +21,8 @@ from keras_tracin.models.descriptions import difference
 from keras_tracin.storage import files
 from keras_tracin.storage.sharing import wait_for_worker
 
-FORMAT_VERSION = 4
-READABLE = (2, 3, 4)
+FORMAT_VERSION = 5
+READABLE = (2, 3, 4, 5)
 FILE_NAME = "index.json"
 
 REMEDY = "Copy the index again, or delete it and build it anew."

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
@@ -23,6 +23,8 @@ from keras_tracin.engine.distribution import Strategy, worker_of
 from keras_tracin.engine.fingerprint import FILE_NAME as FINGERPRINT
 from keras_tracin.engine.fingerprint import agree, load_numbers, tolerance
 from keras_tracin.engine.steps import GradientFunctions
+from keras_tracin.engine.visits import digest_of
+from keras_tracin.gradients.capture import LossAndNumbers
 from keras_tracin.gradients.rules.recurrent_cells import kind_of
 from keras_tracin.index.manifest import (
     FILE_NAME,
@@ -32,9 +34,10 @@ from keras_tracin.index.manifest import (
 )
 from keras_tracin.index.resident import Resident
 from keras_tracin.index.store import Store
+from keras_tracin.losses.model_outputs import HELP, model_output
 from keras_tracin.losses.per_example import PerExampleLoss
 from keras_tracin.losses.query_losses import query_value
-from keras_tracin.methods.index_rows import (
+from keras_tracin.methods.index_files import (
     described_projection,
     query_projection,
 )
@@ -47,7 +50,10 @@ from keras_tracin.models.descriptions import (
 from keras_tracin.projection import Projection
 from keras_tracin.runs import Checkpoint, TrainingRun
 from keras_tracin.runs.manifest import first_mismatch, weights_digest
-from keras_tracin.storage import files
+
+_ONE = (TrainingRun, str, os.PathLike)
+Run: TypeAlias = TrainingRun | str | os.PathLike
+Runs: TypeAlias = Run | Sequence[Run]
 
 
 def recipe_of(
@@ -76,7 +82,7 @@ def recipe_of(
 
     if isinstance(method, type) or not isinstance(method, Indexable):
         raise TypeError(
-            "An index is built from a `kt.TracIn` or from "
+            "An index is built from a `kt.TracIn`, `kt.TRAK` or "
             "`kt.InfluenceFunctions`. Received: "
             f"{type(method).__name__}."
         )
@@ -225,7 +231,7 @@ def open_resident(
     model: keras.Model,
     recipe: RowRecipe | None,
     projection: Projection | None,
-    run: TrainingRun | str | os.PathLike | None,
+    run: Runs | None,
 ) -> Resident:
     """The maker of queries' vectors, by the method or by the files.
 
@@ -234,7 +240,7 @@ def open_resident(
         model: the trained model.
         recipe: how rows are made, if the method is given.
         projection: the projection the index was built with, if it is given.
-        run: the training run, if it has been moved.
+        run: the training run, or the runs, if they have been moved.
 
     Raises:
         ValueError: if checkpoints, or a projection, are missing.
@@ -253,6 +259,9 @@ def open_resident(
     def value_like(batch: Batch) -> PerExampleLoss:
         if recipe is not None:
             return recipe.engine.query_value
+        if "output" in identity:
+            output = model_output(model, None, identity["output"], batch.x)
+            return LossAndNumbers(output.value, output.numbers)
         return query_value(model, identity["query_loss"], x=batch.x)
 
     def functions_like(batch: Batch) -> GradientFunctions:
@@ -271,6 +280,7 @@ def open_resident(
         [checkpoint["rate"] for checkpoint in checkpoints] or [1.0],
         functions_like,
         value_like,
+        HELP if "output" in identity else None,
     )
 
 
@@ -285,14 +295,12 @@ def relative_paths(
     ]
 
 
-def _locate_checkpoints(
-    manifest: Manifest, run: TrainingRun | str | os.PathLike | None
-) -> list[Path]:
+def _locate_checkpoints(manifest: Manifest, run: Runs | None) -> list[Path]:
     """The weights files that an index was built from.
 
     Args:
         manifest: list of the index's files.
-        run: the run, if it has been moved.
+        run: the run, or the runs, if they have been moved.
 
     Raises:
         ValueError: if a file is not there.
@@ -314,13 +322,13 @@ def _locate_checkpoints(
                 "directory, as `run=`."
             )
         return paths
-    if not isinstance(run, TrainingRun):
-        run = TrainingRun(run)
-    known = {c.sha256 or files.digest(c.path): c.path for c in run}
+    given = [run] if isinstance(run, _ONE) else list(run)
+    runs = [r if isinstance(r, TrainingRun) else TrainingRun(r) for r in given]
+    known = {digest_of(c): c.path for run in runs for c in run}
     lost = [c["epoch"] for c in checkpoints if c["sha256"] not in known]
     if lost:
         raise ValueError(
-            f"{run!r} is not the run that the index in {directory} was built "
+            f"{given} is not the run that the index in {directory} was built "
             f"from: it lacks the checkpoints of epochs {lost}. Pass that run "
             "as `run=`."
         )

@@ -26,12 +26,12 @@ from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.ranges import Ranges, imported
 from keras_tracin.index.building import Build, begin, finish
+from keras_tracin.index.shard_pass import shard_pass
 from keras_tracin.index.store import verify
 from keras_tracin.index.writing import (
     BATCH,
     examples_per_shard,
     make_shard,
-    shard_pass,
 )
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.projection import Projection
@@ -102,7 +102,11 @@ class BuildPieces:
             build.store.check_examples(shard, digest)
             return digest
         arrays = make_shard(
-            build.recipe, work(), chunk, self.dtype, self._examples(build).count
+            build.recipe,
+            work(),
+            chunk,
+            build.kept,
+            self._examples(build).count,
         )
         build.store.put(shard, arrays, digest)
         return digest

@@ -51,13 +51,21 @@ def measure_recall(
         ("proponents", "opponents"), search.both(vectors, count), strict=True
     ):
         truth = names[getattr(top, side).ids]
-        shares[side] = _mean_share(truth, names[positions], ids, k)
+        shares[side] = mean_shares(truth, names[positions], ids, k)
     return {"k": k, "queries": len(ids), **shares}
 
 
-def _mean_share(
+def mean_shares(
     truth: np.ndarray, received: np.ndarray, own: np.ndarray, k: int
 ) -> float:
+    """Mean share of the `k` first of each list that another one has too.
+
+    Args:
+        truth: ids `[m, k + 1]`, best first.
+        received: ids to be compared.
+        own: an id for each list that counts in neither.
+        k: number of ids that count.
+    """
     shares = [
         np.isin(a[a != name][:k], b[b != name][:k]).mean()
         for a, b, name in zip(truth, received, own, strict=True)

@@ -62,6 +62,8 @@ class Resident:
             form as a batch.
         value_like: returns the measure of such queries, in the form of a
             loss.
+        column: which of the numbers that this has beside itself multiply the
+            sketches, if any.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Resident:
         rates: Sequence[float],
         functions_like: Callable[[Batch], GradientFunctions],
         value_like: Callable[[Batch], PerExampleLoss],
+        column: int | None = None,
     ):
         self._model = model
         self._projection = projection
@@ -80,6 +83,7 @@ class Resident:
         self._scales = scales[:, np.newaxis, np.newaxis]
         self._functions_like = functions_like
         self._value_like = value_like
+        self._column = column
         self._steps: dict = {}
         self._assigns: dict[str, bool] = {}  # whether a query moves variables
 
@@ -146,7 +150,9 @@ class Resident:
             if kind not in self._steps:
                 check_fits(self._model, batch, "test")
                 functions = self._functions_like(batch)
-                step = sketches_at(functions, self._projection, self._weights)
+                step = sketches_at(
+                    functions, self._projection, self._weights, self._column
+                )
             else:
                 functions, step = self._steps[kind]
             with explaining([Suspect("query", batch, functions)]):

@@ -19,6 +19,14 @@ import numpy as np
 from keras_tracin.index.manifest import REMEDY, Manifest
 from keras_tracin.storage.arrays import load_array
 
+_BLOCK = 2**24  # numbers of the rows that are read at a time
+
+
+def restored(rows: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+    """Rows as float32, times their scales if they have any."""
+    rows = rows.astype(np.float32, copy=False)
+    return rows if scales is None else rows * scales[:, np.newaxis]
+
 
 class Shards:
     """The arrays of all shards that a manifest lists.
@@ -60,10 +68,14 @@ class Shards:
         places = np.searchsorted(positions, starts)
         dtype = self.array("rows", 0).dtype
         rows = np.empty([len(positions), self.width], dtype)
+        scales = np.empty(len(positions), np.float32)
         for shard in np.flatnonzero(np.diff(places)).tolist():
             part = slice(places[shard], places[shard + 1])
-            self._read_from(shard, positions[part] - starts[shard], rows[part])
-        return rows.astype(np.float32, copy=False)
+            own = positions[part] - starts[shard]
+            self._read_from(shard, own, rows[part])
+            if self._scaled:
+                scales[part] = self.array("scales", shard)[own]
+        return restored(rows, scales if self._scaled else None)
 
     def _read_from(
         self, shard: int, places: np.ndarray, out: np.ndarray
@@ -86,24 +98,39 @@ class Shards:
                     )
 
     def blocks(self, kind: str = "rows") -> Iterator[tuple[int, np.ndarray]]:
-        """The first row number of each shard, and one of its arrays.
+        """Some rows of one of the arrays after others, with the first's number.
 
-        One is read after another, and let go: memory does not grow.
+        They are read one after another, and let go: memory does not grow.
+        Those of all kinds are cut in the same places.
 
         Args:
-            kind: "rows", "ids" or "exact".
+            kind: "rows", "ids", "exact" or another; rows that have scales are
+                restored.
         """
         start = 0
+        size = max(1, _BLOCK // self.width)
+        scaled = kind == "rows" and self._scaled
         for shard in range(self._manifest.num_shards):
-            path = self.path(kind, shard)
-            block = load_array(path, REMEDY, mapped=True)
-            yield start, block
-            start += len(block)
-            del block
+            whole = load_array(self.path(kind, shard), REMEDY, mapped=True)
+            scales = self.array("scales", shard) if scaled else None
+            for first in range(0, len(whole), size):
+                block = whole[first : first + size]
+                if scales is not None:
+                    block = restored(block, scales[first : first + size])
+                yield start + first, block
+                del block
+            start += len(whole)
+            del whole
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether each row has a scale."""
+        return self.has("scales")
 
     def has(self, kind: str) -> bool:
-        """Whether shards have an array of this kind."""
-        return kind in self._manifest.entries[0]["files"]
+        """Whether all shards have an array of this kind."""
+        entries = self._manifest.entries
+        return all(kind in entry["files"] for entry in entries)
 
     def array(self, kind: str, shard: int) -> np.memmap:
         """One of a shard's arrays, mapped into memory."""

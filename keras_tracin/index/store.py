@@ -2,9 +2,11 @@
 
     index/digits/
       index.json             the list, see `keras_tracin.index.manifest`
-      rows/00000000.npy      [n, width], float32 or float16
+      rows/00000000.npy      [n, width], float32, float16 or int8
+      scales/00000000.npy    [n], of rows in int8
       ids/00000000.npy       [n]
       exact/00000000.npy     [n, queries], where recall is measured
+      unrounded/00000000.npy [n, queries], where rows are rounded
       search/00000003.*      the search of the first 3 shards
 
 A crash loses the shard in the making and no other. Shards count once the

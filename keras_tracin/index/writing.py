@@ -7,7 +7,7 @@ training examples themselves, spread over the first shard.
 Synopsis:
 
     queries = select_queries(recipe, 20)
-    write_rows(store, recipe, examples, dtype="float32", queries=queries)
+    write_rows(store, recipe, examples, kept=Kept("float32"), queries=queries)
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -25,10 +24,10 @@ from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink, read_chunks
 from keras_tracin.engine.passes import Pass
 from keras_tracin.engine.planning import Plan
-from keras_tracin.engine.sketch_steps import sketches, sketches_and_products
 from keras_tracin.engine.sweep import plan_pass, sweep
-from keras_tracin.engine.visits import Visit
+from keras_tracin.index.rounding import Kept
 from keras_tracin.index.search import NEAR
+from keras_tracin.index.shard_pass import shard_pass
 from keras_tracin.index.store import Store
 from keras_tracin.methods.indexable import RowRecipe
 from keras_tracin.storage.files import check_room
@@ -56,7 +55,7 @@ def write_rows(
     recipe: RowRecipe,
     examples: Examples,
     *,
-    dtype: str,
+    kept: Kept,
     queries: Batch | None,
     name: Callable[[Batch], np.ndarray] = lambda batch: batch.ids,
     worker: tuple[int, int] = (0, 1),
@@ -70,7 +69,7 @@ def write_rows(
         store: the files of the index.
         recipe: how rows are made.
         examples: the training examples.
-        dtype: dtype of the rows.
+        kept: in which form rows are kept.
         queries: those whose exact scores are kept, if any.
         name: returns the ids that are kept of a batch.
         worker: index of this process and number of processes. Each writes
@@ -81,10 +80,10 @@ def write_rows(
         ValueError: if other examples were begun with, or if a gradient is
             NaN or infinite, naming ids.
     """
-    _check_room(store, recipe, examples, dtype)
-    size = examples_per_shard(recipe, dtype)
+    _check_room(store, recipe, examples, kept)
+    size = examples_per_shard(recipe, kept.dtype)
     work = shard_pass(recipe, queries)
-    writer = _ShardWriter(store, dtype, name, worker)
+    writer = _ShardWriter(store, kept, name, worker)
     sweep(
         recipe.engine,
         work,
@@ -103,7 +102,7 @@ def make_shard(
     recipe: RowRecipe,
     work: Pass,
     batches: list[Batch],
-    dtype: str,
+    kept: Kept,
     num_examples: int,
 ) -> dict[str, np.ndarray]:
     """Makes the arrays of one shard, by kind.
@@ -112,7 +111,7 @@ def make_shard(
         recipe: how rows are made.
         work: the pass that makes them, see `shard_pass`.
         batches: examples of the shard.
-        dtype: dtype of the rows.
+        kept: in which form rows are kept.
         num_examples: number of examples of all shards.
 
     Raises:
@@ -124,7 +123,7 @@ def make_shard(
     sweep(
         recipe.engine,
         work,
-        Sink(lambda ids, arrays: shards.append(_keep(arrays, ids, dtype))),
+        Sink(lambda ids, arrays: shards.append(kept.arrays(arrays, ids))),
         Call(verbose=0),
         chunks=[chunk],
         plan=_plan(recipe, work, num_examples, len(chunk)),
@@ -139,96 +138,12 @@ def examples_per_shard(recipe: RowRecipe, dtype: str) -> int:
     return BATCH * max(1, math.ceil(shard / (row * BATCH)))
 
 
-def shard_pass(recipe: RowRecipe, queries: Batch | None) -> Pass:
-    """The pass that makes rows, and exact scores where there are queries.
-
-    What it gathers of a chunk are arrays by kind: "rows" `[n, width]` and,
-    where there are queries, "exact" `[n, m]`.
-
-    Args:
-        recipe: how rows are made.
-        queries: those whose exact scores are kept, if any.
-    """
-    options: dict[str, Any] = {
-        "compared": lambda raw: _arrays(raw)[0],
-        "finish": _arrays,
-        "gather": functools.partial(_Shard, recipe),
-        "scores": False,
-    }
-    projection = recipe.train_projection
-    if queries is None:
-        return Pass(
-            "Index",
-            sketches(recipe.engine.train_steps, projection),
-            recipe.checkpoints,
-            arguments=lambda visit, prepared: (visit.position,),
-            **options,
-        )
-    steps = recipe.engine.steps_like(queries)
-    return Pass(
-        "Index",
-        sketches_and_products(steps.train, steps.query, projection),
-        recipe.checkpoints,
-        prepare=lambda visit: steps.query.query_factors(queries.data),
-        arguments=lambda visit, factors: (
-            factors,
-            visit.rate,
-            visit.position,
-        ),
-        **options,
-    )
-
-
-def _arrays(raw: Any) -> tuple[np.ndarray, ...]:
-    """A step's results with the examples along the last axis."""
-    parts = raw if isinstance(raw, tuple | list) else (raw,)
-    return tuple(part.numpy().T for part in parts)
-
-
-class _Shard:
-    """Puts sketches of all checkpoints side by side, and sums exact scores.
-
-    Args:
-        recipe: how rows are made.
-        chunk: examples of the shard.
-    """
-
-    def __init__(self, recipe: RowRecipe, chunk: Chunk):
-        self._recipe = recipe
-        self._rows = np.empty([len(chunk), recipe.width], np.float32)
-        self._exact: np.ndarray | None = None
-
-    def add(
-        self, visit: Visit, batch: Batch, rows: slice, values: tuple
-    ) -> None:
-        """Takes sketches `[dim, b]`, and scores `[m, b]` if there are any."""
-        sketches, *scores = values
-        dim = self._recipe.train_projection.dim
-        start = int(visit.position) * dim
-        scale = math.sqrt(self._recipe.checkpoints[visit.checkpoint])
-        self._rows[rows, start : start + dim] = scale * sketches.T
-        for array in scores:
-            if self._exact is None:
-                shape = [len(self._rows), len(array)]
-                self._exact = np.zeros(shape, array.dtype)
-            if visit.position == 0:
-                self._exact[rows] = array.T
-            else:
-                self._exact[rows] += array.T
-
-    def result(self) -> dict[str, np.ndarray]:
-        """The arrays of the shard, by kind."""
-        if self._exact is None:
-            return {"rows": self._rows}
-        return {"rows": self._rows, "exact": self._exact}
-
-
 class _ShardWriter:
     """Writes the shards of this process; in the first process, lists all.
 
     Args:
         store: the files of the index.
-        dtype: dtype of the rows.
+        kept: in which form rows are kept.
         name: returns the ids that are kept of a batch.
         worker: index of this process and number of processes.
     """
@@ -236,11 +151,11 @@ class _ShardWriter:
     def __init__(
         self,
         store: Store,
-        dtype: str,
+        kept: Kept,
         name: Callable[[Batch], np.ndarray],
         worker: tuple[int, int],
     ):
-        self._store, self._dtype, self._name = store, dtype, name
+        self._store, self._kept, self._name = store, kept, name
         self._index, self._workers = worker
         self._first = store.manifest.finished
         self._digests: dict[int, str] = {}  # of the shards that were read
@@ -267,7 +182,7 @@ class _ShardWriter:
 
     def write(self, ids: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         """Writes the shard that was asked for last."""
-        kept = _keep(arrays, self._ids, self._dtype)
+        kept = self._kept.arrays(arrays, self._ids)
         self._store.put(self._shard, kept, self._digests[self._shard])
         self._list()
 
@@ -310,29 +225,16 @@ def _plan(
 
 
 def _check_room(
-    store: Store, recipe: RowRecipe, examples: Examples, dtype: str
+    store: Store, recipe: RowRecipe, examples: Examples, kept: Kept
 ) -> None:
     if examples.size is None:
         return
-    numbers, near = np.dtype(dtype).itemsize, np.dtype(np.float32).itemsize
-    row = recipe.width * numbers + NEAR * near
+    near = NEAR * np.dtype(np.float32).itemsize
+    row = kept.bytes_of_row(recipe.width) + near
     check_room(
         store.directory,
         max(0, examples.size - store.pending) * row,
         "index",
-        "Free space, choose another directory, `dtype='float16'`, or a "
+        "Free space, choose another directory, `dtype='int8'`, or a "
         "projection of a smaller `dim`",
     )
-
-
-def _keep(
-    arrays: dict[str, np.ndarray], ids: np.ndarray, dtype: str
-) -> dict[str, np.ndarray]:
-    """The arrays of a shard as they are kept, by kind."""
-    rows = arrays["rows"]
-    if dtype == "float16" and np.abs(rows).max() > np.finfo(np.float16).max:
-        raise ValueError(
-            "A row does not fit float16: its largest number is "
-            f"{np.abs(rows).max():.3g}. Build with dtype='float32'."
-        )
-    return {**arrays, "rows": rows.astype(dtype, copy=False), "ids": ids}

@@ -12,7 +12,6 @@ Synopsis:
         plain=True, exact=exact,
     )
     recipe = inverse_rows(engine, solver, settings, make_inverse, None, keep)
-    projection = query_projection(recipe.identity, directory, None)
 """
 
 from __future__ import annotations
@@ -34,13 +33,12 @@ from keras_tracin.curvature.solvers.randomized_sketch import (
 from keras_tracin.engine.engine import Engine
 from keras_tracin.engine.identity import identity as identity_of
 from keras_tracin.engine.updated import unequal_shares
-from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights
+from keras_tracin.engine.visits import PRESENT_WEIGHTS, Weights, digest_of
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.projection import (
     FactoredProjection,
-    GaussianProjection,
     Projection,
     TensorSketch,
     check_projection,
@@ -50,12 +48,7 @@ from keras_tracin.results import Attribution
 from keras_tracin.runs.manifest import weights_digest
 from keras_tracin.storage import files
 
-_INVERSE = "inverse.npz"
-
-_KNOWN: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (TensorSketch, GaussianProjection, FactoredProjection)
-}
+INVERSE = "inverse.npz"
 
 
 def checkpoint_rows(
@@ -81,13 +74,7 @@ def checkpoint_rows(
     """
     if projection is None:
         projection = TensorSketch(1024)
-    check_projection(projection)
-    if isinstance(projection, FactoredProjection) and not projection.joint:
-        raise ValueError(
-            "Neighbours can be searched among sketches only, not among "
-            f"sides kept apart. Received: projection={projection!r}; leave "
-            "out `joint=False`."
-        )
+    check_joint(projection)
     if engine.projection is not None:
         raise ValueError(
             "An index is built from exact gradients. Received a TracIn with "
@@ -101,26 +88,57 @@ def checkpoint_rows(
         )
     if engine.shares is not None:
         raise ValueError(unequal_shares("An index"))
+    identity = {
+        **identity_of(engine),
+        "method": "TracIn",
+        "projection": describe(projection),
+        **describe_checkpoints(checkpoints),
+    }
+    return RowRecipe(
+        engine,
+        checkpoints,
+        projection,
+        projection,
+        identity,
+        exact,
+        projection=projection,
+    )
+
+
+def check_joint(projection: Any) -> None:
+    """Raises an error unless a projection makes one vector of a gradient.
+
+    Raises:
+        TypeError: if nothing can be projected by it.
+        ValueError: if it keeps its sides apart.
+    """
+    check_projection(projection)
+    if isinstance(projection, FactoredProjection) and not projection.joint:
+        raise ValueError(
+            "Neighbours can be searched among sketches only, not among "
+            f"sides kept apart. Received: projection={projection!r}; leave "
+            "out `joint=False`."
+        )
+
+
+def describe_checkpoints(checkpoints: Weights) -> dict[str, Any]:
+    """The checkpoints of an index and their run, entries of its identity.
+
+    Args:
+        checkpoints: the checkpoints, each with its factor.
+    """
     visited = [
         {
             "step": checkpoint.step,
             "epoch": checkpoint.epoch,
-            "sha256": checkpoint.sha256 or files.digest(checkpoint.path),
+            "sha256": digest_of(checkpoint),
             "rate": rate,
         }
         for checkpoint, rate in checkpoints.items()
         if checkpoint is not None
     ]
-    identity = {
-        **identity_of(engine),
-        "method": "TracIn",
-        "projection": describe(projection),
-        "checkpoints": visited,
-        "run": hashlib.sha256(json.dumps(visited).encode()).hexdigest(),
-    }
-    return RowRecipe(
-        engine, checkpoints, projection, projection, identity, exact
-    )
+    run = hashlib.sha256(json.dumps(visited).encode()).hexdigest()
+    return {"checkpoints": visited, "run": run}
 
 
 def inverse_rows(
@@ -146,9 +164,10 @@ def inverse_rows(
     """
     if not isinstance(solver, RandomizedSketch | InverseSketch):
         raise ValueError(
-            "An index of influence functions is made of a sketched inverse. "
-            f"Received: solver={solver!r}. Give InfluenceFunctions "
-            "`solver=kt.RandomizedSketch(dim)`."
+            "An index of influence functions is made by EK-FAC or by a "
+            f"sketched inverse. Received: solver={solver!r}. Give "
+            "InfluenceFunctions `solver=kt.EKFAC()`, its default, or "
+            "`kt.RandomizedSketch(dim)`."
         )
     if projection is not None or settings["relative"] is not None:
         raise ValueError(
@@ -162,8 +181,8 @@ def inverse_rows(
 
     # Loaded also where it has just been saved: a resumed build has the same
     # bits.
-    path = keep(_INVERSE, save, engine.execution.strategy)
-    of_train, of_query = _sides(InverseSketch.load(path))
+    path = keep(INVERSE, save, engine.execution.strategy)
+    of_train, of_query = inverse_sides(InverseSketch.load(path))
     identity = {
         **identity_of(engine),
         "method": "InfluenceFunctions",
@@ -174,60 +193,6 @@ def inverse_rows(
         "checkpoints": [],
     }
     return RowRecipe(engine, PRESENT_WEIGHTS, of_train, of_query, identity)
-
-
-def kept_files(identity: dict[str, Any]) -> dict[str, str]:
-    """Files beside the rows that vectors are made with, and their SHA-256.
-
-    Args:
-        identity: identity of an index.
-    """
-    return {_INVERSE: identity["inverse"]} if "inverse" in identity else {}
-
-
-def described_projection(identity: dict[str, Any]) -> Projection | None:
-    """The projection that an identity describes; None if a file holds it.
-
-    Args:
-        identity: identity of an index.
-
-    Raises:
-        ValueError: if it is of a class of the user's own.
-    """
-    if "projection" not in identity:
-        return None
-    fields = dict(identity["projection"])
-    kind = _KNOWN.get(fields.pop("class"))
-    if kind is None:
-        raise ValueError(
-            "The index was built with a projection of the user's own, "
-            f"{identity['projection']}, which files do not hold. Pass it as "
-            "`projection=`."
-        )
-    return kind(**fields)
-
-
-def query_projection(
-    identity: dict[str, Any], directory: Path, projection: Projection | None
-) -> Projection:
-    """The projection that makes queries' vectors, from the files of an index.
-
-    Args:
-        identity: identity of the index.
-        directory: directory of the index.
-        projection: the one it was built with, where its class is the user's
-            own.
-
-    Raises:
-        ValueError: if such a one was not given.
-    """
-    if "inverse" in identity:
-        _, of_query = _sides(InverseSketch.load(directory / _INVERSE))
-        return of_query
-    if projection is None:
-        projection = described_projection(identity)
-    assert projection is not None
-    return projection
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,7 +216,7 @@ class _Side:
         return self.apply(tf.cast(flat.rows(factors), self.dtype))
 
 
-def _sides(sketch: InverseSketch) -> tuple[_Side, _Side]:
+def inverse_sides(sketch: InverseSketch) -> tuple[_Side, _Side]:
     """The sides of a sketched inverse that make rows and vectors."""
     dim, dtype = sketch.rows.shape[0], sketch.rows.dtype
     return _Side(sketch.embed, dim, dtype), _Side(sketch.project, dim, dtype)

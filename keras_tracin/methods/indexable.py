@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import tensorflow as tf
 
 from keras_tracin.engine.distribution import Strategy
 from keras_tracin.engine.engine import Engine
-from keras_tracin.engine.identity import numbers
+from keras_tracin.engine.identity import More, no_more, numbers
 from keras_tracin.engine.measures import Numbers
-from keras_tracin.engine.visits import Weights
+from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.projection import Projection
 from keras_tracin.results import Attribution
 
@@ -70,6 +71,15 @@ class RowRecipe:
         exact: `(ids, test) -> Attribution`, the exact scores of the training
             examples with these ids; None where products of rows and vectors
             are the scores themselves.
+        directions: `(visit, gradients [m, p]) -> [m, p]`, what queries'
+            gradients become before training examples' are multiplied by them
+            for exact scores; None if they stay as they are.
+        columns: where gradients are those of an output: the columns of the
+            numbers beside it (see `keras_tracin.losses.model_outputs`) that
+            multiply a row, in the mean over the checkpoints, and a query's
+            sketch at each of them.
+        projection: the projection that the caller gave, if any.
+        more: makes further numbers that tell apart what rows are made with.
     """
 
     engine: Engine
@@ -78,6 +88,10 @@ class RowRecipe:
     query_projection: Projection
     identity: dict[str, Any]
     exact: Callable[[np.ndarray, Any], Attribution] | None = None
+    directions: Callable[[Visit, tf.Tensor], tf.Tensor] | None = None
+    columns: tuple[int, int] | None = None
+    projection: Projection | None = None
+    more: More = no_more
 
     @property
     def width(self) -> int:
@@ -94,13 +108,12 @@ class RowRecipe:
         Raises:
             ValueError: if there are no training examples with such ids.
         """
-        # A projection that is a file is part of the identity.
-        described = "projection" in self.identity
-        projection = self.train_projection if described else None
+        # What is kept in a file is a part of the identity.
         return numbers(
             self.engine,
             self.checkpoints,
-            projection=projection,
+            more=self.more,
+            projection=self.projection,
             ids=ids,
             as_queries=True,
         )

@@ -55,10 +55,12 @@ from keras_tracin.methods.index_rows import inverse_rows
 from keras_tracin.methods.indexable import Keep, RowRecipe
 from keras_tracin.methods.of_objective import OfObjective
 from keras_tracin.methods.training_notes import check_training
+from keras_tracin.methods.whitened_rows import whitened_rows
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.models.kinds import check_is_model
 from keras_tracin.projection import Projection
+from keras_tracin.results import Attribution
 from keras_tracin.runs import TrainingRun, check_checkpoint
 
 _CURVATURES = (None, "hessian", "gauss_newton", "ekfac")
@@ -287,6 +289,19 @@ class InfluenceFunctions(OfObjective):
         self, projection: Projection | None, keep: Keep
     ) -> RowRecipe:
         """Rows and vectors; `projection` and `keep` as in `Indexable`."""
+        if isinstance(self.solver, EKFAC):
+            if self.checkpoints is PRESENT_WEIGHTS:
+                self.check_weights()
+            return whitened_rows(
+                self.engine,
+                self.checkpoints,
+                self._inverses,
+                lambda: self.fit(Call(verbose=0)),
+                self.settings,
+                projection=projection,
+                keep=keep,
+                exact=self._exact,
+            )
         self._check_one_inverse()
         return inverse_rows(
             self.engine,
@@ -296,6 +311,14 @@ class InfluenceFunctions(OfObjective):
             projection,
             keep,
         )
+
+    def _exact(
+        self, ids: np.ndarray, test: Any, prepared: Mapping
+    ) -> Attribution:
+        # An index may hold examples that were appended, which it tells.
+        method = self.keep_only(ids)
+        method._inverses = self._inverses.with_prepared(prepared)
+        return method.influence(test, verbose=0)
 
     def fit(self, call: Call) -> None:
         """Prepares the missing inverses, with the progress bar of `call`."""

@@ -50,6 +50,8 @@ from keras_tracin.gradients.capture import LossAndNumbers
 from keras_tracin.losses.model_outputs import HELP, PULL, model_output
 from keras_tracin.losses.output_kinds import SAMPLE
 from keras_tracin.methods.base import Method
+from keras_tracin.methods.indexable import Keep, RowRecipe
+from keras_tracin.methods.kernel_rows import kernel_rows
 from keras_tracin.methods.trak_kernels import Kernels, features_pass, joined
 from keras_tracin.models.descriptions import describe
 from keras_tracin.models.exclusive import exclusive_access
@@ -182,6 +184,21 @@ class TRAK(Method):
         # All training examples have a part in the kernels.
         train = self._kernels.engine.train.batches(_DIGESTED)
         return {**super().job(test), "train": content_digest(train)}
+
+    def index_rows(
+        self, projection: Projection | None, keep: Keep
+    ) -> RowRecipe:
+        """Rows and vectors; `projection` and `keep` as in `Indexable`."""
+        return kernel_rows(
+            self.engine,
+            self.checkpoints,
+            self._kernels,
+            lambda: self.fit(Call(verbose=0)),
+            self.settings,
+            more=self.more_numbers,
+            projection=projection,
+            keep=keep,
+        )
 
     def fit(self, call: Call) -> None:
         """Makes the kernels, unless that has been done.

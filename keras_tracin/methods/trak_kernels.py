@@ -93,6 +93,17 @@ class Kernels:
         ]
         return np.concatenate(parts, axis=1)
 
+    def inverse_roots(self, position: int) -> list[np.ndarray]:
+        """L⁻¹ of each kernel at a checkpoint, where ΦᵀΦ + λI is L Lᵀ.
+
+        Args:
+            position: the checkpoint's.
+        """
+        return [
+            scipy.linalg.solve_triangular(lower, np.eye(len(lower)), lower=True)
+            for lower, _ in self._factors[position]
+        ]
+
     def _cut(self, features: np.ndarray) -> list[np.ndarray]:
         return np.split(features, np.cumsum(self.widths)[:-1], axis=1)
 

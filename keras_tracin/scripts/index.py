@@ -51,7 +51,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "dtype",
         "float32",
-        ("float32", "float16"),
+        ("float32", "float16", "int8"),
         "Precision of rows on disk.",
         **options,
     )

@@ -10,6 +10,7 @@ import pytest
 import keras_tracin as kt
 from keras_tracin.methods.indexable import Indexable
 from tests.error_rows import row
+from tests.index.network import change_a_bit
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 3)).astype("float32")
@@ -88,16 +89,10 @@ def test_methods_that_make_no_rows_are_refused(tracin, tmp_path):
         tracin.engine.model,
         next(iter(tracin.checkpoints)).path.parents[1],
     )
-    for method in (kt.TRAK(model, TRAIN, run), kt.TracIn, None):
+    for method in (kt.SOURCE(model, TRAIN, run), kt.TracIn, None):
         with pytest.raises(TypeError, match="An index is built from a"):
             kt.InfluenceIndex.build(method, tmp_path)
     assert isinstance(tracin, Indexable)
-
-
-def change_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def test_the_remedy_for_a_damaged_file_is_that_of_its_directory(

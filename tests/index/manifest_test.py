@@ -45,6 +45,6 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path, content):
 
 
 def test_a_list_of_a_later_version_is_refused(tmp_path):
-    Manifest.create(tmp_path, IDENTITY).change(format_version=5)
-    with pytest.raises(ValueError, match=row("newer-run", "version 5")):
+    Manifest.create(tmp_path, IDENTITY).change(format_version=6)
+    with pytest.raises(ValueError, match=row("newer-run", "version 6")):
         Manifest.read(tmp_path)

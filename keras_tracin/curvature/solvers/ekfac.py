@@ -18,21 +18,27 @@ Synopsis:
 
     inverse = EKFAC().prepare(Damped(gauss_newton, 0.01))
     inverse(rows).value         # [m, p]
+    inverse.save("inverse.npz"); EKFACInverse.load("inverse.npz")
     EKFAC(damping="relative").prepare(Damped(gauss_newton, RELATIVE_DAMPING))
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import numbers
+import os
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_tracin.curvature.eigenblocks import Eigenblocks, fit_eigenblocks
-from keras_tracin.curvature.kronecker import LayerCurvature
+from keras_tracin.curvature.kronecker import Block, LayerCurvature
 from keras_tracin.curvature.operators import Operator
 from keras_tracin.curvature.solvers.solution import Solution
+from keras_tracin.gradients.factors import KernelAxes
+from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 RELATIVE_DAMPING = 0.1  # of a block's mean eigenvalue (Grosse et al. 2023)
 
@@ -143,7 +149,51 @@ class EKFACInverse(Eigenblocks):
             residual=np.full(count, np.nan),
         )
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an `.npz` file, which appears whole or not at all."""
+        arrays = {
+            "blocks": json.dumps(list(map(dataclasses.asdict, self.blocks)))
+        }
+        for at, (basis, values) in enumerate(
+            zip(self.bases, self.eigenvalues, strict=True)
+        ):
+            arrays[f"{at}"] = values.numpy()
+            for side, vectors in enumerate(basis):
+                arrays[f"{at} {side}"] = vectors.numpy()
+        save_arrays(Path(path), arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> EKFACInverse:
+        """Reads what `save` wrote; it is right at the weights of that time.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        remedy = "Expected a file that `EKFACInverse.save` wrote."
+        arrays = load_arrays(path, remedy)
+        if "blocks" not in arrays:
+            raise ValueError(f"{path} holds no factors of EK-FAC. {remedy}")
+        blocks = list(map(_block, json.loads(str(arrays["blocks"]))))
+        return cls(
+            tuple(blocks),
+            tuple(
+                tuple(
+                    tf.constant(arrays[f"{at} {side}"])
+                    for side in range(len(block.sides))
+                )
+                for at, block in enumerate(blocks)
+            ),
+            tuple(tf.constant(arrays[f"{at}"]) for at in range(len(blocks))),
+        )
+
 
 def _reciprocal(values: tf.Tensor) -> tf.Tensor:
     """One over each; zero for zero."""
     return tf.math.divide_no_nan(tf.ones_like(values), values)
+
+
+def _block(fields: dict) -> Block:
+    axes = fields["axes"]
+    if axes is not None:
+        axes = KernelAxes(tuple(axes["sizes"]), tuple(axes["order"]))
+    return Block(**{**fields, "axes": axes})
