@@ -5,7 +5,7 @@ there is not trained again, and calls that need the same training share it.
 
 Synopsis:
 
-    trainings = Trainings(fit, data, directory, {"test": queries.digest}, measure)
+    trainings = Trainings(fit, data, directory, key, measure)
     trainings(mask, seed, "subset 3")["values"]
 """
 

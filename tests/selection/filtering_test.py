@@ -127,7 +127,7 @@ def test_weights_become_sample_weights():
     own = dict(zip(KEPT, weights, strict=True))
     expected = np.array([own[row] for row in ROWS], np.float32)
     chosen = selection(KEPT, weights)
-    x, y, w = chosen.of((X, Y), weighted=True)
+    _, _, w = chosen.of((X, Y), weighted=True)
     np.testing.assert_allclose(w, expected)
     _, _, w = chosen.of((X, Y, W), weighted=True)
     np.testing.assert_allclose(w, expected * W[ROWS])
