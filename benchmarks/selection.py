@@ -50,8 +50,11 @@ _DATA_DIR = flags.DEFINE_string(
     "Folder that holds tfds/ and dbpedia/.",
 )
 
+_DROPPED = flags.DEFINE_list(
+    "dropped", ["0.2"], "Shares to drop, 0.2 among them."
+)
+
 _CHECKPOINTS = 5  # of gradients
-_DROPPED = (0.1, 0.2, 0.3)
 _KEPT = 0.1
 _ORACLE = "which labels are wrong"
 _COSINES = (0.99, 0.97, 0.95, 0.9)
@@ -90,6 +93,7 @@ class Bench:
         )
         trained = self._trained("harm", (x, given), held_out)
         scores = self._harmful(trained, (x, given), held_out)
+        shares = [float(share) for share in _DROPPED.value]
         scores[_ORACLE] = (given != right).astype(float)
         options = {"seeds": (self.seed,), "config": self.setting.describe()}
         directory = self._folder / "retrained"
@@ -99,8 +103,7 @@ class Bench:
             self.parts.test,
             scores,
             directory,
-            shares=_DROPPED,
-            draws=2,
+            shares=shares,
             **options,
         )
         clean = kt.evaluation.removal_curve(
@@ -121,9 +124,9 @@ class Bench:
             values = curves.mean(name)
             rows[name] = {
                 f"dropped {share:.0%}": float(value)
-                for share, value in zip(_DROPPED, values, strict=True)
+                for share, value in zip(shares, values, strict=True)
             }
-            at = _DROPPED.index(_settings.WRONG)
+            at = shares.index(_settings.WRONG)
             rows[name]["recovered"] = (values[at] - noisy) / (best - noisy)
             rows[name]["less loss"] = float(
                 curves.difference(name, "loss, last epoch")[0][at]

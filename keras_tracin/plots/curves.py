@@ -42,10 +42,10 @@ def retraining_curves(curves: RetrainingCurves) -> Figure:
     """
     axes = new_axes()
     for name in curves.values:
-        style = {"color": REFERENCE} if name == "random" else {}
+        colour = REFERENCE if name == "random" else None
         mean, half = curves.mean(name), curves.interval(name)
         (line,) = axes.plot(
-            curves.shares, mean, marker="o", ms=4, label=name, **style
+            curves.shares, mean, marker="o", ms=4, label=name, color=colour
         )
         if np.isfinite(half).all():
             axes.fill_between(

@@ -26,8 +26,6 @@ from keras_tracin.selection.strategies import (
     task_means,
 )
 
-Strategy = Callable[[Any], Wanted]
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -60,7 +58,7 @@ class Source:
         """
         if strategy is None and self.has_default:
             strategy = next(iter(self.strategies))
-        if strategy not in self.strategies:
+        if strategy is None or strategy not in self.strategies:
             names = ", ".join(f"'{name}'" for name in self.strategies)
             raise ValueError(
                 f"`strategy` should be one of those of this source: {names}. "
@@ -183,7 +181,8 @@ def _of_examples(source: Any) -> Source:
         )
     if isinstance(source, SelfInfluence):
         own = np.asarray(source.scores, np.float64)
-        falls = len(own) > 2 and (np.diff(own) <= 0).all()
+        falls = len(own) > 2 and bool((np.diff(own) <= 0).all())
+        in_order = bool((np.sort(source.ids) == source.ids).all())
         return Source(
             source.ids,
             {
@@ -191,7 +190,7 @@ def _of_examples(source: Any) -> Source:
                 "easy": lambda: by_score(-own, "easy"),
             },
             has_default=False,
-            is_ranked=falls and not (np.sort(source.ids) == source.ids).all(),
+            is_ranked=falls and not in_order,
         )
     if isinstance(source, Mapping):
         ids, values = np.array(list(source)), np.array(list(source.values()))
