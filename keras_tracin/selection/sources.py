@@ -4,7 +4,7 @@ Synopsis:
 
     source = open_source(tracin, test, None, 1)      # scores are computed
     source.ids                                       # [n]
-    source.wanted("mean", None)                      # by a strategy
+    source.wanted("mean")                            # by a strategy
 """
 
 from __future__ import annotations
