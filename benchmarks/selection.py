@@ -58,6 +58,7 @@ _CHECKPOINTS = 5  # of gradients
 _KEPT = 0.1
 _SELECTED = 0.3  # where near-duplicates are left out
 _ORACLE = "which labels are wrong"
+_EMBEDDINGS = "embeddings, round robin"
 _COSINES = (0.99, 0.97, 0.95, 0.9)
 
 Row = dict[str, float]
@@ -146,11 +147,15 @@ class Bench:
         group = rng.permutation(classes)[: _settings.GROUP]
         queries = _of_classes(held_out, group, _settings.QUERIES)
         trained = self._trained("keep", train, held_out)
-        tracin = self._tracin(trained, train)
-        influence = self._kept(
-            "influence.npz",
-            kt.Attribution,
-            lambda: tracin.influence(queries, verbose=0),
+        influence, cosines = (
+            self._kept(
+                f"influence-{normalize}.npz",
+                kt.Attribution,
+                lambda normalize=normalize: self._tracin(
+                    trained, train, normalize
+                ).influence(queries, verbose=0),
+            )
+            for normalize in (None, "both")
         )
         similarity = kt.evaluation.EmbeddingSimilarity(
             trained.model, train
@@ -160,18 +165,31 @@ class Bench:
         )
         by_task = {"strategy": "max", "tasks": queries[1]}
         turns = {"strategy": "round_robin"}
+        turns_of_classes = {**turns, "tasks": queries[1]}
         select = functools.partial(kt.select_examples, budget=_KEPT)
         is_of_group = np.isin(train[1], group)
         kept: dict[str, Any] = {
             "influence, mean": select(influence),
             "influence, max over classes": select(influence, **by_task),
             "influence, round robin": select(influence, **turns),
+            "influence, turns of classes": select(
+                influence, **turns_of_classes
+            ),
             "influence, mean, classes in proportion": select(
                 influence, balance="proportional", labels=train[1]
+            ),
+            "unit gradients, mean": select(cosines),
+            "unit gradients, max over classes": select(cosines, **by_task),
+            "unit gradients, round robin": select(cosines, **turns),
+            "unit gradients, turns of classes": select(
+                cosines, **turns_of_classes
             ),
             "embeddings, mean": select(similarity),
             "embeddings, max over classes": select(similarity, **by_task),
             "embeddings, round robin": select(similarity, **turns),
+            "embeddings, turns of classes": select(
+                similarity, **turns_of_classes
+            ),
             "hard": select(dynamics, strategy="hard"),
             "easy": select(dynamics, strategy="easy"),
             "forgotten": select(dynamics, strategy="forgetting"),
@@ -190,7 +208,7 @@ class Bench:
                 if column == "these classes":
                     less, _ = curves.difference(name)
                     rows[name]["less random"] = float(less[0])
-                    less, _ = curves.difference(name, "embeddings, mean")
+                    less, _ = curves.difference(name, _EMBEDDINGS)
                     rows[name]["less embeddings"] = float(less[0])
         return rows
 
@@ -301,10 +319,12 @@ class Bench:
             "influence on held-out examples": -influence.scores.mean(axis=0),
         }
 
-    def _tracin(self, trained: Trained, train: Arrays) -> kt.TracIn:
+    def _tracin(
+        self, trained: Trained, train: Arrays, normalize: str | None = None
+    ) -> kt.TracIn:
         epochs = np.linspace(0, len(trained.run) - 1, _CHECKPOINTS)
         run = trained.run.select(np.unique(epochs.round().astype(int)))
-        return kt.TracIn(trained.model, train, run)
+        return kt.TracIn(trained.model, train, run, normalize=normalize)
 
     def _trained(self, part: str, train: Arrays, held_out: Arrays) -> Trained:
         return fit_once(
