@@ -34,7 +34,7 @@ def select_examples(
     balance: str | None = None,
     labels: Any = None,
     redundancy: Any = None,
-    max_cosine: float = 0.97,
+    max_cosine: float = 0.95,
     verbose: int = 1,
 ) -> Selection:
     """Selects the training examples that are worth keeping.
