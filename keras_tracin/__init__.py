@@ -75,6 +75,7 @@ from keras_tracin.runs import (
     WhenLossDrops,
     select_checkpoints,
 )
+from keras_tracin.selection import Selection, select_examples
 from keras_tracin.trace import (
     StepTable,
     TrainingSketches,
@@ -116,6 +117,7 @@ __all__ = [
     "RandomizedSketch",
     "Ranking",
     "RepresenterPoints",
+    "Selection",
     "SelfInfluence",
     "StepTable",
     "TensorSketch",
@@ -137,6 +139,7 @@ __all__ = [
     "record_training",
     "report",
     "select_checkpoints",
+    "select_examples",
     "sketch_training",
     "sweep_l2",
     "tensorboard",

@@ -47,6 +47,7 @@ QUICK = (
     "tests/runs/run_test.py",
     "tests/runs/selection_test.py",
     "tests/scripts/check_test.py",
+    "tests/selection/redundancy_test.py",
     "tests/storage",
     "tests/trace/batches_test.py",
 )

@@ -33,6 +33,7 @@ ROOMS = (
     "check",
     "evaluation",
     "labels",
+    "selection",
     "plots",
     "report",
     "tensorboard",

@@ -68,6 +68,8 @@ FOR_USERS = {
     "results.attribution": "",
     "runs.save_options": "",
     "runs.selection": "from keras_tracin import TracIn, TracInCheckpoint",
+    "selection.selecting": "",
+    "selection.selection": "",
     "storage.files": "from pathlib import Path; path = Path('a.txt')",
     "tensorboard": "",
     "trace.plain": "import shutil; shutil.rmtree('runs/digits')",

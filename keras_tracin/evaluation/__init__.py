@@ -6,6 +6,7 @@ from keras_tracin.evaluation.baselines import (
     EmbeddingSimilarity,
 )
 from keras_tracin.evaluation.brittle import Brittleness, brittleness
+from keras_tracin.evaluation.curves import RetrainingCurves
 from keras_tracin.evaluation.datamodels import LDS, lds
 from keras_tracin.evaluation.leaving_out import LeaveOneOut, leave_one_out
 from keras_tracin.evaluation.mislabels import (
@@ -17,6 +18,7 @@ from keras_tracin.evaluation.randomization import (
     ModelRandomization,
     model_randomization,
 )
+from keras_tracin.evaluation.removing import removal_curve, selection_curve
 from keras_tracin.evaluation.retrievals import Retrieval, retrieval
 from keras_tracin.evaluation.scorecards import Scorecard, scorecard
 from keras_tracin.evaluation.subsets import Retrained, retrain_on_subsets
@@ -32,6 +34,7 @@ __all__ = [
     "MislabelDetection",
     "ModelRandomization",
     "Retrained",
+    "RetrainingCurves",
     "Retrieval",
     "Scorecard",
     "TailPatch",
@@ -41,8 +44,10 @@ __all__ = [
     "leave_one_out",
     "mislabel_detection",
     "model_randomization",
+    "removal_curve",
     "retrain_on_subsets",
     "retrieval",
     "scorecard",
+    "selection_curve",
     "tail_patch",
 ]

@@ -20,6 +20,7 @@ from keras_tracin.data.batches import content_digest
 from keras_tracin.data.examples import open_examples
 from keras_tracin.data.preprocessing import open_for_model
 from keras_tracin.losses.output_kinds import SAMPLE
+from keras_tracin.losses.output_statistics import output_statistics
 from keras_tracin.losses.query_losses import query_value
 from keras_tracin.models.state import preserved
 
@@ -92,6 +93,35 @@ def query_values(
         measure = query_value(model, query_loss, loss, examples.first(SAMPLE).x)
         values = [
             measure(b.y, model(b.x, training=False), b.sample_weight)
+            for b in queries.batches(_BATCH)
+        ]
+    return np.concatenate(values).astype(np.float64)
+
+
+def shares_correct(model: keras.Model, test: Any, loss: Any) -> np.ndarray:
+    """The share of each example's labels that are predicted, `[m]`.
+
+    Args:
+        model: a built model.
+        test: the examples.
+        loss: loss to use in place of the compiled one.
+
+    Raises:
+        ValueError: if labels are numbers to predict.
+    """
+    queries = open_for_model(model, test, "test")
+    with preserved(model):
+        sample = queries.first(SAMPLE)
+        statistics = output_statistics(model, sample.x, sample.y, loss)
+        if "correct" not in statistics.names:
+            raise ValueError(
+                "Accuracy is of labels that are predicted rightly or not. "
+                f"Received: the model '{model.name}', a regression. Choose "
+                "`metric='loss'` or a function."
+            )
+        at = statistics.names.index("correct")
+        values = [
+            statistics(b.y, model(b.x, training=False), b.sample_weight)[at]
             for b in queries.batches(_BATCH)
         ]
     return np.concatenate(values).astype(np.float64)

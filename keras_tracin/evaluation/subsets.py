@@ -22,9 +22,7 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,9 +38,13 @@ from keras_tracin.evaluation.retraining import (
     query_values,
     read_whole,
 )
+from keras_tracin.evaluation.trainings import (
+    Trainings,
+    check_seeds,
+    progress,
+)
 from keras_tracin.losses.per_example import PerExampleLoss, per_example_loss
 from keras_tracin.models.descriptions import describe
-from keras_tracin.storage.arrays import load_arrays, save_arrays
 
 _COMPARED = 32  # queries on which custom losses are compared
 
@@ -138,7 +140,7 @@ def retrain_on_subsets(
     """
     data, queries = read_whole(train, "train"), read_whole(test, "test")
     masks = _masks(len(data.ids), num_subsets, share, seed)
-    seeds = _check_seeds(seeds)
+    seeds = check_seeds(seeds)
     key = {
         "train": data.digest,
         "test": queries.digest,
@@ -150,29 +152,22 @@ def retrain_on_subsets(
     if not isinstance(query_loss, str):
         key["query_loss"] = describe(query_loss)
     custom = _CustomMeasure.create(query_loss, loss, queries)
-    bar = None
-    if verbose:
-        total = len(masks) * len(seeds)
-        bar = keras.utils.Progbar(total, unit_name="training")
+
+    def measure(model: keras.Model) -> dict[str, np.ndarray]:
+        values = query_values(model, test, query_loss, loss)
+        comparison = {} if custom is None else custom.record(model)
+        return {"values": values, **comparison}
+
+    trainings = Trainings(fit, data, directory, key, measure)
     values_by_training = np.empty([len(masks), len(seeds), len(queries.ids)])
+    bar = progress(len(masks) * len(seeds), verbose)
     for i, mask in enumerate(masks):
         for j, training_seed in enumerate(seeds):
-            path = Path(
-                directory, f"{_name({**key, 'seed': training_seed}, mask)}.npz"
-            )
-            if not path.is_file():
-                model = fit(data.rows(mask), training_seed)
-                values = query_values(model, test, query_loss, loss)
-                _check_finite(values, i, training_seed)
-                comparison = {} if custom is None else custom.record(model)
-                arrays = {"values": values, **comparison}
-                save_arrays(path, arrays, unique=True)
-            stored = _load(path)
+            stored = trainings(mask, training_seed, f"subset {i}")
             if custom is not None:
-                custom.check(path, stored)
+                custom.check(trainings.path(mask, training_seed), stored)
             values_by_training[i, j] = stored["values"]
-            if bar is not None:
-                bar.add(1)
+            bar()
     return Retrained(masks, values_by_training, data.ids, queries.ids)
 
 
@@ -254,36 +249,3 @@ def _masks(count: int, subsets: int, share: float, seed: int) -> np.ndarray:
         members = np.random.default_rng([seed, i]).permutation(count)[:size]
         mask[members] = True
     return masks
-
-
-def _check_seeds(seeds: Sequence[int]) -> list[int]:
-    numbers = [int(seed) for seed in seeds]
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(
-            "`seeds` should hold a seed, or several that differ. Received: "
-            f"{list(seeds)}."
-        )
-    return numbers
-
-
-def _name(key: dict[str, Any], mask: np.ndarray) -> str:
-    """A digest of everything that the outputs of a training depend on."""
-    text = json.dumps(key, sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
-    digest.update(np.packbits(mask).tobytes())
-    return digest.hexdigest()
-
-
-def _check_finite(values: np.ndarray, subset: int, seed: int) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"Training on subset {subset} with seed {seed} ended in values "
-            "that are NaN or infinite. Train with a smaller learning rate."
-        )
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file: "values" and those of `record`."""
-    return load_arrays(
-        path, "Delete it and call again: only this training is repeated."
-    )

@@ -288,6 +288,28 @@ class InfluenceIndex:
         """
         return dict(self._store.manifest.get("search")["recall"])
 
+    def rows(self, ids: Any) -> np.ndarray:
+        """The rows of training examples, `[len(ids), width]`, as float32.
+
+        Args:
+            ids: their ids, in any order.
+
+        Raises:
+            ValueError: if an id is not in the index.
+        """
+        asked = np.asarray(ids)
+        known = np.argsort(self._ids, kind="stable")
+        places = np.searchsorted(self._ids, asked, sorter=known)
+        positions = known[np.minimum(places, len(known) - 1)]
+        others = asked[self._ids[positions] != asked]
+        if len(others):
+            raise ValueError(
+                "The index has no rows of some examples. Received ids that "
+                f"are not in it: {others[:5].tolist()}."
+            )
+        distinct, back = np.unique(positions, return_inverse=True)
+        return self._store.shards.read(distinct)[back]
+
     def query(self, test: Any, k: int = 10, rerank: int = 0) -> TopK:
         """The `k` strongest proponents and opponents of every query.
 

@@ -19,6 +19,7 @@ plots.data_map(kt.training_dynamics(model, train, run, verbose=0))
 ```
 """
 
+from keras_tracin.plots.curves import retraining_curves
 from keras_tracin.plots.dynamics import data_map
 from keras_tracin.plots.images import proponents_and_opponents
 from keras_tracin.plots.maps import score_map
@@ -38,6 +39,7 @@ __all__ = [
     "mislabeled_by_class",
     "proponents_and_opponents",
     "recall_curve",
+    "retraining_curves",
     "score_distribution",
     "score_map",
     "text_table",
