@@ -169,22 +169,25 @@ class Bench:
         select = functools.partial(kt.select_examples, budget=_KEPT)
         is_of_group = np.isin(train[1], group)
         kept: dict[str, Any] = {
-            "influence, mean": select(influence),
+            "influence, mean": select(influence, strategy="mean"),
             "influence, max over classes": select(influence, **by_task),
             "influence, round robin": select(influence, **turns),
             "influence, turns of classes": select(
                 influence, **turns_of_classes
             ),
             "influence, mean, classes in proportion": select(
-                influence, balance="proportional", labels=train[1]
+                influence,
+                strategy="mean",
+                balance="proportional",
+                labels=train[1],
             ),
-            "unit gradients, mean": select(cosines),
+            "unit gradients, mean": select(cosines, strategy="mean"),
             "unit gradients, max over classes": select(cosines, **by_task),
             "unit gradients, round robin": select(cosines, **turns),
             "unit gradients, turns of classes": select(
                 cosines, **turns_of_classes
             ),
-            "embeddings, mean": select(similarity),
+            "embeddings, mean": select(similarity, strategy="mean"),
             "embeddings, max over classes": select(similarity, **by_task),
             "embeddings, round robin": select(similarity, **turns),
             "embeddings, turns of classes": select(

@@ -60,10 +60,10 @@ def select_examples(
             positions, a dict by id, or a Series of pandas by its index.
         budget: how many to select; a float up to 1.0 is a share.
         test: the queries, where `source` is a method.
-        strategy: what makes an example wanted. By influence "mean", over the
-            queries; "max", over the tasks, of the mean in each (Xia et al.
-            2024); or "round_robin", where queries or tasks take turns, each
-            with its best that is still there. By dynamics "hard", the largest
+        strategy: what makes an example wanted. By influence "round_robin",
+            where queries or tasks take turns, each with its best that is still
+            there; "max", over the tasks, of the mean in each (Xia et al.
+            2024); or "mean", over the queries. By dynamics "hard", the largest
             EL2N (Paul et al. 2021) or loss; "easy", the smallest; or
             "forgetting", most often forgotten (Toneva et al. 2019). By
             self-influence "hard" or "easy". By label issues "clean", the least

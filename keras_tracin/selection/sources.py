@@ -4,7 +4,7 @@ Synopsis:
 
     source = open_source(tracin, test, None, 1)      # scores are computed
     source.ids                                       # [n]
-    source.wanted("mean")                            # by a strategy
+    source.wanted("max")                             # by a strategy
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ def _of_queries(source: Attribution, tasks: Any) -> Source:
     return Source(
         ids,
         {
-            "mean": lambda: by_score(scores.mean(axis=0), "mean influence"),
-            "max": lambda: by_task(scores, names),
             "round_robin": lambda: by_turns(scores, names, ids, kind),
+            "max": lambda: by_task(scores, names),
+            "mean": lambda: by_score(scores.mean(axis=0), "mean influence"),
         },
     )
 

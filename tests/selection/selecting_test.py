@@ -51,7 +51,7 @@ def first(values, count):
 def test_by_influence():
     select = kt.select_examples
     mean = SCORES.scores.mean(axis=0)
-    chosen = select(SCORES, 7)
+    chosen = select(SCORES, 7, strategy="mean")
     assert chosen.ids.tolist() == first(mean, 7)
     lookup = dict(zip(IDS.tolist(), mean, strict=True))
     assert chosen.scores.tolist() == [lookup[i] for i in chosen.ids.tolist()]
@@ -69,6 +69,8 @@ def test_by_influence():
     chosen = select(SCORES, 5, strategy="round_robin", tasks=tasks)
     assert chosen.ids[:1].tolist() == first(means[0], 1)
     assert chosen.reasons.tolist() == [f"task {t}" for t in "ababa"]
+    turns = select(SCORES, 5, tasks=tasks)  # what is taken by default
+    assert turns.ids.tolist() == chosen.ids.tolist()
 
 
 def test_by_training_dynamics():
@@ -146,7 +148,8 @@ def test_by_an_index_of_data_in_another_order(trained, tmp_path):
 def test_classes_in_balance():
     select = kt.select_examples
     for labels in (LABELS, BY_ID, LABELS[:, None]):
-        chosen = select(SCORES, 12, balance="equal", labels=labels)
+        how = {"strategy": "mean", "balance": "equal"}
+        chosen = select(SCORES, 12, labels=labels, **how)
         own = np.array([BY_ID[i] for i in chosen.ids.tolist()])
         assert np.bincount(own)[[5, 7, 9]].tolist() == [5, 5, 2]
         totals = np.bincount(own, chosen.weights)[[5, 7, 9]]
