@@ -176,8 +176,7 @@ def _is_untouched(variable: Any, before: tf.Tensor) -> bool:
     if "CPU" not in before.backing_device:
         return False  # To look at it would copy it.
     now = tf.convert_to_tensor(value_of(variable))
-    present, former = (tensor.numpy().ctypes.data for tensor in (now, before))
-    return present == former
+    return _share_memory(*_contiguous(now, before))
 
 
 def _same(variable: Any, before: tf.Tensor) -> bool:
@@ -185,9 +184,17 @@ def _same(variable: Any, before: tf.Tensor) -> bool:
     now = tf.convert_to_tensor(value_of(variable))
     if not now.dtype.is_numpy_compatible or now.dtype == tf.string:
         return bool(np.all(now.numpy() == before.numpy()))
-    present, former = (
-        np.ascontiguousarray(tensor.numpy()) for tensor in (now, before)
-    )
-    if present.ctypes.data == former.ctypes.data:
-        return True  # the same memory: it was not assigned
+    present, former = _contiguous(now, before)
+    if _share_memory(present, former):
+        return True  # It was not assigned.
     return present.tobytes() == former.tobytes()
+
+
+def _contiguous(*tensors: tf.Tensor) -> list[np.ndarray]:
+    """Arrays that are views of tensors where they can be, else copies."""
+    return [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
+
+
+def _share_memory(present: np.ndarray, former: np.ndarray) -> bool:
+    """Whether both are views of the same memory; copies are not."""
+    return present.ctypes.data == former.ctypes.data
