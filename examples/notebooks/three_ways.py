@@ -187,10 +187,11 @@ results.round(2)
 # ## Which one to use
 #
 # - **TracIn** assumes least: no convergence, any layer, any loss. Begin with
-# it. - **Influence functions** describe leaving an example out at a minimum.
-# The   closer training is to one, the better; the library warns if it is not
-# close. - **Representer points** explain the *prediction*, not its loss,
-# through the   last layer alone, and add up to the logit exactly:
+#   it.
+# - **Influence functions** describe leaving an example out at a minimum. The
+#   closer training is to one, the better; the library warns if it is not close.
+# - **Representer points** explain the *prediction*, not its loss, through the
+#   last layer alone, and add up to the logit exactly:
 
 # %%
 points = methods["representer points"]

@@ -64,7 +64,7 @@ def is_data(output):
 
 def test_every_notebook_is_there_as_text_and_with_outputs():
     notebooks = make_notebooks.FOLDER.glob("*.ipynb")
-    assert len(TEXTS) == 5
+    assert len(TEXTS) == 6
     assert set(WITH_DATA) <= {text.stem for text in TEXTS}
     assert sorted(path.stem for path in notebooks) == [t.stem for t in TEXTS]
 
