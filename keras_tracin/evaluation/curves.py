@@ -71,6 +71,17 @@ class RetrainingCurves:
             everything=np.concatenate([p.everything for p in parts]),
         )
 
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{share:.0%}" for share in self.shares)
+        means = [f"all examples {self.everything.mean():.3f}"]
+        for name in self.values:
+            numbers = ", ".join(f"{value:.3f}" for value in self.mean(name))
+            means.append(f"{name} {numbers}")
+        return (
+            f"<RetrainingCurves: {self.metric} with {shares} {self.kind}, mean "
+            f"of {len(self.everything)} seeds: {'; '.join(means)}>"
+        )
+
     def mean(self, name: str) -> np.ndarray:
         """Mean of the metric over the seeds, `[s]`.
 

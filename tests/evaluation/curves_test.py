@@ -178,6 +178,22 @@ def test_means_intervals_and_differences():
     np.testing.assert_allclose(lines[0].get_ydata(), curves.mean("own"))
 
 
+def test_they_show_their_means():
+    values = {"own": np.array([[0.5, 0.7], [0.25, 0.25]])}
+    curves = evaluation.RetrainingCurves(
+        "removed",
+        "accuracy",
+        np.array([0.1, 0.5]),
+        values,
+        np.zeros([2, 2, 1]),
+        np.array([0.75, 0.85]),
+    )
+    assert repr(curves) == (
+        "<RetrainingCurves: accuracy with 10%, 50% removed, mean of 2 seeds: "
+        "all examples 0.800; own 0.600, 0.250>"
+    )
+
+
 def test_curves_of_several_calls_are_those_of_one(tmp_path):
     parts = [curve("removal", tmp_path, seeds=(seed,)) for seed in (4, 7)]
     found = evaluation.RetrainingCurves.concat(parts)
