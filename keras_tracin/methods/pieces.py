@@ -102,13 +102,7 @@ class ScorePieces:
                 training examples there are.
         """
         _begun.cache_clear()
-        begun = _begun(self)
-        chunks = math.ceil(begun.examples.count / begun.chunk)
-        return [
-            (block, chunk)
-            for block in range(len(begun.blocks))
-            for chunk in range(chunks)
-        ]
+        return _begun(self).pieces
 
     @exclusive_access
     def compute(self, piece: Piece) -> str:
@@ -154,14 +148,14 @@ class ScorePieces:
         Raises:
             ValueError: if a piece is missing or of other examples.
         """
-        missing = sorted(set(self.begin()) - set(digests))
+        begun = _begun(self)
+        missing = sorted(set(begun.pieces) - set(digests))
         if missing:
             raise ValueError(
                 "Scores are put together from all of their pieces. Received "
                 f"{len(digests)}, without {missing[:5]}. Compute them, and "
                 "finish again."
             )
-        begun = _begun(self)
         parts = FinishedParts(begun.parts.directory, digests)
         if self.call == "self_influence":
             return collecting.self_influence(
@@ -200,6 +194,16 @@ class _Begun:
     blocks: list[Any]
     batch_size: int
     chunk: int
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The numbers of all pieces."""
+        chunks = math.ceil(self.examples.count / self.chunk)
+        return [
+            (block, chunk)
+            for block in range(len(self.blocks))
+            for chunk in range(chunks)
+        ]
 
 
 @functools.cache
