@@ -23,6 +23,7 @@ import numpy as np
 import scipy.stats
 
 from keras_tracin.results import SelfInfluence
+from keras_tracin.results.of_examples import read_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,8 @@ def mislabel_detection(
 
     Args:
         self_influence: result of `self_influence()` or
-            `find_label_issues(...)`, or any scores `[n]`; larger is more
-            suspicious.
+            `find_label_issues(...)`, or any scores: an array `[n]`, a dict by
+            id, or a Series of pandas by its index; larger is more suspicious.
         is_mislabeled: booleans `[n]` in reading order, or a dict of booleans
             by id.
 
@@ -118,9 +119,9 @@ def mislabel_detection(
         ValueError: if the two do not fit, if a score is NaN, or if no label
             is wrong or all of them are.
     """
-    scores = getattr(self_influence, "scores", self_influence)
-    scores = np.asarray(scores, dtype=np.float64)
-    ids = np.asarray(getattr(self_influence, "ids", np.arange(len(scores))))
+    known, scores = read_scores(self_influence)
+    scores = scores.astype(np.float64)
+    ids = np.arange(len(scores)) if known is None else known
     if getattr(self_influence, "is_ranked", False) and not isinstance(
         is_mislabeled, Mapping
     ):

@@ -17,6 +17,7 @@ from keras_tracin.data.ids import check_unique
 from keras_tracin.data.lookup import locate
 from keras_tracin.evaluation.curves import RANDOM
 from keras_tracin.results import Attribution
+from keras_tracin.results.of_examples import read_scores
 
 
 def read_orders(
@@ -60,11 +61,8 @@ def _order(
         )
     if getattr(result, "is_ranked", False):
         return _of_ranked(result, name, ids, needed, kind)
-    if isinstance(result, Mapping):
-        known, values = np.array(list(result)), np.array([*result.values()])
-    else:
-        values = np.asarray(getattr(result, "scores", result))
-        known = np.asarray(getattr(result, "ids", ids))
+    known, values = read_scores(result)
+    known = ids if known is None else known
     if values.shape != ids.shape or known.shape != ids.shape:
         raise ValueError(
             f"`{name}` should be of the {len(ids):,} training examples. "

@@ -73,8 +73,8 @@ def removal_curve(
         train: training examples that are scored. They are read into memory.
         test: examples to measure the models on.
         scores: by name, scores of each example, the highest removed first: an
-            array `[n]` in reading order, a dict by id, a `SelfInfluence`, or
-            `LabelIssues`.
+            array `[n]` in reading order, a dict by id, a Series of pandas by
+            its index, a `SelfInfluence`, or `LabelIssues`.
         directory: directory for outcomes, each of which is kept: an
             interrupted call goes on where it stopped. Several processes, and
             calls with other scores, may share it.
@@ -129,8 +129,9 @@ def selection_curve(
         train: training examples that are scored. They are read into memory.
         test: examples to measure the models on.
         scores: by name, scores of each example, the highest kept first: an
-            array `[n]` in reading order, a dict by id, a `SelfInfluence`, or a
-            `Selection` of as many as the largest share.
+            array `[n]` in reading order, a dict by id, a Series of pandas by
+            its index, a `SelfInfluence`, or a `Selection` of as many as the
+            largest share.
         directory: directory for outcomes, as of `removal_curve`.
         shares: shares of the examples to keep.
         seeds: seeds of the trainings.

@@ -18,6 +18,7 @@ import numpy as np
 from keras_tracin.data.ids import check_unique
 from keras_tracin.labels import LabelIssues, TrainingDynamics
 from keras_tracin.results import Attribution, SelfInfluence
+from keras_tracin.results.of_examples import read_scores
 from keras_tracin.selection.strategies import (
     Wanted,
     by_score,
@@ -192,14 +193,8 @@ def _of_examples(source: Any) -> Source:
             has_default=False,
             is_ranked=falls and not in_order,
         )
-    if isinstance(source, Mapping):
-        ids, values = np.array(list(source)), np.array(list(source.values()))
-    elif hasattr(source, "index") and hasattr(source, "to_numpy"):
-        ids, values = source.index.to_numpy(), source.to_numpy()
-        if ids.dtype == object:
-            ids = ids.astype(str)
-    else:
-        values = np.asarray(source)
+    ids, values = read_scores(source)
+    if ids is None:
         ids = np.arange(len(values)) if values.ndim else np.arange(0)
     if values.ndim != 1 or values.dtype.kind not in "iuf":
         raise TypeError(

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import keras_tracin as kt
@@ -82,6 +83,7 @@ def test_scores_may_come_in_any_form(tmp_path):
     scores = {
         "array": SCORES,
         "by id": dict(zip(IDS[shuffled], SCORES[shuffled], strict=True)),
+        "series": pd.Series(SCORES[shuffled], index=IDS[shuffled]),
         "own": kt.SelfInfluence(SCORES, IDS),
         "ranked": issues,
     }

@@ -1,6 +1,7 @@
 """Wrong labels, made and found."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -44,6 +45,9 @@ def test_ids_find_their_truth():
     assert found.auc == 1
     with pytest.raises(ValueError, match=r"lacks \['a'\]"):
         mislabel_detection(scores, {"b": True})
+    table = pd.Series([3.0, 1.0], index=["b", "a"])
+    assert mislabel_detection(table, {"a": False, "b": True}).auc == 1
+    assert mislabel_detection(table, {"a": True, "b": False}).auc == 0
 
 
 @pytest.mark.parametrize(
