@@ -82,13 +82,12 @@ def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
         return _squares_of_rows(block, factors, right)
     if isinstance(factors, TableFactors):
         return _squares_in_turn(block, factors.outer, right, factors.looked_up)
-    if isinstance(factors, OuterFactors):
+    if isinstance(factors, OuterFactors) and factors.sizes[0] == 1:
         both = _rotated(factors, left, right)
-        if factors.sizes[0] == 1:
-            x, delta = tf.square(both.inputs[:, 0]), tf.square(both.grads[:, 0])
-            return tf.matmul(x, delta, transpose_a=True)
-        if len(block.sides) < 2:
-            return _squares_in_turn(block, both)
+        x, delta = tf.square(both.inputs[:, 0]), tf.square(both.grads[:, 0])
+        return tf.matmul(x, delta, transpose_a=True)
+    if isinstance(factors, OuterFactors) and len(block.sides) < 2:
+        return _squares_in_turn(block, _rotated(factors, left, right))
     return tf.reduce_sum(tf.square(in_basis(block, factors, basis)), axis=0)
 
 
