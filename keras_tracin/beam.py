@@ -27,11 +27,11 @@ Synopsis:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from keras_tracin.index.pieces import BuildPieces
-from keras_tracin.methods.pieces import Piece, ScorePieces
+from keras_tracin.methods.pieces import ScorePieces
 
 try:
     import apache_beam as beam
@@ -65,8 +65,8 @@ class BuildIndex(beam.PTransform):
     def expand(self, pipeline: Any) -> Any:
         """Adds the steps to a pipeline."""
         pieces = self._pieces
-        return _in_pieces(pipeline, _Begin(pieces), _Write(pieces)) | (
-            "Finish" >> beam.ParDo(_Finish(pieces))
+        return _in_pieces(pipeline, pieces, pieces.write) | (
+            "Finish" >> beam.FlatMap(lambda made: pieces.finish(made) or ())
         )
 
 
@@ -98,66 +98,28 @@ class ComputeScores(beam.PTransform):
     def expand(self, pipeline: Any) -> Any:
         """Adds the steps to a pipeline."""
         pieces = self._pieces
-        return _in_pieces(
-            pipeline, _BeginScores(pieces), _ComputeScores(pieces)
-        ) | ("Finish" >> beam.ParDo(_FinishScores(pieces)))
+        return _in_pieces(pipeline, pieces, pieces.compute) | (
+            "Finish" >> beam.Map(pieces.finish)
+        )
 
 
-def _in_pieces(pipeline: Any, begin: beam.DoFn, compute: beam.DoFn) -> Any:
-    """A PCollection of a dict, of what `compute` returned by piece."""
+def _in_pieces(
+    pipeline: Any,
+    pieces: BuildPieces | ScorePieces,
+    make: Callable[[Any], str],
+) -> Any:
+    """A PCollection of one dict: the digest of each piece, by its number.
+
+    Args:
+        pipeline: the pipeline.
+        pieces: tells the numbers.
+        make: makes the piece of a number.
+    """
     return (
         pipeline
         | beam.Create([None])
-        | "Begin" >> beam.ParDo(begin)
+        | "Begin" >> beam.FlatMap(lambda _: pieces.begin())
         | beam.Reshuffle()  # or one worker would be given all
-        | "Compute" >> beam.ParDo(compute)
+        | "Make" >> beam.Map(lambda number: (number, make(number)))
         | beam.CombineGlobally(beam.combiners.ToDictCombineFn())
     )
-
-
-class _Step(beam.DoFn):
-    def __init__(self, pieces: BuildPieces):
-        super().__init__()
-        self._pieces = pieces
-
-
-class _Begin(_Step):
-    def process(self, element: None) -> Iterator[int]:
-        """Yields the numbers of the shards."""
-        yield from self._pieces.begin()
-
-
-class _Write(_Step):
-    def process(self, element: int) -> Iterator[tuple[int, str]]:
-        """Yields the number of a shard, with the digest of its examples."""
-        yield element, self._pieces.write(element)
-
-
-class _Finish(_Step):
-    def process(self, element: dict[int, str]) -> None:
-        """Lists all shards and makes the search."""
-        self._pieces.finish(element)
-
-
-class _ScoresStep(beam.DoFn):
-    def __init__(self, pieces: ScorePieces):
-        super().__init__()
-        self._pieces = pieces
-
-
-class _BeginScores(_ScoresStep):
-    def process(self, element: None) -> Iterator[Piece]:
-        """Yields the numbers of the pieces."""
-        yield from self._pieces.begin()
-
-
-class _ComputeScores(_ScoresStep):
-    def process(self, element: Piece) -> Iterator[tuple[Piece, str]]:
-        """Yields the numbers of a piece, with the digest of its data."""
-        yield element, self._pieces.compute(element)
-
-
-class _FinishScores(_ScoresStep):
-    def process(self, element: dict[Piece, str]) -> Iterator[Any]:
-        """Yields the result."""
-        yield self._pieces.finish(element)

@@ -13,7 +13,14 @@ from tests.engine import scoring_worker
 from tests.index import index_worker
 
 RUN, RECORDS = "KERAS_TRACIN_TEST_RUN", "KERAS_TRACIN_TEST_RECORDS"
+COUNT = len(index_worker.TRAIN[0])
 PER_FILE = 350  # so that shards begin and end within files
+# Options of pieces whose examples are read from the files.
+OF_RECORDS = {
+    "factory": "tests.records:make_tracin_of_records",
+    "num_examples": COUNT,
+    "read": "tests.records:read",
+}
 # The two that Beam's DirectRunner chooses from, without what it downloads.
 RUNNERS = (
     "BundleBasedDirectRunner",

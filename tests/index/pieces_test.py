@@ -17,13 +17,6 @@ from tests.engine import scoring_worker
 from tests.error_rows import row
 from tests.index import index_worker
 
-COUNT = len(index_worker.TRAIN[0])
-OF_RECORDS = {
-    "factory": "tests.records:make_tracin_of_records",
-    "num_examples": COUNT,
-    "read": "tests.records:read",
-}
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -52,7 +45,7 @@ def pieces_in(directory, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, OF_RECORDS], ids=["arrays", "files of records"]
+    "options", [{}, records.OF_RECORDS], ids=["arrays", "files of records"]
 )
 def test_pieces_in_any_order_make_the_same_index(whole, tmp_path, options):
     pieces = pieces_in(tmp_path, **options)
@@ -69,7 +62,7 @@ def test_pieces_in_any_order_make_the_same_index(whole, tmp_path, options):
 def test_pieces_that_were_written_are_not_made_again(
     whole, tmp_path, monkeypatch
 ):
-    pieces = pieces_in(tmp_path, **OF_RECORDS)
+    pieces = pieces_in(tmp_path, **records.OF_RECORDS)
     pieces.begin()
     pieces.write(2)
     written = []
@@ -107,7 +100,9 @@ def test_a_missing_shard_is_named(inputs, tmp_path):
 
 def test_what_pieces_cannot_use_is_refused(inputs, tmp_path):
     def refused(match, **options):
-        pieces = pieces_in(tmp_path / "index", **{**OF_RECORDS, **options})
+        pieces = pieces_in(
+            tmp_path / "index", **{**records.OF_RECORDS, **options}
+        )
         with pytest.raises(ValueError, match=match):
             _ = [pieces.write(shard) for shard in pieces.begin()]
 
@@ -118,12 +113,12 @@ def test_what_pieces_cannot_use_is_refused(inputs, tmp_path):
     refused("package.module:function", factory="tests.records")
     array = {"factory": "tests.records:make_tracin", "read": None}
     refused("Received: 7; the data says: 1500", **array, num_examples=7)
-    pieces_in(tmp_path / "index", **OF_RECORDS).write(3)
+    pieces_in(tmp_path / "index", **records.OF_RECORDS).write(3)
     refused(row("index-examples"), read="tests.records:read_others")
 
 
 def test_ids_of_the_data_are_kept(inputs, tmp_path, monkeypatch):
-    names = np.arange(COUNT) * 10
+    names = np.arange(records.COUNT) * 10
 
     def with_names(start, stop):
         rows = slice(start, stop)
@@ -133,16 +128,18 @@ def test_ids_of_the_data_are_kept(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         records,
         "make_tracin",
-        lambda: index_worker.tracin(inputs, train=with_names(0, COUNT)),
+        lambda: index_worker.tracin(inputs, train=with_names(0, records.COUNT)),
     )
     monkeypatch.setattr(records, "read", with_names)
-    options = {"num_examples": COUNT, "read": "tests.records:read"}
+    options = {"num_examples": records.COUNT, "read": "tests.records:read"}
     pieces = pieces_in(tmp_path, **options)
     pieces.finish({shard: pieces.write(shard) for shard in pieces.begin()})
     index = kt.InfluenceIndex(tmp_path, scoring_worker.build(), run=inputs)
     np.testing.assert_array_equal(index.ids, names)
     plain = "tests.records:read_another_form"
-    other = pieces_in(tmp_path / "other", num_examples=COUNT, read=plain)
+    other = pieces_in(
+        tmp_path / "other", num_examples=records.COUNT, read=plain
+    )
     monkeypatch.setattr(
         records, "read_another_form", lambda *_: index_worker.TRAIN
     )
@@ -160,7 +157,7 @@ def test_a_beam_pipeline_makes_the_same_index(whole, tmp_path, runner):
     )
     from keras_tracin.beam import BuildIndex
 
-    options = {"projection": index_worker.PROJECTION, **OF_RECORDS}
+    options = {"projection": index_worker.PROJECTION, **records.OF_RECORDS}
     for _ in range(2):  # the second finds all done
         with beam.Pipeline(runner=runner) as pipeline:
             _ = pipeline | BuildIndex(directory=tmp_path, **options)

@@ -16,13 +16,7 @@ from tests.error_rows import row
 from tests.index import index_worker
 from tests.methods.pieces_worker import pieces_in
 
-COUNT = len(index_worker.TRAIN[0])
 CALLS = ("top_k", "self_influence", "influence")
-OF_RECORDS = {
-    "factory": "tests.records:make_tracin_of_records",
-    "num_examples": COUNT,
-    "read": "tests.records:read",
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +42,19 @@ def expected(method, tmp_path_factory):
     }
 
 
+def noted_parts(monkeypatch):
+    """A list of the parts that are put from now on."""
+    made = []
+    put = Parts.put
+
+    def put_and_note(self, block, chunk, *arguments, **arrays):
+        made.append((block, chunk))
+        put(self, block, chunk, *arguments, **arrays)
+
+    monkeypatch.setattr(Parts, "put", put_and_note)
+    return made
+
+
 def assert_same(result, expected):
     arrays = scoring_worker.arrays_of(result)
     for name, array in expected.items():
@@ -56,7 +63,7 @@ def assert_same(result, expected):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    "options", [{}, OF_RECORDS], ids=["arrays", "files of records"]
+    "options", [{}, records.OF_RECORDS], ids=["arrays", "files of records"]
 )
 def test_pieces_in_any_order_are_the_call(expected, tmp_path, call, options):
     pieces = pieces_in(tmp_path, call, **options)
@@ -75,14 +82,7 @@ def test_pieces_that_are_there_are_not_computed_again(
     pieces = pieces_in(tmp_path)
     first, *others = pieces.begin()
     pieces.compute(first)
-    made = []
-    put = Parts.put
-
-    def spy(self, block, chunk, *arguments, **arrays):
-        made.append((block, chunk))
-        put(self, block, chunk, *arguments, **arrays)
-
-    monkeypatch.setattr(Parts, "put", spy)
+    made = noted_parts(monkeypatch)
     digests = {number: pieces.compute(number) for number in pieces.begin()}
     assert made == others
     assert_same(pieces.finish(digests), expected["top_k"])
@@ -95,34 +95,39 @@ def test_a_call_of_one_process_goes_on_from_pieces(
     numbers = pieces.begin()
     for number in numbers[1::2]:
         pieces.compute(number)
-    made = []
-    put = Parts.put
-
-    def spy(self, block, chunk, *arguments, **arrays):
-        made.append((block, chunk))
-        put(self, block, chunk, *arguments, **arrays)
-
-    monkeypatch.setattr(Parts, "put", spy)
+    made = noted_parts(monkeypatch)
     result = scoring_worker.answer(method, "top_k", tmp_path)
     assert made == numbers[::2]
     assert_same(result, expected["top_k"])
 
 
-def test_methods_that_are_fitted_first(inputs, tmp_path, monkeypatch):
+FITTED = {
+    "EK-FAC": (kt.InfluenceFunctions, {"damping": 0.1, "curvature": "ekfac"}),
+    "relative": (kt.InfluenceFunctions, {"relative": "loss"}),
+    "TRAK": (kt.TRAK, {"projection": kt.TensorSketch(16)}),
+    "unit lengths": (kt.TracIn, {"normalize": "both"}),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), FITTED.values(), ids=FITTED)
+def test_methods_that_are_fitted_first(
+    inputs, tmp_path, monkeypatch, kind, options
+):
     def make():
-        return kt.InfluenceFunctions(
+        return kind(
             scoring_worker.build(),
             index_worker.TRAIN,
             run=kt.TrainingRun(inputs),
-            damping=0.1,
-            curvature="ekfac",
             memory_limit=100_000,
+            **options,
         )
 
     monkeypatch.setattr(records, "make_tracin", make)
     whole = scoring_worker.answer(make(), "top_k", tmp_path / "whole")
     pieces = pieces_in(tmp_path / "pieces")
-    digests = {number: pieces.compute(number) for number in pieces.begin()}
+    digests = {
+        number: pieces.compute(number) for number in pieces.begin()[::-1]
+    }
     assert len(digests) > 1
     assert_same(pieces.finish(digests), scoring_worker.arrays_of(whole))
 
@@ -151,11 +156,11 @@ def test_a_missing_piece_is_named(inputs, tmp_path):
 
 
 def test_pieces_of_other_examples_are_refused(inputs, tmp_path):
-    pieces = pieces_in(tmp_path, **OF_RECORDS)
+    pieces = pieces_in(tmp_path, **records.OF_RECORDS)
     first = pieces.begin()[0]
     pieces.compute(first)
     others = pieces_in(
-        tmp_path, **{**OF_RECORDS, "read": "tests.records:read_others"}
+        tmp_path, **{**records.OF_RECORDS, "read": "tests.records:read_others"}
     )
     with pytest.raises(ValueError, match="made from other queries or train"):
         others.compute(first)
@@ -163,7 +168,7 @@ def test_pieces_of_other_examples_are_refused(inputs, tmp_path):
 
 def test_what_pieces_cannot_use_is_refused(inputs, tmp_path, monkeypatch):
     def refused(match, error=ValueError, **options):
-        options = {**OF_RECORDS, **options}
+        options = {**records.OF_RECORDS, **options}
 
         def compute_all():
             pieces = pieces_in(tmp_path / "scores", **options)
@@ -210,7 +215,7 @@ def test_a_beam_pipeline_makes_the_same_scores(expected, tmp_path):
     from keras_tracin.beam import ComputeScores
 
     for call in CALLS:
-        options = dict(OF_RECORDS)
+        options = dict(records.OF_RECORDS)
         if call != "self_influence":
             options["test"] = "tests.records:queries"
         if call == "top_k":
