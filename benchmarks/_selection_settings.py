@@ -54,6 +54,13 @@ SETTINGS = {
         _CLASSES,
         epochs=15,
     ),
+    "mnist_cnn": Setting(
+        _images,
+        _networks.digits_cnn,
+        lambda: keras.optimizers.Adam(1e-3),
+        _CLASSES,
+        epochs=15,
+    ),
     "dbpedia": Setting(
         _texts,
         bag_of_words,
@@ -84,7 +91,7 @@ def edited(name: str, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x: the examples.
         rng: draws the changes.
     """
-    change = _crop if name == "mnist" else _edit_words
+    change = _edit_words if name == "dbpedia" else _crop
     return np.stack([change(example, rng) for example in x])
 
 

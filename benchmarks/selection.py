@@ -2,12 +2,14 @@
 
     python -m benchmarks.selection --parts=harm --settings=dbpedia --seeds=0,1,2
 
-Three questions, each with as many seeds as are given, which set labels,
+Four questions, each with as many seeds as are given, which set labels,
 classes, networks and random draws; figures are means with 95% intervals.
 
 *harm*: a fifth of the labels is wrong. Accuracy on test examples after the
 shares with the highest scores are dropped, and the part of the accuracy that
 wrong labels cost which comes back: 100% is training on all right labels.
+*likely_harm*: the same, where a fifth of the labels is what a network trained
+on right labels takes the example for, next to its own.
 *keep*: 10% are kept for three classes, by the influence on 100 held-out
 examples of them. Accuracy on test examples of these classes, and on all.
 *duplicates*: near-duplicates of 1% of the examples are planted, and the hardest
@@ -21,7 +23,7 @@ on where it stopped.
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,9 @@ from benchmarks._quality_training import Trained, Trainer, fit_once
 from keras_tracin.evaluation import RetrainingCurves, flip_labels
 
 _PARTS = flags.DEFINE_list(
-    "parts", ["harm", "keep", "duplicates"], "What to measure."
+    "parts",
+    ["harm", "likely_harm", "keep", "duplicates"],
+    "What to measure.",
 )
 _SETTINGS = flags.DEFINE_list(
     "settings", list(_settings.SETTINGS), "Data sets."
@@ -85,16 +89,31 @@ class Bench:
 
     def harm(self) -> Table:
         """Accuracy after dropping, by score and share."""
-        x, right = self.parts.train
-        given = flip_labels(right, _settings.WRONG, seed=self.seed)
-        held_out = (
-            self.parts.held_out[0],
-            flip_labels(
-                self.parts.held_out[1], _settings.WRONG, seed=self.seed
+        return self._dropped("harm", self._with_wrong_labels)
+
+    def likely_harm(self) -> Table:
+        """The same, with wrong labels that are likely."""
+        model = self._trained("right", self.parts.train, self.parts.held_out)
+        return self._dropped(
+            "likely_harm",
+            lambda data: self._with_wrong_labels(
+                data, model.model.predict(data[0], verbose=0)
             ),
         )
-        trained = self._trained("harm", (x, given), held_out)
-        scores = self._harmful(trained, (x, given), held_out)
+
+    def _with_wrong_labels(
+        self, data: Arrays, scores: np.ndarray | None = None
+    ) -> Arrays:
+        x, right = data
+        share = _settings.WRONG
+        return x, flip_labels(right, share, seed=self.seed, scores=scores)
+
+    def _dropped(self, part: str, spoil: Callable[[Arrays], Arrays]) -> Table:
+        x, right = self.parts.train
+        _, given = spoil((x, right))
+        held_out = spoil(self.parts.held_out)
+        trained = self._trained(part, (x, given), held_out)
+        scores = self._harmful(part, trained, (x, given), held_out)
         shares = [float(share) for share in _DROPPED.value]
         scores[_ORACLE] = (given != right).astype(float)
         options = {"seeds": (self.seed,), "config": self.setting.describe()}
@@ -291,20 +310,20 @@ class Bench:
         )
 
     def _harmful(
-        self, trained: Trained, train: Arrays, held_out: Arrays
+        self, part: str, trained: Trained, train: Arrays, held_out: Arrays
     ) -> dict[str, Any]:
         """Scores of how harmful examples are."""
         model, run = trained.model, trained.run
         dynamics = kt.training_dynamics(model, train, run, verbose=0)
-        folds = self._folder / f"folds-{self.seed}"
+        folds = self._folder / f"{part}-folds-{self.seed}"
         tracin = self._tracin(trained, train)
         own = self._kept(
-            "self.npz",
+            f"{part}-self.npz",
             kt.SelfInfluence,
             lambda: tracin.self_influence(verbose=0),
         )
         influence = self._kept(
-            "held_out.npz",
+            f"{part}-held_out.npz",
             kt.Attribution,
             lambda: tracin.influence(
                 tuple(part[:500] for part in held_out), verbose=0

@@ -15,6 +15,7 @@ kt.report.write_html(
 ```
 """
 
+from keras_tracin.report.decisions import apply_decisions
 from keras_tracin.report.writing import write_html
 
-__all__ = ["write_html"]
+__all__ = ["apply_decisions", "write_html"]

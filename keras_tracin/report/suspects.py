@@ -22,7 +22,7 @@ from keras_tracin.labels import LabelIssues
 from keras_tracin.report.examples import NO_LABEL
 from keras_tracin.results import SelfInfluence
 
-_NONE_HOLDS = "(none)"
+NONE_HOLDS = "(none)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ def label_sets(y: Any, names: Sequence[str]) -> np.ndarray:
     """
     held = np.asarray(y).astype(np.float64) > 0.5
     texts = [", ".join(names[i] for i in row.nonzero()[0]) for row in held]
-    return np.array([text or _NONE_HOLDS for text in texts])
+    return np.array([text or NONE_HOLDS for text in texts])
 
 
 def _names(class_names: Any, count: int) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.data.filtering import filtered
 from keras_tracin.results.saved import load_saved, save_fields
-from keras_tracin.selection.filtering import filtered
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,6 +96,14 @@ def test_a_suggestion_is_accepted_by_two_keys_or_another_label_chosen(
     assert rows[0]["new_label"] == str(ISSUES.suggested_labels[0])
     assert rows[0]["given_label"] == str(ISSUES.given_labels[0])
 
+    y = pages.labels()
+    _, applied = kt.report.apply_decisions(
+        (pages.grey_images(), y), downloads / "issues-decisions.csv"
+    )
+    y[ISSUES.ids[0]] = ISSUES.suggested_labels[0]
+    y[ISSUES.ids[1]] = NAMES.index(other)
+    np.testing.assert_array_equal(applied, y)
+
 
 def test_those_estimated_to_be_wrong_can_be_listed_alone(page):
     page.open("review")

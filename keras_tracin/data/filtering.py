@@ -5,10 +5,13 @@ Synopsis:
     x, y = filtered((x, y), np.array([7, 2]))
     dataset = filtered(kt.with_ids((x, y)).shuffle(100).batch(8), ids)
     x, y, sample_weight = filtered((x, y), ids, weights)
+    x, y = filtered((x, y), ids, labels=NewLabels(np.array([2]), np.array([1])))
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,8 +32,25 @@ from keras_tracin.data.lookup import locate
 _READ = 1024  # examples read at a time
 
 
+@dataclasses.dataclass(frozen=True)
+class NewLabels:
+    """Labels that replace those of some examples.
+
+    Attributes:
+        ids: distinct ids `[m]`.
+        values: labels `[m, ...]`, with shape and type as in the data, whose
+            labels are one array.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+
+
 def filtered(
-    data: Any, ids: np.ndarray, weights: np.ndarray | None = None
+    data: Any,
+    ids: np.ndarray,
+    weights: np.ndarray | None = None,
+    labels: NewLabels | None = None,
 ) -> Any:
     """The examples with these ids, in the order of the data.
 
@@ -38,60 +58,81 @@ def filtered(
         data: as of `Selection.of`.
         ids: distinct ids `[k]`.
         weights: a sample weight for each, `[k]`, or None.
+        labels: other labels for some of these examples, or None.
 
     Raises:
         ValueError: if an id is missing, or occurs twice.
     """
     if isinstance(data, tf.data.Dataset):
-        return _of_dataset(data, ids, weights)
+        return _of_dataset(data, ids, weights, labels)
     if is_read_batchwise(data):
         examples = open_examples(data, "data", labels=False)
         _check_ids([b.ids for b in examples.batches(_READ)], ids)
         batch = join(list(select(examples, ids).batches(_READ)))
-        rows = np.arange(len(batch.ids))
-        return _arrays(batch.data, rows, _in_order(batch.ids, ids, weights))
-    examples = open_examples(data, "data", labels=False)
-    read = np.concatenate([batch.ids for batch in examples.batches(_READ)])
-    _check_ids([read], ids)
-    rows = np.flatnonzero(np.isin(read, ids))
-    return _arrays(data, rows, _in_order(read[rows], ids, weights))
+        rows, data, read = np.arange(len(batch.ids)), batch.data, batch.ids
+    else:
+        examples = open_examples(data, "data", labels=False)
+        read = np.concatenate([b.ids for b in examples.batches(_READ)])
+        _check_ids([read], ids)
+        rows = np.flatnonzero(np.isin(read, ids))
+    parts = _rows(data, rows)
+    if labels is not None:
+        places = locate(read[rows].tolist(), labels.ids, "data")
+        x, y, *own = parts
+        parts = x, _relabelled(y, np.array(places), labels.values), *own
+    if weights is None:
+        return parts
+    x, y, *own = parts if isinstance(parts, tuple) else (parts, None)
+    in_order = _in_order(read[rows], ids, weights)
+    return x, y, _times(in_order, own[0] if own else None)
 
 
-def _arrays(data: Any, rows: np.ndarray, weights: np.ndarray | None) -> Any:
-    """Some rows of arrays, times their weights."""
+def _rows(data: Any, rows: np.ndarray) -> Any:
+    """Some rows of arrays."""
 
     def of_leaf(leaf: Any) -> Any:
         if is_pandas(leaf):
             return leaf.iloc[rows]
         return tf.gather(leaf, rows) if tf.is_tensor(leaf) else leaf[rows]
 
-    parts = tf.nest.map_structure(
+    return tf.nest.map_structure(
         lambda leaf: None if leaf is None else of_leaf(leaf), data
     )
-    if weights is None:
-        return parts
-    x, y, *own = parts if isinstance(parts, tuple) else (parts, None)
-    return x, y, _times(weights, own[0] if own else None)
+
+
+def _relabelled(y: Any, rows: np.ndarray, values: np.ndarray) -> Any:
+    """A copy of labels, with others in some rows."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if tf.is_tensor(leaf):
+            new = tf.constant(values, leaf.dtype)
+            return tf.tensor_scatter_nd_update(leaf, rows[:, None], new)
+        if is_pandas(leaf):
+            changed = leaf.copy()
+            changed.iloc[rows] = values
+            return changed
+        # A longer word needs a wider type; numbers are of the same.
+        changed = leaf.astype(np.result_type(leaf, values))
+        changed[rows] = values
+        return changed
+
+    return tf.nest.map_structure(of_leaf, y)
 
 
 def _of_dataset(
-    data: tf.data.Dataset, ids: np.ndarray, weights: np.ndarray | None
+    data: tf.data.Dataset,
+    ids: np.ndarray,
+    weights: np.ndarray | None,
+    labels: NewLabels | None,
 ) -> DatasetWithIds:
     paired = _paired(data)
     spec, element_spec = paired.element_spec
     _check_ids(_read_ids(paired), ids)
-    strings = ids.dtype.kind in "USO"
-    keys = tf.constant(ids.tolist(), tf.string if strings else tf.int64)
-    values = np.ones(len(ids)) if weights is None else weights
-    table = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(
-            keys, tf.constant(values, tf.float32)
-        ),
-        default_value=-1.0,
+    if labels is not None:
+        paired = _with_labels(paired, labels)
+    weight_of = _by_id(
+        ids, np.ones(len(ids)) if weights is None else weights, tf.float32
     )
-
-    def weight_of(identifier: tf.Tensor) -> tf.Tensor:
-        return table.lookup(tf.cast(identifier, table.key_dtype))
 
     def weighed(identifier, element):
         if weights is None:
@@ -118,6 +159,45 @@ def _of_dataset(
     return DatasetWithIds(kept.map(weighed))
 
 
+def _by_id(
+    ids: np.ndarray, values: np.ndarray, dtype: tf.DType
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Looks up a number by id, which is -1 for any other id."""
+    strings = ids.dtype.kind in "USO"
+    keys = tf.constant(ids.tolist(), tf.string if strings else tf.int64)
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(keys, tf.constant(values, dtype)),
+        default_value=tf.constant(-1, dtype),
+    )
+
+    def look_up(identifiers: tf.Tensor) -> tf.Tensor:
+        return table.lookup(tf.cast(identifiers, table.key_dtype))
+
+    return look_up
+
+
+def _with_labels(paired: tf.data.Dataset, labels: NewLabels) -> tf.data.Dataset:
+    """The dataset of `(id, element)` with other labels for some ids."""
+    place_of = _by_id(labels.ids, np.arange(len(labels.ids)), tf.int64)
+
+    def relabelled(identifier, element):
+        places = place_of(identifier)
+        x, y, *own = element
+
+        def of_leaf(leaf: tf.Tensor) -> tf.Tensor:
+            values = tf.constant(labels.values, leaf.dtype)
+            new = tf.gather(values, tf.maximum(places, 0))
+            ones = [1] * (new.shape.rank - places.shape.rank)
+            shape = tf.concat(
+                [tf.shape(places), tf.constant(ones, tf.int32)], 0
+            )
+            return tf.where(tf.reshape(places >= 0, shape), new, leaf)
+
+        return identifier, (x, tf.nest.map_structure(of_leaf, y), *own)
+
+    return paired.map(relabelled)
+
+
 def _paired(data: tf.data.Dataset) -> tf.data.Dataset:
     """The dataset of `(id, element)`; refuses one without known ids."""
     if isinstance(data, DatasetWithIds):
@@ -140,7 +220,7 @@ def _paired(data: tf.data.Dataset) -> tf.data.Dataset:
 def _read_ids(paired: tf.data.Dataset) -> list[np.ndarray]:
     ids = paired.map(lambda identifier, _: identifier)
     read = [np.atleast_1d(i) for i in ids.as_numpy_iterator()]
-    if read and read[0].dtype == object:
+    if read and read[0].dtype.kind in "SO":  # one by one, or in batches
         return [np.array([i.decode("utf-8") for i in part]) for part in read]
     return read
 
