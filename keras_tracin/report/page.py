@@ -33,6 +33,7 @@ _SCRIPTS = (
     "view.js",
     "review.js",
     "queries.js",
+    "summary.js",
     "main.js",
 )
 

@@ -100,6 +100,17 @@ class Suspects:
 
         return read_sets
 
+    @property
+    def all_labels(self) -> list[np.ndarray]:
+        """Arrays of labels that the page may show, also of no suspect."""
+        if self.suggested is None:
+            return []
+        given = None if self.issues is None else self.issues.given_labels
+        if given is None or self.names is not None:
+            return [self.suggested]
+        assert self.issues is not None
+        return [given, np.asarray(self.issues.suggested_labels)]
+
     def labels(self, ids: np.ndarray, read: np.ndarray) -> np.ndarray:
         """Labels of training examples, `[k]`.
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.data.kinds import KINDS
 from keras_tracin.data.labels import label_values
-from keras_tracin.labels import LabelIssues
+from keras_tracin.labels import LabelIssues, TrainingDynamics
+from keras_tracin.report.checks import check_no_predictions, check_results
 from keras_tracin.report.examples import Shown, read
+from keras_tracin.report.explained import Explained
 from keras_tracin.report.labels import Classes
+from keras_tracin.report.overview import counts_by_class, dynamics_map
 from keras_tracin.report.page import build
+from keras_tracin.report.positions import distinct, numbers, positions
 from keras_tracin.report.suspects import Suspects
 from keras_tracin.report.tokens import TokenViews
 from keras_tracin.results import SelfInfluence, TokenInfluence, TopK
@@ -29,6 +32,9 @@ def write_html(
     top_k: TopK | None = None,
     self_influence: SelfInfluence | None = None,
     label_issues: LabelIssues | None = None,
+    explanation: TopK | None = None,
+    neighbours: TopK | None = None,
+    dynamics: TrainingDynamics | None = None,
     token_influence: TokenInfluence | None = None,
     tokenizer: Any = None,
     subwords: str = "auto",
@@ -84,6 +90,14 @@ def write_html(
             `self_influence`. Suggested labels are shown and offered first as
             the correction, and examples whose labels are estimated to be
             wrong are marked. Labels are those of the issues.
+        explanation: result of `label_issues.explain(method, train)`, or
+            `top_k` of other suspects as queries: beside each suspect stand the
+            examples that its label contradicts, and those it agrees with.
+        neighbours: the same with a method that tells what is near,
+            `evaluation.EmbeddingSimilarity`: its proponents stand beside the
+            suspect.
+        dynamics: result of `kt.training_dynamics`, for a map of the training
+            on which suspects can be chosen.
         token_influence: result of `token_influence` for queries and examples
             of `top_k`: their texts are shown with the tokens coloured by their
             shares of the score. `train` and `test` are then those that were
@@ -115,17 +129,22 @@ def write_html(
         ValueError: if there is nothing to show, if the data lacks an id of the
             results or has other labels than `label_issues`, if scores are
             not finite, if names, predictions or shapes do not fit, if
-            `token_influence` is of other queries, or if colours are out of
-            range.
+            `token_influence` is of other queries, `explanation` of other
+            examples, or `dynamics` without the suspects, or if colours are out
+            of range.
     """
     path = Path(path)
     views = TokenViews.of(tokenizer, subwords, token_influence)
-    _check(top_k, self_influence, label_issues, max_suspects, render)
-    if token_influence is not None and top_k is None:
-        raise ValueError(
-            "`token_influence` colours the proponents and opponents of "
-            "`top_k`. Received no `top_k`; pass both."
-        )
+    results = {
+        "top_k": top_k,
+        "self_influence": self_influence,
+        "label_issues": label_issues,
+        "explanation": explanation,
+        "neighbours": neighbours,
+        "dynamics": dynamics,
+        "token_influence": token_influence,
+    }
+    check_results(results, max_suspects, render)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists. Pass overwrite=True to replace it, or choose "
@@ -138,13 +157,16 @@ def write_html(
         )
     elif self_influence is not None:
         suspects = Suspects.from_self_influence(self_influence, max_suspects)
+    explained = None
+    if suspects is not None:
+        explained = Explained.of(explanation, neighbours, suspects.ids)
     predictions = train_predictions, test_predictions
     if suspects is not None and suspects.names is not None:
         class_names = None  # they are in the labels
-        _check_no_predictions(predictions)
-    train_ids = _distinct(
+        check_no_predictions(predictions)
+    train_ids = distinct(
         *([top_k.proponents.ids, top_k.opponents.ids] if top_k else []),
-        *([suspects.ids] if suspects else []),
+        *([suspects.ids, explained.ids] if suspects and explained else []),
     )
     read_labels = suspects.read_labels if suspects else label_values
     options = render, feature_names, read_labels
@@ -154,11 +176,12 @@ def write_html(
         labels = suspects.labels(shown[0].ids, shown[0].labels)
         shown[0] = dataclasses.replace(shown[0], labels=labels)
     if test is not None and top_k is not None:
-        query_ids = _distinct(top_k.query_ids)
+        query_ids = distinct(top_k.query_ids)
         more = predictions[1], *options, views.test
         shown.append(read(test, "test", query_ids, *more))
     suggested = None if suspects is None else suspects.suggested
-    classes = _classes(shown, suggested, class_names)
+    all_labels = [] if suspects is None else suspects.all_labels
+    classes = _classes(shown, all_labels, class_names)
     for examples in shown:
         _add_labels(examples, classes)
     values = [str(value) for value in classes.values]
@@ -170,10 +193,14 @@ def write_html(
         "shares": top_k and views.shares(top_k),
         "suspects": None,
     }
-    if suspects is not None:
+    if suspects is not None and explained is not None:
         data["suspects"] = suspects.as_json() | {
-            "examples": _positions(suspects.ids, train_ids),
-            "scores": _numbers(suspects.scores),
+            "examples": positions(suspects.ids, train_ids),
+            "scores": numbers(suspects.scores),
+            "explained": explained.as_json(train_ids),
+            "counts": suspects.issues
+            and counts_by_class(suspects.issues, classes),
+            "map": dynamics and dynamics_map(dynamics, train_ids, suspects.ids),
         }
         if suggested is not None:
             data["suspects"]["suggested"] = classes.codes(suggested)
@@ -183,107 +210,16 @@ def write_html(
     return path
 
 
-def _check(
-    top_k: Any,
-    self_influence: Any,
-    label_issues: Any,
-    max_suspects: int,
-    render: str,
-) -> None:
-    """Refuses invalid arguments of `write_html`."""
-    results: list[tuple[str, Any, type, str]] = [
-        ("top_k", top_k, TopK, "`scores.top_k(k)` converts an Attribution"),
-        (
-            "self_influence",
-            self_influence,
-            SelfInfluence,
-            "`kt.SelfInfluence(scores, ids)` converts arrays",
-        ),
-        (
-            "label_issues",
-            label_issues,
-            LabelIssues,
-            "`kt.find_label_issues` returns them",
-        ),
-    ]
-    for result in results:
-        _check_result(*result)
-    if top_k is None and self_influence is None and label_issues is None:
-        raise ValueError(
-            "There is nothing to show. Pass `top_k`, `self_influence` or "
-            "`label_issues`."
-        )
-    if self_influence is not None and label_issues is not None:
-        raise ValueError(
-            "`self_influence` and `label_issues` both rank the suspects. "
-            "Received both; pass one of them, or write a page for each."
-        )
-    if isinstance(max_suspects, bool) or max_suspects < 1:
-        raise ValueError(
-            "`max_suspects` should be a whole number of 1 or more. Received: "
-            f"{max_suspects!r}."
-        )
-    if render not in ("auto", *KINDS):
-        raise ValueError(
-            f"`render` should be 'auto' or one of {list(KINDS)}. Received: "
-            f"{render!r}."
-        )
-
-
-def _check_result(name: str, value: Any, kind: type[Any], remedy: str) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(
-            f"`{name}` should be a {kind.__name__}. Received: "
-            f"{type(value).__name__}. {remedy}."
-        )
-    if value is not None and not len(value):
-        raise ValueError(f"`{name}` should not be empty.")
-
-
-def _check_no_predictions(predictions: tuple[Any, Any]) -> None:
-    """Refuses predictions where an example has several labels."""
-    if any(part is not None for part in predictions):
-        raise ValueError(
-            "`train_predictions` and `test_predictions` should be a class of "
-            "each example. Received them with `label_issues` of several labels "
-            "for each. Leave them out: suggestions are the model's."
-        )
-
-
-def _distinct(*ids: np.ndarray) -> np.ndarray:
-    """The distinct ids, sorted."""
-    return np.unique(np.concatenate([array.reshape(-1) for array in ids]))
-
-
-def _positions(ids: np.ndarray, sorted_ids: np.ndarray) -> list:
-    """Positions of `ids` in `sorted_ids`, which contains them all."""
-    return np.searchsorted(sorted_ids, ids).tolist()
-
-
-def _numbers(scores: np.ndarray) -> list:
-    """Scores as floats with no more digits than their precision has.
-
-    Raises:
-        ValueError: if one is not finite.
-    """
-    if not np.isfinite(scores).all():
-        raise ValueError("Scores should be finite. Received NaN or infinity.")
-    # By way of strings: 0.1 in single precision is 0.1, and not 0.100000001.
-    return scores.astype(str).astype(np.float64).tolist()
-
-
 def _queries(top_k: TopK, shown: list[Shown]) -> dict[str, Any]:
     train, *tests = shown
     sides = ("proponents", top_k.proponents), ("opponents", top_k.opponents)
     return {
         "ids": [str(query) for query in top_k.query_ids.tolist()],
-        "examples": _positions(top_k.query_ids, tests[0].ids)
-        if tests
-        else None,
+        "examples": positions(top_k.query_ids, tests[0].ids) if tests else None,
         **{
             side: {
-                "examples": _positions(ranking.ids, train.ids),
-                "scores": _numbers(ranking.scores),
+                "examples": positions(ranking.ids, train.ids),
+                "scores": numbers(ranking.scores),
             }
             for side, ranking in sides
         },
@@ -291,7 +227,7 @@ def _queries(top_k: TopK, shown: list[Shown]) -> dict[str, Any]:
 
 
 def _classes(
-    shown: list[Shown], suggested: np.ndarray | None, class_names: Any
+    shown: list[Shown], more_labels: list[np.ndarray], class_names: Any
 ) -> Classes:
     """The classes of labels, predictions and suggestions."""
     predictions = [
@@ -300,7 +236,7 @@ def _classes(
     return Classes.from_labels(
         [examples.labels for examples in shown]
         + [prediction.values for prediction in predictions]
-        + ([] if suggested is None else [suggested]),
+        + more_labels,
         class_names,
         max((p.num_classes for p in predictions), default=0),
     )

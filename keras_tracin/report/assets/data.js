@@ -35,6 +35,20 @@ if (suspects) {
   });
 }
 
+// By index in the training set: rows of examples that explain the suspicion, each
+// `{name, entries: [[example, score], …]}`. A suspect agrees with itself, which is
+// not shown.
+const explanations = new Map();
+for (const [name, row] of Object.entries(suspects?.explained ?? {})) {
+  row.of.forEach((example, place) => {
+    const entries = row.examples[place]
+      .map((other, rank) => [other, row.scores[place][rank]])
+      .filter(([other]) => other !== example);
+    if (!explanations.has(example)) explanations.set(example, []);
+    explanations.get(example).push({ name, entries });
+  });
+}
+
 // The suggested label, if it is another than the given one.
 function suggestionOf(example) {
   const suggested = suspicion.get(example)?.suggested ?? null;

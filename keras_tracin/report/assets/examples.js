@@ -127,21 +127,52 @@ function estimateFact(found) {
   return element("span", { class: found.isIssue ? "differs" : "quiet" }, found.isIssue ? "likely wrong" : "likely right");
 }
 
-function trainingExample(example, openQuery) {
+const EXPLAINED = {
+  opponents: ["▼ Contradicted by", "raised its loss under this label"],
+  proponents: ["▲ Agrees with", "lowered its loss under this label"],
+  neighbours: ["Nearest", "of all training examples"],
+};
+
+// Rows of examples that tell why this one is suspected.
+function explanation(example) {
+  return (explanations.get(example) ?? []).map(({ name, entries }) => {
+    const [title, meaning] = EXPLAINED[name];
+    const largest = Math.max(...entries.map(([, score]) => Math.abs(score))) || 1;
+    return element(
+      "section",
+      { class: `ranking ${name}`, "aria-label": `${title.replace(/^[▲▼] /, "")}: ${meaning}` },
+      element("h3", {}, title, element("span", { class: "quiet" }, ` ${meaning}`)),
+      cards(entries.map(([other, score]) => card(other, score, largest))),
+    );
+  });
+}
+
+const cards = (made) => element("div", { class: train.images.length ? "cards images" : "cards" }, made);
+
+function suspectFacts(example) {
   const found = suspicion.get(example);
-  const made = decisions.get(example);
+  return facts([
+    ["Given label", element("b", {}, nameOf(train.labels[example]))],
+    ["Model predicts", predictionFact(train, example)],
+    ["Suggested label", suggestionFact(example)],
+    [suspects?.score_name, found ? short(found.score) : null],
+    ["Rank", found ? `${count(found.rank)} of ${count(suspects.total)}` : null],
+    ["Estimate", estimateFact(found)],
+    ["Decision", chip(decisions.get(example)) ?? element("span", { class: "quiet" }, "not reviewed")],
+  ]);
+}
+
+function trainingExample(example, openQuery) {
+  const isPicture = train.images.length && !train.texts.length && !train.rows.length;
   return [
     element("h2", {}, "Training example ", element("span", { class: "id" }, train.ids[example])),
-    element("div", { class: "whole" }, whole(train, example)),
-    facts([
-      ["Given label", element("b", {}, nameOf(train.labels[example]))],
-      ["Model predicts", predictionFact(train, example)],
-      ["Suggested label", suggestionFact(example)],
-      [suspects?.score_name, found ? short(found.score) : null],
-      ["Rank", found ? `${count(found.rank)} of ${count(suspects.total)}` : null],
-      ["Estimate", estimateFact(found)],
-      ["Decision", chip(made) ?? element("span", { class: "quiet" }, "not reviewed")],
-    ]),
+    element(
+      "div",
+      { class: isPicture ? "asked suspect" : "apart" },
+      element("div", { class: "whole" }, whole(train, example)),
+      suspectFacts(example),
+    ),
+    explanation(example),
     movedQueries(example, openQuery),
   ];
 }

@@ -40,6 +40,15 @@ class Filters {
     this.shown.append(" ", button("Clear filters", () => this.clear(), { class: "link" }));
   }
 
+  // Shows what has these values, by the names of the fields.
+  set(values) {
+    this.form.reset();
+    for (const [name, value] of Object.entries(values)) {
+      if (this.form.elements[name]) this.form.elements[name].value = value;
+    }
+    this.changed();
+  }
+
   clear() {
     this.form.reset();
     this.changed();
@@ -63,12 +72,16 @@ function select({ name, label, options }) {
 // The classes of items; empty if labels are not classes.
 function classSelect(labelsOfItems) {
   if (!classes.length) return [];
+  return [{ name: "label", label: "Label", options: [["", "All labels"], ...classOptions(labelsOfItems)] }];
+}
+
+// The classes that occur, with their numbers.
+function classOptions(labelsOfItems) {
   const numbers = new Map();
   for (const label of labelsOfItems) numbers.set(label, (numbers.get(label) ?? 0) + 1);
-  const options = classes
+  return classes
     .map(([, name], place) => [String(place), `${name} (${count(numbers.get(place) ?? 0)})`, place])
     .filter(([, , place]) => numbers.has(place));
-  return [{ name: "label", label: "Label", options: [["", "All labels"], ...options] }];
 }
 
 const modelSelect = (set) =>

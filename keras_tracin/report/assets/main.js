@@ -5,6 +5,7 @@ decisions.open();
 const views = {};
 if (suspects) views.review = makeReview((query) => openQuery(query));
 if (queries) views.queries = makeQueries();
+if (suspects?.counts || suspects?.map) views.summary = makeSummary(openListed, openReview);
 let current = null;
 
 function openView(name, { focus = true } = {}) {
@@ -37,6 +38,21 @@ function openReview(example) {
   openView("review");
   current.goTo(example, { focus: true });
   current.open(false);
+}
+
+// The review of examples that these filters leave.
+function openListed(filters) {
+  openView("review");
+  current.filters.set(filters);
+}
+
+// On every card of an example, what was decided.
+function markCards(examples) {
+  for (const example of examples) {
+    for (const place of document.querySelectorAll(`[data-example="${example}"] .decided`)) {
+      place.replaceChildren(...[chip(decisions.get(example))].filter(Boolean));
+    }
+  }
 }
 
 function undo() {
@@ -95,7 +111,7 @@ function keyAction(key) {
   if (find("#example").open) return null; // Esc closes it by itself
   const focusIsNowhere = document.activeElement === document.body;
   if (key === "n" && current === views.review) return () => goToOpen(current);
-  if (key === "/") return () => find("input[type=search]", current.root).focus();
+  if (key === "/") return () => find("input[type=search]", current.root)?.focus();
   if (key === "?") return () => find("#about").showModal();
   if (key === "Escape") return () => current.close();
   if (key.startsWith("Arrow") && focusIsNowhere) return () => current.list.focus();
@@ -138,7 +154,7 @@ function fillPrint() {
 function start() {
   shownExample.start(openQuery, openReview);
   openRelabelDialog();
-  decisions.watchers.push(tellTools);
+  decisions.watchers.push(tellTools, markCards);
   tellTools();
   find("#undo").addEventListener("click", undo);
   find("#export").addEventListener("click", exportCsv);
@@ -163,6 +179,7 @@ function start() {
   const names = Object.keys(views);
   find(".tabs").hidden = names.length < 2;
   for (const tab of document.querySelectorAll("[role=tab]")) {
+    tab.hidden = !names.includes(tab.dataset.view);
     tab.addEventListener("click", () => openView(tab.dataset.view));
     tab.addEventListener("keydown", onTabKey);
   }

@@ -47,7 +47,7 @@ function queryRow(query) {
 function makeQueries() {
   const hasExamples = queries.examples && test;
   const labelsOfQueries = hasExamples ? queries.examples.map((at) => test.labels[at]) : [];
-  const view = new View(find("#queries"), {
+  return new View(find("#queries"), {
     label: "Queries",
     what: ["query", "queries"],
     total: queries.ids.length,
@@ -69,14 +69,6 @@ function makeQueries() {
     row: queryRow,
     content: queryContent,
   });
-  decisions.watchers.push((examples) => {
-    for (const example of examples) {
-      for (const card of view.detail.querySelectorAll(`[data-example="${example}"] .decided`)) {
-        card.replaceChildren(...[chip(decisions.get(example))].filter(Boolean));
-      }
-    }
-  });
-  return view;
 }
 
 // A table compares rows of values; the query is the first.
@@ -104,7 +96,7 @@ function queryContent(query) {
     side(query, "opponents", "▼ Opponents", "raised the query’s loss", largest),
   ];
   const title = element("h2", {}, "Query ", element("span", { class: "id" }, queries.ids[query]));
-  if (!train.tokens) return [title, asked, sides];
+  if (!train.tokens) return [title, asked, element("div", { class: isTable() ? "apart" : "sides" }, sides)];
   const legend = report.shares?.proponents ? tokenLegend() : null;
   return element(
     "div",
@@ -128,11 +120,7 @@ function side(query, name, title, meaning, largest) {
     element("h3", {}, title, element("span", { class: "quiet" }, ` ${meaning}`)),
     isTable()
       ? table(query, found)
-      : element(
-          "div",
-          { class: train.images.length ? "cards images" : "cards" },
-          found.map(([example, score], place) => made(example, score, place)),
-        ),
+      : cards(found.map(([example, score], place) => made(example, score, place))),
   );
 }
 
@@ -142,12 +130,14 @@ function bar(score, largest) {
   return made;
 }
 
+const idOf = (example) => element("span", { class: "id quiet" }, `id ${train.ids[example]}`);
+
 function card(example, score, largest) {
   return element(
     "button",
     { type: "button", class: "card", "data-example": example, onclick: () => shownExample.open(example) },
     picture(train, example).slice(0, 1),
-    element("span", { class: "line" }, element("span", { class: "score" }, signed(score)), labels(train, example)),
+    element("span", { class: "line" }, element("span", { class: "score" }, signed(score)), labels(train, example), idOf(example)),
     bar(score, largest),
     train.texts.length || train.rows.length
       ? element("span", { class: "excerpt" }, train.texts.length ? train.texts[example] : excerpt(train, example))

@@ -31,7 +31,11 @@ const inState = (example, state) => {
 
 function reviewItems(filters) {
   const found = suspects.examples.filter(
-    (example) => inState(example, filters.state) && isEstimated(example, filters.issue) && fits(filters, train, example),
+    (example) =>
+      inState(example, filters.state) &&
+      isEstimated(example, filters.issue) &&
+      isSuggested(example, filters.suggested) &&
+      fits(filters, train, example),
   );
   const order = REVIEW_ORDERS[filters.order];
   return order ? found.sort(order) : found;
@@ -93,6 +97,15 @@ const issueSelect = () =>
         },
       ];
 
+// The labels that are suggested in place of the given ones.
+function suggestedSelect() {
+  const options = suspects.suggested ? classOptions(suspects.examples.map(suggestionOf)) : [];
+  if (!options.length) return [];
+  return [{ name: "suggested", label: "Suggested label", options: [["", "Any suggestion"], ...options] }];
+}
+
+const isSuggested = (example, label = "") => !label || suggestionOf(example) === Number(label);
+
 const isEstimated = (example, issue) => !issue || suspicion.get(example).isIssue === (issue === "wrong");
 
 function makeReview(openQuery) {
@@ -105,6 +118,7 @@ function makeReview(openQuery) {
     selects: [
       { name: "state", label: "Decision", options: STATES },
       ...classSelect(suspects.examples.map((example) => train.labels[example])),
+      ...suggestedSelect(),
       ...modelSelect(train),
       ...issueSelect(),
       {

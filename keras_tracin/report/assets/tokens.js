@@ -148,6 +148,7 @@ function tokenCard(example, score, largest, shares, most) {
       { class: "line" },
       element("span", { class: "score" }, signed(score)),
       labels(train, example),
+      nameOf(train.labels[example]) === NO_LABEL ? null : idOf(example),
       element("span", { class: "decided" }, chip(decisions.get(example))),
       details,
     ),
