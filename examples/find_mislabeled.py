@@ -162,7 +162,7 @@ def examine(corruption, train, held_out, truth, test, strategy):
     rankings |= self_influence(model, train, run, strategy)
     print_table(rankings, dict(enumerate(is_wrong)))
     draw(corruption, rankings, dynamics, is_wrong)
-    write_review(corruption, issues, model, train, truth, strategy)
+    write_review(corruption, issues, model, train, truth, dynamics, strategy)
     for way in _FIX.value:
         fixed = fix(train, truth, issues.issue_ids, way)
         model, _ = fit(fixed, held_out, f"{corruption}_{way}", strategy)
@@ -234,7 +234,7 @@ def draw(corruption, rankings, dynamics, is_wrong):
     _common.save(learnt, _OUTPUT_DIR.value, f"map_{corruption}.png")
 
 
-def write_review(corruption, issues, model, train, truth, strategy):
+def write_review(corruption, issues, model, train, truth, dynamics, strategy):
     """Explains the worst, and writes a page for a person to decide."""
     explainer = kt.InfluenceFunctions(
         model,
@@ -257,9 +257,9 @@ def write_review(corruption, issues, model, train, truth, strategy):
     page = kt.report.write_html(
         f"{_OUTPUT_DIR.value}/review_{corruption}.html",
         train=train,
-        test=train,  # the queries are training images
-        top_k=top,
         label_issues=issues,
+        explanation=top,
+        dynamics=dynamics,
         overwrite=True,
     )
     print(f"Wrote {page}", flush=True)

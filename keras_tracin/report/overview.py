@@ -2,8 +2,8 @@
 
 Synopsis:
 
-    counts_by_class(issues, suspects, classes)   # or None
-    dynamics_map(dynamics, train_ids)
+    counts_by_class(issues, classes)         # or None
+    dynamics_map(dynamics, train_ids, suspects.ids)
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def dynamics_map(
     """The map of the training, Swayamdipta et al. 2020.
 
     Args:
-        dynamics: the course of the training.
+        dynamics: how the model saw each example.
         train_ids: ids of the training examples on the page, sorted.
         listed: ids of the suspects.
 

@@ -114,8 +114,11 @@ function searchText(set, at) {
   return places.get(at);
 }
 
+const areSmallNumbers = train.ids.every((id) => /^-?\d{1,15}$/.test(id));
+
 // Integer ids are sorted as numbers.
 function compareIds(one, other) {
+  if (areSmallNumbers) return Number(one) - Number(other);
   const whole = /^-?\d+$/;
   if (whole.test(one) && whole.test(other)) {
     const difference = BigInt(one) - BigInt(other);

@@ -30,7 +30,7 @@ function estimate() {
 function numbersTable(title, head, rows) {
   return element(
     "section",
-    { "aria-label": title },
+    {},
     element("h2", {}, title),
     element(
       "div",
@@ -83,6 +83,8 @@ function pairTable(openListed) {
   return made;
 }
 
+const MANY_POINTS = 5_000; // drawn as squares, which is faster
+
 // Where a point of the map is, in CSS pixels of a drawing.
 const MARGIN = 40;
 const MOST_VARIABLE = 0.5; // of numbers from 0 to 1
@@ -120,7 +122,7 @@ function dynamicsMap(openReview) {
   const sign = (name) => element("span", { class: `sign ${name}`, "aria-hidden": "true" });
   return element(
     "section",
-    { "aria-label": "Map of the training" },
+    {},
     element("h2", {}, "Map of the training"),
     element("p", { class: "quiet" }, `Each point is a training example. High: the given label was probable at most checkpoints. Right: its probability changed. Choose a suspect to review it.${some}`),
     canvas,
@@ -137,8 +139,13 @@ function drawMap(canvas) {
   pen.scale(scale, scale);
   const colour = (name) => getComputedStyle(document.body).getPropertyValue(name);
   const place = placer(width, height);
+  const isMany = suspects.map.points.length > MANY_POINTS;
   const dot = (point, size) => {
     const [x, y] = place(point);
+    if (isMany) {
+      pen.fillRect(x - size, y - size, 2 * size, 2 * size);
+      return;
+    }
     pen.beginPath();
     pen.arc(x, y, size, 0, 7);
     pen.fill();
