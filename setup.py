@@ -26,6 +26,7 @@ EXAMPLES = [*PLOTS, *REPORT, "pandas>=2.2", "scikit-learn>=1.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 DOCS = ["pdoc>=15"]
 HUB = ["keras-hub>=0.32", "tensorflow-text"]  # it brings Keras 3.15 or newer
+RELEASE = ["build>=1.2", "pyyaml>=6", "setuptools>=70", "twine>=6"]
 BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
 # New releases of the formatter, linter and type checker bring new findings:
 # a fresh environment must not fail because of the day it was made on.
@@ -37,6 +38,7 @@ TEST = [
     *DOCS,
     *HUB,
     *TENSORBOARD,
+    *RELEASE,
     "grain>=0.2",  # whose datasets `fit` of Keras 3.15 takes
     "hypothesis>=6.100",
     "mypy~=2.4.1",
@@ -71,10 +73,14 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=setuptools.find_packages(
         include=["keras_tracin", "keras_tracin.*"]
     ),
-    package_data={"keras_tracin.report": ["assets/*"]},
+    package_data={
+        "keras_tracin": ["py.typed"],
+        "keras_tracin.report": ["assets/*"],
+    },
     entry_points={
         "console_scripts": [
             f"keras_tracin-{name}=keras_tracin.scripts.{name}:main"
@@ -102,6 +108,7 @@ setuptools.setup(
         "docs": DOCS,
         "hub": HUB,
         "beam": BEAM,
+        "release": RELEASE,
         "lowest": LOWEST,
         "test": TEST,
         "all": TEST,
@@ -111,6 +118,7 @@ setuptools.setup(
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -208,17 +208,19 @@ def test_setup_installs_the_whole_package_and_nothing_else(monkeypatch):
 
 def test_files_beside_the_modules_are_installed(monkeypatch):
     packages = setup_arguments(monkeypatch)["package_data"]
+    installed = set()
     for package, patterns in packages.items():
         folder = ROOT / package.replace(".", "/")
-        installed = {path for each in patterns for path in folder.glob(each)}
-        others = {
-            path
-            for path in folder.rglob("*")
-            if path.is_file() and path.suffix not in (".py", ".pyc")
-            if path.name != "BUILD"
-        }
-        assert others, f"{package} has no files beside its modules"
-        assert others == installed
+        for pattern in patterns:
+            found = set(folder.glob(pattern))
+            assert found, f"{package} has no {pattern}"
+            installed |= found
+    assert installed == {
+        path
+        for path in (ROOT / "keras_tracin").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.name != "BUILD"
+    }
 
 
 def test_every_program_is_installed_under_its_name(monkeypatch):
