@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,9 +93,23 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Writes one array in NumPy's format to a path, whatever its ending.
 
     Use it inside `written_whole`.
+
+    Raises:
+        OSError: if the disk refuses a part of it.
     """
     with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+        np.save(_Sink(file), array, allow_pickle=False)
+
+
+class _Sink:
+    """A file to NumPy, which has no part in how it is written.
+
+    Into a file that it knows NumPy writes by itself, and does not notice where
+    the disk refuses the last of it.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.write = file.write
 
 
 def load_array(path: Path, remedy: str, mapped: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import resource
 
 import numpy as np
 import pytest
@@ -76,6 +77,19 @@ def test_one_array_is_read_or_mapped(tmp_path, mapped):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"rows is damaged.*Make it anew\.$"):
         arrays.load_array(path, REMEDY, mapped)
+
+
+@pytest.mark.parametrize("size", [100, 300, 100_000])
+def test_what_the_disk_refuses_is_an_error(tmp_path, size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "array.npy"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size * 8, hard))
+    try:
+        # The header does not fit as well.
+        with pytest.raises(OSError, match="too large"):
+            arrays.write_array(path, np.arange(size, dtype=float))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_says_what_is_kept(tmp_path):
