@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,18 @@ def make_cells(near: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> Any:
             break
         index.nprobe = min(cells, 2 * index.nprobe)
     return index
+
+
+def write_faiss(path: Path, index: Any) -> None:
+    """Writes an index of faiss to a path.
+
+    Raises:
+        OSError: if the disk refuses a part of it, of which faiss, given a
+            path, does not notice the last.
+    """
+    faiss = faiss_module()
+    with open(path, "wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def faiss_module() -> Any:

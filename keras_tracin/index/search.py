@@ -36,6 +36,7 @@ from keras_tracin.index.nearest import (
     make_graph,
     mean_share,
     search_all,
+    write_faiss,
 )
 from keras_tracin.index.shards import Shards
 from keras_tracin.index.store import Store
@@ -169,7 +170,7 @@ def make(
         nearest = by_faiss(index)
         files["faiss"] = store.write_search(
             "faiss",
-            lambda path: faiss_module().write_index(index, str(path)),
+            lambda path: write_faiss(path, index),
         )
     return (
         Search(shards, kind, basis, nearest),
