@@ -45,7 +45,13 @@ class _Page(File):
 
 def on_files(files: Files, config) -> Files:
     """Puts files at the places where links expect them."""
-    kept = [file for file in files if file.src_uri.startswith("site/")]
+    styles = "site/"
+    kept = [
+        file
+        for file in files  # of the theme, too
+        if file.src_dir != config.docs_dir or file.src_uri.startswith(styles)
+        if not file.src_uri.endswith(".py")
+    ]
     paths = {path for pattern in PAGES for path in ROOT.glob(pattern)}
     linked = {link for path in paths for link in _linked_files(path)} - paths
     linked |= {path for pattern in PICTURES for path in ROOT.glob(pattern)}
