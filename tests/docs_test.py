@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import re
 import textwrap
-import types
 
 import pytest
 
@@ -13,6 +12,7 @@ import keras_tracin
 from keras_tracin import scripts
 from keras_tracin.scripts import task
 from tests import error_rows, source_tree
+from tests.public_names import MODULES, PUBLIC
 from tests.source_tree import ROOT
 
 PAGES = sorted(
@@ -25,41 +25,11 @@ PAGES = sorted(
 )
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-MODULES = [
-    getattr(keras_tracin, name)
-    for name in keras_tracin.__all__
-    if isinstance(getattr(keras_tracin, name), types.ModuleType)
-]
-
 each_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 
 
-def public_objects():
-    """Classes, functions and public methods by name, of this package."""
-    found = {}
-    for module in (keras_tracin, *MODULES):
-        for name in module.__all__:
-            value = getattr(module, name)
-            if inspect.isclass(value) or inspect.isfunction(value):
-                found[name] = value
-                found.update(methods_of(value))
-    return found
-
-
-def methods_of(value):
-    """The public methods that a class of this package writes itself."""
-    found = {}
-    if inspect.isclass(value):
-        for name, member in vars(value).items():
-            function = getattr(member, "__func__", member)
-            if inspect.isfunction(function) and not name.startswith("_"):
-                found[f"{value.__name__}.{name}"] = function
-    return found
-
-
-PUBLIC = public_objects()
 each_public = pytest.mark.parametrize("name", PUBLIC)
 
 

@@ -129,8 +129,8 @@ HOLDS = {
         len(g["issues"].ids) == 16
         and all(str(i).endswith(".png") for i in g["top"].proponents.ids.flat)
     ),
-    "A folder of texts": lambda g: (
-        all(str(i).endswith(".txt") for i in g["top"].opponents.ids.flat)
+    "A folder of texts": lambda g: all(
+        str(i).endswith(".txt") for i in g["top"].opponents.ids.flat
     ),
     "A dataset that shuffles": lambda g: set(g["own"].ids) == set(range(200)),
     "A PyDataset": lambda g: len(g["train"]) == 4,

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -12,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import keras_tracin
-from tests.docs_test import MODULES, PUBLIC
 from tests.error_rows import rows
+from tests.public_names import MODULES, PUBLIC
 from tests.source_tree import ROOT
 
 LOADED = {"img": "src", "link": "href", "script": "src", "source": "src"}
@@ -82,9 +83,9 @@ def test_everything_that_pages_name_is_in_the_site(site, pages):
                 missing.append(f"{name}: {target}")
                 continue
             other = pages.get(path.resolve().relative_to(site).as_posix())
-            if other and parts.fragment:
-                if unquote(parts.fragment) not in other.ids:
-                    missing.append(f"{name}: {target}")
+            anchor = unquote(parts.fragment)
+            if other and anchor and anchor not in other.ids:
+                missing.append(f"{name}: {target}")
     assert not missing, missing
 
 
@@ -98,6 +99,20 @@ def test_pages_load_nothing_from_a_network(pages):
         assert not outside, f"{name} loads {outside}"
         # What the theme would fetch a script for.
         assert 'class="mermaid"' not in page.text, name
+
+
+def test_no_list_or_table_is_left_as_text(pages):
+    paragraph = re.compile(r"<p>(.*?)</p>", re.S)
+    raw = re.compile(r"\n *(?:[-*] |1\. |\|)|```|^:::|\]\(\S")
+    for name, page in pages.items():
+        text = re.sub(r"<(pre|code)\b.*?</\1>", "", page.text, flags=re.S)
+        found = [p for p in paragraph.findall(text) if raw.search(p)]
+        assert not found, f"{name} shows {found}"
+
+
+def test_a_linked_source_is_a_page(pages):
+    assert "examples/digits.py.html" in pages["gallery.html"].links
+    assert "TracInCheckpoint" in pages["examples/digits.py.html"].text
 
 
 def test_reference_has_every_public_name(pages):

@@ -12,7 +12,6 @@ Synopsis:
     mkdocs build --strict    # writes out/site
 """
 
-import base64
 import json
 import posixpath
 import re
@@ -30,10 +29,14 @@ PAGES = (
     "benchmarks/**/*.md",
 )
 PICTURES = ("docs/*.png", "examples/*.png", "benchmarks/*.png")
-HOME = "docs/README.md"
-_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
+_ITEM = re.compile(r"(?:[-*]|\d+\.) +")
+_LINK = re.compile(
+    r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s:#]+)(#[^)\s]*)?\)"
+)
 _FENCE = re.compile(r"^(`{3,}).*?^\1$", re.M | re.S)
-_ERROR_ROW = re.compile(r'^\| <a id="([^"]+)"></a>(.*?) \| (.*?) \| (.*) \|$', re.M)
+_ERROR_ROW = re.compile(
+    r'^\| <a id="([^"]+)"></a>(.*?) \| (.*?) \| (.*) \|$', re.M
+)
 
 
 class _Page(File):
@@ -75,7 +78,10 @@ def on_page_read_source(page, config) -> str | None:
 
 
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
-    """Links to a folder lead to its page; without one, its name is text."""
+    """Makes Markdown as GitHub reads it into what MkDocs reads alike.
+
+    A link to a folder leads to its page; without one, its name is text.
+    """
 
     def lead(match: re.Match) -> str:
         _, text, target, _ = match.groups()
@@ -86,7 +92,9 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         known = f"{path}/README.md" in files.src_uris
         return f"[{text}]({target}/README.md)" if known else text
 
-    return _outside_fences(markdown, lambda text: _LINK.sub(lead, text))
+    return _outside_fences(
+        markdown, lambda text: _indent_lists(_LINK.sub(lead, text))
+    )
 
 
 @event_priority(-100)  # when the search plugin has written its index
@@ -107,7 +115,7 @@ def on_post_build(config) -> None:
 
 
 def _file(path: Path, config, kind: type[File]) -> File:
-    """The file, under its path in the repository and at its place in the site."""
+    """The file, with its path in the repository and its place in the site."""
     uri = path.relative_to(ROOT).as_posix()
     place = uri.removeprefix("docs/")
     if kind is _Page:
@@ -151,6 +159,30 @@ def _outside_fences(markdown: str, change) -> str:
     return "".join([*parts, change(markdown[end:])])
 
 
+def _indent_lists(text: str) -> str:
+    """Sets lists as Python-Markdown needs them where GitHub takes less.
+
+    What continues an item is indented by four spaces, and a list that follows
+    a paragraph by a blank line from it.
+    """
+    lines: list[str] = [""]
+    width, is_loose = 0, False
+    for line in text.split("\n"):
+        item = _ITEM.match(line)
+        if item and (width or item[0].startswith(("-", "*", "1. "))):
+            if lines[-1].strip() and (is_loose or not width):
+                lines.append("")
+            width, is_loose = len(item[0]), False
+        elif width and not line.strip():
+            is_loose = True
+        elif width and line.startswith(" " * width):
+            line = " " * 4 + line[width:]
+        elif width and not lines[-1].strip():
+            width = 0
+        lines.append(line)
+    return "\n".join(lines[1:])
+
+
 def _notebook(notebook: dict) -> str:
     """A notebook's cells and outputs as Markdown."""
     parts = []
@@ -171,10 +203,12 @@ def _output(output: dict) -> str:
     data = output["data"]
     if "image/png" in data:
         picture = "".join("".join(data["image/png"]).split())
-        base64.b64decode(picture, validate=True)
-        return f'<img class="output" alt="Figure" src="data:image/png;base64,{picture}">'
+        source = f"data:image/png;base64,{picture}"
+        return f'<img class="output" alt="Figure" src="{source}">'
     if "text/html" in data:
-        table = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S)
+        table = re.sub(
+            r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S
+        )
         lines = [line.strip() for line in table.splitlines() if line.strip()]
         return '<div class="output">' + "\n".join(lines) + "</div>"
     return _text_output(data["text/plain"])
