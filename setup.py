@@ -24,7 +24,9 @@ REPORT = ["jinja2>=3.1", "pillow>=10"]
 TENSORBOARD = [*PLOTS, "tensorboard>=2.18"]
 EXAMPLES = [*PLOTS, *REPORT, "pandas>=2.2", "scikit-learn>=1.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
-DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30", "ruff~=0.17.6"]
+# The site is built strictly: a new release must not bring a new warning. Ruff
+# formats the signatures.
+DOCS = ["mkdocs-material~=9.8", "mkdocstrings[python]~=1.0", "ruff~=0.17.6"]
 HUB = ["keras-hub>=0.32", "tensorflow-text"]  # it brings Keras 3.15 or newer
 BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
 # New releases of the formatter, linter and type checker bring new findings:

@@ -124,7 +124,7 @@ def _file(path: Path, config, kind: type[File]) -> File:
             stem = re.sub(r"(^|/)README$", r"\1index", stem)
         place = f"{'overview' if stem == 'README' else stem}.html"
     in_navigation = path.suffix != ".py"
-    return kind(
+    file = kind(
         uri,
         str(ROOT),
         config.site_dir,
@@ -134,6 +134,8 @@ def _file(path: Path, config, kind: type[File]) -> File:
         if in_navigation
         else InclusionLevel.NOT_IN_NAV,
     )
+    file.name = Path(place).stem  # README.md of the root is no index here
+    return file
 
 
 def _linked_files(page: Path) -> set[Path]:
@@ -209,6 +211,7 @@ def _output(output: dict) -> str:
         table = re.sub(
             r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S
         )
+        table = re.sub(r"<(table|tr|th)\b[^>]*>", r"<\1>", table)  # as others
         lines = [line.strip() for line in table.splitlines() if line.strip()]
         return '<div class="output">' + "\n".join(lines) + "</div>"
     return _text_output(data["text/plain"])
