@@ -44,10 +44,10 @@ def site(tmp_path_factory):
     """The directory of the built site.
 
     Strict: a broken link or anchor, a page that is not in the navigation and a
-    name that the package lacks are errors.
+    name that the package lacks are errors. (With `-q`, nothing would be.)
     """
     directory = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     built = subprocess.run(
         [*command, "--site-dir", str(directory)],
         cwd=ROOT,
