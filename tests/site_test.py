@@ -115,17 +115,36 @@ def test_a_linked_source_is_a_page(pages):
     assert "TracInCheckpoint" in pages["examples/digits.py.html"].text
 
 
+def test_the_first_mention_of_a_public_name_leads_to_the_reference(pages):
+    links = pages["mislabeled.html"].links
+    assert links.count("reference/tracin.html#keras_tracin.TracIn") == 1
+    errors = pages["errors.html"].links
+    assert "reference/data.html#keras_tracin.check.check" in errors
+
+
 def test_reference_has_every_public_name(pages):
-    ids = set().union(*(page.ids for page in pages.values()))
+    heading = re.compile(
+        r'doc-object doc-(\w+)">\s*<h\d id="keras_tracin\.([^"]+)"'
+    )
+    kinds = {
+        name: kind
+        for page in pages.values()
+        for kind, name in heading.findall(page.text)
+    }
     for module in (keras_tracin, *MODULES):
         for name in module.__all__:
-            if not isinstance(getattr(module, name), str | types.ModuleType):
-                assert f"{module.__name__}.{name}" in ids
+            value = getattr(module, name)
+            if isinstance(value, str | types.ModuleType):
+                continue
+            path = f"{module.__name__}.{name}".partition(".")[2]
+            # A function may have the name of the package that it is from.
+            kind = kinds.get(f"{path}.{name}") or kinds.get(path)
+            expected = "class" if inspect.isclass(value) else "function"
+            assert kind == expected, path
     for name in PUBLIC:
         kind, _, method = name.partition(".")
         if method and not overrides(PUBLIC[kind], method):
-            found = {i.partition("keras_tracin.")[2] for i in ids}
-            assert any(i.endswith(name) for i in found), name
+            assert any(path.endswith(name) for path in kinds), name
 
 
 def overrides(kind, method):

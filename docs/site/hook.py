@@ -12,6 +12,8 @@ Synopsis:
     mkdocs build --strict    # writes out/site
 """
 
+import ast
+import functools
 import json
 import posixpath
 import re
@@ -34,6 +36,13 @@ _LINK = re.compile(
     r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s:#]+)(#[^)\s]*)?\)"
 )
 _FENCE = re.compile(r"^(`{3,}).*?^\1$", re.M | re.S)
+# Headings, links and longer code are left alone.
+_CODE = re.compile(
+    r"^#.*$|\[[^\]]*\]\([^)]*\)|``.+?``|`(?P<code>[^`\n]+)`", re.M
+)
+_NAME = re.compile(r"(?P<kt>kt\.)?(?P<name>\w+(?:\.\w+)?)(?:\(.*)?$")
+_SHOWN = re.compile(r"^::: keras_tracin\.(\S+)$", re.M)
+_ALL = re.compile(r"^__all__ = (\[.*?\])", re.M | re.S)
 _ERROR_ROW = re.compile(
     r'^\| <a id="([^"]+)"></a>(.*?) \| (.*?) \| (.*) \|$', re.M
 )
@@ -80,7 +89,8 @@ def on_page_read_source(page, config) -> str | None:
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
     """Makes Markdown as GitHub reads it into what MkDocs reads alike.
 
-    A link to a folder leads to its page; without one, its name is text.
+    A link to a folder leads to its page; without one, its name is text. The
+    first mention of a public name leads to the reference.
     """
 
     def lead(match: re.Match) -> str:
@@ -92,9 +102,23 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         known = f"{path}/README.md" in files.src_uris
         return f"[{text}]({target}/README.md)" if known else text
 
-    return _outside_fences(
-        markdown, lambda text: _indent_lists(_LINK.sub(lead, text))
-    )
+    names = {}
+    if not page.file.src_uri.startswith("docs/reference/"):
+        names = dict(_names_of_reference())
+
+    def name(match: re.Match) -> str:
+        code = match["code"]
+        called = code and _NAME.match(code)
+        # A word in lower case may mean something else than the function.
+        if not called or not (called["kt"] or called["name"][0].isupper()):
+            return match[0]
+        target = names.pop(called["name"], None)  # once on a page
+        return f"[`{code}`][{target}]" if target else match[0]
+
+    def change(text: str) -> str:
+        return _indent_lists(_CODE.sub(name, _LINK.sub(lead, text)))
+
+    return _outside_fences(markdown, change)
 
 
 @event_priority(-100)  # when the search plugin has written its index
@@ -150,6 +174,27 @@ def _linked_files(page: Path) -> set[Path]:
         if target.is_file() and target.is_relative_to(ROOT):
             targets.add(target)
     return targets
+
+
+@functools.cache
+def _names_of_reference() -> dict[str, str]:
+    """Where the reference shows a name that follows `keras_tracin.`."""
+    places = {}
+    for path in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        for name in _SHOWN.findall(path.read_text(encoding="utf-8")):
+            places[name] = name
+            package, _, function = name.partition(".")
+            if package == function:  # `check`, which hides its package
+                places[package] = name
+            module = ROOT / "keras_tracin" / name
+            for source in (module / "__init__.py", module.with_suffix(".py")):
+                if source.exists():
+                    del places[name]  # a module's heading is the page's
+                    text = source.read_text(encoding="utf-8")
+                    listed = _ALL.search(text)
+                    for each in ast.literal_eval(listed[1]) if listed else ():
+                        places[f"{name}.{each}"] = f"{name}.{each}"
+    return {name: f"keras_tracin.{place}" for name, place in places.items()}
 
 
 def _outside_fences(markdown: str, change) -> str:
