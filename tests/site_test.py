@@ -115,9 +115,9 @@ def test_a_linked_source_is_a_page(pages):
     assert "TracInCheckpoint" in pages["examples/digits.py.html"].text
 
 
-def test_the_first_mention_of_a_public_name_leads_to_the_reference(pages):
+def test_public_names_lead_to_the_reference(pages):
     links = pages["mislabeled.html"].links
-    assert links.count("reference/tracin.html#keras_tracin.TracIn") == 1
+    assert "reference/tracin.html#keras_tracin.TracIn" in links
     errors = pages["errors.html"].links
     assert "reference/data.html#keras_tracin.check.check" in errors
 

@@ -89,8 +89,8 @@ def on_page_read_source(page, config) -> str | None:
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
     """Makes Markdown as GitHub reads it into what MkDocs reads alike.
 
-    A link to a folder leads to its page; without one, its name is text. The
-    first mention of a public name leads to the reference.
+    A link to a folder leads to its page; without one, its name is text. Public
+    names lead to the reference.
     """
 
     def lead(match: re.Match) -> str:
@@ -102,21 +102,8 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         known = f"{path}/README.md" in files.src_uris
         return f"[{text}]({target}/README.md)" if known else text
 
-    names = {}
-    if not page.file.src_uri.startswith("docs/reference/"):
-        names = dict(_names_of_reference())
-
-    def name(match: re.Match) -> str:
-        code = match["code"]
-        called = code and _NAME.match(code)
-        # A word in lower case may mean something else than the function.
-        if not called or not (called["kt"] or called["name"][0].isupper()):
-            return match[0]
-        target = names.pop(called["name"], None)  # once on a page
-        return f"[`{code}`][{target}]" if target else match[0]
-
     def change(text: str) -> str:
-        return _indent_lists(_CODE.sub(name, _LINK.sub(lead, text)))
+        return _indent_lists(_CODE.sub(_name, _LINK.sub(lead, text)))
 
     return _outside_fences(markdown, change)
 
@@ -174,6 +161,18 @@ def _linked_files(page: Path) -> set[Path]:
         if target.is_file() and target.is_relative_to(ROOT):
             targets.add(target)
     return targets
+
+
+def _name(match: re.Match) -> str:
+    """The code that names something public, as a link to it."""
+    code = match["code"]
+    called = code and _NAME.match(code)
+    target = called and _names_of_reference().get(called["name"])
+    # `check` alone is a word; `kt.check`, `TracIn` and `with_ids` are names.
+    is_word = called and re.fullmatch("[a-z]+", called["name"])
+    if not target or (is_word and not called["kt"]):
+        return match[0]
+    return f"[`{code}`][{target}]"
 
 
 @functools.cache
