@@ -165,12 +165,14 @@ def _linked_files(page: Path) -> set[Path]:
 
 def _name(match: re.Match) -> str:
     """The code that names something public, as a link to it."""
-    code = match["code"]
-    called = code and _NAME.match(code)
-    target = called and _names_of_reference().get(called["name"])
+    code = match["code"] or ""
+    called = _NAME.match(code)
+    if called is None:
+        return match[0]
+    target = _names_of_reference().get(called["name"])
     # `check` alone is a word; `kt.check`, `TracIn` and `with_ids` are names.
-    is_word = called and re.fullmatch("[a-z]+", called["name"])
-    if not target or (is_word and not called["kt"]):
+    is_word = re.fullmatch("[a-z]+", called["name"]) and not called["kt"]
+    if target is None or is_word:
         return match[0]
     return f"[`{code}`][{target}]"
 
