@@ -24,7 +24,9 @@ REPORT = ["jinja2>=3.1", "pillow>=10"]
 TENSORBOARD = [*PLOTS, "tensorboard>=2.18"]
 EXAMPLES = [*PLOTS, *REPORT, "pandas>=2.2", "scikit-learn>=1.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
-DOCS = ["pdoc>=15"]
+# The site is built strictly: a new release must not bring a new warning. Ruff
+# formats the signatures.
+DOCS = ["mkdocs-material~=9.8", "mkdocstrings[python]~=1.0", "ruff~=0.17.6"]
 HUB = ["keras-hub>=0.32", "tensorflow-text"]  # it brings Keras 3.15 or newer
 RELEASE = ["build>=1.2", "pyyaml>=6", "setuptools>=70", "twine>=6"]
 BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
@@ -44,7 +46,6 @@ TEST = [
     "mypy~=2.4.1",
     "pytest>=8",
     "pytest-xdist>=3.5",
-    "ruff~=0.17.6",
     "selenium>=4.20",
     "starlark-pyo3>=2025.1",  # reads the BUILD files
     "tf-keras>=2.18",  # Keras 2, whose models and files are refused

@@ -1,12 +1,10 @@
-"""The reference is whole, and what pages show and link to is there."""
+"""Public names are documented; what pages show and link to is there."""
 
 import ast
 import dataclasses
 import inspect
 import re
 import textwrap
-import types
-import warnings
 
 import pytest
 
@@ -14,11 +12,12 @@ import keras_tracin
 from keras_tracin import scripts
 from keras_tracin.scripts import task
 from tests import error_rows, source_tree
+from tests.public_names import MODULES, PUBLIC
 from tests.source_tree import ROOT
 
 PAGES = sorted(
     [
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
         ROOT / "examples" / "README.md",
         ROOT / "benchmarks" / "README.md",
@@ -26,41 +25,11 @@ PAGES = sorted(
 )
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-MODULES = [
-    getattr(keras_tracin, name)
-    for name in keras_tracin.__all__
-    if isinstance(getattr(keras_tracin, name), types.ModuleType)
-]
-
 each_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 
 
-def public_objects():
-    """Classes, functions and public methods by name, of this package."""
-    found = {}
-    for module in (keras_tracin, *MODULES):
-        for name in module.__all__:
-            value = getattr(module, name)
-            if inspect.isclass(value) or inspect.isfunction(value):
-                found[name] = value
-                found.update(methods_of(value))
-    return found
-
-
-def methods_of(value):
-    """The public methods that a class of this package writes itself."""
-    found = {}
-    if inspect.isclass(value):
-        for name, member in vars(value).items():
-            function = getattr(member, "__func__", member)
-            if inspect.isfunction(function) and not name.startswith("_"):
-                found[f"{value.__name__}.{name}"] = function
-    return found
-
-
-PUBLIC = public_objects()
 each_public = pytest.mark.parametrize("name", PUBLIC)
 
 
@@ -145,46 +114,6 @@ def test_example_is_set_as_code(name):
 def test_synopsis_of_a_page_is_set_as_code():
     for module in (keras_tracin, *MODULES, scripts, task):
         assert not section(module.__doc__, "Example", "Synopsis").strip()
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The reference as pages, by name, made as docs/README.md says."""
-    import pdoc
-    import pdoc.render
-
-    readme = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    command = re.search(r"-m pdoc (.*)$", readme, re.M)[1].split()
-    assert command[:2] == ["--docformat", "google"]
-    modules = command[command.index("out/reference") + 1 :]
-    directory = tmp_path_factory.mktemp("reference")
-    pdoc.render.configure(docformat="google")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        pdoc.pdoc(*modules, output_directory=directory)
-    told = [str(warning.message) for warning in caught]
-    assert not told, told
-    return {
-        path.relative_to(directory).as_posix(): path.read_text("utf-8")
-        for path in directory.rglob("*.html")
-    }
-
-
-def test_reference_has_every_public_name(reference):
-    for module in (keras_tracin, *MODULES):
-        page = reference[module.__name__.replace(".", "/") + ".html"]
-        for name in module.__all__:
-            value = getattr(module, name)
-            if isinstance(value, types.ModuleType):
-                assert f"{module.__name__}/{name}.html" in reference
-            elif not isinstance(value, str):
-                assert f'id="{name}"' in page, f"{module.__name__}.{name}"
-    for name in PUBLIC:
-        assert any(f'id="{name}"' in page for page in reference.values())
-
-
-def test_reference_shows_how_to_write_a_task(reference):
-    assert "digits_task.py" in reference["keras_tracin/scripts.html"]
 
 
 @each_page
