@@ -35,6 +35,7 @@ from keras_tracin.scripts._scaling import (
     Evidence,
     Record,
     Scaling,
+    choose,
 )
 from keras_tracin.scripts._sources import (
     Source,
@@ -247,25 +248,22 @@ class FilesTask:
         self, evidence: dict[Scaling, Evidence | None], source: Source
     ) -> Scaling:
         """The only scale of pixels that agrees with the run."""
-        agreeing = [
-            scaling
-            for scaling, found in evidence.items()
-            if found is not None and found.agrees
-        ]
-        others = [found for found in evidence.values() if found is not None]
-        told = sum(found.differs for found in others) == len(others) - 1
-        if len(agreeing) == 1 and told:
+        known = {at: found for at, found in evidence.items() if found}
+        scaling = choose(known)
+        if scaling is not None:
             self._note(
-                f"{agreeing[0].flags}, by which alone the losses of --data are "
+                f"{scaling.flags}, by which alone the losses of --data are "
                 "those that the run recorded."
             )
-            return agreeing[0]
+            return scaling
+        possible = [
+            at.flags for at, found in known.items() if not found.differs
+        ]
         reason = (
             "There is nothing on record to compare losses with."
-            if not others
-            else "The losses that the run recorded agree with "
-            + (" and ".join(s.flags for s in agreeing) or "none of them")
-            + "."
+            if not known
+            else "The losses that the run recorded do not tell; possible: "
+            f"{', or '.join(possible) or 'none of these'}."
         )
         raise UsageError(
             f"The pixels of {source.where} are from 0 to 255; --scale should "

@@ -165,7 +165,8 @@ class ModelForm:
             FilesError: if the model does not tell.
         """
         # Sequential models have `inputs` alone.
-        taken: Any = getattr(model, "input", None) or _inputs_of(model)
+        taken: Any = getattr(model, "input", None)
+        taken = _inputs_of(model) if taken is None else taken
         if isinstance(taken, dict):
             inputs = [_input(key, tensor) for key, tensor in taken.items()]
             nested: type | None = dict

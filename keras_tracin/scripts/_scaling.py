@@ -15,7 +15,8 @@ Synopsis:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -76,12 +77,15 @@ class Evidence:
     Attributes:
         finding: in words, as `kt.check` says it.
         gap: distance of the recorded loss from those of the data before and
-            after an epoch, as a share of it; 0 between them. The median over
-            epochs.
+            after an epoch, as a share of it; 0 between them.
+        ratio: logarithm of the recorded loss over the geometric mean of those
+            two, without its sign; 0 where a loss is not above zero. Both are
+            medians over epochs.
     """
 
     finding: Finding
     gap: float
+    ratio: float
 
     @property
     def words(self) -> str:
@@ -94,13 +98,37 @@ class Evidence:
 
     @property
     def agrees(self) -> bool:
-        """Whether the losses are those of the run."""
-        return self.finding.severity == "note" and self.gap <= _CLOSE
+        """Whether the losses may well be those of the run."""
+        is_near = self.gap <= _CLOSE and self.ratio <= math.log(3)
+        return self.finding.severity == "note" and is_near
 
     @property
     def differs(self) -> bool:
         """Whether the losses are others than those of the run."""
         return self.finding.severity != "note" or self.gap >= _FAR
+
+
+def choose(evidence: Mapping[Scaling, Evidence]) -> Scaling | None:
+    """The scale of which alone the losses are those of the run, if any.
+
+    A wrong scale may have losses far above the recorded one before an epoch
+    and far below it after, so that it is between them.
+
+    Args:
+        evidence: what the losses say of each scale.
+    """
+    good = [
+        scaling
+        for scaling, found in evidence.items()
+        if found.agrees and found.ratio <= math.log(1.4)
+    ]
+    bad = [
+        scaling
+        for scaling, found in evidence.items()
+        if found.differs or found.ratio >= math.log(2)
+    ]
+    is_told = len(good) == 1 and len(bad) == len(evidence) - 1
+    return good[0] if is_told else None
 
 
 class Record:
@@ -137,7 +165,19 @@ class Record:
             return None
         floor = _SMALL * abs(recorded[0])
         gaps = [_gap(comparison, floor) for comparison in comparisons]
-        return Evidence(finding, float(np.median(gaps)))
+        ratios = list(map(_ratio, comparisons))
+        return Evidence(
+            finding, float(np.median(gaps)), float(np.median(ratios))
+        )
+
+
+def _ratio(comparison: Comparison) -> float:
+    """How far the recorded loss is from the middle of those of the data."""
+    losses = comparison.recorded, comparison.before, comparison.after
+    if min(losses) < 0:
+        return 0.0
+    recorded, before, after = (math.log(max(loss, 1e-9)) for loss in losses)
+    return abs(recorded - (before + after) / 2)
 
 
 def _gap(comparison: Comparison, floor: float) -> float:
