@@ -11,6 +11,7 @@ Synopsis:
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ from keras_tracin.scripts._sources import (
 from keras_tracin.scripts._tables import open_csv, open_npz
 
 _BATCH = 256
+_LITTLE = 0.8  # of the loss of guessing, above which losses tell little
 
 
 class FilesTask:
@@ -143,7 +145,7 @@ class FilesTask:
             self._judge(evidence[self._scaling], sources[0])
         for flag, source in zip(present, sources, strict=True):
             self._note(f"--{flag} is {source.where}{source.about}.")
-        names = sources[0].class_names
+        names = self.option("class_names")
         if names is not None and sources[0].classes:
             listed = ", ".join(f"{at} {name}" for at, name in enumerate(names))
             self._note(f"the classes are {listed}.")
@@ -161,6 +163,15 @@ class FilesTask:
             )
         elif evidence.agrees:
             self._note(evidence.words)
+            chance = math.log(max(1, self._form.labels.classes))
+            if evidence.recorded > _LITTLE * chance > 0:
+                warnings.warn(
+                    f"the model has learnt little: `fit` reported a loss of "
+                    f"{evidence.recorded:.4g} at last, and guessing has "
+                    f"{chance:.4g}. Other data, another --scale or order of "
+                    "classes may agree with it as well.",
+                    stacklevel=2,
+                )
         elif evidence.differs:
             assert self._scaling is not None
             raise FilesError(

@@ -79,13 +79,15 @@ class Evidence:
         gap: distance of the recorded loss from those of the data before and
             after an epoch, as a share of it; 0 between them.
         ratio: logarithm of the recorded loss over the geometric mean of those
-            two, without its sign; 0 where a loss is not above zero. Both are
+            two, without its sign; 0 where a loss is below zero. Both are
             medians over epochs.
+        recorded: the recorded loss of the last epoch that was compared.
     """
 
     finding: Finding
     gap: float
     ratio: float
+    recorded: float
 
     @property
     def words(self) -> str:
@@ -167,7 +169,10 @@ class Record:
         gaps = [_gap(comparison, floor) for comparison in comparisons]
         ratios = list(map(_ratio, comparisons))
         return Evidence(
-            finding, float(np.median(gaps)), float(np.median(ratios))
+            finding,
+            float(np.median(gaps)),
+            float(np.median(ratios)),
+            comparisons[-1].recorded,
         )
 
 

@@ -48,7 +48,8 @@ def photos(tmp_path_factory):
                 keras.layers.Dense(3, name="logits"),
             ]
         )
-        train("photos", model, images("photos/train"))
+        data = images("photos/train").shuffle(8, seed=0)
+        train("photos", model, data, epochs=12, rate=0.3)
     return directory
 
 

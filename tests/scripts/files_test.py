@@ -260,11 +260,11 @@ def test_data_of_tfds_are_scored_with_the_ids_of_tfds(here):
         lambda x, y: (keras.ops.reshape(x, [-1, 784]), y)
     )
     assert_scored(
-        here, trained, rows, test, f"--data_dir={DATA / 'tfds'}",
+        here, trained, rows, test, f"--data_dir={DATA / 'tfds'}", "--scale=255",
         "--data=tfds:mnist:train[:200]", "--test_data=tfds:mnist:test[:2]",
     )  # fmt: skip
     task = files_task(
         *trained.flags, f"--data_dir={DATA / 'tfds'}",
-        "--data=tfds:mnist:3.0.1:train[:200]",
+        "--data=tfds:mnist:3.0.1:train[:200]", "--scale=255",
     )  # fmt: skip
     assert task.option("class_names") is None, "they are the numbers"

@@ -65,14 +65,14 @@ def images(folder, scale=255.0):
 
 
 def write_images(folder, counts, seed=0):
-    """PNG files 6 × 6 of each class: one row of the image is bright."""
+    """PNG files 6 × 6 of each class, one row of which is brighter."""
     rng = np.random.default_rng(seed)
-    for label, (name, count) in enumerate(counts.items()):
+    for name, count in counts.items():
         directory = Path(folder) / name
         directory.mkdir(parents=True)
         for at in range(count):
-            pixels = rng.integers(0, 100, [6, 6])
-            pixels[2 * CLASSES.index(name) if name in CLASSES else label] += 155
+            pixels = rng.integers(0, 150, [6, 6])
+            pixels[2 * CLASSES.index(name)] += 105
             image = Image.fromarray(pixels.astype("uint8"))
             image.save(directory / f"{at:02}.png")
 
