@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from keras_tracin.data.ids import find_repeated
 from keras_tracin.scripts._model_file import FilesError, Input, ModelForm
 from keras_tracin.scripts._sources import Source
 from keras_tracin.storage.arrays import load_arrays
@@ -63,6 +64,7 @@ def open_npz(
             f"Arrays of {where} should have a row for each example. Received "
             f"the shapes {shapes}."
         )
+    _check_ids(stored.get(f"ids{ending}"), where)
     y, names_of_y, classes = _labels(y, form, class_names, where)
     data: tuple[Any, ...] = (_nest(inputs, form), y)
     if f"sample_weight{ending}" in stored:
@@ -108,6 +110,7 @@ def open_csv(
         labels = _as_numbers(labels)
     y, names, classes = _labels(labels, form, class_names, where)
     ids = None if id_column is None else _read_ids(table[id_column])
+    _check_ids(ids, where)
     return Source(where, (inputs, y), names, ids=ids, classes=classes)
 
 
@@ -191,29 +194,45 @@ def _labels(
         labels.check(class_names, "--class_names")
     if is_words:
         words = [v.decode() if isinstance(v, bytes) else str(v) for v in y]
-        unknown = sorted(set(words) - set(class_names or ()))
+        if not labels.classes:
+            number = [_as_numbers(np.array([word])) for word in words]
+            row = [each.dtype.kind in "SU" for each in number].index(True)
+            raise FilesError(
+                f"Labels of {where} should be numbers, as the model's loss "
+                f"'{labels.loss}' takes them. Received: '{words[row]}' in row "
+                f"{row}. Correct it, leave the row out, or name another "
+                "--label_column."
+            )
+        distinct = sorted(set(words))
+        unknown = [word for word in distinct if word not in (class_names or ())]
         if unknown:
+            order = (
+                f" In the order of the alphabet it is --class_names="
+                f"{','.join(distinct)}"
+                if len(distinct) == labels.classes
+                else ""
+            )
             raise FilesError(
                 f"Labels of {where} are words, so --class_names should name "
-                "all classes, in the order of the training. Received: "
-                f"{class_names or 'none'}, and labels such as "
-                f"'{unknown[0]}'. In the order of the alphabet it is "
-                f"--class_names={','.join(sorted(set(words)))}"
+                f"all {labels.classes} classes, in the order of the training. "
+                f"Received: {class_names or 'none'}, and labels such as "
+                f"'{unknown[0]}'.{order}"
             )
-        order = {name: at for at, name in enumerate(class_names or ())}
-        return np.array([order[word] for word in words]), class_names, True
+        indices = {name: at for at, name in enumerate(class_names or ())}
+        y = np.array([indices[word] for word in words])
+        return y, class_names, True
     single = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
     if not labels.classes or not single:
         return y, class_names, False
-    indices = y.reshape(-1)
+    values = y.reshape(-1)
     whole = indices.astype(np.int64)
     # Soft labels of two classes are numbers between them.
-    if labels.kind != "binary" or (whole == indices).all():
-        if not (whole == indices).all():
-            row = int(np.flatnonzero(whole != indices)[0])
+    if labels.kind != "binary" or (whole == values).all():
+        if not (whole == values).all():
+            row = int(np.flatnonzero(whole != values)[0])
             raise FilesError(
                 f"Labels of {where} should be whole numbers from 0 to "
-                f"{labels.classes - 1}. Received: {indices[row]} in row {row}. "
+                f"{labels.classes - 1}. Received: {values[row]} in row {row}. "
                 "Correct them, or name the right --label_column."
             )
         labels.check_indices(whole, where)
@@ -229,6 +248,17 @@ def _as_numbers(words: np.ndarray) -> np.ndarray:
         except (ValueError, OverflowError):
             continue
     return words
+
+
+def _check_ids(ids: np.ndarray | None, where: str) -> None:
+    """Refuses ids that several examples have: results tell them by these."""
+    repeated = [] if ids is None else find_repeated(ids)
+    if repeated:
+        raise FilesError(
+            f"Ids of {where} should be distinct. Received: "
+            f"{repeated[0]!r} more than once. Correct them, or leave them out, "
+            "for positions."
+        )
 
 
 def _read_ids(words: list[str]) -> np.ndarray:

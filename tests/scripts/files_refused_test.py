@@ -181,7 +181,7 @@ COLUMNS = {"a": [1.5, 2], "b": [3, 4], "y": [0, 2]}
         (
             {"y": ["dog", "cat"]},
             TABLE,
-            row("word-labels", "--class_names=cat,dog"),
+            row("word-labels", "all 3 classes", "'cat'"),
         ),
         (
             {"y": ["dog", "cat"]},
@@ -189,6 +189,11 @@ COLUMNS = {"a": [1.5, 2], "b": [3, 4], "y": [0, 2]}
             row("word-labels", "'cat'"),
         ),
         ({}, (*TABLE, "--class_names=p,q"), row("class-count", "p, q")),
+        (
+            {"n": [7, 7], "b": ["7", "8"]},
+            (*TABLE, "--id_column=n"),
+            row("file-ids", "7 more than once"),
+        ),
     ],
 )
 def test_table_that_does_not_fit_the_model_is_refused(
@@ -197,6 +202,16 @@ def test_table_that_does_not_fit_the_model_is_refused(
     save((2,))
     write_csv("d.csv", **{**COLUMNS, **columns})
     assert re.search(message, refusal(*flags))
+
+
+def test_words_in_the_place_of_labels_are_told_with_their_order(here):
+    save((2,), 2)
+    write_csv("d.csv", a=[1, 2], b=[3, 4], y=["dog", "cat"])
+    assert re.search(row("word-labels", "=cat,dog"), refusal(*TABLE))
+    save((2,), 1, "mse")
+    write_csv("d.csv", a=[1, 2], b=[3, 4], y=[0.5, ""])
+    said = refusal(*TABLE)
+    assert re.search(row("number-labels", "'' in row 1"), said), said
 
 
 def test_what_is_no_table_is_refused(here):
