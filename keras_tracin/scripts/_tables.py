@@ -104,14 +104,21 @@ def open_csv(
         if column is not None:
             _check_column(column, table, name, where)
     others = [name for name in table if name not in (label, id_column)]
-    inputs = _features(values, form, table, others, where)
+    inputs, used = _features(values, form, table, others, where)
     labels = np.array(table[label])
     if not set(table[label]) <= set(class_names or ()):
         labels = _as_numbers(labels)
     y, names, classes = _labels(labels, form, class_names, where)
     ids = None if id_column is None else _read_ids(table[id_column])
     _check_ids(ids, where)
-    return Source(where, (inputs, y), names, ids=ids, classes=classes)
+    return Source(
+        where,
+        (inputs, y),
+        names,
+        ids=ids,
+        classes=classes,
+        about=f", of which {', '.join(used)} go in and '{label}' is the label",
+    )
 
 
 def _features(
@@ -120,8 +127,8 @@ def _features(
     table: Mapping[str, list[str]],
     others: list[str],
     where: str,
-) -> Any:
-    """The columns as the model's inputs."""
+) -> tuple[Any, list[str]]:
+    """The columns as the model's inputs, and their names."""
     chosen = values.feature_columns
     for name in chosen or ():
         _check_column(name, table, "feature_columns", where)
@@ -140,7 +147,7 @@ def _features(
             )
             for each in form.inputs
         ]
-        return _nest(columns, form)
+        return _nest(columns, form), names
     taken, chosen = form.only_input, chosen or others
     width = 1 if taken.is_text else int(np.prod([s or 1 for s in taken.shape]))
     if len(chosen) != width or len(taken.shape) > 1:
@@ -151,7 +158,8 @@ def _features(
             "training; --id_column and --label_column are left out."
         )
     stacked = [_column(table[name], name, taken, where) for name in chosen]
-    return stacked[0] if taken.is_text else np.stack(stacked, axis=1)
+    whole = stacked[0] if taken.is_text else np.stack(stacked, axis=1)
+    return whole, chosen
 
 
 def _column(
@@ -225,7 +233,7 @@ def _labels(
     if not labels.classes or not single:
         return y, class_names, False
     values = y.reshape(-1)
-    whole = indices.astype(np.int64)
+    whole = values.astype(np.int64)
     # Soft labels of two classes are numbers between them.
     if labels.kind != "binary" or (whole == values).all():
         if not (whole == values).all():

@@ -205,6 +205,8 @@ def test_columns_of_a_table_are_stacked_and_words_are_classes(here):
         "--data=train.csv", "--test_data=test.csv", "--label_column=colour",
         "--id_column=number", "--class_names=red,blue,green",
     )  # fmt: skip
+    with pytest.warns(Note, match="of which a, b, c, d go in and 'colour' is"):
+        files_task(*trained.flags, *flags)
     data = kt.with_ids((x, y), [f"n{at:03}" for at in range(40)]).batch(16)
     test = kt.with_ids((x_test, y_test), ["n000", "n001", "n002"]).batch(3)
     assert_scored(here, trained, data, test, *flags)
@@ -232,6 +234,34 @@ def test_columns_are_the_inputs_of_their_names(here):
         here, trained, (x, price), (x, price),
         "--data=houses.csv", "--test_data=houses.csv", "--label_column=price",
     )  # fmt: skip
+
+
+def test_columns_go_in_as_they_are_named(here):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    model.save("m.keras")
+    write_csv("d.csv", a=[1, 2], b=[3, 4], c=[5, 6], y=[0.5, 1])
+    x, y = files_task(
+        "--model=m.keras", "--data=d.csv", "--label_column=y",
+        "--feature_columns=c,a",
+    ).train()  # fmt: skip
+    np.testing.assert_array_equal(x, [[5, 1], [6, 2]])
+    np.testing.assert_array_equal(y, [0.5, 1])
+
+
+def test_arrays_of_several_inputs_have_their_names_and_weights(here):
+    inputs = [keras.Input((2,), name="left"), keras.Input((1,), name="right")]
+    outputs = layers.Dense(1)(layers.Concatenate()(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    model.save("m.keras")
+    arrays = {"left": np.ones([3, 2]), "right": np.arange(3.0), "y": np.ones(3)}
+    np.savez("d.npz", **arrays, sample_weight=np.arange(3))
+    x, y, weight = files_task("--model=m.keras", "--data=d.npz").train()
+    np.testing.assert_array_equal(x[0], arrays["left"])
+    np.testing.assert_array_equal(x[1], arrays["right"])
+    np.testing.assert_array_equal(weight, np.arange(3))
 
 
 @pytest.mark.skipif(
