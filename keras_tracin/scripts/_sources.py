@@ -110,16 +110,22 @@ def open_tfds(
         )
     x_key, y_key, *weight = keys
     label = features[y_key]
-    names, classes = class_names, False
+    names, indices = class_names, None
     if isinstance(label, tfds.features.ClassLabel):
-        classes, own = True, list(label.names)
+        own = list(label.names)
         names = class_names or own
         form.labels.check(own, f"'{spec}'")
-        form.labels.check(names, "--class_names")
+        if sorted(names) != sorted(own):
+            raise FilesError(
+                f"--class_names should be those of '{spec}', in the order of "
+                f"the training. Received: {names}, expected {own} in any "
+                "order. Leave it out for this one."
+            )
+        indices = tf.constant([names.index(name) for name in own], tf.int64)
 
     def pick(element):
-        parts = (element[key] for key in (x_key, y_key, *weight))
-        return tuple(parts)
+        x, y, *others = (element[key] for key in (x_key, y_key, *weight))
+        return (x, y if indices is None else tf.gather(indices, y), *others)
 
     image = isinstance(features[x_key], tfds.features.Image)
     with_own = with_ids(dataset, "tfds_id").map(pick)
@@ -128,7 +134,7 @@ def open_tfds(
         with_own.batch(_BATCH).prefetch(2),
         names,
         pixels=image and features[x_key].dtype == np.uint8,
-        classes=classes,
+        classes=indices is not None,
     )
 
 

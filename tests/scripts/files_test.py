@@ -18,7 +18,9 @@ from keras_tracin.scripts import (
     score,
     self_influence,
 )
+from keras_tracin.scripts._model_file import FilesError
 from keras_tracin.scripts._program import Note
+from tests.error_rows import row
 from tests.report.pages import embedded
 from tests.scripts.helpers import Workplace, table
 from tests.scripts.trained_files import (
@@ -67,16 +69,18 @@ def test_folder_of_images_is_scored_as_by_the_library_with_labels(there):
     queries = images("photos/test").map(lambda x, y: (x, 2 * y))
     tracin = kt.TracIn(model, images("photos/train"), "runs/photos")
     top = tracin.top_k(queries, 3, verbose=0)
-    assert [row["train_id"] for row in rows if row["side"] == "proponent"] == (
-        top.proponents.ids.ravel().tolist()
-    )
-    scores = [float(row["score"]) for row in rows if row["side"] == "opponent"]
+    assert [
+        line["train_id"] for line in rows if line["side"] == "proponent"
+    ] == (top.proponents.ids.ravel().tolist())
+    scores = [
+        float(line["score"]) for line in rows if line["side"] == "opponent"
+    ]
     np.testing.assert_allclose(scores, top.opponents.scores.ravel(), 1e-4)
-    for row in rows:
+    for line in rows:
         for side, id_ in (("query", "query_id"), ("train", "train_id")):
-            name = pathlib.Path(row[id_]).parent.name
-            assert row[f"{side}_name"] == name
-            assert row[f"{side}_label"] == str("ant bee cat".index(name) // 4)
+            name = pathlib.Path(line[id_]).parent.name
+            assert line[f"{side}_name"] == name
+            assert line[f"{side}_label"] == str("ant bee cat".index(name) // 4)
 
 
 def test_classes_and_the_comparison_with_the_run_are_told(there, capsys):
@@ -90,7 +94,7 @@ def test_classes_and_the_comparison_with_the_run_are_told(there, capsys):
     rows = table((there.directory / "x.csv").read_text())
     columns = "rank train_id self_influence train_label train_name"
     assert " ".join(rows[0]) == columns
-    assert all(row["train_name"] in row["train_id"] for row in rows)
+    assert all(line["train_name"] in line["train_id"] for line in rows)
 
 
 def test_scale_of_pixels_is_told_by_the_losses_of_the_run(there):
@@ -105,10 +109,10 @@ def test_scale_of_pixels_is_told_by_the_losses_of_the_run(there):
 def test_names_of_classes_go_with_suspected_labels(there):
     rows = table(there.run(label_issues, *PHOTOS))
     names = ["ant", "bee", "cat"]
-    for row in rows:
-        assert row["given_name"] == names[int(row["given_label"])]
-        assert row["given_name"] in row["train_id"]
-        assert row["suggested_name"] == names[int(row["suggested_label"])]
+    for line in rows:
+        assert line["given_name"] == names[int(line["given_label"])]
+        assert line["given_name"] in line["train_id"]
+        assert line["suggested_name"] == names[int(line["suggested_label"])]
 
 
 def test_index_is_asked_without_the_training_data(there):
@@ -116,13 +120,13 @@ def test_index_is_asked_without_the_training_data(there):
     ask = ("--model=photos.keras", "--test_data=photos/test", "--index=index")
     flags = ("--class_names=ant,bee,cat", "--scale=255", "--k=2")
     rows = table(there.run(query, *ask, *flags))
-    assert [row["query_name"] for row in rows[::4]] == ["ant", "cat", "cat"]
+    assert [line["query_name"] for line in rows[::4]] == ["ant", "cat", "cat"]
     assert "train_label" not in rows[0]
     known = table(
         there.run(query, *ask, *flags, *PHOTOS[1:3], "--compare_losses")
     )
-    assert [row["train_id"] for row in known] == [r["train_id"] for r in rows]
-    assert all(row["train_name"] in row["train_id"] for row in known)
+    assert [line["train_id"] for line in known] == [r["train_id"] for r in rows]
+    assert all(line["train_name"] in line["train_id"] for line in known)
 
 
 def test_report_shows_images_as_they_are_in_their_files(there):
@@ -258,7 +262,7 @@ def test_arrays_of_several_inputs_have_their_names_and_weights(here):
     model.save("m.keras")
     arrays = {"left": np.ones([3, 2]), "right": np.arange(3.0), "y": np.ones(3)}
     np.savez("d.npz", **arrays, sample_weight=np.arange(3))
-    x, y, weight = files_task("--model=m.keras", "--data=d.npz").train()
+    x, _, weight = files_task("--model=m.keras", "--data=d.npz").train()
     np.testing.assert_array_equal(x[0], arrays["left"])
     np.testing.assert_array_equal(x[1], arrays["right"])
     np.testing.assert_array_equal(weight, np.arange(3))
@@ -296,8 +300,17 @@ def test_data_of_tfds_are_scored_with_the_ids_of_tfds(here):
         here, trained, rows, test, f"--data_dir={DATA / 'tfds'}", "--scale=255",
         "--data=tfds:mnist:train[:200]", "--test_data=tfds:mnist:test[:2]",
     )  # fmt: skip
-    task = files_task(
-        *trained.flags, f"--data_dir={DATA / 'tfds'}",
-        "--data=tfds:mnist:3.0.1:train[:200]", "--scale=255",
+    task_flags = (
+        *trained.flags, f"--data_dir={DATA / 'tfds'}", "--scale=255",
+        "--data=tfds:mnist:3.0.1:train[:200]",
     )  # fmt: skip
+    task = files_task(*task_flags)
     assert task.option("class_names") is None, "they are the numbers"
+    order = "9,8,7,6,5,4,3,2,1,0"
+    turned = files_task(
+        *task_flags, f"--class_names={order}", "--nocompare_losses"
+    )
+    labels = [next(iter(each.train()))[1].numpy() for each in (task, turned)]
+    np.testing.assert_array_equal(labels[0], 9 - labels[1])
+    with pytest.raises(FilesError, match=row("tfds-classes", "['zero'")):
+        files_task(*task_flags, "--class_names=zero,one")
