@@ -239,7 +239,7 @@ def test_arrays_that_do_not_fit_the_model_are_refused(here):
     assert re.search(row("npz-lengths"), said_of(x=x, y=y[:3]))
     assert re.search(row("npz-lengths"), said_of(x=x, y=y, ids=y[:3]))
     said = said_of(x=np.zeros([4, 5]), y=y)
-    assert re.search(row("input-shape", "(5,)", "(2,)"), said)
+    assert re.search(row("file-shape", "(5,)", "(2,)"), said)
     said = said_of(x=x, y=np.array([0, 1, 2, -1]))
     assert re.search(row("label-range", "-1 in row 3"), said)
     pixels = np.zeros([4, 2], np.uint8)
