@@ -9,7 +9,7 @@ Synopsis:
     said = Scaling(255.0)
     said.apply(images)                     # images / 255, in float32
     record = Record(model, train, run)
-    record.compare(said.apply).agrees      # whether losses are the run's
+    record.compare(said.apply)             # Evidence, or None
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_folder_of_images_is_scored_as_by_the_library_with_labels(there):
 
 
 def test_classes_and_the_comparison_with_the_run_are_told(there, capsys):
-    assert check.main([*ASKED]) == 0
+    assert check.main([*PHOTOS, "--epochs=11,12"]) == 0
     out, err = capsys.readouterr()
     assert "--data is the folder 'photos/train', read as 6 × 6" in err
     assert "note: the classes are 0 ant, 1 bee, 2 cat." in err
@@ -122,16 +122,11 @@ def test_index_is_asked_without_the_training_data(there):
     rows = table(there.run(query, *ask, *flags))
     assert [line["query_name"] for line in rows[::4]] == ["ant", "cat", "cat"]
     assert "train_label" not in rows[0]
-    known = table(
-        there.run(query, *ask, *flags, *PHOTOS[1:3], "--compare_losses")
-    )
-    assert [line["train_id"] for line in known] == [r["train_id"] for r in rows]
-    assert all(line["train_name"] in line["train_id"] for line in known)
 
 
 def test_report_shows_images_as_they_are_in_their_files(there):
     there.run(
-        report, *ASKED, "--k=2", "--epochs=4", "--max_suspects=5",
+        report, *ASKED, "--k=2", "--epochs=4", "--max_suspects=0",
         "--output=page.html",
     )  # fmt: skip
     page = embedded(there.directory / "page.html")
