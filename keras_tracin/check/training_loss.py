@@ -33,7 +33,7 @@ from keras_tracin.losses.per_example import batch_shares
 from keras_tracin.models.compiled import compiled_loss
 from keras_tracin.runs import Checkpoint, TrainingRun, run_weights
 
-_SAMPLE_SIZE = 1024  # examples
+SAMPLE_SIZE = 1024  # examples
 _MOST_READ = 10_000  # examples of a stream, from its beginning
 _READ_SIZE = 256  # examples at a time
 # Number of epochs to compare, from the later half: by then the model fits its
@@ -148,27 +148,14 @@ class TrainingLoss:
 
     def _sample(self, batch_size: int) -> list[Batch]:
         """A sample of the examples, in batches of the training's size."""
-        examples = self._examples
-        in_memory = examples.bytes_read_per_example == 0
-        most = max(_SAMPLE_SIZE, batch_size)
-        sample: list[Batch] = []
-        keys, read = np.zeros(0), 0
-        for batch in examples.batches(_READ_SIZE):
-            # The examples with the lowest random keys are a uniform sample.
-            new_keys = self._rng.random(len(batch))
-            keys = np.concatenate([keys, new_keys])
-            lowest = np.argsort(keys)[:most]
-            sample = [join([*sample, batch]).take(lowest)]
-            keys = keys[lowest]
-            read += len(batch)
-            is_enough = self._max_examples and read >= self._max_examples
-            if is_enough and not in_memory:
-                break
-        count = len(keys)
-        size = min(batch_size, count)
+        most = max(SAMPLE_SIZE, batch_size)
+        sample = sample_examples(
+            self._examples, most, self._rng, self._max_examples
+        )
+        size = min(batch_size, len(sample))
         return [
-            sample[0].take(np.arange(start, start + size))
-            for start in range(0, count - size + 1, size)
+            sample.take(np.arange(start, start + size))
+            for start in range(0, len(sample) - size + 1, size)
         ]
 
     def _mean(
@@ -188,6 +175,36 @@ class TrainingLoss:
         size = self._examples.size or math.inf
         unseen = max(0.0, 1 - sum(map(len, batches)) / size)
         return float(np.mean(values)), float(error) * math.sqrt(unseen)
+
+
+def sample_examples(
+    examples: Examples,
+    count: int,
+    rng: np.random.Generator,
+    max_examples: int | None = None,
+) -> Batch:
+    """A uniform sample of examples, in random order.
+
+    Args:
+        examples: the examples.
+        count: size of the sample, if there are as many.
+        rng: what chooses.
+        max_examples: number of examples to read, from the beginning, where
+            they are not in memory; None for all.
+    """
+    in_memory = examples.bytes_read_per_example == 0
+    sample: list[Batch] = []
+    keys, read = np.zeros(0), 0
+    for batch in examples.batches(_READ_SIZE):
+        # The examples with the lowest random keys are a uniform sample.
+        keys = np.concatenate([keys, rng.random(len(batch))])
+        lowest = np.argsort(keys)[:count]
+        sample = [join([*sample, batch]).take(lowest)]
+        keys = keys[lowest]
+        read += len(batch)
+        if max_examples and read >= max_examples and not in_memory:
+            break
+    return sample[0]
 
 
 def reports_compiled_loss(model: keras.Model) -> bool:

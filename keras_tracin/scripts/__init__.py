@@ -11,6 +11,18 @@
 `python -m keras_tracin.scripts.check` is the same as `keras_tracin-check`, and
 so on. `--help` lists the flags of each.
 
+A saved model and data in files can take the place of a task:
+
+    keras_tracin-score --model=model.keras --run=runs/a --k=5 \\
+        --data=tfds:mnist --test_data='tfds:mnist:test[:10]'
+    keras_tracin-label_issues --model=model.keras --run=runs/a \\
+        --data=photos/train --scale=255 --output=issues.csv
+
+The data are tfds:NAME:SPLIT, a folder with a subfolder of images or texts for
+each class, a .npz file with `x` and `y`, or a .csv file with --label_column.
+They are compared with the losses that the run recorded, and refused if theirs
+are others. `--help` explains the flags, docs/programs.md all of it.
+
 A program works on a *task*: a module, or an object in one, that builds the
 model and its data. `--task=module` or `--task=module:attribute` names
 it; the current directory is searched for the module first. A task has

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from keras_tracin.engine.distribution import NAMED
+from keras_tracin.scripts._data_flags import define_files
 
 TASK = "The task and where it runs"
 METHOD = "The method and its checkpoints"
@@ -71,14 +72,14 @@ class _EpochsParser(flags.ArgumentParser):
 
 
 def define_task(values: flags.FlagValues) -> None:
-    """Defines `--task` and the flags of where and how it runs."""
+    """Defines `--task`, what takes its place, and how it runs."""
     options: dict[str, Any] = {"flag_values": values, "module_name": TASK}
     flags.DEFINE_string(
         "task",
         None,
         "The Python module, or module:attribute, that builds the model and its "
-        "data. --helpfull shows how to write one.",
-        required=True,
+        "data. --helpfull shows how to write one. Files can take its place: "
+        "--model and --data.",
         **options,
     )
     flags.DEFINE_integer(
@@ -104,6 +105,7 @@ def define_task(values: flags.FlagValues) -> None:
         values,
         module_name=TASK,
     )
+    define_files(values)
 
 
 def define_run(values: flags.FlagValues, section: str = METHOD) -> None:

@@ -29,6 +29,7 @@ from keras_tracin.projection import (
     TensorSketch,
 )
 from keras_tracin.runs import TrainingRun, run_weights, select_checkpoints
+from keras_tracin.scripts._files_task import FilesTask, given_files
 from keras_tracin.scripts._flags import INDEXED_METHODS, METHODS_WITH
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.scripts.task import Task, load_task
@@ -48,14 +49,14 @@ class Job:
 
     Attributes:
         values: parsed flags.
-        task: the task that `--task` names.
+        task: the task that `--task` names, or that files describe.
         model: the task's model.
         run: the run with the selected checkpoints, or None.
         strategy: the strategy of `--strategy`, or None.
     """
 
     values: flags.FlagValues
-    task: Task
+    task: Task | FilesTask
     model: keras.Model
     run: TrainingRun | None
     strategy: Strategy | None
@@ -113,13 +114,17 @@ class Job:
 
 
 @contextlib.contextmanager
-def open_job(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
+def open_job(
+    values: flags.FlagValues, at_end: bool = False, compare: bool = True
+) -> Iterator[Job]:
     """Opens the job of these flags, with the weights that it needs loaded.
 
     Args:
         values: parsed flags.
         at_end: If true, the model gets the weights of the run's last
             checkpoint also for methods that load each checkpoint themselves.
+        compare: whether data in files are refused if they have other losses
+            than those that the run recorded.
 
     Raises:
         UsageError: if flags do not go together.
@@ -128,15 +133,39 @@ def open_job(values: flags.FlagValues, at_end: bool = False) -> Iterator[Job]:
     method = values.flag_values_dict().get("method", "tracin")
     check_flags(values, method)
     keras.utils.set_random_seed(values.seed)
-    task = load_task(values.task)
+    task = open_task(values)
     strategy = NAMED[values.strategy]() if values.strategy else None
     run = select_run(values, task)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = task.model()
+    if isinstance(task, FilesTask):
+        task.settle(compare)
     with contextlib.ExitStack() as stack:
         if run is not None and (at_end or method not in _LOADS_CHECKPOINTS):
             stack.enter_context(run_weights(model))(run[-1])
         yield Job(values, task, model, run, strategy)
+
+
+def open_task(values: flags.FlagValues) -> Task | FilesTask:
+    """The task that `--task` names, or that `--model` and `--data` describe.
+
+    Raises:
+        UsageError: if there are both, or neither.
+        ValueError: if the task cannot be loaded.
+    """
+    files = given_files(values)
+    if values.task is None and not files:
+        raise UsageError(
+            "Expected the model and its data: --task=MODULE, or "
+            "--model=FILE.keras --data=FILES. Received neither."
+        )
+    if values.task is not None and files:
+        raise UsageError(
+            "A --task describes the model and its data, and so do --model and "
+            f"--data. Received: --task and {', '.join(files)}. Leave out "
+            "one of them."
+        )
+    return load_task(values.task) if not files else FilesTask(values)
 
 
 def check_flags(values: flags.FlagValues, method: str) -> None:
@@ -175,7 +204,9 @@ def check_indexed(method: str) -> None:
         )
 
 
-def select_run(values: flags.FlagValues, task: Task) -> TrainingRun | None:
+def select_run(
+    values: flags.FlagValues, task: Task | FilesTask
+) -> TrainingRun | None:
     """Selects the checkpoints of `--run` by `--checkpoints` or `--epochs`.
 
     Raises:

@@ -3,7 +3,7 @@
 Synopsis:
 
     output = Output.from_flags(values)   # refuses a path it cannot write
-    output.write(scores)         # an Attribution or another result
+    output.write(scores, labels)         # an Attribution or another result
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from absl import flags
 
 from keras_tracin.labels import LabelIssues
 from keras_tracin.results import Attribution, SelfInfluence, TopK
+from keras_tracin.scripts._labels import ResultLabels
 from keras_tracin.scripts._program import UsageError
 from keras_tracin.storage.files import written_whole
 
 Result = Attribution | TopK | SelfInfluence | LabelIssues
 Row = list[Any]
+Columns = dict[str, list]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,21 @@ class Output:
             return cls(None)
         return cls(output_path(values, (".npz", ".csv")))
 
-    def write(self, result: Result) -> None:
-        """Writes the result, whole or not at all."""
+    @property
+    def is_table(self) -> bool:
+        """Whether results are written as CSV."""
+        return self.path is None or self.path.suffix == ".csv"
+
+    def write(self, result: Result, labels: ResultLabels | None = None) -> None:
+        """Writes the result, whole or not at all.
+
+        Args:
+            result: the result.
+            labels: labels and names of classes, for tables.
+        """
+        rows = _rows(result, labels or ResultLabels({}))
         if self.path is None:
-            _print_csv(result)
+            _print_csv(rows)
         elif self.path.suffix == ".npz":
             result.save(self.path)
         else:
@@ -62,7 +75,7 @@ class Output:
                 written_whole(self.path) as unfinished,
                 open(unfinished, "w", newline="", encoding="utf-8") as file,
             ):
-                _write_csv(file, result)
+                _write_csv(file, rows)
 
 
 def output_path(
@@ -97,50 +110,72 @@ def _check_writable(path: Path, flag: str) -> None:
         )
 
 
-def _print_csv(result: Result) -> None:
+def _print_csv(rows: Iterator[Row]) -> None:
     try:
-        _write_csv(sys.stdout, result)
+        _write_csv(sys.stdout, rows)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _write_csv(file: TextIO, result: Result) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows(_rows(result))
+def _write_csv(file: TextIO, rows: Iterator[Row]) -> None:
+    csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _rows(result: Result) -> Iterator[Row]:
+def _rows(result: Result, labels: ResultLabels) -> Iterator[Row]:
     """The header and the rows of a table."""
-    if isinstance(result, SelfInfluence):
-        ranked = result.ranking()
-        yield ["rank", "train_id", "self_influence"]
-        pairs = zip(ranked.ids.tolist(), ranked.scores, strict=True)
-        for rank, (name, score) in enumerate(pairs, 1):
-            yield [rank, name, _number(score)]
-    elif isinstance(result, LabelIssues):
-        yield from _issue_rows(result)
-    elif isinstance(result, TopK):
-        yield ["query_id", "side", "rank", "train_id", "score"]
-        for at, query in enumerate(result.query_ids.tolist()):
-            for side in ("proponent", "opponent"):
-                ranking = getattr(result, f"{side}s")
-                pairs = zip(
-                    ranking.ids[at].tolist(), ranking.scores[at], strict=True
-                )
-                for rank, (name, score) in enumerate(pairs, 1):
-                    yield [query, side, rank, name, _number(score)]
-    else:
+    if isinstance(result, Attribution):
         yield ["query_id", *result.train_ids.tolist()]
         for query, row in zip(
             result.query_ids.tolist(), result.scores, strict=True
         ):
             yield [query, *map(_number, row)]
+        return
+    if isinstance(result, SelfInfluence):
+        columns = _self_influence_columns(result, labels)
+    elif isinstance(result, TopK):
+        columns = _top_k_columns(result, labels)
+    else:
+        columns = _issue_columns(result, labels)
+    yield list(columns)
+    yield from map(list, zip(*columns.values(), strict=True))
 
 
-def _issue_rows(issues: LabelIssues) -> Iterator[Row]:
+def _self_influence_columns(
+    result: SelfInfluence, labels: ResultLabels
+) -> Columns:
+    ranked = result.ranking()
+    ids = ranked.ids.tolist()
+    return {
+        "rank": list(range(1, len(ids) + 1)),
+        "train_id": ids,
+        "self_influence": list(map(_number, ranked.scores)),
+        **labels.columns("train", ids),
+    }
+
+
+def _top_k_columns(result: TopK, labels: ResultLabels) -> Columns:
+    rows = [
+        (query, side, rank, name, _number(score))
+        for at, query in enumerate(result.query_ids.tolist())
+        for side in ("proponent", "opponent")
+        for ranking in (getattr(result, f"{side}s"),)
+        for rank, (name, score) in enumerate(
+            zip(ranking.ids[at].tolist(), ranking.scores[at], strict=True), 1
+        )
+    ]
+    names = ("query_id", "side", "rank", "train_id", "score")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return {
+        **columns,
+        **labels.columns("query", columns["query_id"]),
+        **labels.columns("train", columns["train_id"]),
+    }
+
+
+def _issue_columns(issues: LabelIssues, labels: ResultLabels) -> Columns:
     count, number = len(issues), issues.num_issues
-    columns: dict[str, list] = {
+    columns: Columns = {
         "rank": list(range(1, count + 1)),
         "train_id": issues.ids.tolist(),
         "score": list(map(_number, issues.scores)),
@@ -155,8 +190,14 @@ def _issue_rows(issues: LabelIssues) -> Iterator[Row]:
             columns[name] = [" ".join(map(write, row)) for row in rows]
     if number is not None:
         columns["is_issue"] = [int(rank < number) for rank in range(count)]
-    yield list(columns)
-    yield from map(list, zip(*columns.values(), strict=True))
+    for name, values in (
+        ("given_name", issues.given_labels),
+        ("suggested_name", issues.suggested_labels),
+    ):
+        if values is not None and values.ndim == 1:
+            named = labels.named(values.tolist())
+            columns |= {} if named is None else {name: named}
+    return columns
 
 
 def _number(score: Any) -> str:

@@ -32,6 +32,10 @@ class UsageError(ValueError):
     """Flags that are missing, unknown or contradict each other."""
 
 
+class Note(UserWarning):
+    """What a program says beside its result, on stderr."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A program for the command line.
@@ -96,7 +100,8 @@ class Program:
         self, message, category, filename, lineno, file=None, line=None
     ) -> None:
         if issubclass(category, UserWarning):
-            self._say("warning", str(message))
+            kind = "note" if issubclass(category, Note) else "warning"
+            self._say(kind, str(message))
 
     def _say(self, kind: str, message: str) -> None:
         line = " ".join(message.split())

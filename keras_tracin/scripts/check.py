@@ -43,7 +43,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-    with open_job(values) as job:
+    with open_job(values, compare=False) as job:
         report = check(
             job.model,
             job.task.train(),

@@ -11,8 +11,9 @@ looked at, in one forward pass each; those that were best on the examples which
 `fit` held out decide, if it had any.
 
 A .csv file has the columns rank, train_id, score, given_label, suggested_label,
-suggested_probability and is_issue, as far as there are such things, the most
-suspicious first: 1 in the last marks labels that are estimated to be wrong.
+suggested_probability, is_issue, given_name and suggested_name, as far as there
+are such things, the most suspicious first: 1 in is_issue marks labels that are
+estimated to be wrong.
 `kt.LabelIssues.load` reads a .npz file. Without --output, CSV goes to standard
 output, unless there is a --report.
 
@@ -39,6 +40,7 @@ from keras_tracin.labels import LabelIssues, find_label_issues
 from keras_tracin.report import write_html
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._labels import result_labels
 from keras_tracin.scripts._output import Output, output_path
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
 
@@ -106,7 +108,7 @@ def _work(values: flags.FlagValues) -> int:
     with open_job(values) as job:
         issues = _find(job)
         if output is not None:
-            output.write(issues)
+            output.write(issues, result_labels(job, train=False))
         if page is not None:
             _write_page(job, page, issues)
         if not values.quiet:

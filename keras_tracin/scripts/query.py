@@ -5,7 +5,9 @@
         --queries=3,17 --rerank=100 --output=top.csv
 
 Prints, or writes, each query's strongest proponents (positive scores: training
-on them lowered its loss) and opponents: query_id, side, rank, train_id, score.
+on them lowered its loss) and opponents: query_id, side, rank, train_id, score,
+and labels with the names of their classes. Those of training examples are read
+from the training data: with --data, or --rerank.
 Scores are estimates from sketches; with --rerank the best candidates are scored
 again, exactly, which reads the training data.
 
@@ -26,6 +28,7 @@ from keras_tracin.index import InfluenceIndex
 from keras_tracin.results import TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, check_indexed, open_job
+from keras_tracin.scripts._labels import ResultLabels, result_labels
 from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
@@ -70,7 +73,8 @@ def _work(values: flags.FlagValues) -> int:
     # An index of influence functions needs the final weights.
     with open_job(values, at_end=True) as job:
         answers = _answer(job)
-        output.write(answers)
+        labels = _labels(job) if output.is_table else None
+        output.write(answers, labels)
         if not values.quiet:
             print(f"Answers to {len(answers):,} queries are in {output.path}.")
     return SUCCESS
@@ -89,6 +93,15 @@ def _answer(job: Job) -> TopK:
         run=run,
     )
     return index.query(job.queries(), values.k, rerank=values.rerank)
+
+
+def _labels(job: Job) -> ResultLabels:
+    """Labels of queries; of training examples where these are read anyway."""
+    return result_labels(
+        job,
+        queries=True,
+        train=bool(job.values.rerank or job.values.data is not None),
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ loss. A negative one marks an opponent. (For representer points: it raised or
 lowered the logit of --target.)
 
 With --k, the output is a table of each query's strongest proponents and
-opponents: query_id, side, rank, train_id, score. Without it, the output has a
+opponents: query_id, side, rank, train_id, score, query_label, train_label; and
+query_name, train_name where classes have names. Without it, the output has a
 row for each query with the scores of all training examples. `kt.TopK.load` and
 `kt.Attribution.load` read .npz files. Without --output, CSV goes to standard
 output.
@@ -34,6 +35,7 @@ from absl import flags
 from keras_tracin.results import Attribution, TopK
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import Job, open_job
+from keras_tracin.scripts._labels import result_labels
 from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
@@ -66,7 +68,9 @@ def _work(values: flags.FlagValues) -> int:
         raise UsageError("--aggregate makes one row: leave out --directory.")
     with open_job(values) as job:
         scores = _score(job)
-        output.write(scores)
+        ranked = output.is_table and isinstance(scores, TopK)
+        labels = result_labels(job, queries=True) if ranked else None
+        output.write(scores, labels)
         if not values.quiet:
             print(f"{_describe(scores)} are in {output.path}.")
     return SUCCESS

@@ -5,9 +5,9 @@
 
 An example's influence on its own loss is large if the rest of the data does not
 explain it: it is rare, or its label is wrong. A .csv file has the
-columns rank, train_id and self_influence, the largest first; a .npz file,
-which `kt.SelfInfluence.load` reads, is in reading order. Without --output, CSV
-goes to standard output.
+columns rank, train_id, self_influence and train_label, the largest first, and
+train_name where classes have names; a .npz file, which `kt.SelfInfluence.load`
+reads, is in reading order. Without --output, CSV goes to standard output.
 
 The training loss also finds labels that are wrong at random: compare the two.
 """
@@ -21,6 +21,7 @@ from absl import flags
 
 from keras_tracin.scripts import _flags
 from keras_tracin.scripts._job import open_job
+from keras_tracin.scripts._labels import result_labels
 from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program
@@ -43,7 +44,8 @@ def _work(values: flags.FlagValues) -> int:
     with open_job(values) as job:
         options = job.call_options("self_influence")
         scores = create_method(job).self_influence(**options)
-        output.write(scores)
+        labels = result_labels(job) if output.is_table else None
+        output.write(scores, labels)
         if not values.quiet:
             print(
                 f"Self-influence of {len(scores):,} training examples is in "

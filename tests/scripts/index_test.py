@@ -26,6 +26,8 @@ def test_index_is_built_once_and_answers_as_exact_scores_do(work):
     assert "Answers to 2 queries are in answers.csv" in reranked
     found = table((work.directory / "answers.csv").read_text())
     expected = table(exact)
+    assert found[0].keys() == expected[0].keys()
+    assert "train_name" not in estimated[0], "training data are not read"
     assert [r["train_id"] for r in found] == [r["train_id"] for r in expected]
     scores = [[float(r["score"]) for r in rows] for rows in (found, expected)]
     np.testing.assert_allclose(*scores, rtol=1e-4)

@@ -92,7 +92,7 @@ def test_a_flag_says_what_it_is_for_in_its_section(capsys):
         (["--task=t", "--k=0"], "--k=0"),
         (["--task=t", "--k=ten"], "--k=ten"),
         (["--task=t", "--memory_limit=much"], "expected bytes, or a number"),
-        (["--k=1"], "--task must have a value"),
+        (["--k=1"], "Expected the model and its data: --task=MODULE"),
         (["--task=t", "--epochs=2,x"], "expected whole numbers of 1 or more"),
         (
             ["--task=t", "--dim=9"],
@@ -124,7 +124,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2(
 def test_flags_of_a_call_are_forgotten_after_it(tmp_path, capsys):
     work = Workplace(tmp_path, capsys)
     assert "'a.txt'" in work.refused(score, "--task=t", "--output=a.txt")
-    assert "--task must have" in work.refused(score, "--output=a.txt")
+    assert "Received neither" in work.refused(score, "--output=a.csv")
 
 
 def test_memory_limit_takes_units():
@@ -192,8 +192,11 @@ def test_success_in_a_process_of_its_own_prints_the_table(trained):
     assert done.returncode == 0, done.stderr
     assert not said(done)
     lines = done.stdout.splitlines()
-    assert lines[0] == "query_id,side,rank,train_id,score"
-    assert [line.rsplit(",", 2)[0] for line in lines[1:]] == [
+    assert lines[0] == (
+        "query_id,side,rank,train_id,score,query_label,query_name,"
+        "train_label,train_name"
+    )
+    assert [line.rsplit(",", 6)[0] for line in lines[1:]] == [
         "3,proponent,1",
         "3,proponent,2",
         "3,opponent,1",
