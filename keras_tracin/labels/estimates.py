@@ -9,6 +9,12 @@ on, and a mean between. How many are wrong follows from the second: whatever
 disagrees with the label beyond the share of wrong labels. Out of fold nothing
 is learnt by heart that errors could make up for, and "auto" is the second.
 
+A model may know little after two epochs. Where most of its predictions disagree
+with the labels, the number is too high, and too low by the mean over all
+checkpoints, when wrong labels have been learnt by heart: it is the geometric
+mean of both. Where more labels seem wrong than disagree at all, which cannot
+be, it is the second alone.
+
 Synopsis:
 
     estimate = estimate_number(dynamics, "auto")
@@ -72,26 +78,33 @@ def estimate_number(
     if given is None or p is None:
         why = "the number needs probabilities of a label for each example"
         return Estimate(None, (why,))
-    labels_per_example = 1
-    if dynamics.kind == "labels":  # each is one of two classes
-        labels_per_example = given.shape[1]
-        p = np.stack([1 - p, p], axis=-1).reshape(-1, 2)
-        given = given.reshape(-1)
+    labels_per_example = given.shape[1] if given.ndim == 2 else 1
     if number == "auto" and out_of_fold:
         number = "confident_examples"
-    share, what = _share(number, given, p)
+    at = "out of fold" if out_of_fold else _at_first(dynamics)
+    share, disagreeing, what = _share(number, given, p)
     doubts = _doubts(dynamics, out_of_fold)
-    if (disagreeing := float(np.mean(p.argmax(axis=1) != given))) > _UNSURE:
+    mean = dynamics.mean_probabilities
+    has_more = len(dynamics.epochs) > EARLY and not out_of_fold
+    # No more labels can be wrong than disagree.
+    is_too_many = share > disagreeing > _FEW
+    if (is_too_many or disagreeing > _UNSURE) and has_more and mean is not None:
+        early, early_disagreeing = share, disagreeing
+        share, disagreeing, what = _share(number, given, mean)
+        at = f"on the mean of all checkpoints, since {at} little was learnt"
+        if not is_too_many:
+            share = float(np.sqrt(share * early))
+            at = f"{at}, and between that and theirs"
+            doubts.append(
+                f"{early_disagreeing:.0%} of the first predictions disagree "
+                "with the labels, so it is rough"
+            )
+    if disagreeing > _UNSURE or share > disagreeing > _FEW:
         doubts.append(
             f"{disagreeing:.0%} of these predictions disagree with the labels, "
             "so it may be several times too high"
         )
     share = 1 - (1 - share) ** labels_per_example  # of one or more of them
-    epochs = dynamics.epochs[:EARLY].tolist()
-    at = f"epoch{'s'[: len(epochs) > 1]} {' and '.join(map(str, epochs))}"
-    if not dynamics.epochs.any():
-        at = "the present weights"
-    at = "out of fold" if out_of_fold else f"at {at}"
     return Estimate(
         round(share * len(dynamics)),
         (f"the number by {what} {at}", *doubts),
@@ -112,25 +125,49 @@ def check_number(number: str | int) -> None:
         raise _no_number(number)
 
 
-def _share(number: str, given: np.ndarray, p: np.ndarray) -> tuple[float, str]:
-    """The share of wrong labels, and what it is estimated by."""
+def _at_first(dynamics: TrainingDynamics) -> str:
+    """At which checkpoints the early probabilities are."""
+    if not dynamics.epochs.any():
+        return "at the present weights"
+    epochs = dynamics.epochs[:EARLY].tolist()
+    return f"at epoch{'s'[: len(epochs) > 1]} {' and '.join(map(str, epochs))}"
+
+
+def _share(
+    number: str, given: np.ndarray, p: np.ndarray
+) -> tuple[float, float, str]:
+    """The share of wrong labels, and what it is estimated by.
+
+    Args:
+        number: a name in `NUMBERS`.
+        given: class indices `[n]`, or labels `[n, labels]` of 0 and 1.
+        p: probabilities `[n, classes]`, or `[n, labels]`.
+
+    Returns:
+        The share, that of predictions which disagree with the label, and the
+        rule in words.
+    """
+    if given.ndim == 2:  # each is one of two classes
+        p = np.stack([1 - p, p], axis=-1).reshape(-1, 2)
+        given = given.reshape(-1)
+    disagreement = float(np.mean(p.argmax(axis=1) != given))
     learnt = confident_learning(given, p).num_issues / len(given)
     if number == "confident_learning":
-        return learnt, "confident learning"
+        return learnt, disagreement, "confident learning"
     share = share_of_wrong_labels(given, p)
     confident = "disagreement among the most confident predictions"
     if number == "confident_examples":
-        return share, confident
-    disagreement = float(np.mean(p.argmax(axis=1) != given))
+        return share, disagreement, confident
     wrong = max(0.0, (disagreement - share) / (1 - share))
     weight = min(1.0, max(0.0, (_MANY - wrong) / (_MANY - _FEW)))
     seen = f"since about {wrong:.0%} of the predictions are wrong"
     if weight == 1:
-        return learnt, f"confident learning, {seen},"
+        return learnt, disagreement, f"confident learning, {seen},"
     if weight == 0:
-        return share, f"{confident}, {seen},"
+        return share, disagreement, f"{confident}, {seen},"
     both = weight * learnt + (1 - weight) * share
-    return both, f"confident learning and {confident}, {seen},"
+    what = f"confident learning and {confident}, {seen},"
+    return both, disagreement, what
 
 
 def _doubts(dynamics: TrainingDynamics, out_of_fold: bool) -> list[str]:

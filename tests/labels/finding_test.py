@@ -240,6 +240,38 @@ def test_examples_with_several_labels_are_issues_by_any_of_them():
     assert changed.sum() == 40
 
 
+def test_where_two_epochs_teach_nothing_all_are_looked_at():
+    rng = np.random.default_rng(0)
+    count, wrong = 300, 30
+    right = rng.integers(0, 3, count)
+    given = right.copy()
+    given[:wrong] = (right[:wrong] + 1) % 3
+    # At first the model is sure of one class, and wrong where it is sure.
+    early = np.tile([0.6, 0.2, 0.2], (count, 1))
+    early[right != 0] = [0.8, 0.1, 0.1]
+    later = 0.9 * np.eye(3)[right] + 0.1 / 3
+    dynamics = kt.TrainingDynamics(
+        *(np.arange(count), np.arange(1, 21), "classes"),
+        loss=np.where(np.arange(count) < wrong, 3.0, 0.1)[None].repeat(20, 0),
+        given_labels=given,
+        mean_probabilities=0.1 * early + 0.9 * later,
+        early_probabilities=early,
+    )
+    issues = kt.LabelIssues.from_dynamics(dynamics, "mean_loss")
+    assert issues.num_issues == pytest.approx(wrong, rel=0.2)
+    assert "at epochs 1 and 2 little was learnt" in issues.reasons[1]
+    assert not any("too high" in reason for reason in issues.reasons)
+    # Of these two epochs alone nothing better is known.
+    two = dataclasses.replace(
+        dynamics,
+        epochs=np.array([1, 2]),
+        loss=dynamics.loss[:2],
+        mean_probabilities=early,
+    )
+    issues = kt.LabelIssues.from_dynamics(two, "mean_loss")
+    assert any("too high" in reason for reason in issues.reasons)
+
+
 def test_where_there_is_no_number_there_is_no_set():
     lacking = make_dynamics(early_probabilities=None)
     issues = kt.LabelIssues.from_dynamics(lacking)
