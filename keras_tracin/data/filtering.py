@@ -109,7 +109,15 @@ def _relabelled(y: Any, rows: np.ndarray, values: np.ndarray) -> Any:
             return tf.tensor_scatter_nd_update(leaf, rows[:, None], new)
         if is_pandas(leaf):
             changed = leaf.copy()
-            changed.iloc[rows] = values
+            try:
+                changed.iloc[rows] = values
+            except TypeError as error:  # of pandas, as of a new category
+                raise ValueError(
+                    "New labels should be such as the table of labels holds. "
+                    f"Received: {values.reshape(-1)[:5].tolist()}. It said: "
+                    f"{error}. Give labels their categories by "
+                    "`y.cat.add_categories`, or pass an array."
+                ) from error
             return changed
         # A longer word needs a wider type; numbers are of the same.
         changed = leaf.astype(np.result_type(leaf, values))

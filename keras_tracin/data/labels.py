@@ -30,6 +30,12 @@ def label_values(y: Any) -> np.ndarray:
         return plain_values(array[:, 0])
     if len(leaves) == 1 and _is_one_hot(array):
         return array.argmax(axis=1)
+    return row_texts(y)
+
+
+def row_texts(y: Any) -> np.ndarray:
+    """The values of each label as strings `[n]`, which begin with the first."""
+    leaves = [np.asarray(part) for part in tf.nest.flatten(y)]
     flat = np.concatenate(
         [leaf.reshape(len(leaf), -1).astype(object) for leaf in leaves], axis=1
     )

@@ -7,26 +7,21 @@ Synopsis:
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_tracin.data.example_ids import DatasetWithIds
 from keras_tracin.data.examples import open_examples
 from keras_tracin.data.filtering import NewLabels, filtered
-from keras_tracin.data.kinds import as_text
-from keras_tracin.data.labels import label_values
 from keras_tracin.data.lookup import look_up
 from keras_tracin.report.examples import NO_LABEL
-from keras_tracin.report.suspects import NONE_HOLDS, label_sets
+from keras_tracin.report.label_forms import label_forms
 
 _READ = 1024  # examples read at a time
 _COLUMNS = ("id", "given_label", "decision", "new_label")
@@ -117,14 +112,19 @@ def _read(path: Path) -> list[_Decision]:
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file)
-        columns = table.fieldnames or []
+        try:
+            columns, rows = table.fieldnames or [], list(table)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(
+                f"{path} should be a table in UTF-8, as Export CSV saves it. "
+                f"Received: another file ({error}). Save it as CSV in UTF-8."
+            ) from error
         if not set(_COLUMNS) <= set(columns):
             raise ValueError(
                 f"{path} should be a table with the columns "
                 f"{', '.join(_COLUMNS)}, as Export CSV saves it. Received: "
                 f"{', '.join(columns) or 'no columns'}."
             )
-        rows = list(table)
     made = [_Decision(*(row[name] or "" for name in _COLUMNS)) for row in rows]
     seen = set()
     for row in made:
@@ -175,7 +175,8 @@ def _new_labels(
         ValueError: if they have other labels than were reviewed, or if a new
             label is none of theirs.
     """
-    forms = _forms(np.full(len(ids), NO_LABEL) if y is None else y, class_names)
+    known = np.full(len(ids), NO_LABEL) if y is None else y
+    forms = label_forms(known, class_names)
     given = [row.given_label for row in made]
     fitting = [form for form in forms if form.words() == given]
     if not fitting:
@@ -190,130 +191,19 @@ def _new_labels(
     new = [row.new_label for row in made if row.decision == "relabel"]
     if not new:
         return np.zeros(0)
-    for form in fitting[:-1]:
-        with contextlib.suppress(ValueError):
-            return form.labels(new)
-    return fitting[-1].labels(new)
-
-
-class _Form:
-    """How the page puts labels in words, and back.
-
-    Args:
-        y: labels of the decided examples, of which each has one value.
-    """
-
-    def __init__(self, y: Any):
-        self.y = y
-
-    def words(self) -> list[str]:
-        """The labels in words, `[k]`."""
-        return [as_text(value) for value in label_values(self.y).tolist()]
-
-    def labels(self, words: Sequence[str]) -> np.ndarray:
-        """Labels `[m, ...]` of the words, as the data has them.
-
-        Raises:
-            ValueError: if a word is none.
-        """
-        leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(self.y)]
-        first = leaves[0]
-        is_one = len(leaves) == 1 and first[:1].size == 1
-        if not is_one or self.words()[0] == NO_LABEL:
+    found: list[np.ndarray] = []
+    for form in fitting:
+        try:
+            found.append(form.labels(new))
+        except ValueError:
+            if form is fitting[-1] and not found:
+                raise
+    for row, word in enumerate(new):
+        if any((other[row] != found[0][row]).any() for other in found[1:]):
             raise ValueError(
-                "A new label should be a class, a set of classes, a number or "
-                f"a word. Received: {words[0]!r}, where an example of `data` "
-                f"has {self.words()[0]!r}. Leave these rows out of the file."
+                f"A new label should be one thing. Received: {word!r}, which "
+                "is a class and also a name in `class_names`. Pass these only "
+                "where examples have several labels, and not numbers in "
+                "another order."
             )
-        shape = (len(words), *first.shape[1:])
-        if first.dtype.kind == "U":
-            return np.array(words).reshape(shape)
-        if first.dtype.kind in "SO":
-            is_bytes = isinstance(first.reshape(-1)[0], bytes)
-            values = [word.encode() if is_bytes else word for word in words]
-            return np.array(values, "S" if is_bytes else object).reshape(shape)
-        numbers = np.array([_number(word) for word in words])
-        with np.errstate(over="ignore"):
-            typed = numbers.astype(first.dtype)
-        is_near = np.isclose(typed.astype(np.float64), numbers, rtol=1e-2)
-        if not is_near.all():
-            word = words[int((~is_near).argmax())]
-            raise _not_a_label(word, f"a number of type {first.dtype}")
-        return typed.reshape(shape)
-
-
-class _Classes(_Form):
-    """Labels `[k, classes]` of which one holds, or that are probabilities."""
-
-    def words(self) -> list[str]:
-        return [str(value) for value in self.y.argmax(axis=1).tolist()]
-
-    def labels(self, words: Sequence[str]) -> np.ndarray:
-        count = self.y.shape[1]
-        for word in words:
-            if not (word.isdecimal() and int(word) < count):
-                raise _not_a_label(word, f"a class from 0 to {count - 1}")
-        return np.eye(count, dtype=self.y.dtype)[[int(w) for w in words]]
-
-
-class _Sets(_Form):
-    """Labels `[k, labels]` of which several may hold.
-
-    Args:
-        y: the labels.
-        names: their names.
-    """
-
-    def __init__(self, y: np.ndarray, names: Sequence[str]):
-        super().__init__(y)
-        self.names = names
-
-    def words(self) -> list[str]:
-        return label_sets(self.y, self.names).tolist()
-
-    def labels(self, words: Sequence[str]) -> np.ndarray:
-        places = {name: place for place, name in enumerate(self.names)}
-        values = np.zeros((len(words), len(self.names)), self.y.dtype)
-        for row, word in enumerate(words):
-            held = [] if word == NONE_HOLDS else word.split(",")
-            for name in held:
-                if name.strip() not in places:
-                    known = ", ".join(self.names[:10])
-                    raise _not_a_label(
-                        word, f"some of {known}, or {NONE_HOLDS}"
-                    )
-                values[row, places[name.strip()]] = 1
-        return values
-
-
-def _forms(y: Any, class_names: Any) -> list[_Form]:
-    """The forms that these labels may have, the likeliest first."""
-    leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(y)]
-    leaf = leaves[0]
-    is_row = leaf.ndim == 2 and leaf.shape[1] > 1
-    if len(leaves) > 1 or not is_row or leaf.dtype.kind not in "biuf":
-        return [_Form(y)]
-    forms: list[_Form] = []
-    values = leaf.astype(np.float64)
-    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3):
-        forms.append(_Classes(leaf))
-    if ((values == 0) | (values == 1)).all():
-        count = leaf.shape[1]
-        names = list(range(count) if class_names is None else class_names)
-        if len(names) == count:
-            forms.append(_Sets(leaf, [str(name) for name in names]))
-    return [*forms, _Form(y)]
-
-
-def _number(word: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(float(word)):
-            return float(word)
-    raise _not_a_label(word, "a number")
-
-
-def _not_a_label(word: str, expected: str) -> ValueError:
-    return ValueError(
-        f"A new label should be {expected}, as the labels of `data` are. "
-        f"Received: {word!r}. Correct it in the file."
-    )
+    return found[0]

@@ -23,6 +23,7 @@ import tensorflow as tf
 from absl import flags
 
 from keras_tracin.data.with_ids import with_ids
+from keras_tracin.models.errors import brief
 from keras_tracin.runs import TrainingRun
 from keras_tracin.scripts import _data_flags
 from keras_tracin.scripts._model_file import (
@@ -72,6 +73,11 @@ class FilesTask:
             raise UsageError("--scale divides: it should not be 0.")
         if values.offset and values.scale is None:
             raise UsageError("--offset is added after --scale: give both.")
+        if len({*(values.class_names or ())}) < len(values.class_names or ()):
+            raise UsageError(
+                "--class_names should be distinct. Received: "
+                f"{', '.join(values.class_names)}."
+            )
 
     def model(self) -> keras.Model:
         """The model.
@@ -236,6 +242,14 @@ class FilesTask:
                 "which one has pixels from 0 to 255 and the other has not, so "
                 "that no --scale is right for both. Write both in one form."
             )
+        columns = [source.columns for source in sources if source.columns]
+        if len(columns) > 1 and columns[0] != columns[1]:
+            raise FilesError(
+                f"The columns of {sources[1].where} that go in should be those "
+                f"of {sources[0].where}, in the same order. Received: "
+                f"{', '.join(columns[1])}, expected {', '.join(columns[0])}. "
+                "--feature_columns names them for both."
+            )
         no_scale = (
             self._form.nested is not None or self._form.only_input.is_text
         )
@@ -249,11 +263,18 @@ class FilesTask:
         if self._values.run is None:
             return dict.fromkeys(scalings)
         data = self._transformed(source, lambda x: x)
-        record = Record(self._model, data, TrainingRun(self._values.run))
-        return {
-            scaling: record.compare(self._fit(source, scaling))
-            for scaling in scalings
-        }
+        try:
+            record = Record(self._model, data, TrainingRun(self._values.run))
+            return {
+                scaling: record.compare(self._fit(source, scaling))
+                for scaling in scalings
+            }
+        except tf.errors.InvalidArgumentError as error:
+            raise FilesError(
+                f"TensorFlow cannot compute losses of {source.where}: "
+                f"{brief(error)} Expected the data that the model was trained "
+                "on."
+            ) from error
 
     def _choose(
         self, evidence: dict[Scaling, Evidence | None], source: Source

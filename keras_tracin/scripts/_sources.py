@@ -51,6 +51,7 @@ class Source:
         ids: ids of arrays, or None for positions.
         classes: whether labels are class indices.
         about: what was done to them, for notes.
+        columns: columns of a table that go in, in their order.
     """
 
     where: str
@@ -60,6 +61,7 @@ class Source:
     ids: np.ndarray | None = None
     classes: bool = True
     about: str = ""
+    columns: Sequence[str] | None = None
 
 
 def open_tfds(

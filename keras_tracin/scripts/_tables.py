@@ -18,6 +18,11 @@ import tensorflow as tf
 from absl import flags
 
 from keras_tracin.data.ids import find_repeated
+from keras_tracin.scripts._file_labels import (
+    as_numbers,
+    check_readings,
+    read_labels,
+)
 from keras_tracin.scripts._model_file import FilesError, Input, ModelForm
 from keras_tracin.scripts._sources import Source
 from keras_tracin.storage.arrays import load_arrays
@@ -51,7 +56,9 @@ def open_npz(
     ending = ending if parted else ""
     names = ["x"] if form.nested is None else [i.name for i in form.inputs]
     needed = [f"{name}{ending}" for name in (*names, "y")]
-    if any(name not in stored for name in needed):
+    # Which examples would these be of?
+    beside = {"ids", "sample_weight"} if parted else set()
+    if any(name not in stored for name in needed) or beside & {*stored}:
         raise _arrays_error(where, stored, form, ending)
     *inputs, y = (stored[name] for name in needed)
     lengths = {name: np.shape(stored[name])[:1] for name in needed}
@@ -65,7 +72,18 @@ def open_npz(
             f"the shapes {shapes}."
         )
     _check_ids(stored.get(f"ids{ending}"), where)
-    y, names_of_y, classes = _labels(y, form, class_names, where)
+    for name in lengths.keys() - {f"ids{ending}"}:
+        is_text = name == needed[-1] or any(
+            each.is_text for each in form.inputs
+        )
+        if stored[name].dtype.kind not in ("biufSU" if is_text else "biuf"):
+            raise FilesError(
+                f"Array '{name}' of {where} should hold numbers"
+                f"{' or words' if is_text else ''}, as the model takes them. "
+                f"Received: {stored[name].dtype}. Make numbers of them, as "
+                "the training had them."
+            )
+    y, names_of_y, classes = read_labels(y, form, class_names, where)
     data: tuple[Any, ...] = (_nest(inputs, form), y)
     if f"sample_weight{ending}" in stored:
         data += (stored[f"sample_weight{ending}"],)
@@ -76,6 +94,7 @@ def open_npz(
         pixels=form.nested is None and inputs[0].dtype == np.uint8,
         ids=stored.get(f"ids{ending}"),
         classes=classes,
+        about=f", of which {', '.join(lengths)} are read",
     )
 
 
@@ -106,9 +125,12 @@ def open_csv(
     others = [name for name in table if name not in (label, id_column)]
     inputs, used = _features(values, form, table, others, where)
     labels = np.array(table[label])
+    numbers = as_numbers(labels)
     if not set(table[label]) <= set(class_names or ()):
-        labels = _as_numbers(labels)
-    y, names, classes = _labels(labels, form, class_names, where)
+        labels = numbers
+    elif numbers.dtype.kind not in "SU":
+        check_readings(labels, numbers, class_names or [], where)
+    y, names, classes = read_labels(labels, form, class_names, where)
     ids = None if id_column is None else _read_ids(table[id_column])
     _check_ids(ids, where)
     return Source(
@@ -118,6 +140,7 @@ def open_csv(
         ids=ids,
         classes=classes,
         about=f", of which {', '.join(used)} go in and '{label}' is the label",
+        columns=used,
     )
 
 
@@ -175,7 +198,7 @@ def _column(
     for row, value in enumerate(values):
         try:
             numbers[row] = parse(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise FilesError(
                 f"Column '{name}' of {where} should hold numbers ("
                 f"{taken.dtype}), as the model takes them. Received: "
@@ -183,79 +206,6 @@ def _column(
                 "make numbers of words by --task."
             ) from None
     return numbers
-
-
-def _labels(
-    y: np.ndarray,
-    form: ModelForm,
-    class_names: list[str] | None,
-    where: str,
-) -> tuple[np.ndarray, list[str] | None, bool]:
-    """Labels with names of classes, and whether they are class indices.
-
-    Raises:
-        FilesError: if words have no order that is known, or if classes are
-            more than the model has.
-    """
-    labels, is_words = form.labels, y.dtype.kind in "SUO"
-    if class_names is not None:
-        labels.check(class_names, "--class_names")
-    if is_words:
-        words = [v.decode() if isinstance(v, bytes) else str(v) for v in y]
-        if not labels.classes:
-            number = [_as_numbers(np.array([word])) for word in words]
-            row = [each.dtype.kind in "SU" for each in number].index(True)
-            raise FilesError(
-                f"Labels of {where} should be numbers, as the model's loss "
-                f"'{labels.loss}' takes them. Received: '{words[row]}' in row "
-                f"{row}. Correct it, leave the row out, or name another "
-                "--label_column."
-            )
-        distinct = sorted(set(words))
-        unknown = [word for word in distinct if word not in (class_names or ())]
-        if unknown:
-            order = (
-                f" In the order of the alphabet it is --class_names="
-                f"{','.join(distinct)}"
-                if len(distinct) == labels.classes
-                else ""
-            )
-            raise FilesError(
-                f"Labels of {where} are words, so --class_names should name "
-                f"all {labels.classes} classes, in the order of the training. "
-                f"Received: {class_names or 'none'}, and labels such as "
-                f"'{unknown[0]}'.{order}"
-            )
-        indices = {name: at for at, name in enumerate(class_names or ())}
-        y = np.array([indices[word] for word in words])
-        return y, class_names, True
-    single = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
-    if not labels.classes or not single:
-        return y, class_names, False
-    values = y.reshape(-1)
-    whole = values.astype(np.int64)
-    # Soft labels of two classes are numbers between them.
-    if labels.kind != "binary" or (whole == values).all():
-        if not (whole == values).all():
-            row = int(np.flatnonzero(whole != values)[0])
-            raise FilesError(
-                f"Labels of {where} should be whole numbers from 0 to "
-                f"{labels.classes - 1}. Received: {values[row]} in row {row}. "
-                "Correct them, or name the right --label_column."
-            )
-        labels.check_indices(whole, where)
-        return whole, class_names, True
-    return y, class_names, False
-
-
-def _as_numbers(words: np.ndarray) -> np.ndarray:
-    """Whole numbers or floats, if all are such; else the words."""
-    for kind in (np.int64, np.float32):
-        try:
-            return words.astype(kind)
-        except (ValueError, OverflowError):
-            continue
-    return words
 
 
 def _check_ids(ids: np.ndarray | None, where: str) -> None:
@@ -272,7 +222,7 @@ def _check_ids(ids: np.ndarray | None, where: str) -> None:
 def _read_ids(words: list[str]) -> np.ndarray:
     """Ids as whole numbers, if these are written as the ids are."""
     ids = np.array(words)
-    numbers = _as_numbers(ids)
+    numbers = as_numbers(ids)
     return numbers if numbers.astype(str).tolist() == words else ids
 
 
@@ -288,9 +238,13 @@ def _nest(arrays: list[np.ndarray], form: ModelForm) -> Any:
 def _read_table(path: Path) -> dict[str, list[str]]:
     """The columns of a table, by name."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        rows = [row for row in reader if row]
+        try:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise FilesError(
+                f"'{path}' should be a table in CSV, in UTF-8. Received: "
+                f"another file ({error}). Save it as CSV in UTF-8."
+            ) from error
     ragged = [at for at, row in enumerate(rows) if len(row) != len(header)]
     if not rows or ragged or len(set(header)) < len(header):
         raise FilesError(
@@ -328,5 +282,5 @@ def _arrays_error(
         f"{where} should hold the arrays {expected}, or the same with "
         f"{ending or '_train or _test'} at the end, but not both. Received: "
         f"{sorted(stored)}. Write it by `np.savez(path, x=x, y=y)`; `ids` and "
-        "`sample_weight` may go with them."
+        "`sample_weight` may go with them, with the same end."
     )

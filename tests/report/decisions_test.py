@@ -260,6 +260,8 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         (Y, 1, "bee"),
         (Y, 1, "1.5"),
         (Y.astype("uint8"), 1, "300"),
+        (100 * Y, 100, "200.5"),
+        (Y, 1, str(2**70)),
         (np.eye(3)[Y], 1, "3"),
         (np.eye(3)[Y], 1, ""),
         (Y, 1, "nan"),
@@ -269,3 +271,49 @@ def test_a_label_that_the_data_cannot_have_is_refused(tmp_path, y, given, new):
     path = written(tmp_path, [(1, given, "relabel", new)])
     with pytest.raises(ValueError, match=row("decision-new-label")):
         kt.report.apply_decisions((X, y), path)
+
+
+def test_whole_numbers_are_taken_exactly(tmp_path):
+    y = np.full(N, 2**53 + 1)
+    path = written(tmp_path, [(1, y[1], "relabel", 2**53 + 3)])
+    _, changed = kt.report.apply_decisions((X, y), path)
+    assert changed[1] == 2**53 + 3
+
+
+def test_rows_of_values_on_the_page_need_not_be_classes(tmp_path):
+    y = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    path = written(tmp_path, [(1, "0 1 0", "remove", "")])
+    x, _ = kt.report.apply_decisions((X[:3], y), path)
+    np.testing.assert_array_equal(x, X[[0, 2]])
+
+
+def test_names_that_could_be_other_labels_are_refused(tmp_path):
+    y = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    path = written(tmp_path, [(1, "1", "relabel", "2")])
+    with pytest.raises(ValueError, match=row("decision-two-readings", "'2'")):
+        kt.report.apply_decisions((X[:3], y), path, class_names=[2, 1, 0])
+    for names in (["a", "b", "a, b"], ["a", "b", "a"]):
+        path = written(tmp_path, [(1, "b", "relabel", "a, b")])
+        with pytest.raises(ValueError, match=row("decision-names")):
+            kt.report.apply_decisions((X[:3], y), path, class_names=names)
+
+
+def test_categories_of_pandas_are_kept(tmp_path):
+    y = pd.Series(pd.Categorical(["ant", "bee", "ant"]))
+    path = written(tmp_path, [(1, "bee", "relabel", "ant")])
+    _, changed = kt.report.apply_decisions((X[:3], y), path)
+    assert changed.tolist() == ["ant"] * 3
+    assert changed.dtype == y.dtype
+    path = written(tmp_path, [(1, "bee", "relabel", "wasp")])
+    with pytest.raises(ValueError, match=row("decision-category", "wasp")):
+        kt.report.apply_decisions((X[:3], y), path)
+    wider = y.cat.add_categories(["wasp"])
+    _, changed = kt.report.apply_decisions((X[:3], wider), path)
+    assert changed.tolist() == ["ant", "wasp", "ant"]
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_bytes("id,given_label\n1,é\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=row("decision-encoding")):
+        kt.report.apply_decisions((X, Y), path)

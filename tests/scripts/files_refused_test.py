@@ -223,6 +223,52 @@ def test_what_is_no_table_is_refused(here):
     ):
         Path("d.csv").write_text(text)
         assert re.search(row("table-form", said), refusal(*TABLE))
+    Path("d.csv").write_bytes("a,b,y\n1,2,é\n".encode("latin-1"))
+    assert re.search(row("table-encoding"), refusal(*TABLE))
+    Path("d.csv").write_text("a,b,y\n1,2," + "c" * 200_000)
+    assert re.search(row("table-encoding"), refusal(*TABLE))
+
+
+def test_columns_of_queries_are_those_of_the_training(here):
+    save((2,))
+    values = {"a": [0.5, 1], "b": [3, 4], "y": [0, 2]}
+    write_csv("d.csv", **values)
+    test = "--test_data=test.csv"
+    write_csv("test.csv", **{name: values[name] for name in ("y", "b", "a")})
+    said = refusal(*TABLE, test)
+    assert re.search(row("column-order", "b, a", "a, b"), said), said
+    task = files_task(*TABLE, test, "--feature_columns=a,b")
+    np.testing.assert_array_equal(task.test()[0], task.train()[0])
+    write_csv("test.csv", c=[0.5, 1], b=[3, 4], y=[0, 2])
+    assert re.search(row("column-order"), refusal(*TABLE, test))
+
+
+def test_numbers_that_are_names_of_other_classes_are_refused(here):
+    save((2,))
+    flags = (*TABLE, "--class_names=1,2,3")
+    write_csv("d.csv", a=[1, 2], b=[3, 4], y=[2, 1])
+    said = refusal(*flags)
+    assert re.search(row("label-readings", "'2'"), said), said
+    for y, expected in (([3, 1], [2, 0]), ([2, 0], [2, 0])):
+        write_csv("d.csv", a=[1, 2], b=[3, 4], y=y)
+        assert files_task(*flags).train()[1].tolist() == expected
+    said = refusal(*TABLE, "--class_names=ant,bee,ant")
+    assert re.search(row("names-distinct"), said), said
+
+
+def test_numbers_that_the_model_cannot_take_are_refused(here):
+    inputs = keras.Input((1,), dtype="int32")
+    hidden = layers.Flatten()(layers.Embedding(5, 2)(inputs))
+    x, y = np.arange(12)[:, None] % 5, np.arange(12) % 3
+    model = keras.Model(inputs, layers.Dense(3)(hidden))
+    trained = train("words", model, (x, y))
+    flags = (*trained.flags, "--data=d.csv", "--label_column=y")
+    write_csv("d.csv", i=[*x[1:, 0], 10**12], y=y)
+    said = refusal(*flags)
+    assert re.search(row("column-numbers", "1000000000000"), said), said
+    write_csv("d.csv", i=[*x[1:, 0], 77], y=y)
+    said = refusal(*flags)
+    assert re.search(row("no-losses", "77 is not in"), said), said
 
 
 def test_arrays_that_do_not_fit_the_model_are_refused(here):
@@ -242,6 +288,14 @@ def test_arrays_that_do_not_fit_the_model_are_refused(here):
     assert re.search(row("file-shape", "(5,)", "(2,)"), said)
     said = said_of(x=x, y=np.array([0, 1, 2, -1]))
     assert re.search(row("label-range", "-1 in row 3"), said)
+    for name in ("ids", "sample_weight"):  # of the training, or of a test?
+        said = said_of(x_train=x, y_train=y, **{name: np.arange(4)})
+        assert re.search(row("npz-arrays", name), said), said
+    for wrong in (x.astype(str), x + 1j):
+        said = said_of(x=wrong, y=y)
+        assert re.search(row("npz-words", "'x'"), said), said
+    said = said_of(x=x, y=y, sample_weight=y.astype(str))
+    assert re.search(row("npz-words", "'sample_weight'"), said), said
     pixels = np.zeros([4, 2], np.uint8)
     np.savez("pixels.npz", x=pixels, y=y)
     np.savez("d.npz", x=x, y=y)
@@ -279,3 +333,14 @@ def test_data_that_tfds_has_not_prepared_are_not_downloaded(here):
         assert re.search(row("tfds-data", spec, str(here)), said), said
     assert "should be tfds:NAME" in refusal(*flags, "--data=tfds:mnist[:3]")
     assert not list(here.glob("mnist"))
+
+
+def test_a_file_that_is_no_image_is_told(here):
+    write_images("photos", {"ant": 9, "bee": 9, "cat": 9})
+    model = keras.Sequential(
+        [keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(3)]
+    )
+    trained = train("photos", model, images("photos"))
+    (here / "photos" / "bee" / "03.png").write_bytes(b"no image")
+    said = refusal(*trained.flags, "--data=photos", "--scale=255")
+    assert re.search(row("no-losses", "image file format"), said), said

@@ -309,3 +309,13 @@ def test_data_of_tfds_are_scored_with_the_ids_of_tfds(here):
     np.testing.assert_array_equal(labels[0], 9 - labels[1])
     with pytest.raises(FilesError, match=row("tfds-classes", "['zero'")):
         files_task(*task_flags, "--class_names=zero,one")
+
+
+def test_labels_of_a_hinge_loss_stay_below_and_above_zero(here):
+    x = np.linspace(-1, 1, 24).reshape(12, 2).astype("float32")
+    y = np.sign(x[:, 0])
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    trained = train("hinge", model, (x, y[:, None]), "hinge")
+    np.savez("d.npz", x=x, y=y)
+    task = files_task(*trained.flags, "--data=d.npz")
+    np.testing.assert_array_equal(task.train()[1], y)
