@@ -32,7 +32,8 @@ _MOST_CHARACTERS = 2_000  # of a text
 _MOST_FEATURES = 200
 _REMEDY = (
     "Pass the images as they were before preprocessing, in the same order or "
-    "with the same ids; or `render='row'` to see their numbers."
+    "with the same ids: floats from 0 to 255 cast to 'uint8', a dataset by "
+    "`map`; or `render='row'` to see their numbers."
 )
 
 
