@@ -74,9 +74,14 @@ def dynamics_map(
 
     Raises:
         ValueError: if a suspect is not among the examples, or if the training
-            tells no probabilities.
+            tells no probabilities or none that are finite.
     """
     xy = np.stack([dynamics.variability, dynamics.confidence], axis=1)
+    if not np.isfinite(xy).all():
+        raise ValueError(
+            "`dynamics` should have finite probabilities. Received NaN or "
+            "infinity, as of a training that diverged."
+        )
     rows = np.array(locate(dynamics.ids.tolist(), listed, "dynamics"))
     others = np.delete(np.arange(len(xy)), rows)
     if len(others) > _MOST_POINTS:

@@ -207,6 +207,11 @@ def test_what_does_not_belong_to_suspects_is_refused(tmp_path):
         write(path, label_issues=None, top_k=WHY, explanation=WHY)
     with pytest.raises(TypeError, match="`dynamics` should be"):
         write(path, dynamics=WHY)
+    diverged = dataclasses.replace(
+        dynamics(), probability=np.full((2, N), np.nan)
+    )
+    with pytest.raises(ValueError, match="`dynamics` should have finite"):
+        write(path, dynamics=diverged)
     others = dataclasses.replace(dynamics(), ids=np.arange(100, 100 + N))
     with pytest.raises(ValueError, match=row("figure-id", "dynamics")):
         write(path, dynamics=others)
