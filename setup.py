@@ -28,7 +28,7 @@ NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 # formats the signatures.
 DOCS = ["mkdocs-material~=9.8", "mkdocstrings[python]~=1.0", "ruff~=0.17.6"]
 HUB = ["keras-hub>=0.32", "tensorflow-text"]  # it brings Keras 3.15 or newer
-RELEASE = ["build>=1.2", "pyyaml>=6", "setuptools>=70", "twine>=6"]
+RELEASE = ["build>=1.2", "pyyaml>=6", "twine>=6"]
 BEAM = ["apache-beam>=2.60"]  # in an environment of its own: docs/scaling.md
 # New releases of the formatter, linter and type checker bring new findings:
 # a fresh environment must not fail because of the day it was made on.
