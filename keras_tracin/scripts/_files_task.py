@@ -32,6 +32,7 @@ from keras_tracin.scripts._model_file import (
     load_model,
 )
 from keras_tracin.scripts._program import Note, UsageError
+from keras_tracin.scripts._reading import Reading
 from keras_tracin.scripts._scaling import (
     OF_PIXELS,
     Evidence,
@@ -123,6 +124,23 @@ class FilesTask:
         # Names such as "7" of the class 7 say no more than their numbers.
         plain = names == [str(at) for at in range(len(names or ()))]
         return None if plain else names
+
+    @property
+    def reading(self) -> Reading:
+        """How the data were read, or the queries where there are no data."""
+        assert self._scaling is not None, "`settle` comes first"
+        source = self._source("data" if self._is("data") else "test_data")
+        return Reading(
+            None if self._has_no_scale else self._scaling.scale,
+            self._scaling.offset,
+            self._class_names or source.class_names,
+            None if source.columns is None else list(source.columns),
+            source.pixels,
+        )
+
+    @property
+    def _has_no_scale(self) -> bool:
+        return self._form.nested is not None or self._form.only_input.is_text
 
     def settle(self, compare: bool = True) -> None:
         """Settles the scale of the inputs, and compares losses with the run's.
@@ -250,10 +268,7 @@ class FilesTask:
                 f"{', '.join(columns[1])}, expected {', '.join(columns[0])}. "
                 "--feature_columns names them for both."
             )
-        no_scale = (
-            self._form.nested is not None or self._form.only_input.is_text
-        )
-        if no_scale and self._values.scale is not None:
+        if self._has_no_scale and self._values.scale is not None:
             raise UsageError("--scale is for one input of numbers.")
 
     def _compare(

@@ -28,9 +28,11 @@ from absl import flags
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.index.manifest import FILE_NAME
 from keras_tracin.scripts import _flags
+from keras_tracin.scripts._files_task import FilesTask
 from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
+from keras_tracin.scripts._reading import write_reading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +75,8 @@ def _work(values: flags.FlagValues) -> int:
     directory = _directory(values)
     with open_job(values) as job:
         index = _build(job, directory)
+        if isinstance(job.task, FilesTask):
+            write_reading(directory, job.task.reading)
         if not values.quiet:
             print(index)
     return SUCCESS

@@ -27,11 +27,13 @@ from absl import flags
 from keras_tracin.index import InfluenceIndex
 from keras_tracin.results import TopK
 from keras_tracin.scripts import _flags
+from keras_tracin.scripts._files_task import FilesTask
 from keras_tracin.scripts._job import Job, check_indexed, open_job
 from keras_tracin.scripts._labels import ResultLabels, result_labels
 from keras_tracin.scripts._methods import create_method
 from keras_tracin.scripts._output import Output
 from keras_tracin.scripts._program import SUCCESS, Program, UsageError
+from keras_tracin.scripts._reading import adopt_reading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,8 +72,11 @@ def _work(values: flags.FlagValues) -> int:
             f"with --k={values.k}."
         )
     check_indexed(values.method)
+    reading = adopt_reading(values, values.index)
     # An index of influence functions needs the final weights.
     with open_job(values, at_end=True) as job:
+        if reading is not None and isinstance(job.task, FilesTask):
+            reading.check(job.task.reading)
         answers = _answer(job)
         labels = _labels(job) if output.is_table else None
         output.write(answers, labels)

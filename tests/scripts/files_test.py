@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 
 import keras_tracin as kt
 from keras_tracin.scripts import (
@@ -19,7 +21,8 @@ from keras_tracin.scripts import (
     self_influence,
 )
 from keras_tracin.scripts._model_file import FilesError
-from keras_tracin.scripts._program import Note
+from keras_tracin.scripts._program import Note, UsageError
+from keras_tracin.scripts._reading import adopt_reading
 from tests.error_rows import row
 from tests.report.pages import embedded
 from tests.scripts.helpers import Workplace, table
@@ -122,6 +125,48 @@ def test_index_is_asked_without_the_training_data(there):
     rows = table(there.run(query, *ask, *flags))
     assert [line["query_name"] for line in rows[::4]] == ["ant", "cat", "cat"]
     assert "train_label" not in rows[0]
+    # What was left out is as it was for the index.
+    assert table(there.run(query, *ask, "--k=2")) == rows
+    for flag in ("--scale=1", "--class_names=cat,bee,ant"):
+        with pytest.raises(UsageError, match=row("index-reading")):
+            adopt_reading(query_flags(*ask, flag), "index")
+    np.savez("test.npz", x=np.zeros((2, 6, 6, 1), "float32"), y=[0, 1])
+    other = ask[0], "--test_data=test.npz", ask[2]
+    said = there.refused(query, *other, "--quiet")
+    assert re.search(row("index-kind"), said)
+
+
+def test_columns_of_queries_are_those_of_the_index(here):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40)).astype("float32")
+    y = (a > b).astype(int)
+    dense = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    work = train("pair", dense, (np.stack([a, b], 1), y))
+    write_csv("train.csv", a=a, b=b, y=y)
+    write_csv("test.csv", y=y[:3], b=b[:3], a=a[:3])
+    labelled = "--label_column=y"
+    here.run(
+        index, *work.flags, "--data=train.csv", labelled, "--dim=64",
+        "--index=index",
+    )  # fmt: skip
+    ask = (work.flags[0], "--test_data=test.csv", labelled, "--index=index")
+    rows = table(here.run(query, *ask, "--k=2"))
+    built = kt.InfluenceIndex("index", work.model)
+    expected = built.query((np.stack([a, b], 1)[:3], y[:3]), 2)
+    ids = [int(line["train_id"]) for line in rows]
+    both = np.stack([expected.proponents.ids, expected.opponents.ids], 1)
+    assert ids == both.ravel().tolist()
+    swapped = query_flags(*ask, "--feature_columns=b,a")
+    with pytest.raises(UsageError, match=row("index-reading")):
+        adopt_reading(swapped, "index")
+
+
+def query_flags(*arguments):
+    """Parsed flags of a query."""
+    values = flags.FlagValues()
+    query._define(values)
+    values(["query", *arguments])
+    return values
 
 
 def test_report_shows_images_as_they_are_in_their_files(there):
