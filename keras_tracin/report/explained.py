@@ -3,7 +3,7 @@
 Synopsis:
 
     explained = Explained.of(explanation, neighbours, suspects.ids)
-    explained.ids                            # of all examples that it needs
+    explained.ids                            # arrays, of all that it needs
     explained.as_json(train_ids)
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tracin.report.positions import distinct, numbers, positions
+from keras_tracin.report.positions import numbers, positions
 from keras_tracin.results import Ranking, TopK
 
 _SIDES = ("opponents", "proponents")
@@ -69,9 +69,9 @@ class Explained:
         return cls(rows)
 
     @property
-    def ids(self) -> np.ndarray:
-        """The distinct ids of the examples in the rows."""
-        return distinct(*(ranking.ids for _, ranking in self.rows.values()))
+    def ids(self) -> list[np.ndarray]:
+        """The ids of the examples in each row, `[s, k]`."""
+        return [ranking.ids for _, ranking in self.rows.values()]
 
     def as_json(self, train_ids: np.ndarray) -> dict[str, Any]:
         """The rows, with examples by their positions.

@@ -166,7 +166,8 @@ def write_html(
         check_no_predictions(predictions)
     train_ids = distinct(
         *([top_k.proponents.ids, top_k.opponents.ids] if top_k else []),
-        *([suspects.ids, explained.ids] if suspects and explained else []),
+        *([suspects.ids] if suspects else []),
+        *(explained.ids if explained else []),
     )
     read_labels = suspects.read_labels if suspects else label_values
     options = render, feature_names, read_labels
