@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 KINDS = ("image", "text", "row")
+# Colours from 0 to 1 that were resized may exceed 1 by a part of it, and are
+# refused; beyond this, they are from 0 to 255.
+_OVERSHOT = 2.0
 
 
 def named_arrays(x: Any, name: str = "") -> list[tuple[str, np.ndarray]]:
@@ -52,26 +55,36 @@ def is_grey(images: np.ndarray) -> bool:
     return images.ndim == 3 or images.shape[-1] == 1
 
 
-def check_colours(images: np.ndarray, name: str, remedy: str) -> None:
-    """Refuses colours that are out of range.
+def white_of(
+    dtype: np.dtype, lowest: float, highest: float, name: str, remedy: str
+) -> float:
+    """The value of a colour at its brightest: 255, or 1.
+
+    Integers are from 0 to 255. Floats are from 0 to 1, or from 0 to 255 as
+    `image_dataset_from_directory` reads them; which of the two, the brightest
+    tells.
 
     Args:
-        images: images of three or four channels.
+        dtype: type of the colours.
+        lowest: lowest value of all images of the data.
+        highest: highest value of all of them.
         name: name of the data, for errors.
         remedy: a sentence on what to do, for errors.
 
     Raises:
-        ValueError: if they are no integers from 0 to 255 nor floats from 0
-            to 1.
+        ValueError: if they are neither.
     """
-    highest = 255 if np.issubdtype(images.dtype, np.integer) else 1
+    white = 255.0
+    if not np.issubdtype(dtype, np.integer) and not highest > _OVERSHOT:
+        white = 1.0
     # Written so that NaN is refused, too.
-    if not (images.min() >= 0 and images.max() <= highest):
+    if not (lowest >= 0 and highest <= white):
         raise ValueError(
-            f"The colours of the images in `{name}` should be integers from 0 "
-            f"to 255 or floats from 0 to 1. Received: {images.dtype} from "
-            f"{images.min():.3g} to {images.max():.3g}. {remedy}"
+            f"The colours of the images in `{name}` should be from 0 to 255, "
+            f"or floats from 0 to 1. Received: {dtype} from {lowest:.3g} to "
+            f"{highest:.3g}. {remedy}"
         )
+    return white
 
 
 def as_text(value: Any) -> str:

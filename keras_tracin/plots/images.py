@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_tracin.data.kinds import (
-    check_colours,
     is_grey,
     is_image,
     kind_of,
     named_arrays,
+    white_of,
 )
 from keras_tracin.plots.figures import WRONG, add_note, new_figure
 from keras_tracin.plots.fonts import use_fonts
@@ -86,7 +86,7 @@ def proponents_and_opponents(
             width]` or `[m, height, width, channels]` of all queries of `top`,
             or of those in `queries`, in that order. A single channel is drawn
             from black, its lowest value in the figure, to white; three or four
-            are colours, integers from 0 to 255 or floats from 0 to 1.
+            are colours, from 0 to 255 or floats from 0 to 1.
         train_images: the training examples as `fit` takes them, or images
             `[n, height, width]` or `[n, height, width, channels]`.
         queries: number of queries to draw, from the first; or their ids. By
@@ -223,9 +223,14 @@ def _images_of(shown: Shown, input_name: str | None) -> np.ndarray:
     if images.ndim == 4 and is_grey(images):
         return images[..., 0]
     if images.ndim == 4:
-        check_colours(
-            images, shown.name, "Undo the preprocessing of the images."
+        white = white_of(
+            images.dtype,
+            images.min(),
+            images.max(),
+            shown.name,
+            "Undo the preprocessing of the images.",
         )
+        return images / white
     return images
 
 

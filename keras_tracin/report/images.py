@@ -23,9 +23,8 @@ _QUALITY = 85  # of JPEG, from 0 to 95
 def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
     """Returns a function that encodes an image as a data URI.
 
-    The function takes `[h, w]` or `[h, w, 1]`, drawn from black at `lowest` to
-    white at `highest`, or `[h, w, 3 or 4]`, whose colours `check_colours` has
-    accepted.
+    The function takes `[h, w]` or `[h, w, 1, 3 or 4]`, with black at `lowest`
+    and white, or the brightest of a colour, at `highest`.
 
     Raises:
         ImportError: if Pillow is not installed.
@@ -56,10 +55,8 @@ def encoder(lowest: float, highest: float) -> Callable[[np.ndarray], str]:
 
 def _bytes(pixels: np.ndarray, lowest: float, highest: float) -> np.ndarray:
     """Values from 0 to 255 of `[h, w]` or `[h, w, 3 or 4]`."""
-    if pixels.ndim == 2 or pixels.shape[-1] == 1:
-        grey = pixels.reshape(pixels.shape[:2]).astype(np.float64)
-        span = (highest - lowest) or 1.0
-        return np.rint((grey - lowest) / span * 255).astype(np.uint8)
-    if np.issubdtype(pixels.dtype, np.integer):
-        return pixels.astype(np.uint8)
-    return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    span = (highest - lowest) or 1.0
+    shares = (pixels.astype(np.float64) - lowest) / span
+    return np.rint(shares * 255).astype(np.uint8)

@@ -20,11 +20,11 @@ import numpy as np
 from keras_tracin.data.batches import Batch
 from keras_tracin.data.kinds import (
     as_text,
-    check_colours,
     is_grey,
     is_image,
     kind_of,
     named_arrays,
+    white_of,
 )
 from keras_tracin.report.images import encoder
 
@@ -32,8 +32,7 @@ _MOST_CHARACTERS = 2_000  # of a text
 _MOST_FEATURES = 200
 _REMEDY = (
     "Pass the images as they were before preprocessing, in the same order or "
-    "with the same ids: floats from 0 to 255 cast to 'uint8', a dataset by "
-    "`map`; or `render='row'` to see their numbers."
+    "with the same ids; or `render='row'` to see their numbers."
 )
 
 
@@ -46,7 +45,7 @@ class View:
         inputs: names of the inputs: their keys in `x`, or "".
         kinds: kind of each input, one of `KINDS`.
         limits: values of black and of white in the images of each input; None
-            until `with_limits` determines them.
+            until `with_limits` determines them, and of other inputs.
         features: names of the values in a row.
         num_hidden: number of values of a row that are not shown.
     """
@@ -92,33 +91,35 @@ class View:
             name,
             inputs,
             kinds,
-            tuple(
-                None if kind == "image" and is_grey(leaf) else (0.0, 1.0)
-                for kind, leaf in zip(kinds, leaves, strict=True)
-            ),
+            (None,) * len(leaves),
             features[:_MOST_FEATURES],
             max(0, len(features) - _MOST_FEATURES),
         )
 
     def with_limits(self, batches: Iterable[Batch]) -> View:
-        """The view with the range of the grey images in these batches.
+        """The view with black and white of the images in these batches.
+
+        Grey is black at its lowest value and white at its highest; colours are
+        black at 0 and white at 1 or 255.
 
         Raises:
-            ValueError: if the range is not finite.
+            ValueError: if values are not finite, or colours out of range.
         """
-        if None not in self.limits:
+        if "image" not in self.kinds:
             return self
         limits = list(self.limits)
+        colours: dict[int, np.dtype] = {}
         for batch in batches:
             for place, images in self._of_kind("image", batch):
-                if self.limits[place] is None:
-                    low, high = images.min().item(), images.max().item()
-                    self._check_finite(low, high)
-                    previous = limits[place] or (low, high)
-                    limits[place] = (
-                        min(low, previous[0]),
-                        max(high, previous[1]),
-                    )
+                low, high = images.min().item(), images.max().item()
+                self._check_finite(low, high)
+                previous = limits[place] or (low, high)
+                limits[place] = min(low, previous[0]), max(high, previous[1])
+                if not is_grey(images):
+                    colours[place] = images.dtype
+        for place, dtype in colours.items():
+            low, high = limits[place] or (0.0, 0.0)
+            limits[place] = 0.0, white_of(dtype, low, high, self.name, _REMEDY)
         return dataclasses.replace(self, limits=tuple(limits))
 
     def render(self, batch: Batch) -> dict[str, list]:
@@ -128,12 +129,9 @@ class View:
 
         Raises:
             ImportError: if there are images and Pillow is not installed.
-            ValueError: if colours are out of range.
         """
         images = []
         for place, pixels in self._of_kind("image", batch):
-            if not is_grey(pixels):
-                check_colours(pixels, self.name, _REMEDY)
             encode = encoder(*(self.limits[place] or (0.0, 1.0)))
             images.append([encode(image) for image in pixels])
         texts = [

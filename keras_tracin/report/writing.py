@@ -77,7 +77,7 @@ def write_html(
         train: the training examples, as `model.fit` takes them, with labels
             or without. Images have the shape `[n, h, w]` or `[n, h, w, 1, 3 or
             4]`. Grey images are scaled from black, the lowest value, to white;
-            others have integers from 0 to 255 or floats from 0 to 1. Strings
+            others are from 0 to 255, or floats from 0 to 1. Strings
             `[n]` are texts. Anything else is a row of values. A dict or tuple
             of inputs is shown input by input.
         test: the queries, likewise. Without them, only ids of queries are

@@ -111,7 +111,7 @@ class FilesTask:
         source = self._source("data" if name == "train" else "test_data")
         if not source.pixels:
             return self.train() if name == "train" else self.test()
-        return self._transformed(source, _as_bytes)
+        return self._transformed(source, lambda pixels: pixels)
 
     def has(self, name: str) -> bool:
         """Whether there is such data."""
@@ -360,11 +360,3 @@ class FilesTask:
 def given_files(values: flags.FlagValues) -> list[str]:
     """The flags of files that were given."""
     return [f"--{name}" for name in _data_flags.NAMES if values[name].present]
-
-
-def _as_bytes(pixels: Any) -> Any:
-    """Pixels as whole numbers, of which images are made."""
-    return tf.cast(
-        tf.clip_by_value(tf.round(tf.cast(pixels, tf.float32)), 0, 255),
-        tf.uint8,
-    )

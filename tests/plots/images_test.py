@@ -119,6 +119,20 @@ def test_images_may_have_channels(channels):
 
 
 @pytest.mark.parametrize(
+    ("white", "dtype"), [(255, "uint8"), (255, "float32"), (1, "float32")]
+)
+def test_colours_are_as_bright_from_0_to_255_as_from_0_to_1(white, dtype):
+    colours = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3))
+    figure = plots.proponents_and_opponents(
+        TOP, QUERIES, (colours * (white / 255)).astype(dtype)
+    )
+    shown = [image for line in grid(figure, 2, 2) for image, _, _ in line[1:]]
+    np.testing.assert_allclose(
+        shown, colours[[4, 1, 3, 0, 0, 2, 1, 4]] / 255, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"query_images": IMAGES}, "`query_images` should have length 2"),
@@ -131,7 +145,10 @@ def test_images_may_have_channels(channels):
         ({"train_images": np.zeros((5, 16))}, r"Received: shape \(5, 16\)"),
         ({"train_images": np.zeros((5, 4, 4, 2))}, "1, 3 or 4 channels"),
         ({"train_images": np.full((5, 4, 4, 3), 1.5)}, "floats from 0 to 1"),
-        ({"train_images": np.full((5, 4, 4, 3), -1)}, "integers from 0 to 255"),
+        (
+            {"train_images": np.full((5, 4, 4, 3), -1)},
+            "from 0 to 255, or floats",
+        ),
         ({"top": top_of(np.zeros((0, 1)), np.zeros((0, 1)), ())}, "one query"),
     ],
 )

@@ -115,12 +115,16 @@ def test_large_photographs_are_shrunk(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_small_colour_images_keep_every_pixel(tmp_path, channels, dtype):
+@pytest.mark.parametrize(
+    ("white", "dtype"), [(255, "uint8"), (255, "float32"), (1, "float32")]
+)
+def test_small_colour_images_keep_every_pixel(tmp_path, channels, white, dtype):
     shape = (40, 5, 4, channels)
     colours = np.random.default_rng(0).integers(0, 256, shape)
-    x = colours / 255 if dtype == "float32" else colours
-    data = write(tmp_path, train=(x.astype(dtype), Y), max_suspects=40)
+    colours[:20] //= 255  # a batch too dark to tell what white is
+    x = (colours * (white / 255)).astype(dtype)
+    train = tf.data.Dataset.from_tensor_slices((x, Y)).batch(20)
+    data = write(tmp_path, train=train, max_suspects=40)
     for place, (image,) in enumerate(data["sets"]["train"]["images"]):
         np.testing.assert_array_equal(decoded(image)[0], colours[place])
 
