@@ -28,7 +28,7 @@ import keras_tracin as kt
 # Keras says so whenever it trains on a `tf.data.Dataset`.
 warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
 
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":60}
+# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":55}
 
 # %% [markdown]
 # ## A folder of photographs
@@ -122,7 +122,7 @@ model = train_on(train, [kt.TracInCheckpoint("runs/photos", overwrite=True)])
 predictions = model.predict(test, verbose=0)
 labels = np.concatenate([y for _, y in test])
 confidence = predictions[np.arange(len(labels)), labels]
-worst = np.argsort(confidence)[:3]
+worst = np.argsort(confidence)[:2]
 x_test = np.concatenate([x for x, _ in test])
 queries = x_test[worst], labels[worst]
 captions = [
@@ -131,7 +131,7 @@ captions = [
 ]
 
 tracin = kt.TracIn(model, train, "runs/photos")
-top = tracin.top_k(queries, k=4, verbose=0)
+top = tracin.top_k(queries, k=3, verbose=0)
 kt.plots.proponents_and_opponents(
     top, queries, train, query_labels=captions, class_names=names
 )
@@ -158,11 +158,11 @@ print(*issues.reasons, sep="\n")
 issues.to_dataframe().head()
 
 # %% [markdown]
-# The first twenty suspects. Above each are its folder and the class that is
+# The first sixteen suspects. Above each are its folder and the class that is
 # suggested, in red where we had moved the file.
 
 # %%
-figure, axes = plt.subplots(2, 10, figsize=(11, 3))
+figure, axes = plt.subplots(2, 8, figsize=(10, 3.4))
 for rank, axis in enumerate(axes.flat):
     file = issues.ids[rank]
     axis.imshow(keras.utils.load_img(file))
