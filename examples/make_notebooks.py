@@ -78,23 +78,33 @@ def run_notebooks(texts, directory) -> Iterator[nbformat.NotebookNode]:
     )
     here = [str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, here))
-    with client.setup_kernel(env={**os.environ, "PYTHONPATH": path}):
+    # Progress bars of widgets are no part of a notebook that is written once.
+    settings = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore:IProgress"}
+    with client.setup_kernel(env={**os.environ, **settings}):
         for text in texts:
             notebook = client.nb = read(text)
             for number, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, number)
-            _number(notebook)
+            _tidy(notebook)
             yield notebook
             forget = nbformat.v4.new_code_cell("%reset -f")
             client.nb = nbformat.v4.new_notebook(cells=[forget])
             client.execute_cell(forget, 0, store_history=False)
 
 
-def _number(notebook: nbformat.NotebookNode) -> None:
-    """Numbers cells as if each notebook had its own process; removes times."""
+def _tidy(notebook: nbformat.NotebookNode) -> None:
+    """Numbers cells as if each notebook had its own process.
+
+    Removes times, and logs of absl, which are as little an output of a cell.
+    """
     codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(codes, 1):
         cell.metadata.pop("execution", None)
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if not output.get("text", "").startswith("WARNING:absl:")
+        ]
         for part in [cell, *cell.outputs]:
             if "execution_count" in part:
                 part.execution_count = number

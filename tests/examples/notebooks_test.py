@@ -7,7 +7,13 @@ from examples import make_notebooks
 from tests.examples.programs import DATA, needs
 
 TEXTS = sorted(make_notebooks.FOLDER.glob("*.py"))
-WITH_DATA = {"language_model": "wikitext2"}
+WITH_DATA = {
+    "feature_space": "california_housing",
+    "image_folder": "tfds/cifar10",
+    "keras_hub_lora": "wikitext2",
+    "language_model": "wikitext2",
+    "text_folder": "dbpedia",
+}
 
 each_notebook = pytest.mark.parametrize("text", TEXTS, ids=lambda t: t.stem)
 each_that_runs = pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def is_data(output):
 
 def test_every_notebook_is_there_as_text_and_with_outputs():
     notebooks = make_notebooks.FOLDER.glob("*.ipynb")
-    assert len(TEXTS) == 6
+    assert len(TEXTS) == 11
     assert set(WITH_DATA) <= {text.stem for text in TEXTS}
     assert sorted(path.stem for path in notebooks) == [t.stem for t in TEXTS]
 
