@@ -34,13 +34,14 @@ def gauss_newton(model, loss, data, variables, logits) -> np.ndarray:
         with tf.GradientTape(persistent=True) as tape:
             z = logits(x[one], training=False)
         jacobian = _jacobian_rows(tape, z, values)
-        with tf.GradientTape() as outer:
+        with tf.GradientTape(persistent=True) as outer:
             outer.watch(z)
             with tf.GradientTape() as inner:
                 inner.watch(z)
                 value = loss(y[one], z, w)
             slope = inner.gradient(value, z)
-        bend = np.reshape(outer.jacobian(slope, z), [len(jacobian)] * 2)
+        bend = outer.jacobian(slope, z, experimental_use_pfor=False)
+        bend = np.reshape(bend, [len(jacobian)] * 2)
         total = total + jacobian.T @ bend @ jacobian
     return total / len(y)
 

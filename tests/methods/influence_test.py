@@ -73,7 +73,7 @@ def close(found, expected, tolerance=1e-8):
 SOLVERS = {
     "exact": (kt.Exact(), 1e-8),
     "cg": (kt.CG(tol=1e-9), 1e-6),
-    "lissa": (kt.LiSSA(batch_size=NUM_TRAIN, steps=600), 1e-3),
+    "lissa": (kt.LiSSA(batch_size=NUM_TRAIN, steps=150), 1e-3),
     "arnoldi": (kt.Arnoldi(rank=39), 1e-6),
 }
 

@@ -91,6 +91,28 @@ def continued(data):
     return x, np.roll(x, -1, axis=1)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A pooled model, trained, and its run."""
+    model = pooled()
+    return model, recorded(model, TRAIN, tmp_path_factory.mktemp("pooled"))
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """A language model, trained, its run, and what it was trained on."""
+    model, data = language_model(), continued(TRAIN)
+    run = recorded(model, data, tmp_path_factory.mktemp("language"))
+    return model, run, data
+
+
+@pytest.fixture(scope="module")
+def tracin(speaker):
+    """TracIn of the language model."""
+    model, run, data = speaker
+    return kt.TracIn(model, data, run)
+
+
 METHODS = {
     "TracIn": lambda model, run, data: kt.TracIn(model, data, run),
     "optimizer-aware": lambda model, run, data: kt.TracIn(
@@ -107,11 +129,13 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["pooled", "language model"])
-def test_tokens_and_rest_add_up_to_the_scores(method, kind, tmp_path):
-    model, data, test = pooled(), TRAIN, TEST
+def test_tokens_and_rest_add_up_to_the_scores(method, kind, request):
     if kind == "language model":
-        model, data, test = language_model(), *map(continued, (TRAIN, TEST))
-    run = recorded(model, data, tmp_path)
+        model, run, data = request.getfixturevalue("speaker")
+        test = continued(TEST)
+    else:
+        model, run = request.getfixturevalue("classifier")
+        data, test = TRAIN, TEST
     scored = METHODS[method](model, run, data)
     expected = scored.influence(test, verbose=0)
     tokens = scored.token_influence(test, verbose=0)
@@ -124,10 +148,10 @@ def test_tokens_and_rest_add_up_to_the_scores(method, kind, tmp_path):
     assert 0 < tokens.rest_share < 0.9
 
 
-def test_a_token_has_the_share_of_the_weights_applied_to_it(tmp_path):
+def test_a_token_has_the_share_of_the_weights_applied_to_it(classifier):
     """Against a twin whose layers have weights of their own at each token."""
-    model = pooled()
-    run = recorded(model, TRAIN, tmp_path, epochs=1)
+    model, run = classifier
+    run = run[-1:]
     table, kernel, bias, head, offset = (
         tf.constant(v.numpy()) for v in model.trainable_variables
     )
@@ -215,9 +239,9 @@ def test_padding_has_no_share_in_both_directions_of_a_recurrence(tmp_path):
     assert np.abs(tokens.scores[:, x > 0]).min() > 0
 
 
-def test_training_examples_come_in_the_order_asked_for(tmp_path):
-    model = pooled()
-    scored = kt.TracIn(model, TRAIN, recorded(model, TRAIN, tmp_path))
+def test_training_examples_come_in_the_order_asked_for(classifier):
+    model, run = classifier
+    scored = kt.TracIn(model, TRAIN, run)
     everything = scored.token_influence(TEST, verbose=0)
     some = scored.token_influence(TEST, train=[5, 0, 2], verbose=0)
     np.testing.assert_array_equal(some.train_ids, [5, 0, 2])
@@ -349,11 +373,9 @@ def plain_gradients(model, x, y, weight=None):
     return np.concatenate([np.ravel(gradient) for gradient in dense])
 
 
-def test_a_contrast_of_some_words_is_that_of_plain_tapes(tmp_path):
-    model = language_model()
-    model.compile(keras.optimizers.SGD(0.1), model.loss)
-    data = continued(TRAIN)
-    run = recorded(model, data, tmp_path, epochs=1)
+def test_a_contrast_of_some_words_is_that_of_plain_tapes(speaker):
+    model, run, data = speaker
+    run = run[-1:]
     x, y = continued(TEST)
     other = (y + 1) % WORDS
     weight = np.zeros(y.shape)
@@ -371,7 +393,7 @@ def test_a_contrast_of_some_words_is_that_of_plain_tapes(tmp_path):
         asked = plain_gradients(model, tokens, label, w)
         contrasted = plain_gradients(model, tokens, instead, w)
         expected = [rate * own @ (asked - contrasted) for own in trained]
-        np.testing.assert_allclose(row_of, expected, atol=1e-8)
+        np.testing.assert_allclose(row_of, expected, atol=1e-9)
 
 
 def test_an_adapter_has_the_shares_of_its_twin_at_each_token(tmp_path):
@@ -430,10 +452,8 @@ ASKED[:, 3:] = 1
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_tokens_that_are_asked_about_are_weights(weighted, tmp_path):
-    model = language_model()
-    data, test = map(continued, (TRAIN, TEST))
-    tracin = kt.TracIn(model, data, recorded(model, data, tmp_path))
+def test_tokens_that_are_asked_about_are_weights(weighted, tracin):
+    test = continued(TEST)
     asked, weights = test, ASKED
     if weighted:
         given = np.random.default_rng(0).uniform(0.5, 2, ASKED.shape)
@@ -455,9 +475,8 @@ def test_tokens_that_are_asked_about_are_weights(weighted, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_contrasts_take_data_in_another_order_each_time(tmp_path):
-    model = pooled()
-    run = recorded(model, TRAIN, tmp_path)
+def test_contrasts_take_data_in_another_order_each_time(classifier):
+    model, run = classifier
     other = TEST[0], (TEST[1] + 1) % CLASSES
     given = {"contrast": other, "verbose": 0}
     plain = kt.TracIn(model, TRAIN, run)
@@ -472,11 +491,10 @@ def test_contrasts_take_data_in_another_order_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("normalize", [None, "both"])
-def test_contrasts_have_shares_of_tokens(normalize, tmp_path):
-    model = language_model()
-    data, test = map(continued, (TRAIN, TEST))
+def test_contrasts_have_shares_of_tokens(normalize, speaker):
+    model, run, data = speaker
+    test = continued(TEST)
     other = test[0], (test[1] + 1) % WORDS
-    run = recorded(model, data, tmp_path)
     tracin = kt.TracIn(model, data, run, normalize=normalize)
     given = {"contrast": other, "query_tokens": ASKED, "verbose": 0}
     expected = tracin.influence(test, **given).scores
@@ -505,14 +523,9 @@ def test_contrasts_have_shares_of_tokens(normalize, tmp_path):
         (ASKED * [[1], [0], [1]], row("query-empty", "query with id 1")),
     ],
 )
-def test_tokens_that_cannot_be_asked_about_are_refused(
-    tokens, message, tmp_path
-):
-    model = language_model()
-    data, test = map(continued, (TRAIN, TEST))
-    tracin = kt.TracIn(model, data, recorded(model, data, tmp_path))
+def test_tokens_that_cannot_be_asked_about_are_refused(tokens, message, tracin):
     with pytest.raises(ValueError, match=message):
-        tracin.influence(test, query_tokens=tokens, verbose=0)
+        tracin.influence(continued(TEST), query_tokens=tokens, verbose=0)
 
 
 def test_representer_points_have_no_tokens():
@@ -532,9 +545,8 @@ def test_what_has_no_tokens_is_refused(tmp_path):
         scored.token_influence(data, verbose=0)
 
 
-def test_sketches_and_too_many_scores_are_refused(tmp_path):
-    model = pooled()
-    run = recorded(model, TRAIN, tmp_path)
+def test_sketches_and_too_many_scores_are_refused(classifier):
+    model, run = classifier
     sketched = kt.TracIn(model, TRAIN, run, projection=kt.TensorSketch(16))
     with pytest.raises(ValueError, match=row("token-sketches", "projection=")):
         sketched.token_influence(TEST, verbose=0)
