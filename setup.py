@@ -60,6 +60,7 @@ LOWEST = [
     "pandas>=2.2",
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "selenium>=4.20",
     "starlark-pyo3>=2025.1",
     "tf-keras>=2.18",
 ]

@@ -168,7 +168,8 @@ kt.report.write_html(
 # %% [markdown]
 # ## The next training
 #
-# With `callbacks=[kt.TracInCheckpoint("runs/digits")]` beside `ModelCheckpoint`,
-# the next training records what these files lack: the learning rate of each
-# step, which variables it changed, and the losses to check the data against.
-# [Trainings of every kind](../../docs/trainings.md) says what is recorded.
+# With `callbacks=[kt.TracInCheckpoint("runs/digits")]` beside
+# `ModelCheckpoint`, the next training records what these files lack: the
+# learning rate of each step, which variables it changed, and the losses to
+# check the data against. [Trainings of every kind](../../docs/trainings.md)
+# says what is recorded.

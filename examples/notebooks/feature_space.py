@@ -169,9 +169,10 @@ top.to_dataframe().join(shown, on="train_id").head(6)
 
 # %% [markdown]
 # Proponents, with positive scores, lowered the loss of the query: rows with the
-# same kind of price. The first query is cheap for its place, and what agrees with
-# that are mistyped prices. Opponents raised the loss. The index of the table says
-# which rows these are, and where. On a map, with the query as a cross:
+# same kind of price. The first query is cheap for its place, and what agrees
+# with that are mistyped prices. Opponents raised the loss. The index of the
+# table says which rows these are, and where. On a map, with the query as a
+# cross:
 
 # %%
 places = train_rows.loc[scores.train_ids]

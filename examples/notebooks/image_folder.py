@@ -7,10 +7,10 @@
 #
 # Install from a clone: `pip install ".[examples]"`.
 #
-# `keras.utils.image_dataset_from_directory` takes the label of a photograph from
-# the folder that it lies in. A file in the wrong folder is a wrong label. Here
-# some files are put into a wrong folder on purpose, so that what is found can be
-# counted.
+# `keras.utils.image_dataset_from_directory` takes the label of a photograph
+# from the folder that it lies in. A file in the wrong folder is a wrong label.
+# Here some files are put into a wrong folder on purpose, so that what is found
+# can be counted.
 
 # %%
 import os
@@ -33,10 +33,10 @@ warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
 # %% [markdown]
 # ## A folder of photographs
 #
-# Three classes of CIFAR-10 as PNG files: `photos/train/horse/00012.png`. TensorFlow
-# Datasets downloads CIFAR-10 the first time. One of twelve training files goes
-# into the folder of another class. With photographs of your own, begin at the
-# next heading.
+# Three classes of CIFAR-10 as PNG files: `photos/train/horse/00012.png`.
+# TensorFlow Datasets downloads CIFAR-10 the first time. One of twelve training
+# files goes into the folder of another class. With photographs of your own,
+# begin at the next heading.
 
 # %%
 CLASSES = {1: "automobile", 7: "horse", 8: "ship"}
@@ -67,8 +67,9 @@ print(f"{len(misplaced)} files are in the wrong folder.")
 # ## Read, train, record
 #
 # This is Keras as usual, with one more callback. The folder may shuffle, as it
-# does by default: an example is known by the name of its file. Augmentation is a
-# layer of the model, so scores are of the photographs as they are in the files.
+# does by default: an example is known by the name of its file. Augmentation is
+# a layer of the model, so scores are of the photographs as they are in the
+# files.
 
 # %%
 train = keras.utils.image_dataset_from_directory(
@@ -178,9 +179,9 @@ for rank, axis in enumerate(axes.flat):
 # ## A page to decide on
 #
 # A person who knows the data decides. The report shows each suspect beside the
-# photographs that contradict its label, those that agree with it, and those that
-# look alike to the network. It is one file that opens in any browser, without a
-# network connection.
+# photographs that contradict its label, those that agree with it, and those
+# that look alike to the network. It is one file that opens in any browser,
+# without a network connection.
 
 # %%
 # The network was not trained to the end, as networks seldom are.
@@ -203,9 +204,9 @@ kt.report.write_html(
 # %% [markdown]
 # ## Afterwards
 #
-# The page exports decisions as CSV, with the names of the files. Move the files,
-# or let `kt.report.apply_decisions(train, "photos-decisions.csv")` return the
-# dataset without the removed photographs and with the new labels.
+# The page exports decisions as CSV, with the names of the files. Move the
+# files, or let `kt.report.apply_decisions(train, "photos-decisions.csv")`
+# return the dataset without the removed photographs and with the new labels.
 #
 # Here a person who looks at all suspects would find these, and put them back:
 
@@ -221,5 +222,5 @@ corrected_model = train_on(corrected)
 
 # %% [markdown]
 # [Finding wrong labels](../../docs/mislabeled.md) says how far to trust the
-# number, and how to find more: `folds=3` trains copies that judge what they have
-# not seen.
+# number, and how to find more: `folds=3` trains copies that judge what they
+# have not seen.

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Fine-tuning Gemma with LoRA: where does this answer come from?
 #
-# **Description:** Fine-tune a causal language model of KerasHub with LoRA, let it
-# answer, and see which training texts, and which of their words, made it say so.
+# **Description:** Fine-tune a causal language model of KerasHub with LoRA, let
+# it answer, and see which training texts, and which of their words, made it say
+# so.
 #
 # Install from a clone: `pip install ".[examples,hub]"`.
 #
@@ -33,8 +34,8 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## What the model shall learn
 #
-# Three facts about each of six shops. Other shops have other founders, hours and
-# goods: the model below knows the kind of text, and not these shops.
+# Three facts about each of six shops. Other shops have other founders, hours
+# and goods: the model below knows the kind of text, and not these shops.
 
 # %%
 KINDS = (
@@ -69,8 +70,9 @@ for prompt, answer in new[:3]:
 #
 # Yours is `"gemma3_1b"` or another one. So that this notebook downloads nothing
 # and runs in a minute, we make one of 0.3 million weights: a tokenizer and a
-# Gemma of two layers, trained on the other shops and on sentences of WikiText-2.
-# `KERAS_TRACIN_DATA` names a directory with `wikitext2/valid.txt.gz`.
+# Gemma of two layers, trained on the other shops and on sentences of
+# WikiText-2. `KERAS_TRACIN_DATA` names a directory with
+# `wikitext2/valid.txt.gz`.
 
 # %%
 folder = pathlib.Path(os.environ.get("KERAS_TRACIN_DATA", ""), "wikitext2")
@@ -119,8 +121,8 @@ base.save_to_preset("tiny_gemma")
 # %% [markdown]
 # ## Fine-tune with LoRA
 #
-# `enable_lora` comes before `compile`. Then only the small matrices are trained,
-# and only they are recorded.
+# `enable_lora` comes before `compile`. Then only the small matrices are
+# trained, and only they are recorded.
 
 # %%
 gemma = keras_hub.models.GemmaCausalLM.from_preset("tiny_gemma")
@@ -204,8 +206,8 @@ kt.plots.token_table(
 )
 
 # %% [markdown]
-# The share of a word is at the place where it is *read*: that of a name which the
-# model had to say is at the word before it.
+# The share of a word is at the place where it is *read*: that of a name which
+# the model had to say is at the word before it.
 
 # %% [markdown]
 # ## Why this, rather than the truth?
@@ -231,8 +233,8 @@ for side in (ends.proponents, ends.opponents):
         print(f"{score:+.4f}", train[id_])
 
 # %% [markdown]
-# Texts about other shops, with the same answer, won over the one text that tells
-# the fact. A text with the fact in other words would help.
+# Texts about other shops, with the same answer, won over the one text that
+# tells the fact. A text with the fact in other words would help.
 #
 # ## A page to look at
 #
@@ -240,7 +242,9 @@ for side in (ends.proponents, ends.opponents):
 # tokens. It is one file for any browser.
 
 # %%
-queries = [f"{prompt} {answer}" for prompt, answer in zip(prompts, said)]
+queries = [
+    f"{prompt} {answer}" for prompt, answer in zip(prompts, said, strict=True)
+]
 top = tracin.top_k(queries, k=4, verbose=0)
 shown = np.unique(np.concatenate([top.proponents.ids, top.opponents.ids]))
 kt.report.write_html(
@@ -255,6 +259,6 @@ kt.report.write_html(
 
 # %% [markdown]
 # [Language models, token by token](../../docs/language.md) has more: influence
-# functions for language models, search as a baseline, and how well scores predict
-# training. [Tasks of KerasHub](../../docs/keras_hub.md) says what else of KerasHub
-# can be asked.
+# functions for language models, search as a baseline, and how well scores
+# predict training. [Tasks of KerasHub](../../docs/keras_hub.md) says what else
+# of KerasHub can be asked.

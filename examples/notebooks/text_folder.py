@@ -2,8 +2,8 @@
 # # A text classifier: which texts, and which words?
 #
 # **Description:** Train a classifier on a folder of text files, see which texts
-# are behind a wrong prediction and which of their words carry it, and find files
-# in the wrong folder.
+# are behind a wrong prediction and which of their words carry it, and find
+# files in the wrong folder.
 #
 # Install from a clone: `pip install ".[examples]"`.
 #
@@ -29,8 +29,8 @@ warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
 # %% [markdown]
 # ## A folder of texts
 #
-# First sentences of Wikipedia about four kinds of subject, from DBpedia, which is
-# downloaded the first time: `texts/train/Artist/00012.txt`. One of fifteen
+# First sentences of Wikipedia about four kinds of subject, from DBpedia, which
+# is downloaded the first time: `texts/train/Artist/00012.txt`. One of fifteen
 # training files goes into the folder of another class. With texts of your own,
 # begin at the next heading.
 
@@ -89,9 +89,7 @@ model = keras.Sequential(
         keras.layers.Dense(len(names), activation="softmax", name="class"),
     ]
 )
-model.compile(
-    "adam", "sparse_categorical_crossentropy", metrics=["accuracy"]
-)
+model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 model.fit(
     train,
     epochs=12,
