@@ -78,7 +78,7 @@ def run_notebooks(texts, directory) -> Iterator[nbformat.NotebookNode]:
     )
     here = [str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, here))
-    # Progress bars of widgets are no part of a notebook that is written once.
+    # tqdm warns where ipywidgets are missing, which no notebook needs.
     settings = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore:IProgress"}
     with client.setup_kernel(env={**os.environ, **settings}):
         for text in texts:

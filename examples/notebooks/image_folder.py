@@ -15,6 +15,7 @@
 # %%
 import os
 import pathlib
+import shutil
 import warnings
 
 import keras
@@ -25,10 +26,9 @@ import tensorflow_datasets as tfds
 import keras_tracin as kt
 
 # %matplotlib inline
+# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":55}
 # Keras says so whenever it trains on a `tf.data.Dataset`.
 warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
-
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":55}
 
 # %% [markdown]
 # ## A folder of photographs
@@ -45,7 +45,7 @@ cifar10 = tfds.load("cifar10", data_dir=data and f"{data}/tfds")
 
 rng = np.random.default_rng(0)
 misplaced = {}  # path: the folder where it belongs
-for part, count in (("train", 9_000), ("test", 1_000)):
+for part, count in (("train", 7_000), ("test", 1_000)):
     for name in CLASSES.values():
         pathlib.Path("photos", part, name).mkdir(parents=True, exist_ok=True)
     photos = [
@@ -208,15 +208,20 @@ kt.report.write_html(
 # files, or let `kt.report.apply_decisions(train, "photos-decisions.csv")`
 # return the dataset without the removed photographs and with the new labels.
 #
-# Here a person who looks at all suspects would find these, and put them back:
+# Here a person who looks at all suspects would find these. Put back in a copy
+# of the folder, they give:
 
 # %%
+shutil.copytree("photos/train", "photos/corrected", dirs_exist_ok=True)
 for path in issues.issue_ids[found]:
-    parts = pathlib.Path(path).parts
-    os.replace(path, pathlib.Path("photos/train", misplaced[path], parts[-1]))
+    _, _, folder, name = pathlib.Path(path).parts
+    os.replace(
+        pathlib.Path("photos/corrected", folder, name),
+        pathlib.Path("photos/corrected", misplaced[path], name),
+    )
 
 corrected = keras.utils.image_dataset_from_directory(
-    "photos/train", image_size=(32, 32), seed=0
+    "photos/corrected", image_size=(32, 32), seed=0
 )
 corrected_model = train_on(corrected)
 

@@ -126,8 +126,8 @@ kt.plots.text_table(
 )
 
 # %% [markdown]
-# Red texts are files that we had moved: a text about an artist that lies in
-# another folder.
+# Labels in red are those of files that we had moved. A text about an artist in
+# the folder `WrittenWork`, for example, teaches the wrong thing.
 #
 # ## Which words?
 #
@@ -164,12 +164,13 @@ print(f"{found.sum() / count:.0%} of the misplaced are among them.")
 print(*issues.reasons, sep="\n")
 
 # %%
-by_id = {
+files = issues.ids[:6]
+suspects = {
     "given": [names[label] for label in issues.given_labels[:6]],
     "suggested": [names[label] for label in issues.suggested_labels[:6]],
-    "begins": [pathlib.Path(file).read_text()[:60] for file in issues.ids[:6]],
+    "begins": [pathlib.Path(file).read_text("utf-8")[:60] for file in files],
 }
-pd.DataFrame(by_id, index=issues.ids[:6])
+pd.DataFrame(suspects, index=files)
 
 # %% [markdown]
 # ## A page to decide on

@@ -45,7 +45,7 @@ class View:
         inputs: names of the inputs: their keys in `x`, or "".
         kinds: kind of each input, one of `KINDS`.
         limits: values of black and of white in the images of each input; None
-            until `with_limits` determines them, and of other inputs.
+            where `with_limits` has to determine them.
         features: names of the values in a row.
         num_hidden: number of values of a row that are not shown.
     """
@@ -91,7 +91,10 @@ class View:
             name,
             inputs,
             kinds,
-            (None,) * len(leaves),
+            tuple(
+                None if kind == "image" and not _is_photo(leaf) else (0.0, 255)
+                for kind, leaf in zip(kinds, leaves, strict=True)
+            ),
             features[:_MOST_FEATURES],
             max(0, len(features) - _MOST_FEATURES),
         )
@@ -105,12 +108,14 @@ class View:
         Raises:
             ValueError: if values are not finite, or colours out of range.
         """
-        if "image" not in self.kinds:
+        if None not in self.limits:
             return self
         limits = list(self.limits)
         colours: dict[int, np.dtype] = {}
         for batch in batches:
             for place, images in self._of_kind("image", batch):
+                if self.limits[place] is not None:
+                    continue
                 low, high = images.min().item(), images.max().item()
                 self._check_finite(low, high)
                 previous = limits[place] or (low, high)
@@ -170,6 +175,11 @@ class View:
                 f"The images in `{self.name}` hold NaN or infinite values. "
                 "Pass `render='row'` to see their numbers."
             )
+
+
+def _is_photo(images: np.ndarray) -> bool:
+    """Whether images have colours whose type tells their range."""
+    return images.dtype == np.uint8 and not is_grey(images)
 
 
 def _check_image(shape: tuple[int, ...], name: str) -> None:

@@ -241,7 +241,9 @@ def first_mismatch(
 ) -> str | None:
     """How a model's weights differ from `architecture(...)["weights"]`.
 
-    Names are not compared: Keras numbers layers anew in each process.
+    Keras numbers layers anew in each process, so names may differ. Only where
+    both have the same names, these have to be in the same order: values are
+    put into a model by position.
 
     Returns:
         What was received and what was expected, or None if they are alike.
@@ -261,6 +263,24 @@ def first_mismatch(
                 f"expected {old_name} with shape {tuple(old_shape)} and dtype "
                 f"{old_dtype}"
             )
+    return _first_moved(received, recorded)
+
+
+def _first_moved(received: Sequence, recorded: Sequence) -> str | None:
+    """Which weight has another place, if both have the same names."""
+    for depth in (0, 2):  # by the whole path; by the layer and its variable
+        names, old_names = (
+            ["/".join(path.split("/")[-depth:]) for path, *_ in weights]
+            for weights in (received, recorded)
+        )
+        if len(set(names)) < len(names) or set(names) != set(old_names):
+            continue
+        for place, (name, old) in enumerate(zip(names, old_names, strict=True)):
+            if name != old:
+                return (
+                    f"received a model whose weight {place} is {name}, "
+                    f"expected {old}, which it has in another place"
+                )
     return None
 
 

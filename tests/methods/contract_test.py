@@ -348,7 +348,7 @@ def test_a_contrast_takes_the_scores_of_other_queries_off(made, tmp_path):
 
 def test_a_contrast_has_one_query_for_each(made):
     if made.name == "Ensemble, scaled":
-        return
+        pytest.skip("scores that are scaled by query take no contrast")
     with pytest.raises(ValueError, match=row("contrast-count", "3 queries")):
         made.method.influence(
             TEST, contrast=OTHER.unbatch().take(2).batch(2), verbose=0
@@ -403,7 +403,7 @@ def test_silence_is_kept(made, capsys):
 
 def test_self_influence_that_a_method_has_not_is_one_error(made, tmp_path):
     if made.has_self_influence:
-        return
+        pytest.skip("the method has self-influence")
     for options in ({}, {"verbose": 0}, {"directory": tmp_path}):
         message = WITHOUT_SELF_INFLUENCE[made.name]
         with pytest.raises(NotImplementedError, match=message):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_tracin as kt
 from keras_tracin.runs import TrainingRun, run_weights
 from tests.error_rows import row
 from tests.runs.helpers import make_model, make_run, shift_weights
@@ -210,6 +211,31 @@ def test_a_damaged_file_is_refused_before_it_is_read(tmp_path):
 def test_another_architecture_is_refused(tmp_path, other, message):
     run = TrainingRun(make_run(tmp_path))
     with pytest.raises(ValueError, match=message):
+        load_first(other, run)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_layers_in_another_order_are_refused(tmp_path, anew):
+    """Else each would get the weights of another, which has its shapes."""
+
+    def in_order(layers):
+        model = keras.Sequential([keras.Input((3,)), *layers])
+        model.compile("sgd", "mse")
+        return model
+
+    def named(*names):
+        return [keras.layers.Dense(3, name=name) for name in names]
+
+    layers = named("a", "b", "c")
+    model = in_order(layers)
+    callback = kt.TracInCheckpoint(tmp_path / "run")
+    model.fit(np.ones([4, 3]), np.ones([4, 3]), verbose=0, callbacks=[callback])
+    first, second, third = named("a", "b", "c") if anew else layers
+    run = TrainingRun(tmp_path / "run")
+    load_first(in_order([first, second, third]), run)
+    other = in_order([second, first, third])
+    what = "weight 0 is ...b/kernel, expected ...a/kernel"
+    with pytest.raises(ValueError, match=row("other-architecture", what)):
         load_first(other, run)
 
 
