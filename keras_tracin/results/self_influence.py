@@ -33,6 +33,9 @@ class SelfInfluence:
     scores: np.ndarray
     ids: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"<SelfInfluence of {len(self)} training examples>"
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -22,6 +22,7 @@ from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
 _PARTS = ("ids", "scores")
+_PRINTED = 5  # queries, and training examples of each side, that are printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Ranking:
 
     ids: np.ndarray
     scores: np.ndarray
+
+    def __repr__(self) -> str:
+        m, k = self.ids.shape
+        return f"<Ranking of {k} training examples for each of {m} queries>"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,6 +85,26 @@ class TopK:
     proponents: Ranking
     opponents: Ranking
     query_ids: np.ndarray
+
+    def __repr__(self) -> str:
+        m, k = self.proponents.ids.shape
+        return f"<TopK of {m} queries: {k} proponents and opponents of each>"
+
+    def __str__(self) -> str:
+        """The ids and scores of the first queries, in lines to be read."""
+        lines = [repr(self)]
+        for row, query in enumerate(self.query_ids[:_PRINTED]):
+            lines.append(f"query {query}")
+            for side in ("proponents", "opponents"):
+                ranking = getattr(self, side)
+                pairs = zip(ranking.ids[row], ranking.scores[row], strict=True)
+                strongest = [f"{id_} ({score:+.3g})" for id_, score in pairs]
+                more = ", …" if len(strongest) > _PRINTED else ""
+                listed = ", ".join(strongest[:_PRINTED])
+                lines.append(f"  {side + ':':<12}{listed}{more}")
+        if len(self) > _PRINTED:
+            lines.append(f"… and {len(self) - _PRINTED} more queries")
+        return "\n".join(lines)
 
     def __len__(self) -> int:
         return len(self.query_ids)

@@ -136,6 +136,32 @@ def test_repr_gives_the_sizes():
     assert "3 queries to 20 training" in repr(attribution())
 
 
+def test_results_are_printed_without_their_arrays():
+    top = attribution().top_k(2)
+    expected = "<TopK of 3 queries: 2 proponents and opponents of each>"
+    assert repr(top) == expected
+    assert repr(top.opponents) == (
+        "<Ranking of 2 training examples for each of 3 queries>"
+    )
+    scores = SelfInfluence(np.zeros(4), np.arange(4))
+    assert repr(scores) == "<SelfInfluence of 4 training examples>"
+
+
+def test_top_k_prints_ids_and_scores_of_the_first_queries():
+    scores = np.array([[12.345, -0.5, 0.25]])
+    top = Attribution(scores, np.array(["q"]), np.array(["a", "b", "c"]))
+    assert str(top.top_k(2)).splitlines()[1:] == [
+        "query q",
+        "  proponents: a (+12.3), c (+0.25)",
+        "  opponents:  b (-0.5), c (+0.25)",
+    ]
+    lines = str(attribution(m=7).top_k(6)).splitlines()
+    assert len(lines) == 1 + 5 * 3 + 1
+    assert lines[-1] == "… and 2 more queries"
+    assert lines[2].endswith(", …")
+    assert lines[2].count("(") == 5
+
+
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_attribution_survives_its_file(tmp_path, kind):
     scores = np.random.default_rng(0).normal(size=(2, 3)).astype("float32")
