@@ -85,6 +85,21 @@ class _Classes(Form):
         return np.eye(count, dtype=self.y.dtype)[[int(w) for w in words]]
 
 
+class _Binary(Form):
+    """Labels `[k]` that are the probability of the second of two classes."""
+
+    def words(self) -> list[str]:
+        return [str(int(value > 0.5)) for value in np.ravel(self.y).tolist()]
+
+    def labels(self, words: Sequence[str]) -> np.ndarray:
+        for word in words:
+            if word not in ("0", "1"):
+                raise _not_a_label(word, "the class 0 or 1")
+        leaf = np.asarray(tf.nest.flatten(self.y)[0])
+        values = np.array([int(word) for word in words], leaf.dtype)
+        return values.reshape(len(words), *leaf.shape[1:])
+
+
 class _Sets(Form):
     """Labels `[k, labels]` of which several may hold.
 
@@ -129,6 +144,9 @@ def label_forms(y: Any, class_names: Any) -> list[Form]:
     """The forms that these labels may have, the likeliest first."""
     leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(y)]
     leaf = leaves[0]
+    is_one = len(leaves) == 1 and leaf[:1].size == 1
+    if is_one and leaf.dtype.kind == "f" and _are_shares(leaf):
+        return [Form(y), _Binary(leaf)]
     is_row = leaf.ndim == 2 and leaf.shape[1] > 1
     if len(leaves) > 1 or not is_row or leaf.dtype.kind not in "biuf":
         return [Form(y)]
@@ -142,6 +160,10 @@ def label_forms(y: Any, class_names: Any) -> list[Form]:
         if len(names) == count:
             forms.append(_Sets(leaf, [str(name) for name in names]))
     return [*forms, _Rows(y)]
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _typed_number(word: str, dtype: np.dtype) -> Any:

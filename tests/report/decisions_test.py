@@ -108,6 +108,22 @@ def test_labels_keep_their_form(decided):
         np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_soft_binary_labels_are_decided_on_as_classes(tmp_path, shape):
+    y = np.array([0.1, 0.9, 0.9, 0.1], "float32").reshape(shape)
+    rows = [
+        (0, "0", "relabel", "1"),
+        (1, "1", "keep", ""),
+        (2, "1", "remove", ""),
+    ]
+    _, after = kt.report.apply_decisions((X[:4], y), written(tmp_path, rows))
+    wanted = np.array([1, 0.9, 0.1], "float32").reshape(shape)
+    np.testing.assert_array_equal(after, wanted)
+    again = written(tmp_path, [(0, "1", "keep", "")])
+    with pytest.raises(ValueError, match=row("decision-other-labels", "'0.1")):
+        kt.report.apply_decisions((X[:4], y), again)
+
+
 def test_a_longer_word_is_not_cut(tmp_path):
     y = np.array(["ant", "bee"])
     path = written(tmp_path, [(1, "bee", "relabel", "mosquito")])
