@@ -201,6 +201,8 @@ def open_folder(
             **options,
         )
         about = f", read as {height} × {width} {_COLOURS[channels]}"
+        if flag == "test_data":  # all of which are read anyway
+            check_images(dataset.file_paths, flag)
     if len(ordered) < len(names):
         indices = tf.constant([names.index(name) for name in ordered])
         dataset = dataset.map(lambda x, y: (x, tf.gather(indices, y)))
@@ -256,6 +258,36 @@ def _image_shape(
         )
     height, width, channels = (int(size or 0) for size in whole)
     return height, width, channels
+
+
+def check_images(paths: Sequence[str], flag: str) -> None:
+    """Refuses files of images that cannot be read as such.
+
+    Args:
+        paths: the files.
+        flag: the flag that named their folder.
+
+    Raises:
+        FilesError: naming the first of them.
+    """
+
+    def size(path):
+        image = tf.io.decode_image(
+            tf.io.read_file(path), expand_animations=False
+        )
+        return tf.size(image)
+
+    files = tf.data.Dataset.from_tensor_slices(list(paths))
+    sizes = iter(files.map(size, num_parallel_calls=tf.data.AUTOTUNE))
+    for path in paths:
+        try:
+            next(sizes)
+        except tf.errors.InvalidArgumentError as error:
+            raise FilesError(
+                f"--{flag} should hold images that TensorFlow can read. "
+                f"Received: '{path}', of another format, or cut off. Delete "
+                "the file, or save it as PNG or JPEG."
+            ) from error
 
 
 def check_exists(path: Path, flag: str) -> None:

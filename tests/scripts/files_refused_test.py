@@ -82,6 +82,16 @@ def test_other_data_than_the_run_s_end_a_program_with_one_line(
     assert re.search(message, line), line
 
 
+def test_a_broken_image_among_queries_is_named(there):
+    for name, damage in (("none.png", b"no image"), ("cut.png", None)):
+        write_images(f"broken/{name}", {"ant": 2, "cat": 1})
+        path = Path("broken", name, "ant", "01.png")
+        path.write_bytes(damage or path.read_bytes()[:60])
+        flags = (*PHOTOS, "--data=photos/train", "--scale=255")
+        line = there.refused(score, *flags, f"--test_data=broken/{name}")
+        assert re.search(row("broken-image", "01.png"), line), line
+
+
 def test_neither_task_nor_files_is_misuse(there):
     assert re.search(row("no-description"), there.refused(score, "--k=3"))
     line = there.refused(score, *PHOTOS)
