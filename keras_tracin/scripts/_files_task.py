@@ -120,10 +120,21 @@ class FilesTask:
 
     def option(self, name: str) -> Any:
         """The names of classes or features, if they are known."""
+        if name == "feature_names":
+            return self._feature_names
         names = self._class_names if name == "class_names" else None
         # Names such as "7" of the class 7 say no more than their numbers.
         plain = names == [str(at) for at in range(len(names or ()))]
         return None if plain else names
+
+    @property
+    def _feature_names(self) -> list[str] | None:
+        """The columns of a table, if the model takes them as one row."""
+        source = self._source("data" if self._is("data") else "test_data")
+        if source.columns is None or self._has_no_scale:
+            return None
+        is_row = tuple(self._form.only_input.shape) == (len(source.columns),)
+        return list(source.columns) if is_row else None
 
     @property
     def reading(self) -> Reading:

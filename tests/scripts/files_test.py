@@ -254,6 +254,10 @@ def test_columns_of_a_table_are_stacked_and_words_are_classes(here):
     data = kt.with_ids((x, y), [f"n{at:03}" for at in range(40)]).batch(16)
     test = kt.with_ids((x_test, y_test), ["n000", "n001", "n002"]).batch(3)
     assert_scored(here, trained, data, test, *flags)
+    asked = (*flags, "--k=1", "--max_suspects=0", "--quiet")
+    assert report.main([*trained.flags, *asked, "--output=r.html"]) == 0
+    features = embedded(here.directory / "r.html")["sets"]["test"]["features"]
+    assert features == ["a", "b", "c", "d"]
 
 
 def test_columns_are_the_inputs_of_their_names(here):
