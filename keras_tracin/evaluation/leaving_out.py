@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import scipy.stats
+import scipy
 
 from keras_tracin.evaluation.retraining import (
     check_same,

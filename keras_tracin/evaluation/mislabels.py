@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from keras_tracin.results import SelfInfluence
 from keras_tracin.results.of_examples import read_scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.stats
+import scipy
 
 
 def rank_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ Synopsis:
 from __future__ import annotations
 
 import numpy as np
-import scipy.special
+import scipy
 
 _CONFIDENT = 0.5  # share of the examples that are looked at
 _BINS = 25

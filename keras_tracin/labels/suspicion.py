@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from keras_tracin.labels.dynamics import TrainingDynamics
 

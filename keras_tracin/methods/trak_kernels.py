@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 import tensorflow as tf
 
 from keras_tracin.data.batches import Batch

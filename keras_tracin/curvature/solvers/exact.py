@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import scipy.linalg
+import scipy
 import tensorflow as tf
 
 from keras_tracin.curvature.operators import Operator

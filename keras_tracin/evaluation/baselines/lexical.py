@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.evaluation.baselines.similarity import Similarity

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from keras_tracin.methods.representer.objective import Objective
 
@@ -177,7 +177,7 @@ class LocalExpansion:
     def _solve(self, stack: np.ndarray) -> np.ndarray:
         """H⁻¹ times each of `[b, f, k]`."""
         columns = stack.transpose(2, 1, 0).reshape(-1, len(stack))
-        solved = linalg.cho_solve(self._factor, columns)
+        solved = scipy.linalg.cho_solve(self._factor, columns)
         shape = (*self._weights.shape[::-1], len(stack))
         return solved.reshape(shape).transpose(2, 1, 0)
 
@@ -211,8 +211,8 @@ def _factorize_hessian(objective: Objective, weights: np.ndarray):
     flat = hessian.reshape(weights.size, weights.size)
     flat[np.diag_indices_from(flat)] += 2 * objective.l2
     try:
-        return linalg.cho_factor(flat, lower=True, overwrite_a=True)
-    except linalg.LinAlgError as error:
+        return scipy.linalg.cho_factor(flat, lower=True, overwrite_a=True)
+    except scipy.linalg.LinAlgError as error:
         raise ValueError(
             "The Hessian of the last layer is not positive definite at "
             f"l2={objective.l2}. Choose a larger `l2`, or `method='l2'`."

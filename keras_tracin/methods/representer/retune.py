@@ -16,7 +16,7 @@ import dataclasses
 import warnings
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from keras_tracin.methods.representer.objective import Objective
 
@@ -123,7 +123,7 @@ class _Search:
                 raise StopIteration
 
         newton = {"hessp": hessian_product} if method != "L-BFGS-B" else {}
-        result = optimize.minimize(
+        result = scipy.optimize.minimize(
             value_and_gradient,
             start.reshape(-1),
             jac=True,
