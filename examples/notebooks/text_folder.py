@@ -126,8 +126,8 @@ kt.plots.text_table(
 )
 
 # %% [markdown]
-# Labels in red are those of files that we had moved. A text about an artist in
-# the folder `WrittenWork`, for example, teaches the wrong thing.
+# Labels in red are those of files that we had moved. A text about a politician
+# in the folder `Athlete`, for example, teaches the wrong thing.
 #
 # ## Which words?
 #
