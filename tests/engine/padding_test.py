@@ -34,7 +34,7 @@ def make_model(masked=True):
             keras.layers.Dense(1, activation="sigmoid"),
         ]
     )
-    model.compile("sgd", "binary_crossentropy")
+    model.compile(keras.optimizers.SGD(1.0), "binary_crossentropy")
     return model
 
 
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     model = make_model()
     callback = kt.TracInCheckpoint(directory)
-    model.fit(X, LABELS, callbacks=[callback], verbose=0)
+    model.fit(X, LABELS, epochs=5, callbacks=[callback], verbose=0)
     tracin = kt.TracIn(model, (X, LABELS), directory)
     return model, directory, tracin.influence((X, LABELS), verbose=0).scores
 
@@ -153,7 +153,7 @@ def test_dropout_that_depends_on_the_length_is_not_replayed(tmp_path):
     model = keras.Sequential(
         [keras.Input((None,)), embedding, dropout, *others]
     )
-    model.compile("sgd", "binary_crossentropy")
+    model.compile(keras.optimizers.SGD(1.0), "binary_crossentropy")
     kt.record_training(model, train, tmp_path, epochs=1)
     unrolled = kt.UnrolledInfluence(model, train, tmp_path)
     with pytest.raises(ValueError, match=row("replayed-padding")):
