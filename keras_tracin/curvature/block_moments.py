@@ -5,11 +5,15 @@ Synopsis:
     for block, factors in cut(captured.factors, groups):
         basis = eigenbasis(second_moments(block, factors), tf.float32)
         mean_squares = sum_of_squares(block, factors, basis) / count
+    for block, factors in cut(captured.factors, groups):
+        weighted_squares(block, factors, basis, 1 / eigenvalues)    # [n]
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import tensorflow as tf
 
@@ -79,16 +83,61 @@ def sum_of_squares(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
         return tf.reduce_sum(tf.square(factors.parts[0]), 0)[tf.newaxis]
     left, right = bases_of(block, basis)
     if isinstance(factors, LookupFactors):
-        return _squares_of_rows(block, factors, right)
-    if isinstance(factors, TableFactors):
-        return _squares_in_turn(block, factors.outer, right, factors.looked_up)
-    if isinstance(factors, OuterFactors) and factors.sizes[0] == 1:
-        both = _rotated(factors, left, right)
-        x, delta = tf.square(both.inputs[:, 0]), tf.square(both.grads[:, 0])
+        squares = _squares_of_rows(factors, right)
+        return tf.math.unsorted_segment_sum(squares, factors.ids, block.rows)
+    if _is_one_product(factors):
+        x, delta = _squared_sides(factors, left, right)
         return tf.matmul(x, delta, transpose_a=True)
-    if isinstance(factors, OuterFactors) and len(block.sides) < 2:
-        return _squares_in_turn(block, _rotated(factors, left, right))
-    return tf.reduce_sum(tf.square(in_basis(block, factors, basis)), axis=0)
+    if _is_large(factors, block):
+        sides, gradient = _in_turn(factors, left, right)
+        return tf.foldl(
+            lambda total, example: total + tf.square(gradient(example)),
+            sides,
+            tf.zeros([block.rows, block.columns], sides[0].dtype),
+            parallel_iterations=1,
+        )
+    columns = _columns_in_basis(block, factors, left, right)
+    return tf.transpose(tf.reduce_sum(tf.square(columns), axis=0))
+
+
+def weighted_squares(
+    block: Block, factors: Factors, basis: Basis, weights: tf.Tensor
+) -> tf.Tensor:
+    """A weighted sum of each gradient's squares in the basis, `[n]`.
+
+    With one over the eigenvalues for weights it is the gradient's product with
+    the inverse of the block. As large things as by `sum_of_squares` are made.
+
+    Args:
+        block: the block.
+        factors: the gradients of a batch, in the block's own form.
+        basis: its basis.
+        weights: `[i, o]`.
+    """
+    if isinstance(factors, DenseGradients) and not block.sides:
+        return tf.reduce_sum(weights * tf.square(factors.parts[0]), axis=1)
+    left, right = bases_of(block, basis)
+    if isinstance(factors, LookupFactors):
+        squares = _squares_of_rows(factors, right)
+        own = tf.gather(weights, factors.ids)
+        return tf.reduce_sum(own * squares, axis=[1, 2])
+    if _is_one_product(factors):
+        x, delta = _squared_sides(factors, left, right)
+        return tf.reduce_sum(tf.matmul(x, weights) * delta, axis=1)
+    if _is_large(factors, block):
+        sides, gradient = _in_turn(factors, left, right)
+        return tf.map_fn(
+            lambda example: tf.reduce_sum(
+                weights * tf.square(gradient(example))
+            ),
+            sides,
+            parallel_iterations=1,
+            fn_output_signature=tf.TensorSpec([], weights.dtype),
+        )
+    columns = _columns_in_basis(block, factors, left, right)
+    return tf.reduce_sum(
+        tf.transpose(weights) * tf.square(columns), axis=[1, 2]
+    )
 
 
 def in_basis(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
@@ -99,13 +148,8 @@ def in_basis(block: Block, factors: Factors, basis: Basis) -> tf.Tensor:
         factors: the gradients of a batch, in the block's own form.
         basis: its basis.
     """
-    left, right = bases_of(block, basis)
-    if isinstance(factors, OuterFactors) and (
-        len(block.sides) < 2 or _by_position(factors)
-    ):
-        both = _rotated(factors, left, right)
-        return tf.matmul(both.inputs, both.grads, transpose_a=True)
-    return rotate(_matrices(block, factors), left, right)
+    columns = _columns_in_basis(block, factors, *bases_of(block, basis))
+    return tf.transpose(columns, [0, 2, 1])
 
 
 def whitened(
@@ -130,12 +174,86 @@ def whitened(
     return DenseGradients((tf.reshape(entries, [-1, block.size]),), outputs)
 
 
-def _rotated(
+def _is_one_product(factors: Factors) -> TypeGuard[OuterFactors]:
+    """Whether each gradient is the outer product of two vectors."""
+    return isinstance(factors, OuterFactors) and factors.sizes[0] == 1
+
+
+def _squared_sides(
     factors: OuterFactors, left: tf.Tensor | None, right: tf.Tensor | None
-) -> OuterFactors:
-    """Both sides in the basis, the inputs with a one for the bias."""
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Squares of both vectors in the basis, `[n, i]` and `[n, o]`."""
     inputs = _times(_inputs_with_one(factors), left)
-    return OuterFactors(inputs, _times(factors.grads, right))
+    grads = _times(factors.grads, right)
+    return tf.square(inputs[:, 0]), tf.square(grads[:, 0])
+
+
+def _is_large(
+    factors: Factors, block: Block
+) -> TypeGuard[OuterFactors | TableFactors]:
+    """Whether gradients are too large to have those of a batch at once."""
+    return isinstance(factors, TableFactors) or (
+        isinstance(factors, OuterFactors) and len(block.sides) < 2
+    )
+
+
+def _in_turn(
+    factors: OuterFactors | TableFactors,
+    left: tf.Tensor | None,
+    right: tf.Tensor | None,
+) -> tuple[tuple[tf.Tensor, ...], Callable[[Sequence[tf.Tensor]], tf.Tensor]]:
+    """The parts of gradients, and what makes one of its example's parts.
+
+    Returns:
+        Tensors `[n, ...]`, and a function of those of one example that returns
+        its gradient `[i, o]` in the basis.
+    """
+    if isinstance(factors, OuterFactors):
+        inputs = _times(_inputs_with_one(factors), left)
+        return (inputs, _times(factors.grads, right)), _product
+    outer, looked_up = factors.outer, factors.looked_up
+
+    def gradient(example: Sequence[tf.Tensor]) -> tf.Tensor:
+        inputs, grads, ids, rows = example
+        product = _product([inputs, grads])
+        return tf.tensor_scatter_nd_add(product, ids[:, tf.newaxis], rows)
+
+    return (
+        outer.inputs,
+        _times(outer.grads, right),
+        looked_up.ids,
+        _times(looked_up.grads, right),
+    ), gradient
+
+
+def _product(example: Sequence[tf.Tensor]) -> tf.Tensor:
+    inputs, grads = example
+    return tf.matmul(inputs, grads, transpose_a=True)
+
+
+def _columns_in_basis(
+    block: Block,
+    factors: Factors,
+    left: tf.Tensor | None,
+    right: tf.Tensor | None,
+) -> tf.Tensor:
+    """Transposed gradients `[n, o, i]` in the basis, U_Bᵀ gᵀ U_A.
+
+    A side is rotated before the sum over the positions if these are few, else
+    after it.
+    """
+    if not isinstance(factors, OuterFactors):
+        columns = tf.transpose(_matrices(block, factors), [0, 2, 1])
+        return rotate(columns, right, left)
+    positions, i, o = factors.sizes
+    inputs, grads = _inputs_with_one(factors), factors.grads
+    if positions is None or positions <= o:
+        inputs, left = _times(inputs, left), None
+    if positions is None or positions <= i:
+        grads, right = _times(grads, right), None
+    # This order of the sides takes half of the time of the other.
+    columns = tf.matmul(grads, inputs, transpose_a=True)
+    return rotate(columns, right, left)
 
 
 def _times(side: tf.Tensor, basis: tf.Tensor | None) -> tf.Tensor:
@@ -143,52 +261,17 @@ def _times(side: tf.Tensor, basis: tf.Tensor | None) -> tf.Tensor:
 
 
 def _squares_of_rows(
-    block: Block, factors: LookupFactors, right: tf.Tensor | None
+    factors: LookupFactors, right: tf.Tensor | None
 ) -> tf.Tensor:
-    """`[vocabulary, o]`: a row that is looked up twice has one gradient."""
+    """Squares `[n, t, o]` of looked-up rows in the basis.
+
+    A row that is looked up twice has one gradient, whose square is shared.
+    """
     ids, grads = factors.ids, _times(factors.grads, right)
     same = tf.equal(ids[:, :, tf.newaxis], ids[:, tf.newaxis])
     sums = tf.matmul(tf.cast(same, grads.dtype), grads)  # at each look-up
     count = tf.reduce_sum(tf.cast(same, grads.dtype), axis=2, keepdims=True)
-    return tf.math.unsorted_segment_sum(
-        tf.square(sums) / count, ids, block.rows
-    )
-
-
-def _squares_in_turn(
-    block: Block,
-    outer: OuterFactors,
-    right: tf.Tensor | None = None,
-    looked_up: LookupFactors | None = None,
-) -> tf.Tensor:
-    """Squares of kernels or tables, one example's after another's.
-
-    Args:
-        block: the block.
-        outer: the product's factors, `x` and `δ`.
-        right: the basis of the columns, for a table.
-        looked_up: the look-ups of the same table.
-    """
-    sides = [outer.inputs, _times(outer.grads, right)]
-    if looked_up is not None:
-        sides += [looked_up.ids, _times(looked_up.grads, right)]
-
-    def add(total, example):
-        inputs, grads, *rows = example
-        whole = tf.matmul(inputs, grads, transpose_a=True)
-        if rows:
-            ids, values = rows
-            whole = tf.tensor_scatter_nd_add(whole, ids[:, tf.newaxis], values)
-        return total + tf.square(whole)
-
-    zeros = tf.zeros([block.rows, block.columns], outer.grads.dtype)
-    return tf.foldl(add, tuple(sides), zeros, parallel_iterations=1)
-
-
-def _by_position(factors: OuterFactors) -> bool:
-    """Whether sides are rotated at less cost than explicit gradients."""
-    t, i, o = factors.sizes
-    return t is None or t * (i * i + o * o) <= i * o * (i + o)
+    return tf.square(sums) / count
 
 
 def _part_of(count: tf.Tensor, share: float) -> tf.Tensor:
@@ -202,7 +285,4 @@ def _inputs_with_one(factors: OuterFactors) -> tf.Tensor:
 
 
 def _matrices(block: Block, factors: Factors) -> tf.Tensor:
-    if isinstance(factors, OuterFactors):
-        inputs = _inputs_with_one(factors)
-        return tf.matmul(inputs, factors.grads, transpose_a=True)
     return block.matrices(flat.rows((factors,)))

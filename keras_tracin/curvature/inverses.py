@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.curvature.kronecker import LayerCurvature
 from keras_tracin.curvature.objective import GaussNewton, Hessian
 from keras_tracin.curvature.of_engine import (
     announced,
@@ -141,6 +142,13 @@ class Inverses:
         inverses = copy.copy(self)
         inverses._prepared, inverses._checked = dict(prepared), True
         return inverses
+
+    @property
+    def by_layer(self) -> LayerCurvature | None:
+        """The curvature block by block, if EK-FAC inverts it."""
+        if not isinstance(self._solver, EKFAC):
+            return None
+        return self.operator.by_layer
 
     @functools.cached_property
     def operator(self) -> Hessian | GaussNewton:

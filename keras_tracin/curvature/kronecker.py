@@ -218,9 +218,9 @@ def rotate(
 ) -> tf.Tensor:
     """`leftᵀ M right` of each `[i, o]`; None stands for the unit matrix."""
     if right is not None:
-        matrices = tf.matmul(matrices, right)
+        matrices = tf.einsum("nio,op->nip", matrices, right)
     if left is not None:
-        matrices = tf.matmul(left, matrices, transpose_a=True)
+        matrices = tf.einsum("nio,ia->nao", matrices, left)
     return matrices
 
 

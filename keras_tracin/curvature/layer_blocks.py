@@ -39,6 +39,7 @@ from keras_tracin.curvature.pseudo_gradients import (
 )
 from keras_tracin.engine.footprint import footprint
 from keras_tracin.gradients.capture import Captured, capture
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.factors import Factors
 from keras_tracin.gradients.placement import Placement, place
 
@@ -311,11 +312,7 @@ class LayerBlocks:
 
     def _compile(self, step: Callable, *more_specs) -> Callable:
         """Compiles a step; an open batch size tells layers the examples."""
-        return tf.function(
-            step,
-            autograph=False,
-            input_signature=(self._curvature.spec, _DRAW, *more_specs),
-        )
+        return compile_step(step, (self._curvature.spec, _DRAW, *more_specs))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,7 +148,7 @@ class MeanLossCurvature(Operator):
             return self.layout.join(self.gradients(tape, total))
 
         return compile_step(
-            spread_sum(step, self.strategy), self.jit_compile, (self.spec,)
+            spread_sum(step, self.strategy), (self.spec,), self.jit_compile
         )
 
     @property
@@ -293,8 +293,8 @@ class BatchProducts:
         spec = tf.TensorSpec([None, layout.size], layout.dtype)
         return compile_step(
             spread_sum(step, curvature.strategy),
-            curvature.jit_compile,
             (curvature.spec, spec),
+            curvature.jit_compile,
         )
 
 

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.flat import size_of
 
 Parts = list[tf.Tensor]
@@ -123,7 +124,7 @@ class Penalty:
             return tf.map_fn(product, vectors)
 
         spec = tf.TensorSpec([None, layout.size], layout.dtype)
-        return tf.function(products, autograph=False, input_signature=[spec])
+        return compile_step(products, [spec])
 
 
 def penalties_of(model: keras.Model) -> np.ndarray:

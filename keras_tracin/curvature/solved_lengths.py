@@ -15,18 +15,24 @@ Synopsis:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from keras_tracin.curvature.block_moments import weighted_squares
 from keras_tracin.curvature.inverses import Inverses
+from keras_tracin.curvature.kronecker import Basis, LayerCurvature
+from keras_tracin.curvature.solvers.ekfac import EKFACInverse
+from keras_tracin.curvature.whitening import pieces_of
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.engine.call import Call
 from keras_tracin.engine.chunks import Chunk, Sink
 from keras_tracin.engine.engine import Engine
+from keras_tracin.engine.metric import to_unit_size
 from keras_tracin.engine.passes import Pass, Sums
 from keras_tracin.engine.per_example import PerExample
+from keras_tracin.engine.steps import RATE, GradientFunctions, scaled_sum
 from keras_tracin.engine.sweep import sweep
 from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.results import ScoreColumns
@@ -39,7 +45,10 @@ def solved_pass(
     weights: Weights,
     kind: str | None = None,
 ) -> Pass:
-    """The pass that solves for each training example.
+    """The pass that measures each training example by the inverse.
+
+    With EK-FAC it stays with the factors of gradients, else whole gradients
+    are solved for.
 
     Args:
         engine: the model and its training examples.
@@ -48,6 +57,9 @@ def solved_pass(
         kind: "loss" for `√(gᵀ(H + λI)⁻¹g)`, "parameters" for
             `‖(H + λI)⁻¹g‖`, None for `gᵀ(H + λI)⁻¹g`.
     """
+    layers = inverses.by_layer
+    if layers is not None:
+        return _pass_by_layer(engine, inverses, layers, weights, kind)
     current: Checkpoint | None = None
 
     def arrive(visit: Visit) -> None:
@@ -77,6 +89,69 @@ def solved_pass(
         finish=measure,
         compared=lambda rows: np.linalg.norm(rows.numpy(), axis=-1),
     )
+
+
+def _pass_by_layer(
+    engine: Engine,
+    inverses: Inverses,
+    layers: LayerCurvature,
+    weights: Weights,
+    kind: str | None,
+) -> Pass:
+    """The same, by the squares of gradients in EK-FAC's basis."""
+
+    def arrive(visit: Visit) -> tuple[tuple[Basis, ...], tuple]:
+        inverse = inverses.at(visit.checkpoint)
+        assert isinstance(inverse, EKFACInverse)
+        own = inverse.reciprocals
+        if kind == "parameters":
+            own = tuple(map(tf.square, own))
+        return inverse.bases, own
+
+    def measure(result: tuple[tf.Tensor, tf.Tensor]) -> np.ndarray:
+        sizes, squares = (part.numpy() for part in result)
+        if kind is None:
+            return np.square(sizes) * squares
+        return sizes * np.sqrt(np.maximum(squares, 0))
+
+    return Pass(
+        inverses.title,
+        _squares_by_layer(engine.train_steps, layers),
+        weights,
+        prepare=arrive,
+        finish=measure,
+    )
+
+
+def _squares_by_layer(
+    functions: GradientFunctions, layers: LayerCurvature
+) -> Callable:
+    """`(data, (bases, weights), rate) -> [n], rate · [n]`.
+
+    The largest number of each gradient, and the weighted sum of the squares of
+    the gradient divided by it.
+    """
+    blocks, dtype = layers.blocks, layers.dtype
+
+    def step(data, inverse, rate):
+        captured = functions.capturing.capture(data)
+        own, sizes = to_unit_size(captured.factors)
+        pieces = zip(blocks, pieces_of(blocks, own), *inverse, strict=True)
+        squares = scaled_sum(rate, [weighted_squares(*own) for own in pieces])
+        return sizes, squares
+
+    def make():
+        bases = tuple(
+            tuple(tf.TensorSpec([n, n], dtype) for n in block.sides)
+            for block in blocks
+        )
+        weights = tuple(
+            tf.TensorSpec([block.rows, block.columns], dtype)
+            for block in blocks
+        )
+        return functions.traced(step, (bases, weights), RATE, axis=-1)
+
+    return functions.kept("squares by layer", make)
 
 
 class SolvedLengths:

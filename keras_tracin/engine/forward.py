@@ -112,8 +112,8 @@ class ForwardEngine(Engine, Generic[SomeMeasure]):
 
         return compile_step(
             spread(step, self.execution.strategy, axis=-1),
-            self.execution.jit_compile,
             (batch_spec(self.like.data),),
+            self.execution.jit_compile,
         )
 
     def suspects(

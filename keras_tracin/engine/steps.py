@@ -121,7 +121,7 @@ class GradientFunctions:
             step = spread(step, self._strategy, axis)
         # The signature keeps one trace, with the batch size open, for all.
         signature = (self.spec, *more_specs)
-        return compile_step(step, self._jit_compile, signature)
+        return compile_step(step, signature, self._jit_compile)
 
     @functools.cached_property
     def captured(self):

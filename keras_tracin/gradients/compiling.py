@@ -6,7 +6,7 @@ each batch size, and must have no operations whose results vary in size.
 Synopsis:
 
     if should_compile("auto"):
-        step = compile_step(step, jit_compile=True, signature=signature)
+        step = compile_step(step, signature, jit_compile=True)
     if shapes_are_static():             # called while tracing
         ...
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,14 +47,14 @@ def should_compile(jit_compile: bool | str) -> bool:
     )
 
 
-def compile_step(step: Callable, jit_compile: bool, signature: Any):
+def compile_step(step: Callable, signature: Any, jit_compile: bool = False):
     """Compiles a step to a `tf.function` with one trace.
 
     Args:
         step: a function of tensors.
-        jit_compile: If true, XLA compiles it.
         signature: types of its arguments; open batch sizes stay open in the
             trace.
+        jit_compile: If true, XLA compiles it.
     """
     traced = step
     if jit_compile:
@@ -75,7 +76,9 @@ class CompiledStep:
     """A `tf.function` with one trace.
 
     It is traced under `tf.config.run_functions_eagerly(True)` as well, since
-    only a trace identifies the axis of examples.
+    only a trace identifies the axis of examples. Its trace is called, and not
+    the function, as TensorFlow warns of functions of the same name that are
+    traced when they are called, such as those of several methods.
 
     Args:
         function: the function.
@@ -86,11 +89,8 @@ class CompiledStep:
         self._function, self._name = function, name
 
     def __call__(self, *arguments: Any) -> Any:
-        call = self._function
-        if tf.config.functions_run_eagerly():
-            call = call.get_concrete_function()
         try:
-            return call(*arguments)
+            return self._concrete(*arguments)
         except tf.errors.OpError as error:
             operations = sorted(set(_NOT_COMPILED.findall(str(error))))
             if not operations:
@@ -109,6 +109,10 @@ class CompiledStep:
 
     def get_concrete_function(self) -> Any:
         """The concrete function of the trace."""
+        return self._concrete
+
+    @functools.cached_property
+    def _concrete(self) -> Any:
         return self._function.get_concrete_function()
 
 

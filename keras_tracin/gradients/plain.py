@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.gradients import precision
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.sites import without_rematerialization
 from keras_tracin.models.state import preserved, value_of
 
@@ -54,9 +55,7 @@ class PlainGradient:
         # Scales for float16 need eager execution.
         if spec is not None and not precision.computes_in_float16(model):
             counts = tf.TensorSpec([None], tf.float32)
-            self._gradient = tf.function(
-                self._of, autograph=False, input_signature=(spec, counts)
-            )
+            self._gradient = compile_step(self._of, (spec, counts))
 
     def __call__(self, data: Any, counts: Sequence[float]) -> list[tf.Tensor]:
         """The gradient of `Σ counts_i · ℓ_i` by each variable.

@@ -25,6 +25,7 @@ import tensorflow as tf
 from keras_tracin.engine.steps import batch_spec, kind_of
 from keras_tracin.gradients import factors as algebra
 from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.nest import Nest
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses.per_example import per_example_loss
@@ -93,10 +94,9 @@ class Measures:
         kind = kind_of(data)
         if kind not in self._compiled:
             rate_spec = tf.TensorSpec([], tf.float32)
-            self._compiled[kind] = tf.function(
+            self._compiled[kind] = compile_step(
                 self._measure_before,
-                autograph=False,
-                input_signature=(self._spec, batch_spec(data), rate_spec),
+                (self._spec, batch_spec(data), rate_spec),
             )
         return self._compiled[kind](self._queries, data, np.float32(rate))
 

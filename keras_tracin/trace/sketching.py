@@ -39,6 +39,7 @@ import tensorflow as tf
 from keras_tracin.data.batches import Batch, content_digest
 from keras_tracin.engine.steps import batch_spec, kind_of
 from keras_tracin.gradients.capture import capture
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.placement import place
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.models.exclusive import exclusive_access
@@ -186,15 +187,13 @@ class _SketchingObserver:
     def before(self, ids: np.ndarray, data: Any, rate: float) -> Any:
         kind = kind_of(data)
         if kind not in self._compiled:
-            specs = [batch_spec(data), tf.TensorSpec([], tf.int32)]
-            batch = tf.function(
-                self._sketch_batch, autograph=False, input_signature=specs
+            position = tf.TensorSpec([], tf.int32)
+            batch = compile_step(
+                self._sketch_batch, (batch_spec(data), position)
             )
-            specs[0] = () if self._query is None else batch_spec(self._data)
-            queries = tf.function(
-                self._sketch_known_queries,
-                autograph=False,
-                input_signature=specs,
+            asked = () if self._query is None else batch_spec(self._data)
+            queries = compile_step(
+                self._sketch_known_queries, (asked, position)
             )
             self._compiled[kind] = batch, queries
         batch, queries = self._compiled[kind]

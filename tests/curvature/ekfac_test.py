@@ -210,6 +210,8 @@ def test_it_serves_the_three_calls():
     exact = influence(curvature="gauss_newton", solver=kt.Exact())
     pair = approximate, scores(exact)
     assert np.corrcoef(*map(np.ravel, pair))[0, 1] > 0.9
+    relative = scores(influence(curvature="ekfac", relative="loss"))
+    np.testing.assert_allclose(relative, approximate / np.sqrt(own), rtol=1e-6)
     by_solver = influence(solver=kt.EKFAC())
     np.testing.assert_array_equal(scores(by_solver), approximate)
 

@@ -5,6 +5,8 @@ import numpy as np
 from keras import layers
 
 from keras_tracin.curvature.objective import GaussNewton
+from keras_tracin.curvature.operators import Damped
+from keras_tracin.curvature.solvers import EKFAC
 from keras_tracin.data.examples import open_examples
 from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.losses.per_example import per_example_loss
@@ -87,3 +89,29 @@ class Scale(keras.layers.Layer):
 
     def call(self, inputs):
         return inputs * self.factor + self.offset
+
+
+NETWORKS = {
+    **CASES,
+    "axes in another order": (
+        lambda: sequential(
+            (4,),
+            layers.EinsumDense("ab,cbd->adc", (2, 3), bias_axes="dc"),
+            layers.Flatten(),
+            softmax(),
+        ),
+        0,
+    ),
+    "tied table": (tied, 5),
+    "layer without a rule": (lambda: sequential((4,), Scale(), softmax()), 0),
+}
+
+
+def fitted(build, tokens=0, damping=0.1):
+    """EK-FAC's inverse, and the gradients of nine examples as factors."""
+    model = build()
+    operator = gauss_newton(model, "sparse_categorical_crossentropy", tokens)
+    data = operator.examples.first(9).data
+    functions = GradientFunctions(model, per_example_loss(model), data)
+    factors = functions.capturing.capture(data).factors
+    return EKFAC().prepare(Damped(operator, damping)), factors

@@ -3,55 +3,21 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 
 import keras_tracin as kt
-from keras_tracin.curvature.operators import Damped
-from keras_tracin.curvature.solvers import EKFAC
 from keras_tracin.curvature.solvers.ekfac import EKFACInverse
 from keras_tracin.curvature.whitening import Whitened, Whitening, in_turn
-from keras_tracin.engine.steps import GradientFunctions
 from keras_tracin.gradients import flat
 from keras_tracin.gradients.factors import DenseGradients, LookupFactors
-from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.projection.mapped import Entries
-from tests.curvature.networks import CASES, Scale, gauss_newton, softmax, tied
-from tests.gradients.oracle import precision, sequential
-
-LOSS = "sparse_categorical_crossentropy"
-DAMPING = 0.1
+from tests.curvature.networks import NETWORKS, fitted
+from tests.gradients.oracle import precision
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _double_precision():
     with precision("float64"):
         yield
-
-
-NETWORKS = {
-    **CASES,
-    "axes in another order": (
-        lambda: sequential(
-            (4,),
-            layers.EinsumDense("ab,cbd->adc", (2, 3), bias_axes="dc"),
-            layers.Flatten(),
-            softmax(),
-        ),
-        0,
-    ),
-    "tied table": (tied, 5),
-    "layer without a rule": (lambda: sequential((4,), Scale(), softmax()), 0),
-}
-
-
-def fitted(build, tokens=0):
-    """EK-FAC's inverse, and the gradients of some examples as factors."""
-    model = build()
-    operator = gauss_newton(model, LOSS, tokens)
-    data = operator.examples.first(9).data
-    functions = GradientFunctions(model, per_example_loss(model), data)
-    factors = functions.capturing.capture(data).factors
-    return EKFAC().prepare(Damped(operator, DAMPING)), factors
 
 
 def entries(whitening):

@@ -8,7 +8,7 @@ from keras import layers
 
 import keras_tracin as kt
 from keras_tracin.engine.steps import GradientFunctions
-from keras_tracin.gradients.compiling import should_compile
+from keras_tracin.gradients.compiling import compile_step, should_compile
 from keras_tracin.losses.per_example import per_example_loss
 from tests.error_rows import row
 
@@ -138,3 +138,15 @@ def test_a_cpu_alone_is_not_worth_it():
         ValueError, match=row("jit-compile", "True, False or 'auto'...'yes'")
     ):
         should_compile("yes")
+
+
+def test_steps_of_many_methods_are_not_warned_of(caplog):
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        for _ in range(12):
+            step = compile_step(lambda x: 2 * x, [tf.TensorSpec([None])])
+            np.testing.assert_array_equal(step(np.ones(2, "float32")), [2, 2])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "retracing" not in caplog.text

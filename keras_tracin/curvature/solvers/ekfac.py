@@ -149,6 +149,11 @@ class EKFACInverse(Eigenblocks):
             residual=np.full(count, np.nan),
         )
 
+    @property
+    def reciprocals(self) -> tuple[tf.Tensor, ...]:
+        """One over the eigenvalues, `[i, o]` of each block; zero for zero."""
+        return tuple(map(_reciprocal, self.eigenvalues))
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes an `.npz` file, which appears whole or not at all."""
         arrays = {

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.engine.steps import batch_spec, kind_of
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.sites import (
     intercept,
     named_layers,
@@ -65,9 +66,7 @@ class LastInput:
         """The inputs `[n, ..., d]` for a batch."""
         kind = kind_of(x)
         if kind not in self._steps:
-            self._steps[kind] = tf.function(
-                self._step, autograph=False, input_signature=[batch_spec(x)]
-            )
+            self._steps[kind] = compile_step(self._step, [batch_spec(x)])
         with exclusive_access, preserved(self._model):
             return self._steps[kind](x).numpy()
 

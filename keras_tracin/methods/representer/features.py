@@ -32,6 +32,7 @@ from keras_tracin.engine.planning import make_plan
 from keras_tracin.engine.progress import Progress
 from keras_tracin.engine.spot_checks import SpotChecks
 from keras_tracin.engine.steps import batch_spec, kind_of
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.gradients.sites import intercept, without_rematerialization
 from keras_tracin.losses.per_example import check_no_activation_losses
 from keras_tracin.methods.representer.head import (
@@ -175,11 +176,8 @@ class FeatureReader:
         """The compiled step `x -> inputs [n, i], output [n, k]`."""
         kind = kind_of(x)
         if kind not in self._steps:
-            self._steps[kind] = tf.function(
-                spread(self._step, self.execution.strategy, axis=0),
-                autograph=False,
-                input_signature=[batch_spec(x)],
-            )
+            step = spread(self._step, self.execution.strategy, axis=0)
+            self._steps[kind] = compile_step(step, [batch_spec(x)])
         return self._steps[kind]
 
     def _step(self, x):

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_tracin.engine.steps import batch_spec
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.losses.per_example import per_example_loss
 from keras_tracin.methods.representer.features import Representations
 from keras_tracin.methods.representer.head import Head
@@ -75,7 +76,7 @@ class LogitLoss:
                 along = tf.reduce_sum(gradients * change)
             return outer.gradient(along, logits, unconnected_gradients="zero")
 
-        return _traced(step, self._logits, self._logits, self._labels)
+        return compile_step(step, (self._logits, self._logits, self._labels))
 
     @functools.cached_property
     def curvatures(self):
@@ -89,7 +90,7 @@ class LogitLoss:
                 gradients, logits, unconnected_gradients="zero"
             )
 
-        return _traced(step, self._logits, self._labels)
+        return compile_step(step, (self._logits, self._labels))
 
 
 class Objective:
@@ -162,10 +163,6 @@ class Objective:
             yield self.train.rows(slice(start, start + self._block))
 
 
-def _traced(step: Callable, *signature):
-    return tf.function(step, autograph=False, input_signature=signature)
-
-
 def _sum_and_gradients(losses: Losses, logits, labels):
     """Σ ℓ_i and every ∂ℓ_i/∂φ_i `[n, k]`."""
     with tf.GradientTape() as tape:
@@ -194,8 +191,8 @@ def _differentiable(head, model, loss, signature) -> tuple[Losses, Any]:
     """
     for dtype in ("float64", None):
         losses = _losses(head, model, loss, dtype)
-        step = _traced(
-            functools.partial(_sum_and_gradients, losses), *signature
+        step = compile_step(
+            functools.partial(_sum_and_gradients, losses), signature
         )
         try:
             step.get_concrete_function()

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_tracin.gradients.compiling import compile_step
 from keras_tracin.losses.per_example import PerExampleLoss, batch_shares
 from keras_tracin.methods.unrolled.updates import (
     Tensors,
@@ -123,7 +124,7 @@ class Training:
 
         counts = tf.TensorSpec([None], self._like.weights[0].dtype)
         signature = self._state_spec, self._spec, counts, *_SCALARS
-        return tf.function(step, autograph=False, input_signature=signature)
+        return compile_step(step, signature)
 
     @functools.cached_property
     def backward(self):
@@ -165,7 +166,7 @@ class Training:
             Adjoint(self._like.weights, self._like.slots),
         )
         signature = self._state_spec, self._spec, *_SCALARS, rows
-        return tf.function(step, autograph=False, input_signature=signature)
+        return compile_step(step, signature)
 
     @property
     def _has_loops(self) -> bool:
