@@ -15,8 +15,9 @@ Synopsis:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ from keras_tracin.engine.visits import Visit, Weights
 from keras_tracin.gradients.flat import nbytes
 from keras_tracin.models.exclusive import exclusive_access
 from keras_tracin.runs import run_weights
+
+_HELD = 2**24  # bytes of results that are left where they were computed
 
 
 @exclusive_access
@@ -92,15 +95,9 @@ def sweep(
                     if visit.checkpoint is not None:
                         load(visit.checkpoint)
                     arguments = runner.arrive(visit)
-                    stop = 0
-                    for number, batch in enumerate(chunk.batches):
-                        start, stop = stop, stop + len(batch)
-                        rows = slice(start, stop)
-                        values = (
-                            runner.run(visit, number, batch, arguments)
-                            if work.recall is None
-                            else work.recall(visit, chunk, rows, arguments)
-                        )
+                    for batch, rows, values in runner.results(
+                        visit, chunk, arguments
+                    ):
                         gathering.add(visit, batch, rows, values)
                         progress.advance()
                     del arguments  # before the next weights are read
@@ -198,28 +195,66 @@ class _Runner:
         with engine.explaining(engine.like, work.queries):
             return work.arguments(visit, work.prepare(visit))
 
-    def run(
-        self, visit: Visit, number: int, batch: Batch, arguments: tuple
-    ) -> Any:
-        """The results of a batch: an array `[..., b]`, or several.
+    def results(
+        self, visit: Visit, chunk: Chunk, arguments: tuple
+    ) -> Iterator[tuple[Batch, slice, Any]]:
+        """The results of a chunk's batches: arrays `[..., b]`, or several.
+
+        They stay where they were computed until a few MB have come together,
+        so that an accelerator goes on while the host reads nothing.
 
         Args:
             visit: the checkpoint whose weights the model has.
-            number: the batch's place in its chunk.
-            batch: the examples.
+            chunk: the examples.
             arguments: the step's arguments, as `arrive` makes them.
+
+        Yields:
+            Each batch, its rows in the chunk, and its results.
+        """
+        recall = self._work.recall
+        started: collections.deque[_Started] = collections.deque()
+        held = stop = 0
+        for number, batch in enumerate(chunk.batches):
+            start, stop = stop, stop + len(batch)
+            rows = slice(start, stop)
+            if recall is not None:
+                yield batch, rows, recall(visit, chunk, rows, arguments)
+                continue
+            result = self._run(batch, arguments)
+            held += sum(map(nbytes, tf.nest.flatten(result)))
+            started.append(_Started(number, batch, rows, result))
+            del result  # so that each is freed once it is read
+            if held >= _HELD or stop == len(chunk):
+                held = 0
+                while started:
+                    yield self._read(visit, arguments, started.popleft())
+
+    def _run(self, batch: Batch, arguments: tuple) -> Any:
+        """Starts the step for a batch."""
+        with explaining(self._engine.suspects(batch, self._work.queries)):
+            return self._work.step(self._fill(batch.data), *arguments)
+
+    def _read(
+        self, visit: Visit, arguments: tuple, started: _Started
+    ) -> tuple[Batch, slice, Any]:
+        """A batch, its rows and its results, once they were looked at.
+
+        Args:
+            visit: the checkpoint whose weights the model has.
+            arguments: the step's arguments.
+            started: the batch.
         """
         engine, work = self._engine, self._work
-        data = self._fill(batch.data)
+        batch, raw = started.batch, started.result
         suspects = engine.suspects(batch, work.queries)
         with explaining(suspects):
-            raw = work.step(data, *arguments)
             values = _first(work.finish(raw), len(batch))
         if not all(np.isfinite(array).all() for array in _arrays(values)):
             raise engine.not_finite(batch, work.queries, visit.checkpoint)
         if work.scores:
             with explaining(suspects):
                 self._watch.look(values, batch, float(visit.rate))
+        number = started.number
         if visit.position == 0 and self._spots.wants(number):
             compare = work.compared or work.finish
 
@@ -228,7 +263,7 @@ class _Runner:
 
             compared = compare(raw)[..., : len(batch)]
             self._spots.look(number, batch, compared, again)
-        return values
+        return batch, started.rows, values
 
     def _fill(self, data: Any) -> Any:
         """A batch's data, where XLA compiles with its last example repeated."""
@@ -241,6 +276,23 @@ class _Runner:
             ),
             data,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Started:
+    """A batch whose step was started.
+
+    Attributes:
+        number: the batch's place in its chunk.
+        batch: the examples.
+        rows: their rows in the chunk.
+        result: what the step returned, not read yet.
+    """
+
+    number: int
+    batch: Batch
+    rows: slice
+    result: Any
 
 
 def _arrays(values: Any) -> tuple:

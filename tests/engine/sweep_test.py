@@ -1,13 +1,22 @@
 """Plans of a sweep, and its chunks."""
 
-import numpy as np
+import dataclasses
 
+import keras
+import numpy as np
+import pytest
+
+import keras_tracin as kt
 from keras_tracin.data.batches import Batch
 from keras_tracin.data.examples import open_examples
-from keras_tracin.engine.chunks import in_chunks
+from keras_tracin.engine.call import Call
+from keras_tracin.engine.chunks import Sink, in_chunks
 from keras_tracin.engine.execution import Execution
 from keras_tracin.engine.footprint import Footprint
 from keras_tracin.engine.planning import make_plan
+from keras_tracin.engine.sweep import sweep
+from keras_tracin.results import ScoreColumns
+from tests.gradients.oracle import sequential
 
 
 def arrays(count):
@@ -99,3 +108,55 @@ def test_chunks_keep_batches_whole_and_in_order():
     chunks = list(in_chunks(batches, 5))
     assert [len(chunk) for chunk in chunks] == [2, 2, 1]
     assert [b.ids[0] for chunk in chunks for b in chunk] == [0, 3, 6, 9, 12]
+
+
+class Recorded:
+    """A step, and what is read of it, in order."""
+
+    def __init__(self, step):
+        self._step, self.events = step, []
+
+    def __call__(self, *arguments):
+        self.events.append("run")
+        return self._step(*arguments)
+
+    def get_concrete_function(self):
+        return self._step.get_concrete_function()
+
+    def read(self, result):
+        self.events.append("read")
+        return result.numpy()
+
+
+@pytest.mark.parametrize(
+    ("held", "beginning"),
+    [
+        (2**24, ["run"] * 5),
+        (80, ["run", "run", "read"]),  # two batches of ten numbers
+        (1, ["run", "read"]),
+    ],
+)
+def test_results_are_read_once_enough_have_come_together(
+    held, beginning, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("keras_tracin.engine.sweep._HELD", held)
+    model = sequential((3,), keras.layers.Dense(2))
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(50, 3)), rng.normal(size=(50, 2))
+    model.fit(*data, callbacks=[kt.TracInCheckpoint(tmp_path)], verbose=0)
+    method = kt.TracIn(model, data, tmp_path)
+    expected = method.self_influence(verbose=0).scores
+    small = method.within(batch_sizes=(10, 10))
+    work = small.self_pass()
+    recorded = Recorded(work.step)
+    columns = ScoreColumns()
+    sweep(
+        small.engine,
+        dataclasses.replace(work, step=recorded, finish=recorded.read),
+        Sink(columns.add),
+        Call(verbose=0),
+    )
+    assert recorded.events[: len(beginning)] == beginning
+    assert "read" in recorded.events
+    np.testing.assert_allclose(columns.scores, expected, 1e-5)
