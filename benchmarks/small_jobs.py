@@ -102,6 +102,9 @@ def calls(model, train, test, run) -> dict[str, Callable[[str], object]]:
         ).influence(test, verbose=0),
         "index built and asked": index,
         "EK-FAC": lambda _: influence(test, curvature="ekfac"),
+        "EK-FAC self-influence": lambda _: kt.InfluenceFunctions(
+            model, train, damping=0.1, curvature="ekfac"
+        ).self_influence(verbose=0),
         "influence functions by default for one query": lambda _: influence(
             one
         ),
