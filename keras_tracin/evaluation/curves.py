@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy
 
+from keras_tracin.results.frames import pandas
+
 RANDOM = "random"
 
 
@@ -119,8 +121,7 @@ class RetrainingCurves:
         of "random", and the metric. A share of 0 removed, or 1 kept, is that
         of all examples.
         """
-        import pandas as pd
-
+        pd = pandas()
         rows: list[tuple] = []
         whole = 0.0 if self.kind == "removed" else 1.0
         for j, value in enumerate(self.everything):

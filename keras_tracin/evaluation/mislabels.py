@@ -23,6 +23,7 @@ import numpy as np
 import scipy
 
 from keras_tracin.results import SelfInfluence
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.of_examples import read_scores
 
 
@@ -91,8 +92,7 @@ class MislabelDetection:
 
         Columns: `train_id`, `is_mislabeled`, `recall`, `precision`.
         """
-        import pandas as pd
-
+        pd = pandas()
         columns = {
             "train_id": self.ids,
             "is_mislabeled": self.is_mislabeled,

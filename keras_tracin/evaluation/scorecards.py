@@ -30,6 +30,7 @@ from keras_tracin.evaluation.retrievals import retrieval
 from keras_tracin.evaluation.subsets import Retrained
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.models.exclusive import exclusive_access
+from keras_tracin.results.frames import pandas
 from keras_tracin.runs import TrainingRun
 
 # What a table calls each measure.
@@ -123,8 +124,7 @@ class Scorecard:
         Columns: the measures, those with an interval followed by theirs, such
         as `lds_low` and `lds_high`.
         """
-        import pandas as pd
-
+        pd = pandas()
         rows: dict[str, dict[str, float]] = {}
         for method, values in self.values.items():
             row = rows[method] = {}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.data.ids import Reading
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved, save_fields
 
 EARLY = 2  # checkpoints
@@ -269,8 +270,7 @@ class TrainingDynamics:
 
     def to_dataframe(self):
         """A `pandas.DataFrame` of the scores that there are, by `train_id`."""
-        import pandas as pd
-
+        pd = pandas()
         columns = {}
         for name in _SCORES:
             try:

@@ -31,6 +31,7 @@ from keras_tracin.labels.suspicion import (
 )
 from keras_tracin.methods.attributor import Attributor
 from keras_tracin.results import TopK
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved, save_fields
 
 _UNKNOWN = -1  # number of issues, in files
@@ -199,8 +200,7 @@ class LabelIssues:
 
     def to_dataframe(self):
         """A `pandas.DataFrame` by `train_id`, the most suspicious first."""
-        import pandas as pd
-
+        pd = pandas()
         columns: dict[str, Any] = {"score": self.scores}
         for name, values in (
             ("given_label", self.given_labels),

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved
 from keras_tracin.results.streaming import TopKMerger
 from keras_tracin.results.top_k import TopK
@@ -122,8 +123,7 @@ class Attribution:
 
     def to_dataframe(self):
         """A `pandas.DataFrame`, queries as rows and train ids as columns."""
-        import pandas as pd
-
+        pd = pandas()
         return pd.DataFrame(
             self.scores,
             index=pd.Index(self.query_ids, name="query_id"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
@@ -59,7 +60,6 @@ class SelfInfluence:
 
     def to_dataframe(self):
         """A `pandas.DataFrame` of the scores, indexed by `train_id`."""
-        import pandas as pd
-
+        pd = pandas()
         index = pd.Index(self.ids, name="train_id")
         return pd.DataFrame({"self_influence": self.scores}, index=index)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.results.attribution import Attribution
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved, save_fields
 
 
@@ -102,8 +103,7 @@ class TokenInfluence:
 
         Its index has `query_id`, `train_id` and `token`.
         """
-        import pandas as pd
-
+        pd = pandas()
         tokens = np.arange(-1, self.scores.shape[-1])
         index = pd.MultiIndex.from_product(
             [self.query_ids, self.train_ids, tokens],

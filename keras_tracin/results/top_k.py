@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved
 from keras_tracin.storage.arrays import save_arrays
 
@@ -165,8 +166,7 @@ class TopK:
         Columns: `query_id`, `side` ("proponent" or "opponent"), `rank` (from
         1), `train_id`, `score`. Needs pandas.
         """
-        import pandas as pd
-
+        pd = pandas()
         tables = []
         for side in ("proponent", "opponent"):
             ranking = getattr(self, side + "s")

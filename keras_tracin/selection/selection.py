@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_tracin.data.filtering import filtered
+from keras_tracin.results.frames import pandas
 from keras_tracin.results.saved import load_saved, save_fields
 
 
@@ -87,8 +88,7 @@ class Selection:
 
     def to_dataframe(self):
         """A `pandas.DataFrame` by `train_id`, the most wanted first."""
-        import pandas as pd
-
+        pd = pandas()
         columns = {
             "score": self.scores,
             "weight": self.weights,

@@ -1,5 +1,7 @@
 """Scores with ids: ranking, merging, files and tables."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -304,3 +306,9 @@ def test_the_mean_of_several_trainings():
         )
     with pytest.raises(ValueError, match="Received: none"):
         Attribution.mean([])
+
+
+def test_a_data_frame_without_pandas_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        attribution().to_dataframe()

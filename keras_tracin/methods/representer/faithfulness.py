@@ -20,6 +20,7 @@ from keras_tracin.engine.distribution import Strategy
 from keras_tracin.methods.representer.decomposition import L2Points
 from keras_tracin.methods.representer.problem import Problem, validate_l2
 from keras_tracin.methods.representer.retune import retune
+from keras_tracin.results.frames import pandas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +123,7 @@ class L2Sweep:
 
     def to_dataframe(self):
         """A `pandas.DataFrame` with a row for each λ. Needs pandas."""
-        import pandas as pd
-
+        pd = pandas()
         index = pd.Index(self.l2, name="l2")
         return pd.DataFrame(map(dataclasses.asdict, self.rows), index=index)
 
