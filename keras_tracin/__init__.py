@@ -11,7 +11,9 @@ Positive scores are proponents: training on the example lowered the query's
 loss.
 """
 
+import importlib as _importlib
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 import keras as _keras
 
@@ -22,7 +24,6 @@ if _keras.config.backend() != "tensorflow":
         "importing keras."
     )
 
-from keras_tracin import evaluation, plots, report, tensorboard
 from keras_tracin._version import __version__
 from keras_tracin.callbacks import TracInCheckpoint
 from keras_tracin.check import CheckReport, Finding, check
@@ -36,13 +37,6 @@ from keras_tracin.curvature.solvers import (
     RandomizedSketch,
 )
 from keras_tracin.data.with_ids import with_ids
-from keras_tracin.index import InfluenceIndex
-from keras_tracin.labels import (
-    LabelIssues,
-    TrainingDynamics,
-    find_label_issues,
-    training_dynamics,
-)
 from keras_tracin.methods import representer, unrolled
 from keras_tracin.methods.dropout_ensemble import DropoutEnsemble
 from keras_tracin.methods.ensemble import Ensemble
@@ -75,15 +69,62 @@ from keras_tracin.runs import (
     WhenLossDrops,
     select_checkpoints,
 )
-from keras_tracin.selection import Selection, select_examples
-from keras_tracin.trace import (
-    StepTable,
-    TrainingSketches,
-    TrainingTrace,
-    record_training,
-    sketch_training,
-    trace_training,
-)
+
+if _TYPE_CHECKING:
+    from keras_tracin import evaluation, plots, report, tensorboard
+    from keras_tracin.index import InfluenceIndex
+    from keras_tracin.labels import (
+        LabelIssues,
+        TrainingDynamics,
+        find_label_issues,
+        training_dynamics,
+    )
+    from keras_tracin.selection import Selection, select_examples
+    from keras_tracin.trace import (
+        StepTable,
+        TrainingSketches,
+        TrainingTrace,
+        record_training,
+        sketch_training,
+        trace_training,
+    )
+else:
+    # A training and its first scores do not need these. They are imported when
+    # they are first used, since they take as long to import as the rest.
+    _LATER = {
+        "evaluation": (),
+        "index": ("InfluenceIndex",),
+        "labels": (
+            "LabelIssues",
+            "TrainingDynamics",
+            "find_label_issues",
+            "training_dynamics",
+        ),
+        "plots": (),
+        "report": (),
+        "selection": ("Selection", "select_examples"),
+        "tensorboard": (),
+        "trace": (
+            "StepTable",
+            "TrainingSketches",
+            "TrainingTrace",
+            "record_training",
+            "sketch_training",
+            "trace_training",
+        ),
+    }
+
+    def __getattr__(name):
+        for package, names in _LATER.items():
+            if name == package or name in names:
+                module = _importlib.import_module(f"{__name__}.{package}")
+                value = module if name == package else getattr(module, name)
+                return globals().setdefault(name, value)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_LATER, *__all__})
+
 
 # Users import these, and what is in them, without naming `methods`.
 for _package in (representer, unrolled):

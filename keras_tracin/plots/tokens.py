@@ -304,7 +304,9 @@ def _begin_legend(figure: Figure) -> list[list[Draft]]:
     strength, line = _STRONGEST / 2, 1.8
     raises = Mark(PROPONENT, strength, line, False)
     lowers = Mark(OPPONENT, strength, line, True)
+    # Spaces that do not break keep each entry one piece, so that a figure saved
+    # in fewer dots per inch, where letters are wider, still has them.
     return [
-        begin(figure, "raises the score", [raises], _SMALL, 1),
-        begin(figure, "lowers it", [lowers], _SMALL, 1),
+        begin(figure, "raises\xa0the\xa0score", [raises], _SMALL, 1),
+        begin(figure, "lowers\xa0it", [lowers], _SMALL, 1),
     ]
