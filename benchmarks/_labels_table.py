@@ -92,6 +92,84 @@ def table(title: str, benches: Sequence[Measured]) -> str:
     return "\n".join(text)
 
 
+# Of a summary: scores by their heads, and which two are compared.
+_SUMMARIZED = {
+    "loss": _scores.LOSS,
+    "run": _scores.RUN,
+    "run and folds": _scores.RUN_AND_FOLDS,
+    "cleanlab": _scores.CLEANLAB,
+}
+_DIFFERENCES = (
+    ("run", "loss"),
+    ("run and folds", "loss"),
+    ("run and folds", "cleanlab"),
+)
+
+
+def summary(settings: dict[str, Sequence[Measured]]) -> str:
+    """A line for each setting: AUC, differences, sizes, as Markdown.
+
+    Args:
+        settings: by title, those of each seed.
+    """
+    heads = [
+        "",
+        "seeds",
+        *(f"AUC, {head}" for head in _SUMMARIZED),
+        *(f"{one} less {other}" for one, other in _DIFFERENCES),
+        *(f"size, {head}" for head in _SUMMARIZED if head != "loss"),
+    ]
+    lines = [heads, ["---", *("---:" for _ in heads[1:])]]
+    for title, benches in settings.items():
+        rows = {
+            head: [bench.row(name) for bench in benches]
+            for head, name in _SUMMARIZED.items()
+        }
+
+        def of(head: str, column: str, rows=rows) -> list[float]:
+            return [row[column] for row in rows[head] if row and column in row]
+
+        def less(one: str, other: str, rows=rows) -> list[float]:
+            return [
+                a["AUC"] - b["AUC"]
+                for a, b in zip(rows[one], rows[other], strict=True)
+                if a and b and "AUC" in a
+            ]
+
+        if not of("run", "AUC"):
+            continue
+        aucs = [of(head, "AUC") for head in _SUMMARIZED]
+        sizes = [of(head, "size") for head in _SUMMARIZED if head != "loss"]
+        lines.append(
+            [
+                title,
+                str(len(of("run", "AUC"))),
+                *(f"{np.mean(a):.4f}" if a else "" for a in aucs),
+                *(mean_and_interval(less(*d), "+.4f") for d in _DIFFERENCES),
+                *(f"{np.mean(s):.2f}" if s else "" for s in sizes),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def by_score(settings: dict[str, Sequence[Measured]]) -> str:
+    """The AUC of all scores, a column for each setting, as Markdown.
+
+    Args:
+        settings: by title, those of each seed.
+    """
+    lines = [["AUC", *settings], ["---", *("---:" for _ in settings)]]
+    for name in (*_scores.IN_RUN, *_scores.OUT_OF_FOLD, *_scores.PEERS):
+        cells = []
+        for benches in settings.values():
+            rows = [bench.row(name) for bench in benches]
+            known = [row["AUC"] for row in rows if row and "AUC" in row]
+            cells.append(f"{np.mean(known):.4f}" if known else "")
+        if any(cells):
+            lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def mean_and_interval(values: list[float], form: str = ".4f") -> str:
     """The mean and, of several values, the half of its 95% interval.
 

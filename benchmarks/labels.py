@@ -43,7 +43,9 @@ from benchmarks._labels_table import (
     ALL_RIGHT,
     AS_GIVEN,
     TREATMENTS,
+    by_score,
     figures,
+    summary,
     table,
 )
 from benchmarks._quality_settings import Arrays
@@ -255,6 +257,7 @@ def main(_) -> None:
         raise app.UsageError(f"Unknown: {', '.join(sorted(unknown))}.")
     if _FOLDS.value and not importlib.util.find_spec("cleanlab"):
         print("cleanlab is left out: `pip install cleanlab==2.9.*`.")
+    settings: dict[str, list[Bench]] = {}
     for dataset in _DATASETS.value:
         sources = [
             Source(
@@ -269,12 +272,16 @@ def main(_) -> None:
         ]
         for noise in _NOISES.value:
             benches = [Bench(source, noise) for source in sources]
+            if noise != CLEAN:
+                settings[f"{dataset}, {noise}"] = benches
             for bench in benches:
                 bench.score()
                 for how in _RETRAIN.value:
                     if noise != CLEAN:
                         bench.retrain(how)
             print(f"\n{table(f'{dataset}, {noise}', benches)}\n", flush=True)
+    print(by_score(settings), end="\n\n")
+    print(summary(settings))
 
 
 if __name__ == "__main__":
