@@ -75,7 +75,7 @@ run = kt.TrainingRun.from_weights(files, learning_rates=rate)
 print(run)
 
 loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
-print(f"Accuracy on test digits: {accuracy:.1%}, learning rate {rate:g}")
+print(f"Accuracy on test digits: {accuracy:.1%}, learning rate {rate:.3g}")
 
 # %% [markdown]
 # Files that are years old may not belong to the data that you found. So look

@@ -165,7 +165,8 @@ tracin = kt.TracIn(model, train, "runs/houses")
 scores = tracin.influence(queries.batch(3), verbose=0)
 top = scores.top_k(3)
 shown = train_rows[columns].assign(price=prices)
-top.to_dataframe().join(shown, on="train_id").head(6)
+strongest = top.to_dataframe().join(shown, on="train_id")
+strongest.drop(columns="rank").head(6).round(2)
 
 # %% [markdown]
 # Proponents, with positive scores, lowered the loss of the query: rows with the
@@ -205,8 +206,9 @@ issues.to_dataframe().join(shown).head()
 # %% [markdown]
 # ## A page to decide on
 #
-# The report shows rows as they are in the table. Decisions are exported as CSV,
-# with the names of the rows.
+# The report shows rows as they are in the table, with the labels of the
+# training, logarithms of prices. Decisions are exported as CSV, with the names
+# of the rows.
 
 # %%
 kt.report.write_html(
@@ -215,6 +217,5 @@ kt.report.write_html(
     test=(asked[columns], y_test.iloc[worst]),
     top_k=top,
     label_issues=issues,
-    feature_names=columns,
     overwrite=True,
 )

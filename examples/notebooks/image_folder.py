@@ -16,6 +16,7 @@
 import os
 import pathlib
 import shutil
+import textwrap
 import warnings
 
 import keras
@@ -26,7 +27,8 @@ import tensorflow_datasets as tfds
 import keras_tracin as kt
 
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":55}
+# %config InlineBackend.figure_formats = ["jpeg"]
+# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":90}
 # Keras says so whenever it trains on a `tf.data.Dataset`.
 warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
 
@@ -155,15 +157,16 @@ issues = kt.find_label_issues(model, train, "runs/photos", verbose=0)
 found = np.isin(issues.issue_ids, list(misplaced))
 print(f"{issues.num_issues} files are suspected, {found.mean():.0%} rightly.")
 print(f"{found.sum() / len(misplaced):.0%} of the misplaced are among them.")
-print(*issues.reasons, sep="\n")
-issues.to_dataframe().head()
+for reason in issues.reasons:
+    print(textwrap.fill(reason, 80))
+issues.to_dataframe().drop(columns="is_issue").head()
 
 # %% [markdown]
 # The first sixteen suspects. Above each are its folder and the class that is
 # suggested, in red where we had moved the file.
 
 # %%
-figure, axes = plt.subplots(2, 8, figsize=(10, 3.4))
+figure, axes = plt.subplots(2, 8, figsize=(8, 3.2))
 for rank, axis in enumerate(axes.flat):
     file = issues.ids[rank]
     axis.imshow(keras.utils.load_img(file))
@@ -197,6 +200,7 @@ kt.report.write_html(
     explanation=issues.explain(by_loss, train, k=6, count=200, verbose=0),
     neighbours=issues.explain(alike, train, k=6, count=200, verbose=0),
     dynamics=kt.training_dynamics(model, train, "runs/photos", verbose=0),
+    test_predictions=predictions[worst],
     class_names=names,
     overwrite=True,
 )

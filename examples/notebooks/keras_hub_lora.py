@@ -25,7 +25,7 @@ import sentencepiece
 import keras_tracin as kt
 
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":80}
+# %config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight","dpi":100}
 # Keras says so whenever it trains on texts.
 warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
 
@@ -227,7 +227,7 @@ scores = tracin.influence(
     verbose=0,
 )
 ends = scores.top_k(3)
-print(f"{prompts[at]} {said[at]}, rather than: {new[at][1]}")
+print(f"{prompts[at]} {said[at]}\nRather than: {new[at][1]}")
 for side in (ends.proponents, ends.opponents):
     for id_, score in zip(side.ids[0], side.scores[0], strict=True):
         print(f"{score:+.4f}", train[id_])

@@ -13,6 +13,7 @@
 # %%
 import os
 import pathlib
+import textwrap
 import warnings
 
 import keras
@@ -126,8 +127,9 @@ kt.plots.text_table(
 )
 
 # %% [markdown]
-# Labels in red are those of files that we had moved. A text about a politician
-# in the folder `Athlete`, for example, teaches the wrong thing.
+# Labels in red are those of files that we had moved. The footballers in the
+# folder `OfficeHolder`, for example, are opponents of the first query, which is
+# about a footballer.
 #
 # ## Which words?
 #
@@ -161,7 +163,8 @@ issues = kt.find_label_issues(model, train, "runs/texts", verbose=0)
 found = np.array([is_misplaced[file] for file in issues.issue_ids])
 print(f"{issues.num_issues} files are suspected, {found.mean():.0%} rightly.")
 print(f"{found.sum() / count:.0%} of the misplaced are among them.")
-print(*issues.reasons, sep="\n")
+for reason in issues.reasons:
+    print(textwrap.fill(reason, 80))
 
 # %%
 files = issues.ids[:6]
@@ -190,6 +193,7 @@ kt.report.write_html(
     label_issues=issues,
     explanation=issues.explain(by_loss, train, k=6, verbose=0),
     dynamics=kt.training_dynamics(model, train, "runs/texts", verbose=0),
+    test_predictions=predictions[worst],
     class_names=names,
     overwrite=True,
 )
