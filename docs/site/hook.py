@@ -249,10 +249,11 @@ def _output(output: dict) -> str:
     if output["output_type"] == "stream":
         return _text_output(output["text"])
     data = output["data"]
-    if "image/png" in data:
-        picture = "".join("".join(data["image/png"]).split())
-        source = f"data:image/png;base64,{picture}"
-        return f'<img class="output" alt="Figure" src="{source}">'
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            picture = "".join("".join(data[kind]).split())
+            source = f"data:{kind};base64,{picture}"
+            return f'<img class="output" alt="Figure" src="{source}">'
     if "text/html" in data:
         table = re.sub(
             r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S

@@ -20,6 +20,11 @@ def is_pandas(leaf: Any) -> bool:
     return _is_a(leaf, "DataFrame") or _is_a(leaf, "Series")
 
 
+def column_names(x: Any) -> list[str] | None:
+    """The names of a table's columns; None for anything else."""
+    return list(map(str, x.columns)) if _is_a(x, "DataFrame") else None
+
+
 def as_columns(x: Any) -> Any:
     """Inputs whose Series are columns `[n, 1]`, as `fit` makes them.
 

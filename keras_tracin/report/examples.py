@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_tracin.data.batches import Batch, Examples
 from keras_tracin.data.examples import open_examples, select
+from keras_tracin.data.frames import column_names
 from keras_tracin.data.labels import label_values
 from keras_tracin.data.lookup import locate
 from keras_tracin.report.labels import Predictions, predictions_for
@@ -69,7 +70,8 @@ def read(
         ids: distinct ids `[k]`, at least one.
         predictions: predictions of the model, in reading order or by id.
         render: kind of rendering; see `View.for_batch`.
-        feature_names: names of the values in a row.
+        feature_names: names of the values in a row; by default the columns of
+            a table.
         read_labels: makes a value of the labels of each example.
         tokens: renders texts of tokens, in place of anything else.
 
@@ -88,6 +90,9 @@ def read(
     view: View | TokenView = tokens or View.for_batch(
         examples.first(1), render, name, feature_names
     )
+    if feature_names is None and isinstance(view, View):
+        is_tuple = isinstance(data, tuple) and len(data) > 0
+        view = view.named(column_names(data[0] if is_tuple else data))
     y, columns = _columns(examples, ids, view)
     labels = read_labels(y)
     features = {"features": view.features, "hidden": view.num_hidden}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,14 @@ class View:
             features[:_MOST_FEATURES],
             max(0, len(features) - _MOST_FEATURES),
         )
+
+    def named(self, columns: Sequence[str] | None) -> View:
+        """The view with the columns of a table as names, where they fit."""
+        count = len(self.features) + self.num_hidden
+        if columns is None or len(columns) != count:
+            return self
+        names = tuple(columns[:_MOST_FEATURES])
+        return dataclasses.replace(self, features=names)
 
     def with_limits(self, batches: Iterable[Batch]) -> View:
         """The view with black and white of the images in these batches.

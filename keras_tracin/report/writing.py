@@ -111,7 +111,8 @@ def write_html(
         class_names: names of the classes 0, 1, …; if labels are strings,
             all their values. Of several labels for each example, in
             `label_issues`, their names.
-        feature_names: names of the values in a row.
+        feature_names: names of the values in a row; by default the columns of
+            a pandas table.
         train_predictions: predictions for the training examples, shown beside
             their labels: classes, or scores `[n, classes]`, in reading order;
             a dict by id if `with_ids` attached ids.

@@ -89,8 +89,8 @@ def test_committed_outputs_are_small_and_show_pictures(text):
     path = text.with_suffix(".ipynb")
     assert path.stat().st_size <= 300_000
     kinds = [kind for cell in drawn(committed(text)) for kind in cell]
-    assert any("image/png" in kind for kind in kinds)
-    pictures = re.compile(r'"image/png": ".*?"')
+    assert any(kind.startswith("image/") for kind in kinds)
+    pictures = re.compile(r'"image/\w+": ".*?"')
     written = pictures.sub("", path.read_text(encoding="utf-8"))
     assert not re.findall(r"/(?:home|root|tmp|var|work|Users)/", written)
 

@@ -8,6 +8,7 @@ import re
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -172,6 +173,23 @@ def test_feature_names_and_missing_values_of_rows(tmp_path):
     assert train["features"] == ["a", "b"]
     assert train["rows"][0] == [1.0, "nan"]
     assert (train["images"], train["texts"]) == ([], [])
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_columns_of_a_table_are_names_of_features(tmp_path, labels):
+    table = pd.DataFrame({"age": np.arange(40), 7: np.ones(40)})
+    train = (table, Y) if labels else table
+    data = write(tmp_path, train=train)
+    assert data["sets"]["train"]["features"] == ["age", "7"]
+    data = write(tmp_path, train=train, feature_names=["a", "b"])
+    assert data["sets"]["train"]["features"] == ["a", "b"]
+
+
+def test_a_table_of_texts_is_shown_as_texts(tmp_path):
+    table = pd.DataFrame({"words": ["a text"] * 40})
+    train = write(tmp_path, train=(table, Y))["sets"]["train"]
+    assert train["texts"][0] == "a text"
+    assert train["features"] == []
 
 
 def test_only_the_first_of_many_values_are_kept(tmp_path):
