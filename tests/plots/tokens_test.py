@@ -244,3 +244,8 @@ def test_letters_are_reversed_for_a_matplotlib_that_does_not_know_order(
 
 def test_a_notebook_shows_the_table():
     assert print_figure(table()).startswith(b"\x89PNG")
+
+
+def test_each_entry_of_the_legend_is_one_piece():
+    spaced = [text.replace("\xa0", " ") for text in says(table())]
+    assert {"raises the score", "lowers it"} <= set(spaced)
