@@ -26,6 +26,7 @@ from keras_tracin.data.with_ids import with_ids
 from keras_tracin.models.errors import brief
 from keras_tracin.runs import TrainingRun
 from keras_tracin.scripts import _data_flags
+from keras_tracin.scripts._broken_images import broken_image
 from keras_tracin.scripts._model_file import (
     FilesError,
     ModelForm,
@@ -121,20 +122,15 @@ class FilesTask:
     def option(self, name: str) -> Any:
         """The names of classes or features, if they are known."""
         if name == "feature_names":
-            return self._feature_names
+            flag = "data" if self._is("data") else "test_data"
+            columns = self._source(flag).columns
+            # Inputs of their own names, and texts, need no other.
+            is_known = columns is not None and not self._has_no_scale
+            return list(columns or ()) if is_known else None
         names = self._class_names if name == "class_names" else None
         # Names such as "7" of the class 7 say no more than their numbers.
         plain = names == [str(at) for at in range(len(names or ()))]
         return None if plain else names
-
-    @property
-    def _feature_names(self) -> list[str] | None:
-        """The columns of a table, if the model takes them as one row."""
-        source = self._source("data" if self._is("data") else "test_data")
-        if source.columns is None or self._has_no_scale:
-            return None
-        is_row = tuple(self._form.only_input.shape) == (len(source.columns),)
-        return list(source.columns) if is_row else None
 
     @property
     def reading(self) -> Reading:
@@ -297,7 +293,8 @@ class FilesTask:
             }
         except tf.errors.InvalidArgumentError as error:
             raise FilesError(
-                f"TensorFlow cannot compute losses of {source.where}: "
+                broken_image("data", str(self._values.data))
+                or f"TensorFlow cannot compute losses of {source.where}: "
                 f"{brief(error)} Expected the data that the model was trained "
                 "on."
             ) from error

@@ -17,13 +17,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+import tensorflow as tf
 from absl import flags
 
 from keras_tracin import scripts
 from keras_tracin.models.errors import brief
+from keras_tracin.scripts._broken_images import broken_image
 
 SUCCESS, FAILURE, MISUSE, INTERRUPTED = 0, 1, 2, 130
 
+_DATA = ("data", "test_data")
 _HELP = "Help"
 _EXPECTED = (ValueError, TypeError, LookupError, OSError, ImportError)
 
@@ -86,6 +89,12 @@ class Program:
             if values.debug:
                 raise
             self._say("error", brief(error) or type(error).__name__)
+            return MISUSE
+        except tf.errors.InvalidArgumentError:
+            message = _broken_image(values)
+            if values.debug or message is None:
+                raise
+            self._say("error", message)
             return MISUSE
 
     def _parse(self, values: flags.FlagValues, arguments: list[str]) -> None:
@@ -150,3 +159,13 @@ def _define_help(values: flags.FlagValues) -> None:
     logging = flags.FLAGS.flags_by_module_dict().get("absl.logging", [])
     for flag in logging:
         flags.DEFINE_flag(flag, values, module_name="absl.logging")
+
+
+def _broken_image(values: flags.FlagValues) -> str | None:
+    """Says which image of the folders of data cannot be read."""
+    for name in _DATA:
+        folder = values[name].value if name in values else None
+        message = folder and broken_image(name, folder)
+        if message:
+            return message
+    return None

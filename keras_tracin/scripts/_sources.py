@@ -24,13 +24,13 @@ from absl import flags
 
 from keras_tracin.data.with_ids import with_ids
 from keras_tracin.models.errors import brief
+from keras_tracin.scripts._broken_images import IMAGES
 from keras_tracin.scripts._model_file import FilesError, ModelForm
 
 _BATCH = 256
 _TFDS = re.compile(
     r"tfds:(?P<name>[\w/.+-]+(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<split>[A-Za-z].*))?"
 )
-_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # that Keras reads
 _TEXTS = (".txt",)
 _COLOURS = {1: "grayscale", 3: "rgb", 4: "rgba"}
 _FORMS = (
@@ -201,8 +201,6 @@ def open_folder(
             **options,
         )
         about = f", read as {height} × {width} {_COLOURS[channels]}"
-        if flag == "test_data":  # all of which are read anyway
-            check_images(dataset.file_paths, flag)
     if len(ordered) < len(names):
         indices = tf.constant([names.index(name) for name in ordered])
         dataset = dataset.map(lambda x, y: (x, tf.gather(indices, y)))
@@ -222,7 +220,7 @@ def _holds_texts(folder: Path, folders: Sequence[str], flag: str) -> bool:
             for path in (folder / name).iterdir()
             if path.is_file()
         }
-        is_image, is_text = endings & {*_IMAGES}, endings & {*_TEXTS}
+        is_image, is_text = endings & {*IMAGES}, endings & {*_TEXTS}
         if bool(is_image) != bool(is_text):
             found[name] = "texts" if is_text else "images"
         elif is_image:
@@ -232,7 +230,7 @@ def _holds_texts(folder: Path, folders: Sequence[str], flag: str) -> bool:
     if len(kinds) != 1 or kinds[0] not in ("texts", "images") or empty:
         raise FilesError(
             f"--{flag}='{folder}' should have a subfolder for each class, with "
-            f"images ({', '.join(_IMAGES)}) or texts (.txt) in it. Received: "
+            f"images ({', '.join(IMAGES)}) or texts (.txt) in it. Received: "
             + (
                 f"a subfolder '{empty[0]}' without any."
                 if empty
@@ -258,36 +256,6 @@ def _image_shape(
         )
     height, width, channels = (int(size or 0) for size in whole)
     return height, width, channels
-
-
-def check_images(paths: Sequence[str], flag: str) -> None:
-    """Refuses files of images that cannot be read as such.
-
-    Args:
-        paths: the files.
-        flag: the flag that named their folder.
-
-    Raises:
-        FilesError: naming the first of them.
-    """
-
-    def size(path):
-        image = tf.io.decode_image(
-            tf.io.read_file(path), expand_animations=False
-        )
-        return tf.size(image)
-
-    files = tf.data.Dataset.from_tensor_slices(list(paths))
-    sizes = iter(files.map(size, num_parallel_calls=tf.data.AUTOTUNE))
-    for path in paths:
-        try:
-            next(sizes)
-        except tf.errors.InvalidArgumentError as error:
-            raise FilesError(
-                f"--{flag} should hold images that TensorFlow can read. "
-                f"Received: '{path}', of another format, or cut off. Delete "
-                "the file, or save it as PNG or JPEG."
-            ) from error
 
 
 def check_exists(path: Path, flag: str) -> None:
