@@ -150,15 +150,18 @@ issues.to_dataframe().head()
 # ## A page to look at
 #
 # The report is one file for a browser. It shows the queries, the suspected
-# labels and a map of the training.
+# labels with the digits that contradict them, and a map of the training.
 
 # %%
+by_loss = kt.InfluenceFunctions(model, (x_train, y_train), relative="loss")
+why = issues.explain(by_loss, (x_train, y_train), k=6, verbose=0)
 kt.report.write_html(
     "digits.html",
     train=(x_train, y_train),
     test=queries,
     top_k=top,
     label_issues=issues,
+    explanation=why,
     dynamics=dynamics,
     train_predictions=model.predict(x_train, verbose=0),
     test_predictions=predictions[worst],
