@@ -3,7 +3,7 @@
 Synopsis:
 
     pd = pandas()
-    return pd.DataFrame({"train_id": ids, "score": scores})
+    table = pd.DataFrame({"train_id": ids, "score": scores})
 """
 
 from __future__ import annotations
