@@ -19,6 +19,12 @@ import nbformat
 from absl import app, flags
 
 FOLDER = pathlib.Path(__file__).parent / "notebooks"
+# Leaves names and settings of pictures as a process of its own would have them.
+_FORGET = """
+%reset -f
+%config InlineBackend.figure_formats = ["png"]
+%config InlineBackend.print_figure_kwargs = {"bbox_inches": "tight"}
+"""
 # Logs of TensorFlow's C++ code are not outputs of a cell.
 _KERNEL = ["--IPKernelApp.capture_fd_output=False"]
 _METADATA = {
@@ -60,7 +66,7 @@ def run_notebooks(texts, directory) -> Iterator[nbformat.NotebookNode]:
     """Runs notebooks; yields each with its outputs.
 
     One process runs them all, since TensorFlow takes seconds to start; every
-    notebook begins without any names defined.
+    notebook begins without any names defined, and with the usual pictures.
 
     Args:
         texts: paths of the notebooks' texts.
@@ -87,7 +93,7 @@ def run_notebooks(texts, directory) -> Iterator[nbformat.NotebookNode]:
                 client.execute_cell(cell, number)
             _tidy(notebook)
             yield notebook
-            forget = nbformat.v4.new_code_cell("%reset -f")
+            forget = nbformat.v4.new_code_cell(_FORGET)
             client.nb = nbformat.v4.new_notebook(cells=[forget])
             client.execute_cell(forget, 0, store_history=False)
 

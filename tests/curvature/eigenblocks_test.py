@@ -10,7 +10,7 @@ from keras_tracin.curvature.eigenblocks import fit_eigenblocks
 from keras_tracin.curvature.layer_blocks import LayerBlocks
 from keras_tracin.curvature.solvers.exact import as_matrix
 from keras_tracin.curvature.weighed_blocks import WeighedBlocks
-from tests.curvature.networks import CASES, Scale, gauss_newton, softmax, tied
+from tests.curvature.networks import NETWORKS, gauss_newton, tied
 from tests.gradients.oracle import precision, sequential
 
 LOSS = "sparse_categorical_crossentropy"
@@ -22,22 +22,7 @@ def _double_precision():
         yield
 
 
-NETWORKS = {
-    "dense": CASES["dense"],
-    "axes in another order": (
-        lambda: sequential(
-            (4,),
-            layers.EinsumDense("ab,cbd->adc", (2, 3), bias_axes="dc"),
-            layers.Flatten(),
-            softmax(),
-        ),
-        0,
-    ),
-    "narrow convolution": CASES["narrow convolution"],
-    "embedding and normalisation": CASES["embedding and normalisation"],
-    "tied table": (tied, 5),
-    "layer without a rule": (lambda: sequential((4,), Scale(), softmax()), 0),
-}
+CASES = {name: of for name, of in NETWORKS.items() if name != "sequence"}
 
 
 def weights_in_turn(model):
@@ -51,7 +36,7 @@ def weights_in_turn(model):
 
 CASES_OF_BOTH = [
     pytest.param(*network, weighed, id=f"{name}{', weighed' * weighed}")
-    for name, network in NETWORKS.items()
+    for name, network in CASES.items()
     for weighed in (False, True)
     if weighed or name == "dense"  # the plain ones are those of `EKFAC`
 ]

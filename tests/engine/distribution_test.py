@@ -85,6 +85,30 @@ def test_scores_do_not_depend_on_the_replicas(single, strategy):
             np.testing.assert_array_equal(replica, value)
 
 
+@pytest.mark.filterwarnings("ignore:The model has not converged")
+def test_ekfac_measures_examples_alike_on_four_replicas(single):
+    run = kt.TrainingRun(single[0])
+    strategy = mirrored(4)
+    with strategy.scope():
+        on_replicas = build()
+
+    def found(model, strategy):
+        options = {"run": run, "damping": 0.1, "strategy": strategy}
+        method = kt.InfluenceFunctions(model, TRAIN, **options)
+        relative = kt.InfluenceFunctions(
+            model, TRAIN, relative="loss", **options
+        )
+        return (
+            method.self_influence(verbose=0).scores,
+            relative.influence(TEST, verbose=0).scores,
+        )
+
+    pairs = zip(found(on_replicas, strategy), found(build(), None), strict=True)
+    for value, expected in pairs:
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(value, expected, 1e-4, 1e-5 * scale)
+
+
 def test_a_run_recorded_under_a_strategy_serves_one_device(tmp_path):
     strategy = mirrored(2)
     with strategy.scope():

@@ -43,7 +43,7 @@ def drawn(notebook):
     """The kinds of picture, table and value of each cell, in their order."""
     return [
         [
-            {kind.replace("jpeg", "png") for kind in output.data}
+            set(output.data)
             for output in cell.get("outputs", [])
             if is_data(output)
         ]
